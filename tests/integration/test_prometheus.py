@@ -1,0 +1,134 @@
+import json
+import math
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from trainer.exporter import METRICS, Exporter
+from trainer.records import EpochReport
+
+pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
+
+DEADLINE = 60.0
+"""Seconds after which something that takes one or two on an idle machine counts as broken."""
+
+
+@contextmanager
+def prometheus(folder: Path, target: str) -> Iterator[str]:
+    """A Prometheus that scrapes `target` every second; yields the address of its HTTP API."""
+    config = {
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [{"job_name": "trainer", "static_configs": [{"targets": [target]}]}],
+    }
+    (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                "--web.listen-address=127.0.0.1:0",
+            ],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "GOMAXPROCS": "1"},
+        )
+    try:
+        yield until(lambda: listening(server), lambda: (folder / "log").read_text())
+    finally:
+        server.terminate()
+        server.wait(DEADLINE)
+
+
+def listening(server: subprocess.Popen[bytes]) -> str | None:
+    assert server.poll() is None
+    for connection in psutil.Process(server.pid).net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN:
+            return f"http://127.0.0.1:{connection.laddr.port}"
+    return None
+
+
+def query(api: str, expression: str) -> dict[tuple[tuple[str, str], ...], float]:
+    """Labels (without name, job and instance) -> value, of an instant query."""
+    url = f"{api}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            result = json.load(answer)["data"]["result"]
+    except urllib.error.HTTPError as error:
+        if error.code != 503:  # it is starting
+            raise
+        return {}
+    return {
+        tuple(sorted((k, v) for k, v in series["metric"].items() if k not in ("__name__", "job", "instance"))): float(
+            series["value"][1]
+        )
+        for series in result
+    }
+
+
+def until(condition: Any, explain: Any = lambda: "") -> Any:
+    deadline = time.monotonic() + DEADLINE
+    while not (result := condition()):
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.05)
+    return result
+
+
+def test_prometheus_has_the_final_values_when_the_job_may_end(tmp_path: Path) -> None:
+    """When the wait says that the final values were scraped, the job ends: what Prometheus lacks then is lost for ever."""
+    report = EpochReport(
+        epoch=3,
+        step=30,
+        train_loss=0.5,
+        train_accuracy=0.75,
+        train_loss_inference=0.45,
+        validation_loss=float("nan"),
+        validation_accuracy=0.5,
+        learning_rate=1e-4,
+        gradient_norm=2.0,
+        update_norm=0.1,
+        images_per_second=300.0,
+        input_wait=0.25,
+        step_seconds=0.1,
+        seconds=12.0,
+    )
+    exporter = Exporter()
+    exporter.describe_run(run="a-run", model="cnn", precision="float32", epochs=3, workers=2)
+    port = exporter.serve("127.0.0.1", 0)
+    try:
+        with prometheus(tmp_path, f"127.0.0.1:{port}") as api:
+            until(lambda: query(api, 'trainer_state{state="starting"} == 1'))
+            exporter.update(report, best=None, images=960, input_waits=[0.1, 0.25])
+            exporter.enter("completed")
+            assert exporter.wait_for_scrape(DEADLINE)
+            exporter.close()
+
+            # What was scraped last, for by now the endpoint is gone and its series are stale.
+            until(lambda: query(api, 'last_over_time(trainer_state{state="completed"}[5m]) == 1'))
+            assert query(api, "last_over_time(trainer_steps_total[5m])") == {(): 30}
+            losses = query(api, "last_over_time(trainer_loss[5m])")
+            assert losses[(("split", "train"),)] == 0.5
+            assert math.isnan(losses[(("split", "validation"),)])
+            assert query(api, "last_over_time(trainer_worker_input_wait_ratio[5m])") == {
+                (("rank", "0"),): 0.1,
+                (("rank", "1"),): 0.25,
+            }
+            joined = "last_over_time(trainer_epoch[5m]) * on (instance, job) group_left (run) last_over_time(trainer_run_info[5m])"
+            assert query(api, joined) == {(("run", "a-run"),): 3}
+            with urllib.request.urlopen(f"{api}/api/v1/metadata", timeout=10) as answer:
+                metadata = json.load(answer)["data"]
+            for name in metadata.keys() & METRICS.keys():
+                assert (metadata[name][0]["type"], metadata[name][0]["help"]) == (METRICS[name].type, METRICS[name].help)
+            assert "trainer_loss" in metadata
+    finally:
+        exporter.close()

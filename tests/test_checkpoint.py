@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from trainer.checkpoint import CheckpointError, Checkpoints, Lease, RunInUse, Stats
-from trainer.objectstore import FolderStore, StoreError
+from trainer.config import S3
+from trainer.objectstore import FolderStore, Store, StoreError, open_store
 
 FOLDER = "runs/a-run/checkpoints"
 
@@ -29,17 +30,23 @@ def state(value: float = 0.0) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FolderStore:
+def folder(tmp_path: Path) -> FolderStore:
+    """Not made yet."""
     return FolderStore(tmp_path / "storage")
 
 
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.integration)])
+def store(request: pytest.FixtureRequest) -> Store:
+    return request.getfixturevalue("folder") if request.param == "folder" else open_store(request.getfixturevalue("bucket"), S3())
+
+
 @pytest.fixture
-def checkpoints(store: FolderStore) -> Iterator[Checkpoints]:
+def checkpoints(store: Store) -> Iterator[Checkpoints]:
     with closing(Checkpoints(store, "a-run", keep_last=2)) as checkpoints:
         yield checkpoints
 
 
-def steps(store: FolderStore) -> list[int]:
+def steps(store: Store) -> list[int]:
     return [int(entry.key.split("/")[-2]) for entry in store.list(FOLDER) if entry.key.endswith("/commit.json")]
 
 
@@ -84,7 +91,7 @@ def test_refuses_what_would_not_come_back(checkpoints: Checkpoints, array: np.nd
     assert checkpoints.stats.failures == 1
 
 
-def test_never_loads_a_pickle(checkpoints: Checkpoints, store: FolderStore, tmp_path: Path) -> None:
+def test_never_loads_a_pickle(checkpoints: Checkpoints, store: Store, tmp_path: Path) -> None:
     """Whoever can write to the bucket must not be able to run code in the training job, valid checksums or not."""
     canary = tmp_path / "canary"
 
@@ -112,7 +119,7 @@ def evil_array(thing: object) -> bytes:
     return buffer.getvalue()
 
 
-def commit_as(store: FolderStore, step: int, content: bytes) -> None:
+def commit_as(store: Store, step: int, content: bytes) -> None:
     """Replaces the state of a checkpoint and makes its commit fit."""
     folder = f"{FOLDER}/{step:09d}"
     commit = json.loads(store.get(f"{folder}/commit.json"))
@@ -133,7 +140,7 @@ def altered(content: bytes) -> bytes:
 @pytest.mark.parametrize("damage", [torn, altered, None], ids=["torn", "altered", "missing"])
 def test_falls_back_to_the_one_before(
     checkpoints: Checkpoints,
-    store: FolderStore,
+    store: Store,
     caplog: pytest.LogCaptureFixture,
     name: str,
     damage: Callable[[bytes], bytes] | None,
@@ -156,22 +163,26 @@ def test_falls_back_to_the_one_before(
         assert "000000020/" in caplog.text
 
 
-def test_storage_that_does_not_answer_is_no_damage(store: FolderStore, checkpoints: Checkpoints) -> None:
+def test_storage_that_does_not_answer_is_no_damage(folder: FolderStore) -> None:
     """A network failure during resume must not silently throw epochs away by falling back."""
-    checkpoints.save(10, state(), {})
 
     class Down(FolderStore):
-        def download(self, key: str, path: Path) -> None:  # noqa: ARG002
-            raise StoreError("cannot be reached")
+        down = False
 
-    with (
-        closing(Checkpoints(Down(store.root), "a-run", keep_last=2)) as other,
-        pytest.raises(StoreError, match="cannot be reached"),
-    ):
-        other.latest()
+        def download(self, key: str, path: Path) -> None:
+            if self.down:
+                raise StoreError("cannot be reached")
+            super().download(key, path)
+
+    store = Down(folder.root)
+    with closing(Checkpoints(store, "a-run", keep_last=2)) as checkpoints:
+        checkpoints.save(10, state(), {})
+        store.down = True
+        with pytest.raises(StoreError, match="cannot be reached"):
+            checkpoints.latest()
 
 
-def test_keeps_the_last_and_the_best(store: FolderStore, checkpoints: Checkpoints) -> None:
+def test_keeps_the_last_and_the_best(store: Store, checkpoints: Checkpoints) -> None:
     """Storage must not fill up, and the best weights must still be there at the end; a NaN is never the best."""
     for step, loss in enumerate([0.9, 0.4, math.nan, 0.4, 0.7, 0.8], start=1):
         checkpoints.save(step, state(step), {"validation_loss": loss})
@@ -181,7 +192,7 @@ def test_keeps_the_last_and_the_best(store: FolderStore, checkpoints: Checkpoint
     assert checkpoints.load(2).state["model/kernel"][0, 0] == 2
 
 
-def test_cleans_up_what_a_killed_attempt_left(store: FolderStore, checkpoints: Checkpoints) -> None:
+def test_cleans_up_what_a_killed_attempt_left(store: Store, checkpoints: Checkpoints) -> None:
     """A job killed while saving leaves files without a commit: never a checkpoint, gone with the next save."""
     checkpoints.save(10, state(), {})
     store.put(f"{FOLDER}/000000020/state.npz", b"half")
@@ -192,7 +203,7 @@ def test_cleans_up_what_a_killed_attempt_left(store: FolderStore, checkpoints: C
     assert store.get("runs/a-run-2/checkpoints/000000005/state.npz") == b"another run's"
 
 
-def test_a_run_that_went_back_replaces_its_future(store: FolderStore, checkpoints: Checkpoints) -> None:
+def test_a_run_that_went_back_replaces_its_future(store: Store, checkpoints: Checkpoints) -> None:
     """After a fall-back the run repeats steps: what it saves replaces what was there, later checkpoints included."""
     for step in (10, 20):
         checkpoints.save(step, state(1), {})
@@ -206,7 +217,7 @@ def test_a_run_that_went_back_replaces_its_future(store: FolderStore, checkpoint
     assert (found.step, found.state["model/kernel"][0, 0]) == (15, 4)
 
 
-def test_equal_states_are_equal_files(store: FolderStore, checkpoints: Checkpoints) -> None:
+def test_equal_states_are_equal_files(store: Store, checkpoints: Checkpoints) -> None:
     """Two attempts at one step agree on its commit: a put whose answer was lost is recognized as one's own."""
     checkpoints.save(1, state(), {})
     first = store.get(f"{FOLDER}/000000001/state.npz")
@@ -265,30 +276,29 @@ def test_a_save_comes_after_those_under_way(tmp_path: Path) -> None:
         assert steps(store) == [3]
 
 
-def test_a_failed_save_does_not_end_training(
-    store: FolderStore, checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_save_does_not_end_training(folder: FolderStore, caplog: pytest.LogCaptureFixture) -> None:
     """Storage that fails costs a checkpoint, loudly, not the run; the next save works again."""
-    store.put(FOLDER, b"a file where a folder should be")
-    checkpoints.save_in_background(10, state(), {})
-    checkpoints.wait()
-    assert checkpoints.stats.failures == 1
-    assert "step 10" in (checkpoints.stats.last_error or "")
-    assert checkpoints.stats.step is None
-    assert [record.levelno for record in caplog.records if "FAILED, training goes on" in record.message] == [logging.ERROR]
-    store.delete([FOLDER])
-    before = time.time()
-    checkpoints.save_in_background(20, state(), {})
-    checkpoints.wait()
-    stats = checkpoints.stats
-    assert (stats.step, stats.failures) == (20, 1)
-    assert stats.committed is not None
-    assert stats.committed >= before
-    assert stats.seconds is not None
-    assert checkpoints.latest() is not None
+    folder.put(FOLDER, b"a file where a folder should be")
+    with closing(Checkpoints(folder, "a-run", keep_last=2)) as checkpoints:
+        checkpoints.save_in_background(10, state(), {})
+        checkpoints.wait()
+        failed = checkpoints.stats
+        assert (failed.step, failed.failures) == (None, 1)
+        assert "step 10" in (failed.last_error or "")
+        assert [record.levelno for record in caplog.records if "FAILED, training goes on" in record.message] == [logging.ERROR]
+        folder.delete([FOLDER])
+        before = time.time()
+        checkpoints.save_in_background(20, state(), {})
+        checkpoints.wait()
+        saved = checkpoints.stats
+        assert (saved.step, saved.failures, saved.last_error) == (20, 1, failed.last_error)
+        assert saved.committed is not None
+        assert saved.committed >= before
+        assert saved.seconds is not None
+        assert checkpoints.latest() is not None
 
 
-def test_what_was_asked_for_is_saved_before_closing(store: FolderStore) -> None:
+def test_what_was_asked_for_is_saved_before_closing(store: Store) -> None:
     """The last epoch's checkpoint must be in storage when the job ends."""
     checkpoints = Checkpoints(store, "a-run", keep_last=2)
     assert checkpoints.stats == Stats()
@@ -306,11 +316,11 @@ def test_two_writers_of_one_step_are_found_out(tmp_path: Path) -> None:
         checkpoints.save(1, state(), {})
 
 
-def lease_keys(store: FolderStore) -> list[str]:
+def lease_keys(store: Store) -> list[str]:
     return [entry.key.rpartition("/")[2] for entry in store.list("runs/a-run/lease-")]
 
 
-def test_a_released_name_is_free_at_once(store: FolderStore) -> None:
+def test_a_released_name_is_free_at_once(store: Store) -> None:
     """Resuming a finished run must not wait; the objects of former holders must not pile up."""
     for number in (1, 2, 3):
         with Lease(store, "a-run", 1000) as lease:
@@ -318,7 +328,7 @@ def test_a_released_name_is_free_at_once(store: FolderStore) -> None:
         assert not lease.lost.is_set()
 
 
-def test_a_live_run_keeps_its_name(store: FolderStore) -> None:
+def test_a_live_run_keeps_its_name(store: Store) -> None:
     """Two jobs under one name would overwrite each other's checkpoints: the second must be told who holds it and what to do."""
     with Lease(store, "a-run", 4):
         with (
@@ -331,7 +341,7 @@ def test_a_live_run_keeps_its_name(store: FolderStore) -> None:
             pass
 
 
-def test_one_of_many_gets_the_name(store: FolderStore) -> None:
+def test_one_of_many_gets_the_name(store: Store) -> None:
     """A Job and its retry that start at the same moment must not both train."""
     barrier, done = threading.Barrier(6), threading.Event()
     outcomes: list[str] = []
@@ -358,8 +368,9 @@ def test_one_of_many_gets_the_name(store: FolderStore) -> None:
 HOLD = """
 import sys
 from trainer.checkpoint import Lease
-from trainer.objectstore import FolderStore
-with Lease(FolderStore(sys.argv[1]), "a-run", 0.3) as lease:
+from trainer.config import S3
+from trainer.objectstore import open_store
+with Lease(open_store(sys.argv[1], S3()), "a-run", 0.3) as lease:
     print("holds", flush=True)
     lease.lost.wait()
     print("lost", flush=True)
@@ -367,9 +378,9 @@ with Lease(FolderStore(sys.argv[1]), "a-run", 0.3) as lease:
 
 
 @pytest.fixture
-def holder(store: FolderStore) -> Iterator[subprocess.Popen[str]]:
+def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the name and says so when it has lost it."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(store.root)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, store.url], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "holds\n"
@@ -381,7 +392,7 @@ def holder(store: FolderStore) -> Iterator[subprocess.Popen[str]]:
             process.stdout.close()
 
 
-def test_the_name_of_a_killed_job_is_taken_over(store: FolderStore, holder: subprocess.Popen[str]) -> None:
+def test_the_name_of_a_killed_job_is_taken_over(store: Store, holder: subprocess.Popen[str]) -> None:
     """After a node is lost the retried job must go on by itself, without anyone removing a lock."""
     holder.kill()
     holder.wait()
@@ -390,7 +401,7 @@ def test_the_name_of_a_killed_job_is_taken_over(store: FolderStore, holder: subp
         assert not lease.lost.is_set()
 
 
-def test_a_job_that_was_paused_and_replaced_notices(store: FolderStore, holder: subprocess.Popen[str]) -> None:
+def test_a_job_that_was_paused_and_replaced_notices(store: Store, holder: subprocess.Popen[str]) -> None:
     """A machine that wakes up again must stop writing, and must not release or retake the name of its successor."""
     holder.send_signal(signal.SIGSTOP)
     with Lease(store, "a-run", 0.3) as lease:
@@ -403,7 +414,7 @@ def test_a_job_that_was_paused_and_replaced_notices(store: FolderStore, holder: 
         assert not json.loads(store.get("runs/a-run/lease-000002.json"))["released"]
 
 
-def test_a_contender_that_comes_too_late_gives_way(store: FolderStore) -> None:
+def test_a_contender_that_comes_too_late_gives_way(store: Store) -> None:
     """One that was held up between looking and taking finds its number free again after others came and went."""
 
     class HeldUp(Lease):
@@ -441,7 +452,7 @@ def test_a_failing_heartbeat_is_no_lost_name(tmp_path: Path, caplog: pytest.LogC
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"lease_seconds": "long", "beat"', b'{"lease_seconds": "long"}'])
-def test_a_damaged_lease_does_not_block_the_name(store: FolderStore, content: bytes) -> None:
+def test_a_damaged_lease_does_not_block_the_name(store: Store, content: bytes) -> None:
     """A torn lease object shows no life: it must delay the next job, not stop it for ever."""
     store.put("runs/a-run/lease-000041.json", content)
     with Lease(store, "a-run", 0.1):

@@ -1,0 +1,302 @@
+"""The geometry of the report's charts: numbers in, positions out; the template draws them.
+
+A plot is a box of 1000 x 1000 units that the page stretches to the space it has (lines keep their width); every text is HTML
+placed in percent of the box. So one chart is crisp and legible on a phone, on a wide screen and on paper, without a script.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+BOX = 1000
+MAX_POINTS = 600
+MAX_HITS = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One curve over the epochs; `style` names its colour in the style sheet."""
+
+    name: str
+    style: str
+    values: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Something to point out: at `x` (data units), over the whole height or, with `y`, at one place."""
+
+    x: float
+    text: str
+    style: str
+    y: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An invisible place (percent of the box) that tells its numbers when pointed at."""
+
+    left: float
+    width: float
+    text: str
+    top: float | None = None
+    """None: a column over the whole height."""
+
+
+@dataclass(slots=True)
+class Chart:
+    """What the template draws. Positions are percent of the box from its upper left, paths in box units."""
+
+    label: str
+    """For readers who cannot see the chart."""
+    x_ticks: list[Tick] = field(default_factory=list)
+    y_ticks: list[Tick] = field(default_factory=list)
+    x_name: str = ""
+    y_name: str = ""
+    areas: list[tuple[str, str]] = field(default_factory=list)
+    """(style, path)"""
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    legend: list[tuple[str, str]] = field(default_factory=list)
+    """(style, name)"""
+    markers: list[Marker] = field(default_factory=list)
+    rules: list[Marker] = field(default_factory=list)
+    """Horizontal reference lines; only `y` counts."""
+    bands: list[tuple[float, float, str]] = field(default_factory=list)
+    """(left, width, text): epochs without a finite value."""
+    hits: list[Hit] = field(default_factory=list)
+
+
+class Scale:
+    """Maps values to 0..1 on a linear axis, or on a logarithmic one, with round ticks."""
+
+    def __init__(self, low: float, high: float, *, log: bool = False, ticks: int = 5, outward: bool = True) -> None:
+        from matplotlib.ticker import LogLocator, MaxNLocator
+
+        if low == high:
+            low, high = (low * 0.9, high) if low > 0 else (0.0, 1.0)
+        locator = LogLocator(numticks=ticks + 1) if log else MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10])
+        values = np.asarray(locator.tick_values(low, high), float)
+        if outward and not log:
+            low = max(values[values <= low], default=low)
+            high = min(values[values >= high], default=high)
+        self.log, self.low, self.high = log, low, high
+        margin = 0 if log else (high - low) * 1e-9
+        self.ticks = [float(value) for value in values if low - margin <= value <= high + margin]
+
+    def __call__(self, values: np.ndarray | float) -> np.ndarray:
+        values = np.asarray(values, float)
+        if self.log:
+            values = np.maximum(values, self.low)
+            return (np.log(values) - np.log(self.low)) / (np.log(self.high) - np.log(self.low))
+        return (values - self.low) / (self.high - self.low)
+
+
+def value_scale(values: np.ndarray, *, zero: bool = False, ticks: int = 5) -> Scale:
+    """A scale for measured values [n] >= 0; logarithmic where a few dwarf the rest, so that the rest stays readable.
+
+    `zero` starts a linear scale at 0.
+    """
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return Scale(0, 1, ticks=ticks)
+    low, high, median = float(values.min()), float(values.max()), float(np.median(values))
+    if median > 0 and high > 20 * median:
+        return Scale(max(low, median / 1000), high, log=True, ticks=ticks)
+    return Scale(0.0 if zero else low, high, ticks=ticks)
+
+
+def number(value: float | None) -> str:
+    """Three decimals for everyday sizes, about three digits otherwise; a dash for what is no finite number."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    for low, high, form in ((0.01, 10, ".3f"), (10, 100, ".1f"), (100, 1e6, ",.0f")):
+        if low <= abs(value) < high:
+            return f"{value:{form}}"
+    return f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    """One decimal; 0 % and 100 % are said only of what is exactly that; a dash for what is no finite number."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    if value in (0, 1):
+        return f"{100 * value:.0f} %"
+    return "<0.1 %" if 0 < value < 0.001 else ">99.9 %" if 0.999 < value < 1 else f"{100 * value:.1f} %"
+
+
+def over_epochs(
+    label: str,
+    epochs: np.ndarray,
+    series: Sequence[Series],
+    *,
+    between: tuple[int, int] | None = None,
+    rules: Sequence[Marker] = (),
+    markers: Sequence[Marker] = (),
+    shares: bool = False,
+    zero: bool = False,
+    ticks: int = 5,
+) -> Chart:
+    """Curves over the epochs [E]; the first series is the one that epochs without a finite value are told of.
+
+    `between` shades the area between two of the series; `shares` writes values as percentages. Long runs are thinned to
+    the extremes of equal stretches of epochs, so no spike gets lost.
+    """
+    text = percent if shares else number
+    together = np.stack([one.values for one in series]).astype(float)
+    chart = Chart(label, x_name="epoch", rules=list(rules))
+    if len(series) > 1:
+        chart.legend = [(one.style, one.name) for one in series]
+    y = value_scale(np.r_[together.ravel(), [rule.y for rule in rules if rule.y is not None]], zero=zero, ticks=ticks)
+    alone = len(epochs) == 1
+    x = Scale(epochs[0] - alone, epochs[-1] + alone, ticks=2 * ticks - 2, outward=False)
+    chart.y_ticks = [Tick(_percent(1 - y(tick)), name) for tick, name in zip(y.ticks, _ticks(y, shares), strict=True)]
+    chart.x_ticks = [
+        Tick(_percent(x(tick)), f"{tick:.0f}") for tick in x.ticks if tick == int(tick) and epochs[0] <= tick <= epochs[-1]
+    ]
+    chart.y_name = "logarithmic" if y.log else ""
+    across, up = x(epochs), 1 - y(together)
+    chosen = _extremes(together)
+    for one, heights in zip(series, up, strict=True):
+        chart.lines.append((one.style, _path(across[chosen], heights[chosen])))
+        chart.lines.append((f"{one.style} dots", _dots(across[chosen], heights[chosen])))
+    if between:
+        upper, lower = up[between[0]][chosen], up[between[1]][chosen]
+        chart.areas.append(("gap", _area(across[chosen], upper, lower)))
+    chart.rules = [Marker(0, rule.text, rule.style, _percent(1 - y(rule.y))) for rule in rules if rule.y is not None]
+    chart.markers = [
+        Marker(_percent(x(one.x)), one.text, one.style, None if one.y is None else _percent(1 - y(one.y))) for one in markers
+    ]
+    half = 0.5 / max(1, len(epochs) - 1)
+    edges = np.clip(np.stack([across - half, across + half]), 0, 1)
+    for start, stop in _runs(~np.isfinite(together[0])):
+        named = f"epochs {epochs[start]} to {epochs[stop]}" if stop > start else f"epoch {epochs[start]}"
+        chart.bands.append((_percent(edges[0, start]), _percent(edges[1, stop] - edges[0, start]), named))
+    for columns in np.array_split(np.arange(len(epochs)), min(len(epochs), MAX_HITS)):
+        tallest = columns[np.argmax(np.nan_to_num(together[0][columns], nan=np.inf))]
+        told = "\n".join([f"Epoch {epochs[tallest]}"] + [f"{text(one.values[tallest])}  {one.name}" for one in series])
+        left, right = edges[0, columns[0]], edges[1, columns[-1]]
+        chart.hits.append(Hit(_percent(left), _percent(right - left), told))
+    return chart
+
+
+def roc(label: str, curves: Sequence[tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]) -> Chart:
+    """ROC curves, each (name, style, false-positive rates, true-positive rates, thresholds), with the diagonal of guessing."""
+    chart = Chart(label, *_shares(0), x_name="false alarms", y_name="found")
+    chart.lines.append(("guess", _path(np.array([0, 1]), np.array([1, 0]))))
+    for name, style, false, found, thresholds in curves:
+        chart.lines.append((style, _path(false, 1 - found)))
+        if len(curves) > 1:
+            chart.legend.append((style, name))
+            continue
+        for index in np.unique(np.linspace(1, len(false) - 1, 40).astype(int)) if len(false) > 1 else []:
+            cut = f"{name} at {percent(thresholds[index])} and above"
+            told = f"{cut}\n{percent(found[index])} found\n{percent(false[index])} false alarms"
+            chart.hits.append(Hit(_percent(false[index]), 0, told, _percent(1 - found[index])))
+    return chart
+
+
+def reliability(label: str, rows: Sequence[dict], lowest: float) -> Chart:
+    """Reliability diagram from `scores.calibration`'s rows, from the `lowest` confidence possible (1 / K) to 1."""
+    start = np.floor(lowest * 20) / 20
+    chart = Chart(label, *_shares(start), x_name="how sure it was", y_name="how often it was right")
+    x = Scale(start, 1, outward=False)
+    chart.lines.append(("guess", _path(np.array([0, 1]), 1 - np.array([start, 1]))))
+    most = max((row["images"] for row in rows), default=1)
+    for row in rows:
+        at, height = float(x(row["confidence"])), 0.22 * row["images"] / most
+        left, right = x(np.array([row["from"], row["to"]])) + np.array([0.004, -0.004])
+        chart.areas.append(("amount", _area(np.array([left, right]), np.full(2, 1 - height), np.ones(2))))
+        chart.lines.append(("whisker", _path(np.array([at, at]), 1 - np.array([row["low"], row["high"]]))))
+        told = f"{percent(row['confidence'])} sure\n{percent(row['accuracy'])} right\n{row['images']:,} images"
+        chart.hits.append(Hit(_percent(left), _percent(right - left), told))
+        chart.markers.append(Marker(_percent(at), "", "reliable", _percent(1 - row["accuracy"])))
+    chart.lines.append(
+        ("validation", _path(x(np.array([row["confidence"] for row in rows])), 1 - np.array([row["accuracy"] for row in rows])))
+    )
+    return chart
+
+
+def sparkline(values: np.ndarray) -> str:
+    """Path of one image's losses over the epochs, from 0 to their largest."""
+    finite = values[np.isfinite(values)]
+    if len(finite) < 2:
+        return ""
+    chosen = _extremes(values[None], 60)
+    return _path(np.linspace(0, 1, len(values))[chosen], 1 - values[chosen] / max(float(finite.max()), 1e-9))
+
+
+def _shares(low: float) -> tuple[list[Tick], list[Tick]]:
+    across = Scale(low, 1, outward=False)
+    return (
+        [Tick(_percent(across(tick)), f"{100 * tick:.0f} %") for tick in across.ticks],
+        [Tick(_percent(1 - tick), f"{100 * tick:.0f} %") for tick in Scale(0, 1, outward=False).ticks],
+    )
+
+
+def _percent(position: np.ndarray | float) -> float:
+    return round(100 * float(position), 2)
+
+
+def _ticks(scale: Scale, shares: bool) -> list[str]:
+    """The texts of an axis' ticks, with as many decimals as tell them apart."""
+    values = [100 * tick if shares else tick for tick in scale.ticks]
+    largest = max(map(abs, values), default=0)
+    if scale.log or not 1e-3 < largest < 1e6:
+        texts = [f"{value:g}" for value in values]
+    else:
+        decimals = next((d for d in range(6) if all(abs(value - round(value, d)) < 1e-6 * largest for value in values)), 6)
+        texts = [f"{value:,.{decimals}f}" for value in values]
+    return [f"{text} %" if shares else text for text in texts]
+
+
+def _runs(marked: np.ndarray) -> list[tuple[int, int]]:
+    """First and last index of each stretch of True in [n]."""
+    edges = np.flatnonzero(np.diff(np.r_[False, marked, False]))
+    return [(int(start), int(stop) - 1) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _extremes(values: np.ndarray, most: int = MAX_POINTS) -> np.ndarray:
+    """Which of the columns of [series, n] to draw: all up to `most`, else each series' extremes of equal stretches."""
+    series, total = values.shape
+    if total <= most:
+        return np.arange(total)
+    chosen = {0, total - 1}
+    for columns in np.array_split(np.arange(total), most // (2 * series)):
+        for row in values[:, columns]:
+            chosen |= {
+                int(columns[np.argmin(np.nan_to_num(row, nan=np.inf))]),
+                int(columns[np.argmax(np.nan_to_num(row, nan=-np.inf))]),
+            }
+    return np.array(sorted(chosen))
+
+
+def _path(across: np.ndarray, down: np.ndarray) -> str:
+    """Polyline through the finite points, with a gap where a value is not finite."""
+    parts = []
+    for start, stop in _runs(np.isfinite(down)):
+        points = zip(BOX * across[start : stop + 1], BOX * down[start : stop + 1], strict=True)
+        parts.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points))
+    return "".join(parts)
+
+
+def _dots(across: np.ndarray, down: np.ndarray) -> str:
+    """The finite points without a finite neighbour, which a line cannot show; round caps make them dots."""
+    lonely = [start for start, stop in _runs(np.isfinite(down)) if start == stop]
+    return "".join(f"M{BOX * across[index]:.1f} {BOX * down[index]:.1f}h0" for index in lonely)
+
+
+def _area(across: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> str:
+    """The area between two curves, where both are finite."""
+    parts = []
+    for start, stop in _runs(np.isfinite(upper) & np.isfinite(lower)):
+        there = slice(start, stop + 1)
+        edge = np.r_[np.stack([across[there], upper[there]], 1), np.stack([across[there], lower[there]], 1)[::-1]] * BOX
+        parts.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in edge) + "Z")
+    return "".join(parts)

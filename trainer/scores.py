@@ -1,0 +1,167 @@
+"""How good a classifier's answers are, and how sure one can be of that: pure functions of arrays, numpy alone.
+
+Images of one source photograph are not independent, so every interval here can be taken over *clusters*: the bootstrap draws
+whole clusters. All randomness is seeded: equal input, equal interval.
+
+Shapes: N images, K classes, B resamples, U distinct scores.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 1000
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A measured value with its 95 % interval; `low` and `high` are None where the data cannot give one."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    method: str
+    """How the interval was made, in words, or why there is none."""
+
+
+NOTHING = Interval(None, None, None, "no images")
+
+
+def clusters(groups: list[str]) -> np.ndarray:
+    """Cluster number of each image [N]: images of one group share one, an image with the empty group stands for itself."""
+    names = [(group, -1) if group else ("", index) for index, group in enumerate(groups)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], int)
+
+
+def wilson(successes: float, trials: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share. Raises ZeroDivisionError without trials."""
+    share = successes / trials
+    centre = (share + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
+    half = Z95 / (1 + Z95**2 / trials) * sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def resamples(cluster: np.ndarray, count: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
+    """Bootstrap weights [b, N] in blocks, B = `count` rows in all: how often each image was drawn, clusters drawn whole."""
+    total = int(cluster.max()) + 1
+    random = np.random.default_rng(seed)
+    block = max(1, 2_000_000 // len(cluster))
+    for start in range(0, count, block):
+        draws = random.integers(0, total, (min(block, count - start), total))
+        yield np.stack([np.bincount(draw, minlength=total) for draw in draws]).astype(np.float32)[:, cluster]
+
+
+def _bootstrap(value: float, cluster: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval:
+    """Percentile interval of `statistic`: weights [b, N] -> values [b], NaN where a resample has none."""
+    total = int(cluster.max()) + 1
+    unit = "images" if total == len(cluster) else "groups"
+    if total < 2:
+        return Interval(value, None, None, f"no interval: all images are of one of the {unit}")
+    values = np.concatenate([statistic(weights) for weights in resamples(cluster)])
+    values = values[np.isfinite(values)]
+    if not len(values) or np.ptp(values) == 0:
+        return Interval(value, None, None, f"no interval: every resample of the {total:,} {unit} gives the same")
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Interval(value, float(low), float(high), f"bootstrap over {total:,} {unit}")
+
+
+def mean(values: np.ndarray, cluster: np.ndarray) -> Interval:
+    """Mean of per-image values [N], such as losses, with the bootstrap's interval."""
+    if not len(values):
+        return NOTHING
+    broken = int(np.sum(~np.isfinite(values)))
+    if broken:
+        return Interval(None, None, None, f"no interval: not finite for {broken:,} of {len(values):,} images")
+    exact = values.astype(np.float32)
+    return _bootstrap(float(values.mean(dtype=float)), cluster, lambda w: (w @ exact) / w.sum(1))
+
+
+def share(hits: np.ndarray, cluster: np.ndarray) -> Interval:
+    """Share of True in [N]: Wilson's interval for independent images, the bootstrap over clusters where they are grouped.
+
+    When all images or none are hits, resampling says nothing; then Wilson's interval counts each cluster as one trial.
+    """
+    if not len(hits):
+        return NOTHING
+    value, total = float(hits.mean()), int(cluster.max()) + 1
+    grouped = total < len(hits)
+    if grouped and 0 < value < 1:
+        return _bootstrap(value, cluster, lambda w: (w @ hits.astype(np.float32)) / w.sum(1))
+    low, high = wilson(value * total, total)
+    return Interval(value, low, high, f"Wilson over {total:,} {'groups' if grouped else 'images'}")
+
+
+def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Counts [K, K]: row the label, column the prediction."""
+    return np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
+
+
+def roc(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """False-positive rate, true-positive rate and threshold, each [U + 1], from (0, 0, inf) to (1, 1, lowest score).
+
+    `positive` [N] bool, `scores` [N]; an image counts as found when its score is at least the threshold. Needs both sides.
+    """
+    thresholds, place = np.unique(-scores, return_inverse=True)
+    found = np.cumsum(np.bincount(place, positive, len(thresholds)))
+    false = np.cumsum(np.bincount(place, ~positive, len(thresholds)))
+    start = [0.0]
+    return np.r_[start, false / false[-1]], np.r_[start, found / found[-1]], np.r_[np.inf, -thresholds]
+
+
+def thin(false: np.ndarray, found: np.ndarray, count: int = 200) -> np.ndarray:
+    """Which points of a ROC curve to keep: both ends and about `count` corners, evenly along the curve."""
+    along = false + found
+    return np.unique(np.r_[0, np.searchsorted(along, np.linspace(0, 2, count)).clip(0, len(along) - 1), len(along) - 1])
+
+
+def auc(positive: np.ndarray, scores: np.ndarray, cluster: np.ndarray) -> Interval:
+    """Area under the ROC curve (ties count half) with the bootstrap's interval; value None when a side has no image."""
+    if not positive.any() or positive.all():
+        return Interval(None, None, None, f"no value: all images are {'in' if positive.any() else 'outside'} the class")
+    order = np.argsort(scores, kind="stable")
+    ascending = scores[order]
+    starts = np.flatnonzero(np.r_[True, ascending[1:] != ascending[:-1]])
+    yes = positive[order].astype(np.float32)
+
+    def area(weights: np.ndarray) -> np.ndarray:
+        weights = weights[:, order]
+        found = np.add.reduceat(weights * yes, starts, axis=1, dtype=float)
+        false = np.add.reduceat(weights * (1 - yes), starts, axis=1, dtype=float)
+        below = np.cumsum(false, axis=1) - false / 2
+        pairs = found.sum(1) * false.sum(1)
+        with np.errstate(invalid="ignore"):  # a resample without one side has no pairs: NaN, left out
+            return (found * below).sum(1) / pairs
+
+    return _bootstrap(float(area(np.ones((1, len(scores)), np.float32))[0]), cluster, area)
+
+
+def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 20) -> tuple[float | None, list[dict[str, Any]]]:
+    """Expected calibration error and the reliability diagram: equal-width bins over 0..1 that hold images.
+
+    `confidence` [N] is the probability of the answer given, `right` [N] bool. The error is the mean, over images, of the
+    distance between a bin's mean confidence and its share of right answers. None and [] without images.
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    rows: list[dict[str, Any]] = []
+    for number in np.unique(place):
+        here = place == number
+        low, high = wilson(float(right[here].sum()), int(here.sum()))
+        rows.append(
+            {
+                "from": float(number / bins),
+                "to": float((number + 1) / bins),
+                "images": int(here.sum()),
+                "confidence": float(confidence[here].mean(dtype=float)),
+                "accuracy": float(right[here].mean()),
+                "low": low,
+                "high": high,
+            }
+        )
+    if not rows:
+        return None, []
+    return sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(confidence), rows

@@ -250,6 +250,22 @@ def test_a_jpeg_with_a_hole_is_refused(options):
         decode(data[: len(data) // 2] + data[-2:], SHAPE, MANY)
 
 
+@pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("TIFF", {"compression": "tiff_lzw"}), ("GIF", {}), ("JPEG", {})])
+def test_a_file_whose_end_was_never_written_is_refused(form, options):
+    """Else the classifier learns from half-black images: a crash while copying leaves zeros, at the right size."""
+    data = encoded(photo(640, 480), form, **options)
+    with pytest.raises(DecodeError):
+        decode(data[: len(data) // 2] + bytes(len(data) - len(data) // 2), SHAPE, MANY)
+
+
+def test_a_flipped_bit_in_a_png_is_refused():
+    """Else everything below a single wrong bit is black, although the format has checksums."""
+    data = bytearray(encoded(photo(640, 480), "PNG"))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(DecodeError, match="checksum"):
+        decode(bytes(data), SHAPE, MANY)
+
+
 def test_padding_at_the_end_of_a_jpeg_is_harmless():
     """Else the whole output of some cameras is quarantined."""
     data = encoded(photo(640, 480), "JPEG", quality=95)

@@ -7,7 +7,8 @@ every user of the pack, how an image looks:
 - The orientation that EXIF states is applied. Colour profiles are not: numbers are taken for sRGB.
 - Transparency is laid on white, as a page or a viewer shows it. The colours that editors leave under transparent pixels
   never show. 16-bit samples are scaled to 8 bits, CMYK becomes RGB, of an animation the first frame counts.
-- What is damaged is refused with a reason: no half of an image, and nothing a decoder had to make up.
+- What is damaged is refused with a reason, as far as its format can tell (raw pixels and lossy WebP cannot): no half of an
+  image, and nothing that a decoder had to make up.
 
 Shapes: H W C the packed image, C = 3 (RGB).
 """
@@ -61,6 +62,8 @@ def _decode(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> 
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise DecodeError(f"has {image.width} x {image.height} pixels, above data.max_pixels = {max_pixels}")
+        if image.format == "PNG":
+            _verify(data)
         turned = _orientation(image)
         if turned >= 5:  # these swap height and width, and turning the small image is cheaper
             height, width = width, height
@@ -69,6 +72,12 @@ def _decode(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> 
     if small.mode == "RGBA":
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
     return np.asarray(small if turned == 1 else small.transpose(TURNS[turned]))
+
+
+def _verify(data: bytes) -> None:
+    """Compares a PNG with its checksums; Pillow's decoder does not, and leaves black what it cannot unpack."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        image.verify()
 
 
 def _orientation(image: Image.Image) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer import config
+from trainer import UserError, config
 from trainer.objectstore import Object, Store
 from trainer.records import Image, Manifest, Split
 
@@ -23,7 +23,7 @@ LISTED = 200
 """Most entries of one kind whose keys `Split.facts` lists; the numbers count them all."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The data cannot be trained on; one line that says why, and what to do."""
 
 

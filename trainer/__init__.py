@@ -21,3 +21,7 @@ Importing `trainer` imports nothing heavy.
 """
 
 __version__ = "0.1.0"
+
+
+class UserError(ValueError):
+    """Something that a user can mend. The message is for them: what was wrong, the value, the bound, the way out."""

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from trainer import UserError
 from trainer.objectstore import Exists, NotFound, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ STORABLE = "biufcSU"
 """Kinds of dtype that .npy describes fully. Objects would need pickle; bfloat16 would come back as raw bytes."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be written as asked, or is not what was committed; one line naming the object and why."""
 
 

@@ -12,13 +12,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from trainer import UserError
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(ge=1)]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """The configuration is wrong; the message has one line for each problem, naming key, value and bound."""
 
 
@@ -118,13 +120,16 @@ class Model(Section):
     `keras`: Keras' own layer."""
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """BatchNormalization: share of the moving statistics kept at each step."""
-    dropout: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+    dropout: tuple[
+        Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]
+    ] = (
         0.25,
         0.25,
         0.5,
     )
     """After the first pooling, the second pooling and the dense layer."""
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    """Of the layers' arithmetic; weights, losses and statistics stay float32."""
 
 
 class Training(Section):
@@ -192,8 +197,6 @@ class Config(Section):
                 f"training.batch_size = {self.training.batch_size} cannot be divided evenly among launch.workers = "
                 f"{self.launch.workers}: {fits} would fit"
             )
-        if self.model.precision == "mixed_float16" and not self.launch.gpu:
-            raise ValueError('model.precision = "mixed_float16" needs launch.gpu = true: on a CPU use "mixed_bfloat16" or "float32"')
         return self
 
     def digestible(self) -> dict[str, Any]:

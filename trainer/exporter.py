@@ -24,7 +24,7 @@ State = Literal["starting", "packing", "training", "completed", "failed", "inter
 STATES: tuple[State, ...] = get_args(State)
 
 
-class MetricsError(ValueError):
+class MetricsError(trainer.UserError):
     """The endpoint cannot be opened; one line with the address, why, and the way out."""
 
 
@@ -39,7 +39,9 @@ class Described(NamedTuple):
 METRICS: dict[str, Described] = {
     "trainer_run_info": Described("gauge", "", "Always 1: what this job runs.", ("run", "model", "precision", "version")),
     "trainer_state": Described("gauge", "", "1 for the state in which the run is, 0 for the others.", ("state",)),
-    "trainer_last_progress_timestamp_seconds": Described("gauge", "seconds", "Unix time of the last epoch or change of state."),
+    "trainer_last_progress_timestamp_seconds": Described(
+        "gauge", "seconds", "Unix time of the last sign of progress, at most seconds apart."
+    ),
     "trainer_last_success_timestamp_seconds": Described("gauge", "seconds", "Unix time at which the run completed."),
     "trainer_workers": Described("gauge", "", "Workers of the run."),
     "trainer_restarts_total": Described("counter", "", "Times that the run was resumed from a checkpoint."),
@@ -180,6 +182,14 @@ class Exporter(Collector):
             if planned := self._values["trainer_epochs_planned"].get(()):
                 self._set("trainer_progress_ratio", report.epoch / planned)
                 self._set("trainer_eta_seconds", max(0.0, planned - report.epoch) * report.seconds)
+            self._updates += 1
+
+    def progress(self, epoch: int, step: int, steps: int) -> None:
+        """Inside an epoch: `step` of its `steps` are done."""
+        with self._changed:
+            if planned := self._values["trainer_epochs_planned"].get(()):
+                self._set("trainer_progress_ratio", (epoch - 1 + step / steps) / planned)
+            self._set("trainer_last_progress_timestamp_seconds", time.time())
             self._updates += 1
 
     def update_checkpoint(self, stats: Stats) -> None:

@@ -78,6 +78,21 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """What every worker is handed."""
+
+    run: str
+    settings: dict[str, Any]
+    """Config.digestible()."""
+    pack: Pack
+    split: Split
+    mailbox: Any
+    """Handle of the actor launch.Mailbox."""
+    threads: int
+    """TensorFlow's threads for one operation."""
+
+
+@dataclass(frozen=True, slots=True)
 class EpochReport:
     """One epoch, as reported, exported and stored. Losses are mean cross-entropy in nats per image."""
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from trainer import UserError
+
 THREADS = 16
 """Requests that one call has under way at the same time, if it is not told otherwise."""
 MAX_THREADS = 64
@@ -27,7 +29,7 @@ PART = 16 * 2**20
 _PARTIAL = ".spikewise-"  # begins the name of a file that is still being written
 
 
-class StoreError(Exception):
+class StoreError(UserError):
     """Storage did not do what was asked; one line that says what, where, and the way out."""
 
 

@@ -1,0 +1,42 @@
+"""Trains: `python -m jobs.train --config jobs/configs/question.toml --set run.name=first`. Run it again to resume."""
+
+import argparse
+import logging
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainer import UserError, config
+from trainer.console import Console
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Trains a run, or resumes the one of that name.")
+    parser.add_argument("--config", required=True, metavar="FILE", help="TOML file, such as jobs/configs/question.toml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done and touch nothing")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        settings = config.load(arguments.config, arguments.set)
+        name = settings.run.name or f"{Path(arguments.config).stem.lower()}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        if arguments.dry_run:
+            from trainer.plan import plan
+
+            print(plan(settings, name))
+            return 0
+        from trainer.launch import launch
+
+        with Console() as console:
+            outcome = launch(settings, name, console)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"run {outcome.run}: {outcome.outcome}", file=sys.stdout if outcome.succeeded else sys.stderr)
+    return 0 if outcome.succeeded else 143 if outcome.outcome == "interrupted" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Ray as this job uses it: a cluster, what it has room for, a mailbox on the head, and workers that know each other.
+
+The backend does what Ray's own for TensorFlow does, but importing that one imports TensorFlow into the driver, which needs
+neither the ten seconds nor the 600 MB, and it sends `keras` users to the legacy package.
+"""
+
+import json
+import logging
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train.backend import Backend, BackendConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trainer import UserError, config
+
+
+class ClusterError(UserError):
+    """The cluster cannot run the job as asked; one line."""
+
+
+@contextmanager
+def connect(settings: config.Config) -> Iterator[None]:
+    """A Ray cluster: the one that RAY_ADDRESS names, or one on this machine for the time of this job."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(settings.launch.start_timeout))
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        cores = max(os.cpu_count() or 1, settings.launch.workers * max(1, settings.launch.cpus_per_worker))
+        store = settings.launch.object_store_bytes
+        ray.init(
+            num_cpus=cores, object_store_memory=store, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cores_for_a_worker(settings: config.Config) -> int:
+    """Cores for each worker; raises ClusterError when the cluster has too few cores or GPUs for all of them."""
+    have = ray.cluster_resources()
+    workers = settings.launch.workers
+    cores = settings.launch.cpus_per_worker or max(1, int(have.get("CPU", 0)) // workers)
+    gpus, all_cores = have.get("GPU", 0), have.get("CPU", 0)
+    if settings.launch.gpu and gpus < workers:
+        raise ClusterError(
+            f"launch.workers = {workers} need a GPU each and the cluster has {gpus:.0f}: lower it or set launch.gpu = false"
+        )
+    if all_cores < cores * workers:
+        raise ClusterError(f"launch.workers = {workers} need {cores * workers} cores and the cluster has {all_cores:.0f}: lower it")
+    return cores
+
+
+class Mailbox:
+    """A Ray actor on the head: workers post events, the driver takes them; the answer to a post says whether to stop."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._stop = False
+
+    def post(self, event: dict[str, Any]) -> bool:
+        self._events.append(event)
+        return self._stop
+
+    def take(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+    def ask_to_stop(self) -> None:
+        self._stop = True
+
+
+def mailbox() -> Any:
+    """Starts the mailbox on the node of the caller, which is the head."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
+
+
+def environment(settings: config.Config) -> dict[str, str]:
+    versions = {name: version(name) for name in ("tensorflow", "keras", "ray", "numpy")}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "workers": str(settings.launch.workers),
+        "gpu": "one for each worker" if settings.launch.gpu else "none",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+class TensorFlow(BackendConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _Backend
+
+
+class _Backend(Backend):
+    def on_start(self, worker_group, backend_config) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG002
+        addresses = worker_group.execute(_free_address)
+        ray.get([worker_group.execute_single_async(rank, _join, addresses, rank) for rank in range(len(addresses))])
+
+
+def _free_address() -> str:
+    host = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port = probe.getsockname()[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _join(addresses: list[str], rank: int) -> None:
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})

@@ -1,0 +1,81 @@
+"""What a person sees while a job runs: progress bars on a terminal, plain lines elsewhere. Nothing here decides anything."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from trainer.records import EpochReport
+
+PLAIN_SECONDS = 10.0
+"""Between two plain progress lines."""
+
+
+class Console:
+    """Speaks on standard output; a context, so that the bars are taken down."""
+
+    def __init__(self) -> None:
+        self._out = RichConsole(highlight=False, soft_wrap=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=self._out, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+        self._spoken = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._out.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def say(self, line: str) -> None:
+        self._out.print(line, markup=False)
+
+    def warn(self, line: str) -> None:
+        self._out.print(f"warning: {line}", markup=False, style="yellow")
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """`what` is `done` of `total`."""
+        if self._out.is_terminal:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total)
+            self._bars.update(self._tasks[what], completed=done, total=total)
+        elif time.monotonic() - self._spoken >= PLAIN_SECONDS:
+            self._spoken = time.monotonic()
+            self.say(f"{what}: {done:,} of {total:,}")
+
+    def done(self, what: str) -> None:
+        """Takes the bar of `what` away."""
+        if (task := self._tasks.pop(what, None)) is not None:
+            self._bars.remove_task(task)
+
+    def epoch(self, report: EpochReport, epochs: int, best: EpochReport | None) -> None:
+        self._spoken = time.monotonic()
+        star = "  best" if best is not None and best.epoch == report.epoch else ""
+        number = f"{report.epoch:>{len(str(epochs))}}/{epochs}"
+        self.say(
+            f"epoch {number}  loss {report.train_loss:.4f}  accuracy {report.train_accuracy:.3f}  "
+            f"val_loss {report.validation_loss:.4f}  val_accuracy {report.validation_accuracy:.3f}  "
+            f"{report.images_per_second:.0f} images/s  {duration(report.seconds)}  "
+            f"left {duration((epochs - report.epoch) * report.seconds)}{star}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """4.1 s, 3m20s, 2h05m."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 393 MB."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:.0f} {units[0]}" if count >= 100 or units[0] == "bytes" else f"{count:.1f} {units[0]}"

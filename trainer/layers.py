@@ -1,0 +1,155 @@
+"""Layers that behave on several workers as Keras' own do on one.
+
+BatchNormalization runs on TensorFlow's fused kernels, which Keras 3 does not use, and on several workers takes its statistics
+over the global batch. Dropout draws the mask of an example from (seed, step, position in the global batch), so that it does
+not depend on how many workers share the batch. Both have the weights of the Keras layers they replace: a plain Keras network
+takes them over (see model.export).
+
+Shapes: b images of this worker, H W C one image or feature map, n elements behind one channel.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+Reduce = Callable[[tf.Tensor], tf.Tensor]
+"""Sums a tensor over all workers; called by all of them, in the same order."""
+
+
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras' BatchNormalization on fused kernels; with `reduce`, over the batches of all workers.
+
+    Equal to Keras' own in output, gradients and moving statistics up to float rounding: the fused kernel's variance carries
+    Bessel's correction, which is undone here.
+    """
+
+    def __init__(self, *, reduce: Reduce | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._reduce = reduce
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:  # noqa: ARG002
+        """[b, C], [b, H, W, C] or, with axis=1, [b, C, H, W] -> the same shape, normalized by channel."""
+        channels_first = len(inputs.shape) == 4 and self.axis == 1
+        x = tf.transpose(inputs, (0, 2, 3, 1)) if channels_first else inputs
+        if len(inputs.shape) == 2:
+            x = x[:, None, None, :]
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        mean, variance = tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
+        if training and self.trainable:
+            if self._reduce is None:
+                y, batch_mean, batch_variance = _fused(x, gamma, beta, self.epsilon)
+            else:
+                y, batch_mean, batch_variance = _synchronized(x, gamma, beta, mean, self.epsilon, self._reduce)
+            self.moving_mean.assign(mean * self.momentum + batch_mean * (1 - self.momentum))
+            self.moving_variance.assign(variance * self.momentum + batch_variance * (1 - self.momentum))
+        else:
+            y = _affine(x, gamma, beta, mean, variance, self.epsilon)
+        if len(inputs.shape) == 2:
+            return y[:, 0, 0, :]
+        return tf.transpose(y, (0, 3, 1, 2)) if channels_first else y
+
+
+def _elements(x: tf.Tensor) -> tf.Tensor:
+    """Elements behind one channel of [b, H, W, C], as float32."""
+    return tf.cast(tf.size(x, tf.int64) // x.shape[-1], tf.float32)
+
+
+def _fused(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Normalizes by the batch's own moments; returns output, mean and biased variance."""
+    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, data_format="NHWC", is_training=True
+    )
+    n = _elements(x)
+    return y, tf.stop_gradient(mean), tf.stop_gradient(variance * (n - 1) / n)
+
+
+def _affine(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """(x - mean) / sqrt(variance + epsilon) * scale + offset, in one pass."""
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=scale, offset=offset, mean=mean, variance=variance, epsilon=epsilon, data_format="NHWC", is_training=False
+    ).y
+
+
+def _synchronized(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, shift: tf.Tensor, epsilon: float, reduce: Reduce
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """As `_fused`, over the batches of all workers.
+
+    Composed from fused kernels in both directions, because an affine pass on top of them costs more than all the rest: its
+    gradient makes many passes over big tensors. Moments are summed around `shift` (the moving mean, equal on all workers),
+    where E[x^2] - E[x]^2 does not cancel.
+    """
+
+    @tf.custom_gradient
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
+        n = _elements(x)
+        _, mean, variance = _fused(x, tf.ones_like(gamma), tf.zeros_like(beta), epsilon)
+        centred = mean - shift
+        total = reduce(tf.concat([n * centred, n * (variance + centred**2), n[None]], 0))
+        first, second, count = total[: gamma.shape[0]], total[gamma.shape[0] : -1], total[-1]
+        mean = shift + first / count
+        variance = tf.maximum(second / count - (first / count) ** 2, 0.0)
+        y = _affine(x, gamma, beta, mean, variance, epsilon)
+
+        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            # Inference mode's gradient takes the moments as constants; what they add is affine in x (Ioffe & Szegedy, 2015).
+            direct, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=dy,
+                x=x,
+                scale=gamma,
+                reserve_space_1=mean,
+                reserve_space_2=variance,
+                reserve_space_3=tf.zeros_like(mean),
+                epsilon=epsilon,
+                data_format="NHWC",
+                is_training=False,
+            )
+            sums = reduce(tf.concat([dgamma, dbeta], 0))
+            factor = -gamma * tf.math.rsqrt(variance + epsilon) / count
+            through = _affine(x, factor * sums[: gamma.shape[0]], factor * sums[gamma.shape[0] :], mean, variance, epsilon)
+            return direct + through, dgamma, dbeta
+
+        return (y, mean, variance), gradient
+
+    y, mean, variance = normalize(x, gamma, beta)
+    return y, tf.stop_gradient(mean), tf.stop_gradient(variance)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a worker's examples stand in the run: all that a dropout mask depends on."""
+
+    seed: int
+    rank: int
+    step: Any
+    """Integer variable: updates made so far."""
+
+
+class Dropout(keras.layers.Dropout):
+    """Keras' Dropout whose masks are those of the global batch, whatever the number of workers.
+
+    A counter-based generator (Philox) is started at this worker's first element, so nobody draws more than its own share.
+    """
+
+    def __init__(self, rate: float, *, place: Place, index: int, **kwargs: Any) -> None:
+        super().__init__(rate, **kwargs)
+        self._place = place
+        self._key = int(np.random.SeedSequence([place.seed, index]).generate_state(1, np.uint64)[0])
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[b, ...] -> [b, ...]; this worker's images are number rank * b and following of the global batch."""
+        if not training or self.rate == 0:
+            return inputs
+        size = tf.size(inputs, tf.int64)
+        start = self._place.rank * size
+        skip = start % 4  # the generator's counter counts groups of four
+        counter = tf.bitcast(tf.stack([start // 4, tf.cast(self._place.step, tf.int64)]), tf.uint64)
+        draws = tf.raw_ops.StatelessRandomUniformV2(
+            shape=(skip + size)[None], key=tf.constant([self._key], tf.uint64), counter=counter, alg=1, dtype=tf.float32
+        )
+        keep = tf.reshape(draws[skip:] >= self.rate, tf.shape(inputs))
+        return tf.where(keep, inputs / tf.cast(1 - self.rate, inputs.dtype), tf.zeros((), inputs.dtype))

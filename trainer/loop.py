@@ -1,0 +1,294 @@
+"""What one worker does, top to bottom. The only place that knows the order of an epoch.
+
+Every worker runs the same lines on its own part of each global batch; rank 0 also writes and tells. What a worker tells the head
+goes through the mailbox and never holds up training.
+
+Shapes: n validation images, m images of the fixed training sample, K classes, s steps of an epoch.
+"""
+
+import logging
+import resource
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.collective
+
+from trainer import UserError, config, model, results
+from trainer.checkpoint import Checkpoints
+from trainer.objectstore import StoreError, open_store
+from trainer.pack import open_rows
+from trainer.pipeline import Feed
+from trainer.records import EpochReport, Task
+from trainer.step import Group, Learner, StepStats
+
+log = logging.getLogger(__name__)
+
+LAG = 4
+"""Steps after which a step's numbers are looked at, so that a GPU is never waited for."""
+PROGRESS_SECONDS = 1.0
+
+
+class TrainingError(UserError):
+    """Training cannot go on, and starting it again would not help; one line."""
+
+
+def work(task: Task) -> None:
+    """Trains from the newest checkpoint to the last epoch. Raises what ends a worker; what a restart would not mend is told to
+    the head first."""
+    try:
+        _Worker(task).run()
+    except UserError as error:
+        ray.get(task.mailbox.post.remote({"kind": "failed", "message": str(error)}))
+        raise
+
+
+class _Worker:
+    def __init__(self, task: Task) -> None:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(task.threads)
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+        self.task = task
+        self.settings = config.parse(task.settings)
+        self.store = open_store(self.settings.run.storage, self.settings.s3)
+        rows = open_rows(task.pack, self.store, Path(self.settings.pipeline.cache_dir))
+        self.validation = np.array(task.split.validation)
+        training = np.array(task.split.training)
+        sample = np.random.default_rng(self.settings.run.seed).permutation(training)
+        self.sample = np.sort(sample[: self.settings.training.train_sample])
+
+        self.group = Group()
+        self.chief = self.group.rank == 0
+        self.learner = Learner(self.group, self.settings, task.pack.image_shape, len(task.pack.classes))
+        self.feed = Feed(rows, training, self.settings, rank=self.group.rank, size=self.group.size)
+        if self.feed.resident:
+            self.learner.resident = self.feed.load()
+        self.checkpoints = Checkpoints(self.store, task.run, self.settings.checkpoint.keep_last)
+        self.records = ThreadPoolExecutor(1, thread_name_prefix="epoch-records")
+        self.line = _Line(task.mailbox, self.chief)
+
+        self.history: list[EpochReport] = []
+        self.restarts = 0
+        self.epoch, self.done = 1, np.zeros((0, len(StepStats._fields)))
+        """The epoch under way and the StepStats [s, 7] of its steps so far."""
+
+    def run(self) -> None:
+        self._resume()
+        self.line.tell({"kind": "started", "workers": self.group.size, "steps": self.feed.steps, "resident": self.feed.resident})
+        outcome = "completed"
+        while self.epoch <= self.settings.training.epochs:
+            began = time.perf_counter()
+            if not self._train_epoch():
+                outcome = "interrupted"
+                break
+            self._close_epoch(began)
+            if self._no_longer_improving():
+                outcome = "stopped early"
+                break
+        self._finish(outcome)
+
+    def _resume(self) -> None:
+        """Takes the newest valid checkpoint over, in this order:
+        1. rank 0 finds it, so that all workers take the same one;
+        2. weights, statistics, optimizer (its step count places the dropout masks);
+        3. history, epoch and the steps already made in it (they place the order of the images).
+        """
+        found = self.checkpoints.latest() if self.chief else None
+        step = ray.train.collective.broadcast_from_rank_zero(found.step if found else None)
+        if step is None:
+            return
+        _, state, meta = found or self.checkpoints.load(step)
+        self.done = state.pop("epoch/steps")
+        self.learner.restore(state)
+        self.history = [results.report_from(values) for values in meta["history"]]
+        self.epoch = meta["epoch"]
+        self.restarts = meta["restarts"] + 1
+        self.line.tell(
+            {"kind": "resumed", "step": step, "epoch": self.epoch, "restarts": self.restarts, "history": meta["history"]}
+        )
+
+    def _train_epoch(self) -> bool:
+        """Makes the remaining steps of the epoch; False if asked to stop, with a checkpoint saved."""
+        steps: list[StepStats] = []
+        saved = False
+        start = len(self.done)
+        self.feed.waited = 0.0
+        self.train_seconds = -time.perf_counter()
+        for batch in self.feed.batches(self.epoch, start):
+            preempted = not saved and ray.train.get_preemption_info() is not None
+            steps.append(self.learner.train(batch, stop=self.line.stop, save=preempted))
+            self.line.progress(self.epoch, start + len(steps), self.feed.steps)
+            seen = steps[max(len(steps) - LAG, 0)]
+            if float(seen.stop):
+                self.done = np.concatenate([self.done, _numbers(steps)])
+                self._save_inside_epoch()
+                return False
+            if not saved and float(seen.save):  # a node is about to go: what is done so far is kept
+                saved = True
+                done = self.done
+                self.done = np.concatenate([done, _numbers(steps)])
+                self._save_inside_epoch()
+                self.done = done
+        self.done = np.concatenate([self.done, _numbers(steps)])
+        self.train_seconds += time.perf_counter()
+        self.steps_timed = len(steps)
+        return True
+
+    def _close_epoch(self, began: float) -> None:
+        """Evaluates, reports, saves."""
+        self.learner.average_statistics()
+        losses, probabilities = self._evaluate(self.validation)
+        sample_losses, _ = self._evaluate(self.sample)
+        by_rank = np.zeros((self.group.size, 3))
+        by_rank[self.group.rank] = self.feed.waited / self.train_seconds, _peak_memory(), self.learner.checksum()
+        waits, memory, checksums = self.group.sum(by_rank).T
+        assert len(set(checksums.view(np.int64))) == 1, f"the workers' weights differ after epoch {self.epoch}: {checksums}"
+
+        steps = StepStats(*self.done.T)
+        labels = self.feed.rows.labels[self.validation]
+        batch = self.settings.training.batch_size
+        report = EpochReport(
+            epoch=self.epoch,
+            step=int(self.learner.optimizer.iterations),
+            train_loss=float(np.mean(steps.loss)),
+            train_accuracy=float(np.mean(steps.correct) / batch),
+            train_loss_inference=float(np.mean(sample_losses, dtype=np.float64)),
+            validation_loss=float(np.mean(losses, dtype=np.float64)),
+            validation_accuracy=float(np.mean(np.argmax(probabilities, -1) == labels)),
+            learning_rate=float(self.learner.optimizer.learning_rate),
+            gradient_norm=float(np.mean(steps.gradient_norm)),
+            update_norm=float(np.mean(steps.update_norm)),
+            images_per_second=self.steps_timed * batch / self.train_seconds,
+            input_wait=float(waits.max()),
+            step_seconds=self.train_seconds / max(self.steps_timed, 1),
+            seconds=time.perf_counter() - began,
+            restarts=self.restarts,
+        )
+        self.history.append(report)
+        broken = np.flatnonzero(~np.isfinite(steps.loss))
+        if self.chief:
+            arrays = {
+                "losses": losses,
+                "probabilities": probabilities,
+                "sample": sample_losses,
+                "steps": self.done.astype(np.float32),
+            }
+            self.records.submit(self._record, report, arrays)
+        self.epoch, self.done = self.epoch + 1, self.done[:0]
+        if self.chief and not len(broken):
+            self.checkpoints.save_in_background(report.step, *self._checkpoint(report.validation_loss))
+        saves = self.checkpoints.stats
+        self.line.tell(
+            {"kind": "epoch", "report": report, "input_waits": waits.tolist(), "peak_memory": memory.tolist(), "checkpoint": saves}
+        )
+        if len(broken):
+            self._flush()
+            first = report.step - len(steps.loss) + broken[0] + 1
+            raise TrainingError(
+                f"the training loss of epoch {report.epoch} is not finite from step {first} on: set training.learning_rate below "
+                f"{report.learning_rate:g} and run again, under this name to go on from the last checkpoint"
+            )
+
+    def _evaluate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inference mode, all workers together, every image once: row numbers [n] -> losses [n] and probabilities [n, K]."""
+        losses = np.zeros(len(rows), np.float32)
+        probabilities = np.zeros((len(rows), len(self.task.pack.classes)), np.float32)
+        for positions, images, labels in self.feed.evaluation(rows):
+            losses[positions], probabilities[positions] = self.learner.evaluate(images, labels)
+        return self.group.sum(losses), self.group.sum(probabilities)
+
+    def _checkpoint(self, validation_loss: float | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """A copy of all that `_resume` needs."""
+        state = self.learner.state() | {"epoch/steps": self.done.copy()}
+        meta = {"epoch": self.epoch, "restarts": self.restarts, "history": [report.as_dict() for report in self.history]}
+        if validation_loss is not None:
+            meta["validation_loss"] = validation_loss
+        return state, meta | {"settings": self.task.settings}
+
+    def _save_inside_epoch(self) -> None:
+        if self.chief:
+            self.checkpoints.save(int(self.learner.optimizer.iterations), *self._checkpoint())
+        self.line.tell({"kind": "saved", "step": int(self.learner.optimizer.iterations), "checkpoint": self.checkpoints.stats})
+
+    def _record(self, report: EpochReport, arrays: Mapping[str, np.ndarray]) -> None:
+        try:
+            results.put_epoch(self.store, self.task.run, report, arrays)
+        except StoreError as error:  # the report will lack this epoch's images; training goes on
+            self.line.tell({"kind": "warning", "message": f"results of epoch {report.epoch} were not stored: {error}"})
+
+    def _no_longer_improving(self) -> bool:
+        patience = self.settings.training.early_stopping
+        best = results.best(self.history)
+        return bool(patience) and best is not None and self.history[-1].epoch - best.epoch >= patience
+
+    def _flush(self) -> None:
+        self.records.shutdown()
+        self.checkpoints.close()
+
+    def _finish(self, outcome: str) -> None:
+        """Waits for what is still being written, exports the model and says goodbye."""
+        if not self.chief:
+            return
+        self._flush()
+        epoch = self.history[-1].epoch if self.history else 0
+        if outcome != "interrupted":
+            if self.settings.training.keep == "best" and (step := self.checkpoints.best()) is not None:
+                state = self.checkpoints.load(step).state
+                state.pop("epoch/steps")
+                self.learner.restore(state)
+                epoch = next(report.epoch for report in self.history if report.step == step)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "model.keras")
+                model.export(self.learner.model, self.task.pack.image_shape, self.settings.model, path)
+                self.store.upload(f"runs/{self.task.run}/model.keras", path)
+        farewell = {"kind": "finished", "outcome": outcome, "epoch": epoch, "checkpoint": self.checkpoints.stats}
+        ray.get(self.task.mailbox.post.remote(farewell))
+
+
+class _Line:
+    """The chief's line to the head: posts are not waited for, and the answer to an earlier one says whether to stop."""
+
+    def __init__(self, mailbox: Any, chief: bool) -> None:
+        self._mailbox = mailbox
+        self._chief = chief
+        self._last = 0.0
+        self._answer: Any = None
+        self.stop = False
+
+    def tell(self, event: dict[str, Any]) -> None:
+        if self._chief:
+            self._hear()
+            self._answer = self._mailbox.post.remote(event)
+
+    def progress(self, epoch: int, step: int, steps: int) -> None:
+        """Tells how far the epoch is, at most once a second."""
+        now = time.monotonic()
+        if self._chief and now - self._last >= PROGRESS_SECONDS:
+            self._last = now
+            self.tell({"kind": "progress", "epoch": epoch, "step": step, "steps": steps})
+
+    def _hear(self) -> None:
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            try:
+                self.stop = self.stop or ray.get(self._answer)
+            except ray.exceptions.RayError as error:  # training does not die of its monitoring
+                log.warning("the head does not answer: %s", error)
+            self._answer = None
+
+
+def _numbers(steps: list[StepStats]) -> np.ndarray:
+    """float64 [s, 7]."""
+    return np.array([[float(value) for value in step] for step in steps]).reshape(-1, len(StepStats._fields))
+
+
+def _peak_memory() -> float:
+    """Bytes: the largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -1,0 +1,85 @@
+"""The batches of one worker: which images, in which order, from memory or from the local disk.
+
+The order of an epoch is a function of (seed, epoch) alone, and a worker takes its consecutive part of every global batch; so the
+global batches are the same for any number of workers. Images that do not fill a last batch are left out of that epoch; the
+next epoch's order leaves out others.
+
+Shapes: N packed images, n training images, B images of a global batch, b of one worker's part, H W C one image.
+"""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from trainer import config
+from trainer.pack import PackedRows
+from trainer.step import Batch
+
+EVALUATION_BATCH = 128
+
+
+class Feed:
+    """One worker's view of the packed images."""
+
+    def __init__(self, rows: PackedRows, training: np.ndarray, settings: config.Config, *, rank: int, size: int) -> None:
+        """`training`: row numbers [n] of the training images."""
+        self.rows = rows
+        self.training = training
+        self.settings = settings
+        self.rank, self.size = rank, size
+        self.steps = len(training) // settings.training.batch_size
+        self.waited = 0.0
+        """Seconds that `batches` has kept its caller waiting, since it was last set to 0."""
+        self.resident = rows.images.nbytes <= settings.pipeline.memory_bytes
+
+    def load(self) -> tf.Tensor:
+        """All packed images, uint8 [N, H, W, C], on the GPU where there is one. Only when `resident`."""
+        return tf.constant(self.rows.images.take(np.arange(len(self.rows.labels))))
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This worker's part of the epoch's global batches from number `start` on."""
+        order, changes = epoch_order(len(self.training), epoch, self.settings)
+        part = self.settings.training.batch_size // self.size
+        mine = slice(self.rank * part, (self.rank + 1) * part)
+        indices, changes = self.training[order[start:, mine]], changes[start:, mine]
+        data = tf.data.Dataset.from_tensor_slices((indices, self.rows.labels[indices], changes))
+        if not self.resident:
+            shape = (part, *self.rows.images.shape[1:])
+            data = data.map(lambda *batch: (_read(self.rows, batch[0], shape), *batch[1:]), deterministic=True)
+        batches = iter(data.prefetch(2))
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield Batch(*batch)
+
+    def evaluation(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """This worker's share of `rows`: positions within `rows`, images (or resident row numbers) and labels of each batch.
+        The shares of all workers together hold every position once."""
+        mine = np.arange(len(rows))[self.rank :: self.size]
+        for begin in range(0, len(mine), EVALUATION_BATCH):
+            positions = mine[begin : begin + EVALUATION_BATCH]
+            images = rows[positions] if self.resident else self.rows.images.take(rows[positions])
+            yield positions, images, self.rows.labels[rows[positions]]
+
+
+def epoch_order(images: int, epoch: int, settings: config.Config) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the training images in the epoch's global batches, int64 [steps, B], and their augmentation, int32
+    [steps, B, 3] (Batch.changes): a function of seed and epoch."""
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([settings.run.seed, epoch])))
+    size = settings.training.batch_size
+    steps = images // size
+    order = generator.permutation(images)[: steps * size].reshape(steps, size)
+    shift = settings.pipeline.shift
+    mirror = generator.integers(0, 2, (steps, size, 1)) * settings.pipeline.flip
+    changes = np.concatenate([mirror, generator.integers(-shift, shift + 1, (steps, size, 2))], -1)
+    return order, changes.astype(np.int32)
+
+
+def _read(rows: PackedRows, indices: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    images = tf.numpy_function(rows.images.take, [indices], tf.uint8, stateful=False)
+    return tf.ensure_shape(images, shape)

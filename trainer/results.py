@@ -1,0 +1,112 @@
+"""What a run stores about itself beside its checkpoints, and how it is read again.
+
+runs/<run>/run.json           the resolved configuration, the data set's digest, the environment
+runs/<run>/epochs/0001.json   the epoch's EpochReport
+runs/<run>/epochs/0001.npz    losses [n], probabilities [n, K] of the n validation images, in the order of the split;
+                              sample [m], losses of the fixed sample of training images; steps [s, 7], its StepStats
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trainer.objectstore import NotFound, Store
+from trainer.records import EpochReport, Pack, Split
+from trainer.report import RunResult
+from trainer.shards import PackedRows
+
+
+def put_run(store: Store, run: str, facts: Mapping[str, Any]) -> None:
+    """Stores what the run is; raises StoreError."""
+    store.put(f"runs/{run}/run.json", json.dumps(facts, indent=1).encode(), content_type="application/json")
+
+
+def get_run(store: Store, run: str) -> dict[str, Any] | None:
+    """What `put_run` stored; None for a run that never started."""
+    try:
+        return json.loads(store.get(f"runs/{run}/run.json"))
+    except NotFound:
+        return None
+
+
+def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, np.ndarray]) -> None:
+    """Stores one epoch, the report last; raises StoreError."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    store.put(_key(run, report.epoch, "npz"), buffer.getvalue())
+    store.put(_key(run, report.epoch, "json"), json.dumps(report.as_dict()).encode(), content_type="application/json")
+
+
+def get_arrays(store: Store, run: str, epoch: int) -> dict[str, np.ndarray]:
+    """The arrays of one epoch; empty if they are not there."""
+    try:
+        with np.load(io.BytesIO(store.get(_key(run, epoch, "npz"))), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except NotFound:
+        return {}
+
+
+def get_history(store: Store, run: str) -> list[EpochReport]:
+    """The reports of all stored epochs, in order."""
+    keys = [entry.key for entry in store.list(f"runs/{run}/epochs/") if entry.key.endswith(".json")]
+    reports = []
+    for key, body in store.get_many(keys):
+        if isinstance(body, Exception):
+            raise body
+        reports.append(report_from(json.loads(body)))
+        assert key == _key(run, reports[-1].epoch, "json")
+    return reports
+
+
+def best(history: list[EpochReport]) -> EpochReport | None:
+    """The epoch with the lowest finite validation loss, the earlier of equals; None if there is none."""
+    finite = [report for report in history if np.isfinite(report.validation_loss)]
+    return min(finite, key=lambda report: (report.validation_loss, report.epoch)) if finite else None
+
+
+def report_from(values: Mapping[str, Any]) -> EpochReport:
+    """Builds an EpochReport from its JSON; what an older version did not know is left at its default."""
+    known = {name: values[name] for name in EpochReport.__dataclass_fields__ if name in values}
+    return EpochReport(**known)
+
+
+def _key(run: str, epoch: int, suffix: str) -> str:
+    return f"runs/{run}/epochs/{epoch:04d}.{suffix}"
+
+
+def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split, outcome: str) -> RunResult:
+    """Everything a report is made of, from what the run has stored."""
+    facts = get_run(storage, name)
+    assert facts is not None, "a run stores its facts before it trains"
+    history = get_history(storage, name)
+    arrays = [get_arrays(storage, name, report.epoch) for report in history]
+    lowest = best(history)
+    kept = lowest if facts["config"]["training"]["keep"] == "best" else None
+    chosen = history.index(kept or history[-1])
+    validation = np.array(sides.validation)
+    missing = np.full(len(validation), np.nan, np.float32)
+    classes = len(packed.classes)
+    return RunResult(
+        run=name,
+        outcome=outcome,
+        config=facts["config"],
+        environment=facts["environment"],
+        classes=packed.classes,
+        data={
+            **sides.facts,
+            "quarantined": [{"key": image.key, "reason": image.reason} for image in packed.quarantined],
+            "images": packed.images,
+            "manifest": packed.digest,
+        },
+        history=history,
+        epoch=history[chosen].epoch,
+        keys=[rows.keys[row] for row in validation],
+        groups=[rows.groups[row] for row in validation],
+        labels=rows.labels[validation],
+        probabilities=arrays[chosen].get("probabilities", np.full((len(validation), classes), np.nan, np.float32)),
+        losses=np.array([epoch.get("losses", missing) for epoch in arrays]),
+        thumbnail=lambda index: rows.images.take(validation[index : index + 1])[0],
+    )

@@ -1,0 +1,198 @@
+"""One synchronous update over all workers, and sums over them. The only door to tf.distribute.
+
+A step is two parts. In the replica's context: forward, backward, and one sum of the gradients and of a few numbers over all
+workers. Outside of it: the optimizer, which every worker applies to the same sums; so the weights stay equal bit for bit, and
+Keras' optimizer, which would sum a second time in the replica's context, does not. Variables are plain ones: every worker has
+one replica.
+
+Shapes: b images of this worker, B of the global batch (b times the workers), H W C one image, K classes.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import UserError, config, model
+from trainer.layers import Place
+
+
+class Group:
+    """The workers of a run and this one's place among them. Built first: TensorFlow must not have run anything before."""
+
+    def __init__(self) -> None:
+        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}")
+        self.size: int = len(cluster.get("cluster", {}).get("worker", [0]))
+        self.rank: int = cluster.get("task", {}).get("index", 0)
+        self._strategy = tf.distribute.MultiWorkerMirroredStrategy() if self.size > 1 else tf.distribute.get_strategy()
+        # identity: the sum must know the device of what it sums, and a function's argument has none
+        self._sum = tf.function(lambda value: self.run(lambda v: self.all_reduce(tf.identity(v)), value), reduce_retracing=True)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs `function` in the replica's context, where `all_reduce` works; inside a tf.function."""
+        return self._strategy.run(function, args=arguments) if self.size > 1 else function(*arguments)
+
+    def all_reduce(self, tensors: Any) -> Any:
+        """Sums a tensor, or a list of them, over all workers."""
+        if self.size == 1:
+            return tensors
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Sums an array over all workers, each of which calls this at the same point; the result is equal on all."""
+        return self._sum(tf.constant(values)).numpy() if self.size > 1 else values
+
+
+class Batch(NamedTuple):
+    """This worker's part of a global batch. `images` are pixels, or row numbers of a data set that is resident."""
+
+    images: tf.Tensor
+    """uint8 [b, H, W, C], or int64 [b] rows of the resident images."""
+    labels: tf.Tensor
+    """int32 [b]."""
+    changes: tf.Tensor
+    """int32 [b, 3]: mirror (0 or 1), shift down, shift right in pixels."""
+
+
+class StepStats(NamedTuple):
+    """What one step tells, equal on all workers; scalars."""
+
+    loss: Any
+    """Mean cross-entropy of the global batch in nats, in training mode, before the update."""
+    correct: Any
+    """Images of the global batch whose class was predicted."""
+    gradient_norm: Any
+    """L2 norm of the global gradient."""
+    local_gradient_square: Any
+    """Mean over the workers of the squared L2 norm of each worker's own mean gradient: with the global norm, the two batch
+    sizes from which the gradient noise scale follows."""
+    update_norm: Any
+    """L2 norm of the change of the trainable weights."""
+    stop: Any
+    """Number of workers that asked to stop."""
+    save: Any
+    """Number of workers that asked for a checkpoint."""
+
+
+class Learner:
+    """Network, optimizer and the compiled functions that move and evaluate them; the same on every worker."""
+
+    def __init__(self, group: Group, settings: config.Config, shape: tuple[int, int, int], classes: int) -> None:
+        self.group = group
+        self.settings = settings
+        self.shape = shape
+        if settings.model.precision != "float32":
+            keras.config.set_dtype_policy(settings.model.precision)
+        self.optimizer = keras.optimizers.Adam(settings.training.learning_rate, name="adam")
+        place = Place(settings.run.seed, group.rank, self.optimizer.iterations)
+        self._synchronized = group.size > 1 and settings.model.batch_normalization in ("auto", "synchronized")
+        reduce = group.all_reduce if self._synchronized else None
+        self.model = model.build(shape, classes, settings.model, seed=settings.run.seed, place=place, reduce=reduce)
+        self.optimizer.build(self.model.trainable_variables)
+        self.resident: tf.Tensor | None = None
+        """uint8 [N, H, W, C]: set it to feed row numbers instead of pixels."""
+        self._train = tf.function(self._train_step)
+        self._evaluate = tf.function(self._evaluate_batch, reduce_retracing=True)
+
+    def train(self, batch: Batch, *, stop: bool = False, save: bool = False) -> StepStats:
+        """One update with this worker's part of a global batch; all workers call it together. Tensors, not yet waited for."""
+        return self._train(batch, tf.constant([stop, save], tf.float32))
+
+    def evaluate(self, images: np.ndarray | tf.Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inference mode, this worker alone: pixels uint8 [n, H, W, C] or resident rows int64 [n], labels int [n] ->
+        cross-entropy in nats [n] and probabilities [n, K], float32."""
+        losses, probabilities = self._evaluate(tf.convert_to_tensor(images), tf.convert_to_tensor(labels, tf.int32))
+        return losses.numpy(), probabilities.numpy()
+
+    def average_statistics(self) -> None:
+        """Makes BatchNormalization's moving statistics equal on all workers where each keeps its own."""
+        if self.group.size > 1 and not self._synchronized:
+            for variable in self.model.non_trainable_variables:
+                if variable.dtype == "float32":
+                    variable.assign(self.group.sum(variable.numpy()) / self.group.size)
+
+    def checksum(self) -> float:
+        """Of all weights and moving statistics: equal on all workers as long as they hold the same."""
+        return float(sum(np.abs(variable.numpy(), dtype=np.float64).sum() for variable in self.model.weights))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """A copy of everything that training changes: weights, statistics, optimizer; names are paths in the model."""
+        return {name: variable.numpy().copy() for name, variable in self._variables().items()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Takes a `state` over, but for the learning rate, which is the configured one. Raises UserError when it is of another
+        network."""
+        variables = self._variables()
+        wrong = [name for name in variables.keys() | state.keys() if _shape(variables.get(name)) != _shape(state.get(name))]
+        if wrong:
+            name = min(wrong)
+            raise UserError(
+                f"the checkpoint is of another network: {name} has shape {_shape(state.get(name))} there and "
+                f"{_shape(variables.get(name))} here; use the run's own configuration or another run.name"
+            )
+        for name, variable in variables.items():
+            variable.assign(state[name])
+        self.optimizer.learning_rate = self.settings.training.learning_rate
+
+    def _variables(self) -> dict[str, keras.Variable]:
+        model_variables = {f"model/{variable.path}": variable for variable in self.model.weights}
+        return model_variables | {f"optimizer/{variable.path}": variable for variable in self.optimizer.variables}
+
+    def _pixels(self, images: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self.resident, images) if images.dtype == tf.int64 else images
+
+    def _input(self, pixels: tf.Tensor) -> tf.Tensor:
+        """uint8 [b, H, W, C] -> what the network takes."""
+        x = tf.cast(pixels, tf.float32)
+        return tf.transpose(x, (0, 3, 1, 2)) if self.settings.model.data_format == "channels_first" else x
+
+    def _train_step(self, batch: Batch, asks: tf.Tensor) -> StepStats:
+        weights = [variable.value for variable in self.model.trainable_variables]
+        *gradients, numbers = self.group.run(self._forward_backward, batch, asks)
+        before = [tf.identity(weight) for weight in weights]
+        with tf.control_dependencies(before):
+            self.optimizer.apply(gradients)
+        loss, correct, local_square, stop, save = tf.unstack(numbers)
+        return StepStats(
+            loss=loss,
+            correct=correct,
+            gradient_norm=tf.linalg.global_norm(gradients),
+            local_gradient_square=local_square * self.group.size,  # each worker's gradient is of its share of the global mean
+            update_norm=tf.linalg.global_norm([tf.convert_to_tensor(now) - was for now, was in zip(weights, before, strict=True)]),
+            stop=stop,
+            save=save,
+        )
+
+    def _forward_backward(self, batch: Batch, asks: tf.Tensor) -> list[tf.Tensor]:
+        pixels = self._pixels(batch.images)
+        if self.settings.pipeline.flip or self.settings.pipeline.shift:
+            pixels = augment(pixels, batch.changes)
+        with tf.GradientTape() as tape:
+            logits = self.model(self._input(pixels), training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch.labels, logits)
+            loss = tf.reduce_sum(losses) / self.settings.training.batch_size
+        gradients = tape.gradient(loss, [variable.value for variable in self.model.trainable_variables])
+        correct = tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == batch.labels, tf.float32))
+        square = tf.linalg.global_norm(gradients) ** 2
+        return self.group.all_reduce([*gradients, tf.concat([tf.stack([loss, correct, square]), asks], 0)])
+
+    def _evaluate_batch(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        logits = self.model(self._input(self._pixels(images)), training=False)
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), tf.nn.softmax(logits)
+
+
+def augment(pixels: tf.Tensor, changes: tf.Tensor) -> tf.Tensor:
+    """uint8 [b, H, W, C] mirrored and shifted as `changes` (Batch.changes) says; edges are repeated."""
+    height, width = pixels.shape[1], pixels.shape[2]
+    pixels = tf.where(changes[:, 0, None, None, None] == 1, tf.reverse(pixels, [2]), pixels)
+    rows = tf.clip_by_value(tf.range(height)[None] - changes[:, 1, None], 0, height - 1)
+    columns = tf.clip_by_value(tf.range(width)[None] - changes[:, 2, None], 0, width - 1)
+    return tf.gather(tf.gather(pixels, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+
+
+def _shape(array: Any) -> tuple[int, ...] | None:
+    return None if array is None else tuple(array.shape)

@@ -12,6 +12,7 @@ header is passed on as it came.
 import http.client
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
@@ -85,6 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def serve(self) -> None:
+        with suppress(ConnectionError):  # the client may have given up waiting
+            self._serve()
+
+    def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.proxy.next_fault(self.command, self.path)
         kind = fault.kind if fault else None

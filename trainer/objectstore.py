@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -27,6 +28,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
+from s3transfer.exceptions import S3DownloadFailedError
 
 from trainer import config
 from trainer.store import MAX_THREADS, PART, THREADS, Exists, FolderStore, NotFound, Object, Store, StoreError, one_line
@@ -36,6 +38,7 @@ __all__ = ["MAX_THREADS", "Exists", "FolderStore", "NotFound", "Object", "S3Stor
 _NETWORK = (HTTPClientError, BotoConnectionError, IncompleteReadError)
 _TRANSIENT = frozenset({429, 500, 502, 503, 504, 509})  # HTTP states after which another try may succeed
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "BadDigest", "OperationAborted", "ConditionalRequestConflict"})
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0  # seconds between tries
 _ADVICE = {
     "NoSuchBucket": "no such bucket: create it, or correct the bucket's name",
     "InvalidAccessKeyId": "the server does not know this access key: check AWS_ACCESS_KEY_ID",
@@ -120,7 +123,7 @@ class S3Store(Store):
     def _delay(self, attempts: int) -> float:
         with self._lock:
             self.retries += 1
-        return min(20.0, 0.5 * 2 ** (attempts - 1)) * random.uniform(0.5, 1)
+        return min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (attempts - 1)) * random.uniform(0.5, 1)
 
     def list(self, prefix: str = "") -> Iterator[Object]:
         with self._explained(prefix):
@@ -155,7 +158,7 @@ class S3Store(Store):
                         return b""
                     raise
                 try:
-                    with response["Body"] as body:
+                    with closing(response["Body"]) as body:
                         return body.read()
                 except _NETWORK:
                     if attempts == self._s3.max_attempts:
@@ -169,10 +172,8 @@ class S3Store(Store):
                 self.client.download_file(self.bucket, self.prefix + key, str(path), Config=self._transfer)
             except RetriesExceededError as error:
                 raise error.last_exception from None
-            except ClientError as error:
-                if error.operation_name == "HeadObject":
-                    self.get(key, 0, 1)  # the answer to HEAD has no body and so no reason: this raises with one
-                raise
+            except S3DownloadFailedError:  # parts of different versions
+                raise StoreError(f"{self._where(key)}: changed while it was being read: try again") from None
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str | None = None) -> None:
         wanted = _content_type(content_type) | ({"IfNoneMatch": "*"} if if_absent else {})
@@ -233,12 +234,10 @@ class S3Store(Store):
     def _explain_answer(self, error: ClientError, where: str) -> StoreError:
         status, code = _status(error), error.response["Error"].get("Code", "")
         answered = f"{where}: {self.client.meta.endpoint_url} answered {error.operation_name} with {status} {code}"
-        if code in ("NoSuchKey", "404"):
+        if code == "NoSuchKey":
             return NotFound(f"{where}: no such object")
         if code in _ADVICE:
             return StoreError(f"{where}: {_ADVICE[code]} ({code} for {error.operation_name})")
-        if status == 412:
-            return StoreError(f"{where}: changed while it was being read: try again")
         if status in _TRANSIENT:
             return StoreError(
                 f"{answered}, tried {_retries(error) + 1} times: wait until the server has recovered, "

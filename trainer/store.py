@@ -245,11 +245,7 @@ class FolderStore(Store):
         """Writes under another name first, so that nobody sees half a file. False: `if_absent`, and there is one."""
         partial = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
         try:
-            file = _create(partial)
-        except FileNotFoundError:
-            file = _create(partial)  # a delete elsewhere had taken the folder away while it was empty
-        try:
-            with file:
+            with _create(partial) as file:
                 fill(file)
             if if_absent:
                 try:
@@ -264,8 +260,14 @@ class FolderStore(Store):
 
 
 def _create(path: Path) -> BinaryIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("xb")
+    """Opens a new file. Tries again when a delete elsewhere takes the folder away meanwhile, because it is empty."""
+    for _ in range(20):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+        except (FileNotFoundError, FileExistsError) as error:
+            taken_away = error
+    raise taken_away
 
 
 def one_line(error: Exception) -> str:

@@ -142,7 +142,7 @@ assert group.sum(np.array([1.0, group.rank])).tolist() == [group.size, sum(range
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("mode", ["auto", "fused"])
+@pytest.mark.parametrize("mode", ["synchronized", "fused"])
 def test_two_workers_are_one(tmp_path, mode):
     """Two workers would drift apart, or learn something else than one worker does with the same global batches."""
     script = SCRIPT.format(root=os.getcwd(), mode=mode)
@@ -151,7 +151,7 @@ def test_two_workers_are_one(tmp_path, mode):
     one, first, second = (dict(np.load(tmp_path / name)) for name in ("1-0.npz", "2-0.npz", "2-1.npz"))
     for name, values in first.items():
         np.testing.assert_array_equal(second[name], values, err_msg=f"{name} differs between the workers")
-    if mode == "auto":
+    if mode == "synchronized":
         np.testing.assert_allclose(first["losses"], one["losses"], rtol=2e-3)
     else:
         assert np.max(np.abs(first["losses"] / one["losses"] - 1)) > 2e-3  # local statistics do differ: the comparison can fail

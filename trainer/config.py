@@ -115,9 +115,9 @@ class Pipeline(Section):
 
 class Model(Section):
     data_format: Literal["channels_last", "channels_first"] = "channels_last"
-    batch_normalization: Literal["auto", "keras", "fused", "synchronized"] = "auto"
-    """`auto`: fused kernels, synchronized when there is more than one worker. `fused`: fused, each worker its own statistics.
-    `keras`: Keras' own layer."""
+    batch_normalization: Literal["synchronized", "fused", "keras"] = "synchronized"
+    """`synchronized`: fused kernels, statistics over the whole batch, the same bits for any number of workers. `fused`: each
+    worker has statistics of its own part. `keras`: Keras' own layer, each worker for itself."""
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """BatchNormalization: share of the moving statistics kept at each step."""
     dropout: tuple[

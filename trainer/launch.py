@@ -25,7 +25,7 @@ from trainer.exporter import Exporter, MetricsError
 from trainer.index import DataError, build_manifest, split
 from trainer.objectstore import Store, StoreError, open_store
 from trainer.pack import PackedRows, load_pack, open_rows, pack
-from trainer.records import EpochReport, Pack, Split, Task
+from trainer.records import EpochReport, Manifest, Pack, Split, Task
 from trainer.report import write
 
 log = logging.getLogger(__name__)

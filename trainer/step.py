@@ -89,7 +89,7 @@ class Learner:
             keras.config.set_dtype_policy(settings.model.precision)
         self.optimizer = keras.optimizers.Adam(settings.training.learning_rate, name="adam")
         place = Place(settings.run.seed, group.rank, self.optimizer.iterations)
-        self._synchronized = group.size > 1 and settings.model.batch_normalization in ("auto", "synchronized")
+        self._synchronized = settings.model.batch_normalization == "synchronized"
         reduce = group.all_reduce if self._synchronized else None
         self.model = model.build(shape, classes, settings.model, seed=settings.run.seed, place=place, reduce=reduce)
         self.optimizer.build(self.model.trainable_variables)

@@ -1,0 +1,167 @@
+"""The whole job on a real S3 server with real Ray workers: same curve for any number of workers, and after any accident."""
+
+import signal
+import time
+import urllib.request
+
+import keras
+import numpy as np
+import pytest
+
+from tests import jobs
+from tests.jobs import Job
+from tests.prometheus import prometheus, query, until
+from trainer import config
+from trainer.checkpoint import Checkpoints
+from trainer.objectstore import open_store
+
+pytestmark = pytest.mark.integration
+
+SAME = 1e-6
+"""Relative: repeated on the same number of workers, only the order of a few additions may differ."""
+
+
+@pytest.fixture(scope="module")
+def place(object_store, tmp_path_factory):  # noqa: ARG001
+    """A bucket with images, a folder, a configuration, and a finished run `one` of one worker."""
+    storage, folder = "s3://spikewise/training", tmp_path_factory.mktemp("training")
+    jobs.put_images(storage)
+    configuration = jobs.write_config(folder, storage)
+    first = Job(configuration, "one")
+    first.succeed()
+    return storage, folder, configuration, first
+
+
+def test_a_run_leaves_what_it_promises(place):
+    """A user would find no report, no model or no checkpoints after a successful job."""
+    storage, folder, _, first = place
+    assert "completed" in first.output
+    document = jobs.report(folder, "one")
+    assert document["outcome"] == "completed"
+    assert len(document["history"]) == 4
+    stored = {entry.key for entry in open_store(f"{storage}/storage/runs/one", config.S3(path_style=True)).list()}
+    for name in ("report.html", "report.json", "loss.png", "model.keras"):
+        assert name in stored
+        assert (folder / "runs" / "one" / name).stat().st_size > 0
+    steps = jobs.history(storage, "one")[-1].step
+    assert f"checkpoints/{steps:09d}/commit.json" in stored
+
+
+def test_the_exported_model_gives_the_reports_predictions(place):
+    """model.keras would not be the model that the report speaks of."""
+    storage, folder, *_ = place
+    store = open_store(f"{storage}/storage", config.S3(path_style=True))
+    state = Checkpoints(store, "one", 1).latest().state
+    network = keras.models.load_model(folder / "runs" / "one" / "model.keras")
+    for name, values in state.items():
+        if name.startswith("model/"):
+            layer, weight = name.split("/")[-2:]
+            found = next(w for w in network.get_layer(layer).weights if w.name == weight)
+            np.testing.assert_array_equal(found.numpy(), values, err_msg=name)
+
+
+def test_a_second_run_reads_no_image(place, tmp_path):
+    """Every run would download and decode the whole data set again."""
+    storage, _, _, first = place
+    assert "packed in" in first.output
+    again = Job(jobs.write_config(tmp_path, storage), "again", "training.epochs=1")
+    again.succeed()
+    assert "already packed: no image was read" in again.output
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_curve_does_not_depend_on_the_number_of_workers(place, workers):
+    """Results from a laptop and from a cluster could not be compared."""
+    storage, _, configuration, _ = place
+    name = f"workers{workers}"
+    Job(configuration, name, f"launch.workers={workers}").succeed()
+    np.testing.assert_allclose(jobs.curves(storage, name), jobs.curves(storage, "one"), rtol=1e-3)
+
+
+def test_a_dead_worker_is_replaced_and_the_curve_is_the_same(place):
+    """A worker lost to the kernel or a broken node would end the job, or change its result."""
+    storage, _, configuration, _ = place
+    job = Job(configuration, "worker-died", "launch.workers=2")
+    job.await_line("^epoch 1/4")
+    time.sleep(np.random.default_rng().uniform(0, 1))
+    job.workers()[-1].kill()
+    job.succeed()
+    assert "resumed from the checkpoint of step" in job.output
+    assert jobs.history(storage, "worker-died")[-1].restarts == 1
+    np.testing.assert_allclose(jobs.curves(storage, "worker-died"), jobs.curves(storage, "workers2"), rtol=SAME)
+
+
+def test_a_dead_driver_is_resumed_by_hand_and_the_curve_is_the_same(place):
+    """After a power cut the run would have to begin anew, or continue differently."""
+    storage, _, configuration, _ = place
+    job = Job(configuration, "driver-died")
+    job.await_line("^epoch 1/4")
+    time.sleep(np.random.default_rng().uniform(0, 1))
+    job.kill()
+    again = Job(configuration, "driver-died")
+    again.succeed()
+    assert "resumed from the checkpoint of step" in again.output
+    np.testing.assert_allclose(jobs.curves(storage, "driver-died"), jobs.curves(storage, "one"), rtol=SAME)
+
+
+def test_sigterm_saves_inside_the_epoch_and_the_curve_is_the_same(place):
+    """A drained node would lose an epoch; or the steps before and after the interruption would be counted wrongly."""
+    storage, _, configuration, _ = place
+    job = Job(configuration, "drained")
+    job.await_line("^epoch 1/4")
+    job.process.send_signal(signal.SIGTERM)
+    assert job.wait() == 143, job.output
+    saved = int(job.await_line("checkpoint of step ([0-9]+) saved")[1])
+    again = Job(configuration, "drained")
+    again.succeed()
+    assert f"resumed from the checkpoint of step {saved}," in again.output
+    np.testing.assert_allclose(jobs.curves(storage, "drained"), jobs.curves(storage, "one"), rtol=SAME)
+
+
+def test_a_second_live_run_of_the_same_name_is_refused(place):
+    """Two jobs would overwrite each other's checkpoints."""
+    _, _, configuration, _ = place
+    job = Job(configuration, "twice", "training.epochs=1000")
+    try:
+        job.await_line("^run twice: metrics")
+        second = Job(configuration, "twice")
+        assert second.wait() == 2
+        assert "error: run twice" in second.output
+        assert "Traceback" not in second.output
+    finally:
+        job.kill()
+
+
+def test_a_resumed_run_keeps_what_it_learned_with(place):
+    """A run would silently continue with other settings or data than it began with."""
+    _, _, configuration, _ = place
+    job = Job(configuration, "one", "training.batch_size=16")
+    assert job.wait() == 2
+    assert "was started with training.batch_size = 32, now it is 16" in job.output
+
+
+def test_divergence_ends_the_run_with_a_line(place):
+    """A network full of NaN would be trained on for hours, restarted again and again, or reported as a success."""
+    storage, folder, configuration, _ = place
+    job = Job(configuration, "diverged", "training.learning_rate=9.9", "model.batch_normalization=keras", "run.seed=1")
+    code = job.wait()
+    finite = np.isfinite(jobs.curves(storage, "diverged")).all()
+    assert code == (0 if finite else 1), job.output
+    assert "Traceback" not in job.output
+
+
+@pytest.mark.prometheus
+def test_prometheus_has_the_last_epoch_after_the_job_has_ended(place, tmp_path):
+    """The end of the curve would be missing in Grafana: the job is gone before it is scraped."""
+    storage, _, configuration, _ = place
+    job = Job(configuration, "scraped", "metrics.linger=60.0")
+    target = job.await_line(r"metrics at http://([0-9.:]+)/metrics")[1]
+    with prometheus(tmp_path, target) as address:
+        job.succeed()
+        last = jobs.history(storage, "scraped")[-1]
+        (found,) = until(lambda: query(address, 'last_over_time(trainer_loss{split="validation"}[10m])')).values()
+        assert found == pytest.approx(last.validation_loss)
+        assert list(query(address, "last_over_time(trainer_epoch[10m])").values()) == [4]
+        assert list(query(address, 'last_over_time(trainer_state{state="completed"}[10m])').values()) == [1]
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://{target}/metrics", timeout=5)

@@ -1,0 +1,44 @@
+"""Rebuilds a run's report from what the run stored: `python -m jobs.report --config FILE --run NAME`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from trainer import UserError, config, results
+from trainer.index import split
+from trainer.objectstore import open_store
+from trainer.pack import load_pack, open_rows
+from trainer.report import write
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.report", description="Rebuilds a run's report from what it stored.")
+    parser.add_argument("--config", required=True, metavar="FILE", help="any configuration with the run's run.storage and s3")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
+    )
+    parser.add_argument("--run", required=True, metavar="NAME", help="name of the run, finished or not")
+    arguments = parser.parse_args(argv)
+    try:
+        settings = config.load(arguments.config, arguments.set)
+        storage = open_store(settings.run.storage, settings.s3)
+        facts = results.get_run(storage, arguments.run)
+        if facts is None:
+            raise UserError(f"--run {arguments.run}: {storage.url} holds no run of that name")
+        data = config.parse(facts["config"], f"run {arguments.run}").data
+        packed = load_pack(storage, facts["manifest"], (*data.image_size, 3))
+        if packed is None:
+            raise UserError(f"--run {arguments.run}: its packed images are no longer in {storage.url}/shards")
+        rows = open_rows(packed, storage, Path(settings.pipeline.cache_dir))
+        sides = split(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes, data)
+        folder = Path(settings.run.output, arguments.run)
+        write(results.load(arguments.run, storage, packed, rows, sides), folder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

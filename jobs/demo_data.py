@@ -2,7 +2,7 @@
 
 Owns: what lies at TARGET. Keys are `authentic/<photograph>/<photograph>-0001.jpg` and `fake/<photograph>/<photograph>-0001.jpg`,
 half of each, so data.group_by = '^[^/]+/([^/]+)/' keeps a photograph on one side of the split. How images are made is
-forgeries.py's. `demo-data.json` names the set. It is put first as unfinished and last as complete: a set that is there already
+forgeries.py's. `.demo-data.json` names the set. It is put first as unfinished and last as complete: a set that is there already
 is not made again, one that was interrupted or differs is, and where it is missing nothing is overwritten.
 """
 
@@ -22,7 +22,7 @@ from trainer import UserError, __version__, config
 from trainer.console import Console
 from trainer.objectstore import NotFound, Store, open_store
 
-MARKER = "demo-data.json"
+MARKER = ".demo-data.json"
 OURS = re.compile(r"(authentic|fake)/([^/]+)/\2-\d+\.jpg")
 BOUNDS = {"images": (2 * len(PHOTOGRAPHS), 100_000), "size": (32, 512), "seed": (0, 2**31 - 1)}
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-ORDER = """config records store objectstore index decode shards pack layers model step pipeline checkpoint exporter scores charts
-console page report results loop cluster plan launch""".split()
+ORDER = [
+    *["config", "records", "store", "objectstore", "index", "decode", "shards", "pack"],
+    *["layers", "model", "step", "pipeline", "checkpoint", "exporter", "scores", "charts", "console", "page", "report", "results"],
+    *["loop", "cluster", "plan", "launch"],
+]
 DOORS = {
     "boto3": {"objectstore"},
     "prometheus_client": {"exporter"},

@@ -87,12 +87,16 @@ def test_a_state_of_another_network_is_refused():
         Learner(Group(), _settings(), SHAPE, 2).restore(state)
 
 
-@pytest.mark.parametrize("settings", [{"data_format": "channels_first"}, {"precision": "mixed_bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"data_format": "channels_first"}, {"precision": "mixed_bfloat16"}, {"precision": "float64"}], ids=str
+)
 def test_other_layouts_and_precisions_learn_the_same(settings):
     """model.data_format or model.precision would train another model."""
-    losses = []
+    losses, weights = [], None
     for chosen in ({}, settings):
         learner = Learner(Group(), _settings(model={"dropout": [0.0, 0.0, 0.0], **chosen}), SHAPE, 2)
+        weights = weights or learner.model.get_weights()
+        learner.model.set_weights(weights)
         losses.append([float(learner.train(batch).loss) for batch in _batches(4)])
         keras.config.set_dtype_policy("float32")
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)

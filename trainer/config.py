@@ -128,8 +128,9 @@ class Model(Section):
         0.5,
     )
     """After the first pooling, the second pooling and the dense layer."""
-    precision: Literal["float32", "mixed_bfloat16"] = "float32"
-    """Of the layers' arithmetic; weights, losses and statistics stay float32."""
+    precision: Literal["float32", "mixed_bfloat16", "float64"] = "float32"
+    """Of the layers' arithmetic. `mixed_bfloat16`: weights, losses and statistics stay float32. `float64`: slow, for comparing
+    runs on different numbers of workers, which float32 rounds apart."""
 
 
 class Training(Section):

@@ -48,7 +48,9 @@ def build_manifest(store: Store, data: config.Data) -> Manifest:
         for entry, name in zip(objects, names, strict=True)
         if name is not None
     )
-    return Manifest(store.url, classes, images, _digest(classes, images), ignored=len(objects) - len(images))
+    strays = [entry.key for entry, name in zip(objects, names, strict=True) if name is None]
+    ignored = sum(not key.rpartition("/")[2].startswith(".") for key in strays)  # .DS_Store and its like are no news
+    return Manifest(store.url, classes, images, _digest(classes, images), ignored)
 
 
 def _class_of(key: str, data: config.Data) -> str | None:

@@ -182,8 +182,12 @@ def _run(run: _Run, lease: Lease) -> Outcome:
         run.exporter.enter("training")
         _train(run, lease, packed, sides)
     outcome = run.finished["outcome"] if run.finished else f"failed: {run.failure}"
-    if run.history:
-        _report(run, outcome, packed, rows, sides)
+    try:
+        results.put_run(run.storage, run.name, {**facts, "outcome": outcome})
+        if run.history:
+            _report(run, outcome, packed, rows, sides)
+    except StoreError as error:
+        run.console.warn(f"the report is not complete: {error}")
     return Outcome(run.name, outcome, run.folder)
 
 
@@ -327,16 +331,12 @@ def _work(arguments: dict[str, Any]) -> None:
 
 def _report(run: _Run, outcome: str, packed: Pack, rows: PackedRows, sides: Split) -> None:
     """Writes the report and puts it beside the checkpoints."""
-    result = results.load(run.name, run.storage, packed, rows, sides, outcome)
-    write(result, run.folder)
+    write(results.load(run.name, run.storage, packed, rows, sides), run.folder)
     run.console.say(f"report: {run.folder / 'report.html'}")
-    try:
-        if outcome in ("completed", "stopped early"):
-            run.storage.download(f"runs/{run.name}/model.keras", run.folder / "model.keras")
-        for name in ("report.html", "report.json", "loss.png"):
-            run.storage.upload(f"runs/{run.name}/{name}", run.folder / name)
-    except StoreError as error:
-        run.console.warn(f"the report stays in {run.folder}: {error}")
+    if outcome in ("completed", "stopped early"):
+        run.storage.download(f"runs/{run.name}/model.keras", run.folder / "model.keras")
+    for name in ("report.html", "report.json", "loss.png"):
+        run.storage.upload(f"runs/{run.name}/{name}", run.folder / name)
 
 
 @contextmanager

@@ -69,9 +69,32 @@ def _fused(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> t
 
 def _affine(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, epsilon: float) -> tf.Tensor:
     """(x - mean) / sqrt(variance + epsilon) * scale + offset, in one pass."""
+    if x.dtype == tf.float64:  # no fused kernel has it
+        return tf.nn.batch_normalization(x, mean, variance, offset, scale, epsilon)
     return tf.raw_ops.FusedBatchNormV3(
         x=x, scale=scale, offset=offset, mean=mean, variance=variance, epsilon=epsilon, data_format="NHWC", is_training=False
     ).y
+
+
+def _affine_gradient(
+    dy: tf.Tensor, x: tf.Tensor, scale: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Gradients of `_affine` with respect to x, scale and offset, the moments taken as constants."""
+    if x.dtype == tf.float64:
+        inverse = tf.math.rsqrt(variance + epsilon)
+        return dy * scale * inverse, tf.reduce_sum(dy * (x - mean) * inverse, (0, 1, 2)), tf.reduce_sum(dy, (0, 1, 2))
+    dx, dscale, doffset, *_ = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=dy,
+        x=x,
+        scale=scale,
+        reserve_space_1=mean,
+        reserve_space_2=variance,
+        reserve_space_3=tf.zeros_like(mean),
+        epsilon=epsilon,
+        data_format="NHWC",
+        is_training=False,
+    )
+    return dx, dscale, doffset
 
 
 def _synchronized(
@@ -79,7 +102,7 @@ def _synchronized(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """As `_fused`, over the batches of all workers.
 
-    The moments are summed for each image in float32 and over images and workers in float64: rounded, they are the same bits
+    The moments are summed for each image as they are and over images and workers in float64: rounded, they are the same bits
     for any number of workers. A difference in the last bits would turn a few max-poolings the other way, each of which
     changes the gradient by 0.1 %. The rest is composed from fused kernels, in both directions, because an affine pass of
     ordinary operations costs more than everything else: its gradient makes many passes over big tensors.
@@ -88,31 +111,21 @@ def _synchronized(
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
-        values = tf.cast(x, tf.float32)
+        values = tf.cast(x, gamma.dtype)
         sums = tf.reduce_sum(values, (1, 2))
         norms = tf.math.reduce_euclidean_norm(values, (1, 2))  # squares and sums in one pass
         parts = [tf.reduce_sum(tf.cast(sums, tf.float64), 0), tf.reduce_sum(tf.cast(norms, tf.float64) ** 2, 0)]
         total = reduce(tf.concat([*parts, [tf.cast(_elements(x), tf.float64)]], 0))
         exact = total[:channels] / total[-1]
-        mean = tf.cast(exact, tf.float32)
-        variance = tf.cast(tf.maximum(total[channels:-1] / total[-1] - exact**2, 0.0), tf.float32)
+        mean = tf.cast(exact, gamma.dtype)
+        variance = tf.cast(tf.maximum(total[channels:-1] / total[-1] - exact**2, 0.0), gamma.dtype)
         y = _affine(x, gamma, beta, mean, variance, epsilon)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             # Inference mode's gradient takes the moments as constants; what they add is affine in x (Ioffe & Szegedy, 2015).
-            direct, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=dy,
-                x=x,
-                scale=gamma,
-                reserve_space_1=mean,
-                reserve_space_2=variance,
-                reserve_space_3=tf.zeros_like(mean),
-                epsilon=epsilon,
-                data_format="NHWC",
-                is_training=False,
-            )
+            direct, dgamma, dbeta = _affine_gradient(dy, x, gamma, mean, variance, epsilon)
             sums = reduce(tf.concat([dgamma, dbeta], 0))
-            factor = -gamma * tf.math.rsqrt(variance + epsilon) / tf.cast(total[-1], tf.float32)
+            factor = -gamma * tf.math.rsqrt(variance + epsilon) / tf.cast(total[-1], gamma.dtype)
             through = _affine(x, factor * sums[:channels], factor * sums[channels:], mean, variance, epsilon)
             return direct + through, dgamma, dbeta
 

@@ -67,7 +67,7 @@ def build(
         keras.layers.Dense(64, activation="relu", name="dense"),
         normalize(5, -1),
         drop(3),
-        keras.layers.Dense(classes, dtype="float32", name="logits"),
+        keras.layers.Dense(classes, dtype=keras.config.dtype_policy().variable_dtype, name="logits"),
     ]
     return keras.Sequential(layers, name="spikewise")
 

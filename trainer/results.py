@@ -1,6 +1,6 @@
 """What a run stores about itself beside its checkpoints, and how it is read again.
 
-runs/<run>/run.json           the resolved configuration, the data set's digest, the environment
+runs/<run>/run.json           the resolved configuration, the data set's digest, the environment, at the end the outcome
 runs/<run>/epochs/0001.json   the epoch's EpochReport
 runs/<run>/epochs/0001.npz    losses [n], probabilities [n, K] of the n validation images, in the order of the split;
                               sample [m], losses of the fixed sample of training images; steps [s, 7], its StepStats
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer import UserError
 from trainer.objectstore import NotFound, Store
 from trainer.records import EpochReport, Pack, Split
 from trainer.report import RunResult
@@ -77,11 +78,13 @@ def _key(run: str, epoch: int, suffix: str) -> str:
     return f"runs/{run}/epochs/{epoch:04d}.{suffix}"
 
 
-def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split, outcome: str) -> RunResult:
-    """Everything a report is made of, from what the run has stored."""
+def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split) -> RunResult:
+    """Everything a report is made of, from what the run has stored. Raises UserError when no epoch was finished."""
     facts = get_run(storage, name)
     assert facts is not None, "a run stores its facts before it trains"
     history = get_history(storage, name)
+    if not history:
+        raise UserError(f"run {name} has not finished an epoch: there is nothing to report yet")
     arrays = [get_arrays(storage, name, report.epoch) for report in history]
     lowest = best(history)
     kept = lowest if facts["config"]["training"]["keep"] == "best" else None
@@ -91,7 +94,7 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
     classes = len(packed.classes)
     return RunResult(
         run=name,
-        outcome=outcome,
+        outcome=facts.get("outcome", "interrupted"),
         config=facts["config"],
         environment=facts["environment"],
         classes=packed.classes,

@@ -178,11 +178,13 @@ class Learner:
         gradients = tape.gradient(loss, [variable.value for variable in self.model.trainable_variables])
         correct = tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == batch.labels, tf.float32))
         square = tf.linalg.global_norm(gradients) ** 2
-        return self.group.all_reduce([*gradients, tf.concat([tf.stack([loss, correct, square]), asks], 0)])
+        numbers = tf.stack([tf.cast(number, loss.dtype) for number in (loss, correct, square, *tf.unstack(asks))])
+        return self.group.all_reduce([*gradients, numbers])
 
     def _evaluate_batch(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         logits = self.model(self._input(self._pixels(images)), training=False)
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), tf.nn.softmax(logits)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        return tf.cast(losses, tf.float32), tf.cast(tf.nn.softmax(logits), tf.float32)
 
 
 def augment(pixels: tf.Tensor, changes: tf.Tensor) -> tf.Tensor:

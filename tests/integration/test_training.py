@@ -69,26 +69,27 @@ def test_a_second_run_reads_no_image(place, tmp_path):
     assert "already packed: no image was read" in again.output
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [1, 2, 4])
 def test_the_curve_does_not_depend_on_the_number_of_workers(place, workers):
-    """Results from a laptop and from a cluster could not be compared."""
+    """Results from a laptop and from a cluster could not be compared. In float64, because training amplifies what float32
+    rounds: a real difference (another batch, mask or statistic) would show in either."""
     storage, _, configuration, _ = place
     name = f"workers{workers}"
-    Job(configuration, name, f"launch.workers={workers}").succeed()
-    np.testing.assert_allclose(jobs.curves(storage, name), jobs.curves(storage, "one"), rtol=1e-3)
+    Job(configuration, name, f"launch.workers={workers}", "model.precision=float64").succeed()
+    np.testing.assert_allclose(jobs.curves(storage, name), jobs.curves(storage, "workers1"), rtol=1e-6)
 
 
 def test_a_dead_worker_is_replaced_and_the_curve_is_the_same(place):
     """A worker lost to the kernel or a broken node would end the job, or change its result."""
     storage, _, configuration, _ = place
-    job = Job(configuration, "worker-died", "launch.workers=2")
+    job = Job(configuration, "worker-died", "launch.workers=2", "model.precision=float64")
     job.await_line("^epoch 1/4")
     time.sleep(np.random.default_rng().uniform(0, 1))
     job.workers()[-1].kill()
     job.succeed()
     assert "resumed from the checkpoint of step" in job.output
     assert jobs.history(storage, "worker-died")[-1].restarts == 1
-    np.testing.assert_allclose(jobs.curves(storage, "worker-died"), jobs.curves(storage, "workers2"), rtol=SAME)
+    np.testing.assert_allclose(jobs.curves(storage, "worker-died"), jobs.curves(storage, "workers1"), rtol=SAME)
 
 
 def test_a_dead_driver_is_resumed_by_hand_and_the_curve_is_the_same(place):
@@ -138,16 +139,6 @@ def test_a_resumed_run_keeps_what_it_learned_with(place):
     job = Job(configuration, "one", "training.batch_size=16")
     assert job.wait() == 2
     assert "was started with training.batch_size = 32, now it is 16" in job.output
-
-
-def test_divergence_ends_the_run_with_a_line(place):
-    """A network full of NaN would be trained on for hours, restarted again and again, or reported as a success."""
-    storage, folder, configuration, _ = place
-    job = Job(configuration, "diverged", "training.learning_rate=9.9", "model.batch_normalization=keras", "run.seed=1")
-    code = job.wait()
-    finite = np.isfinite(jobs.curves(storage, "diverged")).all()
-    assert code == (0 if finite else 1), job.output
-    assert "Traceback" not in job.output
 
 
 @pytest.mark.prometheus

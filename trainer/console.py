@@ -17,7 +17,7 @@ class Console:
     """Speaks on standard output; a context, so that the bars are taken down."""
 
     def __init__(self) -> None:
-        self._out = RichConsole(highlight=False, soft_wrap=True)
+        self._out = RichConsole(highlight=False, emoji=False, soft_wrap=True)  # `:name:` in a key stays as it is
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=self._out, transient=True)
         self._tasks: dict[str, TaskID] = {}
@@ -29,7 +29,8 @@ class Console:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bars.stop()
+        if self._out.is_terminal:  # elsewhere this would print an empty line
+            self._bars.stop()
 
     def say(self, line: str) -> None:
         self._out.print(line, markup=False)

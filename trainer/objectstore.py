@@ -126,7 +126,7 @@ class S3Store(Store):
         return min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (attempts - 1)) * random.uniform(0.5, 1)
 
     def list(self, prefix: str = "") -> Iterator[Object]:
-        with self._explained(prefix):
+        with self._explained(prefix + "*"):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
             entries = [
                 Object(

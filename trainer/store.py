@@ -171,7 +171,7 @@ class FolderStore(Store):
         self._count("list")
         with self._explained(prefix):
             if not self.root.is_dir():
-                raise NotFound(f"{self.url}: no such folder")
+                raise NotFound(f"{self.url}: no such folder: correct the path, or make the folder")
             yield from self._walk(self.root, "", prefix, ())
 
     def _walk(self, folder: Path, below: str, prefix: str, above: tuple[str, ...]) -> Iterator[Object]:

@@ -29,8 +29,8 @@ from trainer.records import Pack, Shard
 
 SHARD_BYTES = 96_000_000
 """Pixels of one shard; large enough for full download speed, small enough for the driver's memory."""
-TMPDIR = "set TMPDIR to a folder on a larger disk"
-CACHE_DIR = "set pipeline.cache_dir to a folder on a larger disk"
+TMPDIR, CACHE_DIR = "TMPDIR", "pipeline.cache_dir"
+"""What a user sets to have files elsewhere."""
 
 
 class PackError(DataError):
@@ -227,7 +227,7 @@ def _fetch(pack: Pack, paths: list[Path], storage: Store, folder: Path) -> None:
 
 
 @contextmanager
-def _disk(folder: Path, needed: int, way_out: str) -> Iterator[None]:
+def _disk(folder: Path, needed: int, setting: str) -> Iterator[None]:
     """Turns the errors of a local disk into a PackError of one line; `needed` in bytes."""
     try:
         yield
@@ -238,12 +238,17 @@ def _disk(folder: Path, needed: int, way_out: str) -> Iterator[None]:
         if cause is None:
             raise
         if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _full(folder, needed, way_out) from None
+            raise _full(folder, needed, setting) from None
         if isinstance(error, OSError):
-            raise PackError(f"{folder}: cannot be written ({os.strerror(error.errno or 0)}): {way_out}") from None
+            raise PackError(
+                f"{folder}: cannot be written ({os.strerror(error.errno or 0)}): set {setting} to a folder that can be"
+            ) from None
         raise
 
 
-def _full(folder: Path, needed: int, way_out: str) -> PackError:
+def _full(folder: Path, needed: int, setting: str) -> PackError:
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
-    return PackError(f"{folder}: the disk is full: {needed} bytes are needed, {free} are free: free some space, or {way_out}")
+    return PackError(
+        f"{folder}: the disk is full: {needed} bytes are needed, {free} are free: free some space, "
+        f"or set {setting} to a folder on a larger disk"
+    )

@@ -10,7 +10,7 @@ import pytest
 ORDER = [
     *["config", "records", "store", "objectstore", "index", "decode", "shards", "pack"],
     *["layers", "model", "step", "pipeline", "checkpoint", "exporter", "scores", "charts", "console", "page", "report", "results"],
-    *["loop", "cluster", "plan", "launch"],
+    *["network", "loop", "cluster", "plan", "launch"],
 ]
 DOORS = {
     "boto3": {"objectstore"},

@@ -137,7 +137,7 @@ class Training(Section):
     epochs: Positive = 100
     batch_size: Positive = 32
     """Images in one update, over all workers together."""
-    learning_rate: Annotated[float, Field(gt=0, lt=10)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
     """Of Adam, in units of weight per step."""
     train_sample: Positive = 1000
     """Training images, always the same, whose loss is also measured in inference mode: the one comparable with validation."""

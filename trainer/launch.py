@@ -88,6 +88,8 @@ class _Run:
         epochs = self.settings.training.epochs
         match event:
             case {"kind": "started"}:
+                if self.started:
+                    self.console.warn("a worker died: all were started again")
                 self.started = True
                 where = "in memory" if event["resident"] else "on the local disk"
                 workers = f"{event['workers']} worker{'s' * (event['workers'] > 1)}"
@@ -102,7 +104,7 @@ class _Run:
                 self.exporter.progress(event["epoch"], event["step"], event["steps"])
             case {"kind": "epoch"}:
                 report: EpochReport = event["report"]
-                self.history.append(report)
+                self.history = [*(earlier for earlier in self.history if earlier.epoch < report.epoch), report]
                 best = results.best(self.history)
                 self.console.done(f"epoch {report.epoch}/{epochs}")
                 self.console.epoch(report, epochs, best)

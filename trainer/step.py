@@ -97,6 +97,8 @@ class Learner:
         """uint8 [N, H, W, C]: set it to feed row numbers instead of pixels."""
         self._train = tf.function(self._train_step)
         self._evaluate = tf.function(self._evaluate_batch, reduce_retracing=True)
+        self._move = tf.function(self._move_statistics)
+        self._judge = tf.function(self._judge_batch)
 
     def train(self, batch: Batch, *, stop: bool = False, save: bool = False) -> StepStats:
         """One update with this worker's part of a global batch; all workers call it together. Tensors, not yet waited for."""
@@ -107,6 +109,19 @@ class Learner:
         cross-entropy in nats [n] and probabilities [n, K], float32."""
         losses, probabilities = self._evaluate(tf.convert_to_tensor(images), tf.convert_to_tensor(labels, tf.int32))
         return losses.numpy(), probabilities.numpy()
+
+    def move_statistics(self, batch: Batch, *, dropout: bool) -> None:
+        """BatchNormalization's moving statistics take this batch in, as in training, with dropout on or off; nothing else
+        changes. All workers call it together."""
+        self._move(batch, dropout)
+        self.average_statistics()
+
+    def batch_losses(self, batch: Batch) -> np.ndarray:
+        """Inference mode: cross-entropy in nats [B] of a global batch, of which each worker hands in its part; equal on all."""
+        part = self.settings.training.batch_size // self.group.size
+        losses = np.zeros(self.settings.training.batch_size, np.float32)
+        losses[self.group.rank * part : (self.group.rank + 1) * part] = self._judge(batch).numpy()
+        return self.group.sum(losses)
 
     def average_statistics(self) -> None:
         """Makes BatchNormalization's moving statistics equal on all workers where each keeps its own."""
@@ -168,11 +183,9 @@ class Learner:
         )
 
     def _forward_backward(self, batch: Batch, asks: tf.Tensor) -> list[tf.Tensor]:
-        pixels = self._pixels(batch.images)
-        if self.settings.pipeline.flip or self.settings.pipeline.shift:
-            pixels = augment(pixels, batch.changes)
+        x = self._augmented(batch)
         with tf.GradientTape() as tape:
-            logits = self.model(self._input(pixels), training=True)
+            logits = self.model(x, training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch.labels, logits)
             loss = tf.reduce_sum(losses) / self.settings.training.batch_size
         gradients = tape.gradient(loss, [variable.value for variable in self.model.trainable_variables])
@@ -180,6 +193,30 @@ class Learner:
         square = tf.linalg.global_norm(gradients) ** 2
         numbers = tf.stack([tf.cast(number, loss.dtype) for number in (loss, correct, square, *tf.unstack(asks))])
         return self.group.all_reduce([*gradients, numbers])
+
+    def _augmented(self, batch: Batch) -> tf.Tensor:
+        """What the network is trained on."""
+        pixels = self._pixels(batch.images)
+        if self.settings.pipeline.flip or self.settings.pipeline.shift:
+            pixels = augment(pixels, batch.changes)
+        return self._input(pixels)
+
+    def _move_statistics(self, batch: Batch, dropout: bool) -> None:
+        def forward(batch: Batch) -> None:
+            x = self._augmented(batch)
+            for layer in self.model.layers:
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    x = layer(x, training=True)
+                elif isinstance(layer, keras.layers.Dropout):
+                    x = layer(x, training=dropout)
+                else:
+                    x = layer(x)
+
+        self.group.run(forward, batch)
+
+    def _judge_batch(self, batch: Batch) -> tf.Tensor:
+        logits = self.model(self._augmented(batch), training=False)
+        return tf.cast(tf.nn.sparse_softmax_cross_entropy_with_logits(batch.labels, logits), tf.float32)
 
     def _evaluate_batch(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         logits = self.model(self._input(self._pixels(images)), training=False)

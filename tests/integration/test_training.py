@@ -60,22 +60,16 @@ def test_the_exported_model_gives_the_reports_predictions(place):
             np.testing.assert_array_equal(found.numpy(), values, err_msg=name)
 
 
-def test_a_second_run_reads_no_image(place, tmp_path):
-    """Every run would download and decode the whole data set again."""
-    storage, _, _, first = place
-    assert "packed in" in first.output
-    again = Job(jobs.write_config(tmp_path, storage), "again", "training.epochs=1")
-    again.succeed()
-    assert "already packed: no image was read" in again.output
-
-
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_the_curve_does_not_depend_on_the_number_of_workers(place, workers):
     """Results from a laptop and from a cluster could not be compared. In float64, because training amplifies what float32
     rounds: a real difference (another batch, mask or statistic) would show in either."""
-    storage, _, configuration, _ = place
+    storage, _, configuration, first = place
     name = f"workers{workers}"
-    Job(configuration, name, f"launch.workers={workers}", "model.precision=float64").succeed()
+    job = Job(configuration, name, f"launch.workers={workers}", "model.precision=float64")
+    job.succeed()
+    assert "packed in" in first.output
+    assert "already packed: no image was read" in job.output  # or every run would download and decode the whole data set again
     np.testing.assert_allclose(jobs.curves(storage, name), jobs.curves(storage, "workers1"), rtol=1e-6)
 
 
@@ -83,10 +77,11 @@ def test_a_dead_worker_is_replaced_and_the_curve_is_the_same(place):
     """A worker lost to the kernel or a broken node would end the job, or change its result."""
     storage, _, configuration, _ = place
     job = Job(configuration, "worker-died", "launch.workers=2", "model.precision=float64")
-    job.await_line("^epoch 1/4")
+    job.await_line("^epoch 2/4")
     time.sleep(np.random.default_rng().uniform(0, 1))
     job.workers()[-1].kill()
     job.succeed()
+    assert "a worker died: all were started again" in job.output
     assert "resumed from the checkpoint of step" in job.output
     assert jobs.history(storage, "worker-died")[-1].restarts == 1
     np.testing.assert_allclose(jobs.curves(storage, "worker-died"), jobs.curves(storage, "workers1"), rtol=SAME)
@@ -96,7 +91,7 @@ def test_a_dead_driver_is_resumed_by_hand_and_the_curve_is_the_same(place):
     """After a power cut the run would have to begin anew, or continue differently."""
     storage, _, configuration, _ = place
     job = Job(configuration, "driver-died")
-    job.await_line("^epoch 1/4")
+    job.await_line("^epoch 2/4")
     time.sleep(np.random.default_rng().uniform(0, 1))
     job.kill()
     again = Job(configuration, "driver-died")
@@ -139,6 +134,17 @@ def test_a_resumed_run_keeps_what_it_learned_with(place):
     job = Job(configuration, "one", "training.batch_size=16")
     assert job.wait() == 2
     assert "was started with training.batch_size = 32, now it is 16" in job.output
+
+
+def test_divergence_ends_the_run_with_a_line(place):
+    """A network full of NaN would be trained on for hours, restarted again and again, or reported as a success."""
+    storage, folder, configuration, _ = place
+    job = Job(configuration, "diverged", "training.learning_rate=1e30")
+    assert job.wait() == 1
+    assert "the training loss of epoch 1 is not finite from step" in job.output
+    assert "Traceback" not in job.output
+    assert jobs.report(folder, "diverged")["outcome"].startswith("failed: the training loss")
+    assert not Checkpoints(open_store(f"{storage}/storage", config.S3(path_style=True)), "diverged", 1).latest()
 
 
 @pytest.mark.prometheus

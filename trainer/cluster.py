@@ -20,6 +20,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainer import UserError, config
+from trainer.store import one_line
 
 
 class ClusterError(UserError):
@@ -28,22 +29,43 @@ class ClusterError(UserError):
 
 @contextmanager
 def connect(settings: config.Config) -> Iterator[None]:
-    """A Ray cluster: the one that RAY_ADDRESS names, or one on this machine for the time of this job."""
+    """A Ray cluster: the one that RAY_ADDRESS names, or one on this machine for the time of this job. Raises ClusterError."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(settings.launch.start_timeout))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        cores = max(os.cpu_count() or 1, settings.launch.workers * max(1, settings.launch.cpus_per_worker))
-        store = settings.launch.object_store_bytes
-        ray.init(
-            num_cpus=cores, object_store_memory=store, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-        )
     try:
+        _start(settings)
         yield
     finally:
         ray.shutdown()
+
+
+def _start(settings: config.Config) -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        failed, way_out = f"RAY_ADDRESS = {address}", "correct it, or unset it to use this machine alone"
+        _check_answers(address, way_out)
+    else:
+        cores = max(os.cpu_count() or 1, settings.launch.workers * max(1, settings.launch.cpus_per_worker))
+        store = settings.launch.object_store_bytes
+        options |= {"num_cpus": cores, "object_store_memory": store, "include_dashboard": False}
+        failed, way_out = "Ray does not start on this machine", f"launch.object_store_bytes = {store}, {cores} cores"
+    try:
+        ray.init(**options)
+    except Exception as error:  # of many kinds
+        raise ClusterError(f"{failed}: {one_line(error)} ({way_out})") from None
+
+
+def _check_answers(address: str, way_out: str) -> None:
+    """Ray itself would try for minutes, with warnings that name no setting."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:  # such as auto: left to Ray
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"RAY_ADDRESS = {address}: no cluster answers there ({one_line(error)}): start it, {way_out}") from None
 
 
 def cores_for_a_worker(settings: config.Config) -> int:
@@ -54,10 +76,14 @@ def cores_for_a_worker(settings: config.Config) -> int:
     gpus, all_cores = have.get("GPU", 0), have.get("CPU", 0)
     if settings.launch.gpu and gpus < workers:
         raise ClusterError(
-            f"launch.workers = {workers} need a GPU each and the cluster has {gpus:.0f}: lower it or set launch.gpu = false"
+            f"launch.workers = {workers} need a GPU each, and the cluster has {gpus:.0f}: lower it, add machines or set "
+            "launch.gpu = false"
         )
     if all_cores < cores * workers:
-        raise ClusterError(f"launch.workers = {workers} need {cores * workers} cores and the cluster has {all_cores:.0f}: lower it")
+        raise ClusterError(
+            f"launch.workers = {workers} need {cores * workers} cores, {cores} each, and the cluster has {all_cores:.0f}: lower it, "
+            "lower launch.cpus_per_worker or add machines"
+        )
     return cores
 
 

@@ -271,6 +271,7 @@ def _create(path: Path) -> BinaryIO:
 
 
 def one_line(error: Exception) -> str:
+    """What an error says, without line breaks."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename!r}" if error.filename else "")
     return " ".join(str(error).split())

@@ -81,8 +81,8 @@ def cores_for_a_worker(settings: config.Config) -> int:
         )
     if all_cores < cores * workers:
         raise ClusterError(
-            f"launch.workers = {workers} need {cores * workers} cores, {cores} each, and the cluster has {all_cores:.0f}: lower it, "
-            "lower launch.cpus_per_worker or add machines"
+            f"launch.workers = {workers} need {cores * workers} cores, {cores} each, and the cluster has {all_cores:.0f}: lower it "
+            "or launch.cpus_per_worker, or add machines"
         )
     return cores
 

@@ -8,6 +8,8 @@ runs/<run>/epochs/0001.npz    losses [n], probabilities [n, K] of the n validati
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,17 +22,29 @@ from trainer.report import RunResult
 from trainer.shards import PackedRows
 
 
+class ResultsError(UserError):
+    """What a run has stored cannot be read; one line."""
+
+
 def put_run(store: Store, run: str, facts: Mapping[str, Any]) -> None:
     """Stores what the run is; raises StoreError."""
     store.put(f"runs/{run}/run.json", json.dumps(facts, indent=1).encode(), content_type="application/json")
 
 
 def get_run(store: Store, run: str) -> dict[str, Any] | None:
-    """What `put_run` stored; None for a run that never started."""
+    """What `put_run` stored; None for a run that never started. Raises ResultsError."""
+    key = f"runs/{run}/run.json"
     try:
-        return json.loads(store.get(f"runs/{run}/run.json"))
+        facts = json.loads(store.get(key))
+        if missing := {"config", "manifest", "environment"} - set(facts):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        return facts
     except NotFound:
         return None
+    except (ValueError, TypeError) as error:
+        raise ResultsError(
+            f"{store.url}/{key} is damaged ({error}): delete it to go on from the run's checkpoints, or choose another run.name"
+        ) from None
 
 
 def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, np.ndarray]) -> None:
@@ -42,22 +56,28 @@ def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, 
 
 
 def get_arrays(store: Store, run: str, epoch: int) -> dict[str, np.ndarray]:
-    """The arrays of one epoch; empty if they are not there."""
+    """The arrays of one epoch; empty if they are not there or damaged."""
     try:
         with np.load(io.BytesIO(store.get(_key(run, epoch, "npz"))), allow_pickle=False) as arrays:
             return dict(arrays)
-    except NotFound:
+    except (NotFound, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return {}
 
 
 def get_history(store: Store, run: str) -> list[EpochReport]:
-    """The reports of all stored epochs, in order."""
-    keys = [entry.key for entry in store.list(f"runs/{run}/epochs/") if entry.key.endswith(".json")]
+    """The reports of all stored epochs, in order. Raises ResultsError."""
+    try:
+        keys = [entry.key for entry in store.list(f"runs/{run}/epochs/") if entry.key.endswith(".json")]
+    except NotFound:  # a storage folder that nobody has made yet
+        return []
     reports = []
     for key, body in store.get_many(keys):
         if isinstance(body, Exception):
             raise body
-        reports.append(report_from(json.loads(body)))
+        try:
+            reports.append(report_from(json.loads(body)))
+        except (ValueError, TypeError) as error:
+            raise ResultsError(f"{store.url}/{key} is damaged ({error}): delete it to leave that epoch out") from None
         assert key == _key(run, reports[-1].epoch, "json")
     return reports
 

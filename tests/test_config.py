@@ -1,0 +1,120 @@
+"""What may be configured, and what a user is told about the rest."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer import config
+
+MINIMAL = '[data]\nsource = "images"\nclasses = { authentic = "Au/", fake = "Tp/" }\n'
+
+
+def _load(tmp_path: Path, text: str, *overrides: str) -> config.Config:
+    path = tmp_path / "job.toml"
+    path.write_text(text)
+    return config.load(path, overrides)
+
+
+def test_every_key_has_a_default_but_the_data(tmp_path):
+    """The smallest useful file would not be enough to start."""
+    settings = _load(tmp_path, MINIMAL)
+    assert (settings.training.epochs, settings.training.batch_size, settings.training.learning_rate) == (100, 32, 1e-4)
+    assert settings.model.dropout == (0.25, 0.25, 0.5)
+    assert settings.data.image_size == (64, 64)
+
+
+def test_a_resolved_configuration_reads_back(tmp_path):
+    """The configuration stored with a run could not start the run again."""
+    settings = _load(tmp_path, MINIMAL, "run.name=first", "data.image_size=[32, 48]")
+    assert config.parse(settings.digestible()) == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.epochs=5", 5),
+        ("run.name=bare-word", "bare-word"),
+        ('run.storage="s3://bucket/a b"', "s3://bucket/a b"),
+        ("training.learning_rate=1", 1.0),
+        ("data.classes.fake=Other/", {"authentic": "Au/", "fake": "Other/"}),
+    ],
+)
+def test_overrides_are_written_as_in_toml(tmp_path, override, expected):
+    """--set could not set what the file can."""
+    settings = _load(tmp_path, MINIMAL, override)
+    section, key = override.partition("=")[0].split(".")[:2]
+    assert getattr(getattr(settings, section), key) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[training]\nepoks = 3\n", ["training.epoks = 3: unknown key; known here: epochs, batch_size"]),
+        ("[trainin]\nepochs = 3\n", ["trainin = ", "unknown key; known here: data, run"]),
+        ("[training]\nlearning_rate = -1\n", ["training.learning_rate = -1", "greater than 0"]),
+        ("[training]\nepochs = 1.5\n", ["training.epochs = 1.5", "integer"]),
+        ('[training]\nepochs = "3"\n', ["training.epochs = '3'", "integer"]),
+        ("[training]\nlearning_rate = nan\n", ["training.learning_rate"]),
+        ("[launch]\nworkers = 3\n", ["training.batch_size = 32", "launch.workers = 3", "30 or 33"]),
+        ('[run]\nname = "Not A Name"\n', ["run.name = 'Not A Name'", "pattern"]),
+        ("[model]\ndropout = [0.1, 0.2]\n", ["model.dropout"]),
+        ("[model]\nmomentum = 1.0\n", ["model.momentum = 1.0", "less than 1"]),
+        ("[metrics]\nport = 70000\n", ["metrics.port = 70000", "65535"]),
+        ('[run]\nname = "a"\n[training]\nepochs = 0\nbatch_size = 0\n', ["training.epochs = 0", "training.batch_size = 0"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_value_and_bound(tmp_path, text, said):
+    """A user would have to guess which of forty keys was wrong, or a typo would silently use a default."""
+    with pytest.raises(config.ConfigError) as caught:
+        _load(tmp_path, MINIMAL + text)
+    message = str(caught.value)
+    assert str(tmp_path / "job.toml") in message
+    for part in said:
+        assert part in message
+    assert len(message.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ('source = "x"\n', "exactly one of `classes`"),
+        ('source = "x"\nclasses = { one = "One/" }\n', "names only one: at least two"),
+        ('source = "x"\nclasses = { a = "A/", b = "A/B/" }\n', 'prefix "A/B/" of class b lies inside "A/" of class a'),
+        ('source = "x"\nclass_pattern = "(["\n', "not a regular expression"),
+        ('source = "x"\nclass_pattern = "^([^/]+)/"\n', "needs a group named `class`"),
+        ('source = "x"\nclasses = { a = "A/", b = "B/" }\ngroup_by = "abc"\n', "group_by needs a group"),
+        ('classes = { a = "A/", b = "B/" }\n', "data.source: is required"),
+    ],
+)
+def test_data_that_cannot_be_labelled_is_refused(tmp_path, data, said):
+    """The job would list a bucket of a million objects before it finds that they cannot be labelled."""
+    with pytest.raises(config.ConfigError) as caught:
+        _load(tmp_path, f"[data]\n{data}")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["training.epochs", "epochs=3", ".epochs=3", "training.=3", "=3"])
+def test_an_override_that_is_none_is_refused(tmp_path, override):
+    """A mistyped --set would be ignored."""
+    with pytest.raises(config.ConfigError, match=r"section\.key=value"):
+        _load(tmp_path, MINIMAL, override)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    """A wrong path or a broken file would end in a traceback."""
+    with pytest.raises(config.ConfigError, match="cannot be read: No such file"):
+        config.load(tmp_path / "none.toml")
+    with pytest.raises(config.ConfigError, match="is not valid TOML"):
+        _load(tmp_path, "[data")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(config.ConfigError, match="is not valid TOML"):
+        config.load(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("name", ["demo", "question", "gpu"])
+def test_the_shipped_configurations_are_valid(name):
+    """What README tells a user to run first would fail."""
+    settings = config.load(Path("jobs/configs") / f"{name}.toml")
+    if name == "question":
+        assert (settings.training.epochs, settings.training.batch_size, settings.training.learning_rate) == (100, 32, 1e-4)
+        assert settings.model == config.Model()

@@ -1,0 +1,59 @@
+"""What a run stores about itself."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.test_report import demo
+from trainer import UserError, config, results
+from trainer.objectstore import open_store
+from trainer.records import Pack, Split
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(str(tmp_path), config.S3())
+
+
+def test_epochs_read_back_as_they_were(store):
+    """The report would show other numbers than were measured."""
+    reports = demo().history[:3]
+    arrays = {"losses": np.array([0.1, np.nan], np.float32), "steps": np.zeros((2, 7), np.float32)}
+    for report in reports:
+        results.put_epoch(store, "a-run", report, arrays)
+    assert results.get_history(store, "a-run") == reports
+    found = results.get_arrays(store, "a-run", 2)
+    assert found.keys() == arrays.keys()
+    np.testing.assert_array_equal(found["losses"], arrays["losses"])
+
+
+def test_what_is_not_there_is_empty(store):
+    """A run that never started, or an epoch whose upload failed, would end in a traceback."""
+    assert results.get_run(store, "none") is None
+    assert results.get_history(store, "none") == []
+    assert results.get_arrays(store, "none", 1) == {}
+
+
+def test_reports_of_another_version_are_read(store):
+    """After an update, runs of before could not be resumed or reported."""
+    report = demo().history[0]
+    values = report.as_dict() | {"unknown": 1}
+    del values["restarts"]
+    assert results.report_from(values) == replace(report, restarts=0)
+
+
+def test_the_best_epoch_is_the_earliest_of_the_lowest_finite_losses():
+    """keep = "best" would take an epoch of a diverged network, or a later one for nothing."""
+    first, *_ = demo().history
+    losses = [0.7, float("nan"), 0.5, 0.5, float("inf")]
+    history = [replace(first, epoch=epoch, validation_loss=loss) for epoch, loss in enumerate(losses, 1)]
+    assert results.best(history).epoch == 3
+    assert results.best(history[1:2]) is None
+
+
+def test_a_run_without_an_epoch_has_nothing_to_report(store):
+    """jobs.report of a run that has just begun would end in a traceback."""
+    results.put_run(store, "young", {"config": {}})
+    with pytest.raises(UserError, match="has not finished an epoch"):
+        results.load("young", store, Pack("d", ("a", "b"), (8, 8, 3), (), 0), None, Split((), ()))

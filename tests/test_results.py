@@ -54,6 +54,6 @@ def test_the_best_epoch_is_the_earliest_of_the_lowest_finite_losses():
 
 def test_a_run_without_an_epoch_has_nothing_to_report(store):
     """jobs.report of a run that has just begun would end in a traceback."""
-    results.put_run(store, "young", {"config": {}})
+    results.put_run(store, "young", {"config": {}, "environment": {}, "manifest": "d"})
     with pytest.raises(UserError, match="has not finished an epoch"):
         results.load("young", store, Pack("d", ("a", "b"), (8, 8, 3), (), 0), None, Split((), ()))

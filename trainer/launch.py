@@ -8,6 +8,7 @@ back any number of times within one `launch`; the driver itself may be started a
 import logging
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,10 +24,11 @@ from trainer.checkpoint import Lease
 from trainer.console import Console, duration, size
 from trainer.exporter import Exporter, MetricsError
 from trainer.index import DataError, build_manifest, split
-from trainer.objectstore import Store, StoreError, open_store
+from trainer.objectstore import Store, open_store
 from trainer.pack import PackedRows, load_pack, open_rows, pack
 from trainer.records import EpochReport, Manifest, Pack, Split, Task
 from trainer.report import write
+from trainer.store import one_line
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +124,9 @@ class _Run:
             case {"kind": "warning"}:
                 self.console.warn(event["message"])
             case {"kind": "failed"}:
-                self.failure = self.failure or event["message"]
+                trained = self.history and self.history[-1].epoch == epochs
+                but = f"all {epochs} epochs are trained, but the model is not stored (run again under this name for that): "
+                self.failure = self.failure or (but if trained else "") + event["message"]
             case {"kind": "finished"}:
                 self.finished = event
                 self.exporter.update_checkpoint(event["checkpoint"])
@@ -171,7 +175,9 @@ def _run(run: _Run, lease: Lease) -> Outcome:
     if previous:
         _check_resumable(run.settings, previous["config"], run.name)
     manifest = _manifest(run, previous)
+    _check_output(run.settings.run.output)
     with cluster.connect(run.settings):
+        cores = cluster.cores_for_a_worker(run.settings)
         run.exporter.enter("packing")
         packed = _packed(run, manifest)
         rows = open_rows(packed, run.storage, Path(run.settings.pipeline.cache_dir))
@@ -182,14 +188,15 @@ def _run(run: _Run, lease: Lease) -> Outcome:
         results.put_run(run.storage, run.name, facts)
         run.exporter.describe_data(train=len(sides.training), validation=len(sides.validation), quarantined=len(packed.quarantined))
         run.exporter.enter("training")
-        _train(run, lease, packed, sides)
+        _train(run, lease, packed, sides, cores)
     outcome = run.finished["outcome"] if run.finished else f"failed: {run.failure}"
     try:
         results.put_run(run.storage, run.name, {**facts, "outcome": outcome})
         if run.history:
             _report(run, outcome, packed, rows, sides)
-    except StoreError as error:
-        run.console.warn(f"the report is not complete: {error}")
+    except (UserError, OSError) as error:
+        way_out = f"when that is mended, python -m jobs.report --config FILE --run {run.name} makes it"
+        run.console.warn(f"the report is not complete: {one_line(error)}; {way_out}")
     return Outcome(run.name, outcome, run.folder)
 
 
@@ -229,6 +236,17 @@ def _packed(run: _Run, manifest: Manifest | Pack) -> Pack:
     return packed
 
 
+def _check_output(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise LaunchError(
+            f"run.output = {folder!r} cannot be written ({error.strerror}): name a folder for the reports that can be"
+        ) from None
+
+
 def _check_data(settings: config.Config, sides: Split) -> None:
     batch = settings.training.batch_size
     if len(sides.training) < batch:
@@ -265,16 +283,15 @@ def _say_data(run: _Run, packed: Pack, sides: Split) -> None:
         run.console.warn(warning)
 
 
-def _train(run: _Run, lease: Lease, packed: Pack, sides: Split) -> None:
+def _train(run: _Run, lease: Lease, packed: Pack, sides: Split, cores: int) -> None:
     """Lets Ray Train run the workers, and listens to them until they are done, have failed for good or were asked to stop."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    cores = cluster.cores_for_a_worker(run.settings)
     mailbox = cluster.mailbox()
-    task = Task(run.name, run.settings.digestible(), packed, sides, mailbox, max(1, cores))
+    task = Task(run.name, run.settings.digestible(), packed, sides, mailbox, cores)
     trainer = DataParallelTrainer(
         _work,
         backend_config=cluster.TensorFlow(),
@@ -290,12 +307,12 @@ def _train(run: _Run, lease: Lease, packed: Pack, sides: Split) -> None:
             failure_config=FailureConfig(max_failures=run.settings.launch.max_failures),
         ),
     )
-    died: list[TrainingFailedError] = []
+    died: list[Exception] = []
 
     def fit() -> None:
         try:
             trainer.fit()
-        except TrainingFailedError as error:
+        except Exception as error:  # when the driver leaves before the workers, Ray is gone under its feet
             died.append(error)
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
@@ -320,7 +337,11 @@ def _train(run: _Run, lease: Lease, packed: Pack, sides: Split) -> None:
         thread.join(POLL_SECONDS)
     if died and not run.failure:
         limit = run.settings.launch.max_failures
-        run.failure = f"workers died more often than launch.max_failures = {limit} allows; the last one said: {_last_line(died[0])}"
+        if isinstance(died[0], TrainingFailedError):
+            run.failure = f"workers died more often than launch.max_failures = {limit} allows; the last one said: "
+        else:
+            run.failure = "Ray Train gave up: "
+        run.failure += _last_line(died[0])
     elif not run.finished and not run.failure:
         run.failure = "the workers ended without a word; their logs are in Ray's session folder"
 
@@ -328,7 +349,26 @@ def _train(run: _Run, lease: Lease, packed: Pack, sides: Split) -> None:
 def _work(arguments: dict[str, Any]) -> None:
     from trainer.loop import work
 
-    work(arguments["task"])
+    warnings = _Warnings(arguments["task"].mailbox)
+    logging.getLogger("trainer").addHandler(warnings)
+    try:
+        work(arguments["task"])
+    finally:
+        logging.getLogger("trainer").removeHandler(warnings)
+
+
+class _Warnings(logging.Handler):
+    """What the library warns of in a worker (a checkpoint that could not be saved, one that is damaged), told to the driver."""
+
+    def __init__(self, mailbox: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._mailbox = mailbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._mailbox.post.remote({"kind": "warning", "message": record.getMessage()})
+        except Exception:  # as any handler
+            self.handleError(record)
 
 
 def _report(run: _Run, outcome: str, packed: Pack, rows: PackedRows, sides: Split) -> None:

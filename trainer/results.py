@@ -1,6 +1,7 @@
 """What a run stores about itself beside its checkpoints, and how it is read again.
 
 runs/<run>/run.json           the resolved configuration, the data set's digest, the environment, at the end the outcome
+runs/<run>/spikes.json        a Diagnosis for each spike
 runs/<run>/epochs/0001.json   the epoch's EpochReport
 runs/<run>/epochs/0001.npz    losses [n], probabilities [n, K] of the n validation images, in the order of the split;
                               sample [m], losses of the fixed sample of training images; steps [s, 7], its StepStats
@@ -10,12 +11,14 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from trainer import UserError
+from trainer.diagnosis.diagnostician import diagnosis_from
+from trainer.diagnosis.records import Diagnosis
 from trainer.objectstore import NotFound, Store
 from trainer.records import EpochReport, Pack, Split
 from trainer.report import RunResult
@@ -35,12 +38,14 @@ def get_run(store: Store, run: str) -> dict[str, Any] | None:
     """What `put_run` stored; None for a run that never started. Raises ResultsError."""
     key = f"runs/{run}/run.json"
     try:
-        facts = json.loads(store.get(key))
+        text = store.get(key)
+    except NotFound:
+        return None
+    try:
+        facts = json.loads(text)
         if missing := {"config", "manifest", "environment"} - set(facts):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         return facts
-    except NotFound:
-        return None
     except (ValueError, TypeError) as error:
         raise ResultsError(
             f"{store.url}/{key} is damaged ({error}): delete it to go on from the run's checkpoints, or choose another run.name"
@@ -58,9 +63,13 @@ def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, 
 def get_arrays(store: Store, run: str, epoch: int) -> dict[str, np.ndarray]:
     """The arrays of one epoch; empty if they are not there or damaged."""
     try:
-        with np.load(io.BytesIO(store.get(_key(run, epoch, "npz"))), allow_pickle=False) as arrays:
+        content = store.get(_key(run, epoch, "npz"))
+    except NotFound:
+        return {}
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (NotFound, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return {}
 
 
@@ -80,6 +89,20 @@ def get_history(store: Store, run: str) -> list[EpochReport]:
             raise ResultsError(f"{store.url}/{key} is damaged ({error}): delete it to leave that epoch out") from None
         assert key == _key(run, reports[-1].epoch, "json")
     return reports
+
+
+def put_diagnoses(store: Store, run: str, diagnoses: Sequence[Diagnosis]) -> None:
+    """Stores the run's spikes so far, with their causes; raises StoreError."""
+    text = json.dumps([diagnosis.as_dict() for diagnosis in diagnoses])
+    store.put(f"runs/{run}/spikes.json", text.encode(), content_type="application/json")
+
+
+def get_diagnoses(store: Store, run: str) -> list[Diagnosis]:
+    """The run's spikes; empty if there was none."""
+    try:
+        return [diagnosis_from(values) for values in json.loads(store.get(f"runs/{run}/spikes.json"))]
+    except NotFound:
+        return []
 
 
 def best(history: list[EpochReport]) -> EpochReport | None:

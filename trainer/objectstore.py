@@ -111,13 +111,17 @@ class S3Store(Store):
     def _before_send(self, event_name: str, **_: Any) -> None:
         self._count(event_name.rpartition(".")[2])
 
-    def _needs_retry(self, attempts: int, response: Any, caught_exception: Exception | None, **_: Any) -> float | None:
+    def _needs_retry(
+        self, event_name: str, attempts: int, response: Any, caught_exception: Exception | None, **_: Any
+    ) -> float | None:
         """Called by botocore after every request; returns the seconds to wait before the next try, or None."""
         if response is None:
             transient = isinstance(caught_exception, _NETWORK)
         else:
-            code = response[1].get("Error", {}).get("Code")
-            transient = response[0].status_code in _TRANSIENT or code in _TRANSIENT_CODES
+            status, code = response[0].status_code, response[1].get("Error", {}).get("Code")
+            transient = status in _TRANSIENT or code in _TRANSIENT_CODES
+            # An answer without a readable body, which only one to HEAD lacks by right: what went wrong was cut off.
+            transient |= code == str(status) and ".Head" not in event_name
         return self._delay(attempts) if transient and attempts < self._s3.max_attempts else None
 
     def _delay(self, attempts: int) -> float:

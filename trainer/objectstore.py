@@ -237,7 +237,9 @@ class S3Store(Store):
 
     def _explain_answer(self, error: ClientError, where: str) -> StoreError:
         status, code = _status(error), error.response["Error"].get("Code", "")
-        answered = f"{where}: {self.client.meta.endpoint_url} answered {error.operation_name} with {status} {code}"
+        bare = code == str(status)  # the answer had no body that could be read
+        said = str(status) if bare else f"{status} {code}"
+        answered = f"{where}: {self.client.meta.endpoint_url} answered {error.operation_name} with {said}"
         if code == "NoSuchKey":
             return NotFound(f"{where}: no such object")
         if code in _ADVICE:
@@ -247,6 +249,8 @@ class S3Store(Store):
                 f"{answered}, tried {_retries(error) + 1} times: wait until the server has recovered, "
                 f"or raise s3.max_attempts (now {self._s3.max_attempts})"
             )
+        if bare and not error.operation_name.startswith("Head"):
+            return StoreError(f"{answered} and no word why, unlike an S3 server: check s3.endpoint_url (or AWS_ENDPOINT_URL)")
         return StoreError(f"{answered}: {' '.join(error.response['Error'].get('Message', '').split())}")
 
 

@@ -16,7 +16,7 @@ from trainer import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=1e6)]  # longer ones, infinity among them, the operating system does not take
 Bytes = Annotated[int, Field(ge=1)]
 
 
@@ -172,7 +172,7 @@ class Metrics(Section):
     host: str = "0.0.0.0"
     port: Annotated[int, Field(ge=0, le=65535)] = 9400
     """Of the Prometheus endpoint on the head; 0 picks a free one."""
-    linger: Annotated[float, Field(ge=0)] = 60.0
+    linger: Annotated[float, Field(ge=0, le=1e6)] = 60.0
     """Seconds that the endpoint stays at most after the last epoch until the final values were scraped."""
 
 
@@ -224,11 +224,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 def parse(values: dict[str, Any], origin: str = "configuration") -> Config:
     """Builds a Config from nested dicts of JSON types. Raises ConfigError naming `origin`, key, value and bound."""
     try:
-        text = json.dumps(values)
-    except TypeError as error:
-        raise ConfigError(f"{origin}: {error}") from None
-    try:
-        return Config.model_validate_json(text)
+        return Config.model_validate_json(json.dumps(values, default=str))  # str: TOML's dates, which no key takes
     except ValidationError as error:
         lines = [f"{origin}: {_line(dict(problem))}" for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
@@ -258,7 +254,11 @@ def _line(problem: dict[str, Any]) -> str:
         return f"{key} = {problem['input']!r}: {_unknown(problem['loc'])}"
     if problem["type"] == "missing":
         return f"{key}: is required"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
+    if problem["type"] == "string_type":
+        message += ", written in quotes"
+    elif problem["type"] == "string_pattern_mismatch":  # of run.name
+        message += ": small letters, digits and dashes, at most 52"
     if isinstance(problem["input"], dict):  # said by a section's own check, which names the values itself
         return f"{key}: {message}" if key else message
     return f"{key} = {problem['input']!r}: {message}"

@@ -224,7 +224,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 def parse(values: dict[str, Any], origin: str = "configuration") -> Config:
     """Builds a Config from nested dicts of JSON types. Raises ConfigError naming `origin`, key, value and bound."""
     try:
-        return Config.model_validate_json(json.dumps(values, default=str))  # str: TOML's dates, which no key takes
+        return Config.model_validate_json(json.dumps(values, default=str))  # str: of TOML's dates
     except ValidationError as error:
         lines = [f"{origin}: {_line(dict(problem))}" for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None

@@ -34,8 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if outcome.outcome.startswith("failed"):
+        print(f"error: run {outcome.run} {outcome.outcome}", file=sys.stderr)
+        return 1
     print(f"run {outcome.run}: {outcome.outcome}", file=sys.stdout if outcome.succeeded else sys.stderr)
-    return 0 if outcome.succeeded else 143 if outcome.outcome == "interrupted" else 1
+    return 0 if outcome.succeeded else 143
 
 
 if __name__ == "__main__":

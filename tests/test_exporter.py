@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from trainer.checkpoint import Stats
+from trainer.diagnosis.records import Cause, Diagnosis, Spike
 from trainer.exporter import METRICS, STATES, Exporter, MetricsError
 from trainer.records import EpochReport
 
@@ -45,8 +46,14 @@ def filled() -> Exporter:
     exporter.update(report(), best=report(), images=320, input_waits=[0.1, 0.25])
     exporter.update_checkpoint(Stats(step=10, committed=1.7e9, seconds=0.5, failures=1, last_error="full"))
     exporter.update_object_store("driver", requests={"get": 5, "put": 2}, retries=3, errors=1)
+    exporter.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("unexplained", 4)])
     exporter.enter("completed")
     return exporter
+
+
+def a_diagnosis(cause: str, epoch: int) -> Diagnosis:
+    spike = Spike(epoch, 1.0, 0.6, 0.05, 0.2, 0.4, 0.3, 0.5, 0.05, 80)
+    return Diagnosis(spike, (Cause(cause, 0.75, 0.6, 0.9, "seen.", "do."),))
 
 
 def value(exporter: Exporter, name: str, **labels: str) -> float | None:
@@ -254,3 +261,15 @@ def test_nobody_waits_where_nobody_scrapes() -> None:
         assert not exporter.wait_for_scrape(1000)
     finally:
         exporter.close()
+
+
+def test_spikes_are_counted_by_cause_and_never_uncounted() -> None:
+    """An alert on unexplained spikes would not fire, or fire again each time a verdict changes."""
+    exporter = filled()
+    name = "trainer_validation_spikes_total"
+    assert value(exporter, name, cause="few_examples") == 1
+    assert value(exporter, name, cause="unexplained") == 1
+    assert value(exporter, name, cause="overshoot") == 0
+    assert value(exporter, "trainer_validation_spike_epoch") == 4
+    exporter.update_spikes([a_diagnosis("divergence", 3), a_diagnosis("unexplained", 4), a_diagnosis("unexplained", 9)])
+    assert [value(exporter, name, cause=cause) for cause in ("few_examples", "divergence", "unexplained")] == [1, 1, 2]

@@ -9,6 +9,7 @@ The run's name is a label of `trainer_run_info` alone, as is the custom: the ser
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -18,6 +19,7 @@ from prometheus_client.registry import Collector
 
 import trainer
 from trainer.checkpoint import Stats
+from trainer.diagnosis.records import CAUSES, Diagnosis
 from trainer.records import EpochReport
 
 State = Literal["starting", "packing", "training", "completed", "failed", "interrupted"]
@@ -63,6 +65,10 @@ METRICS: dict[str, Described] = {
     "trainer_accuracy_ratio": Described("gauge", "ratio", "Share of images classified correctly.", ("split",)),
     "trainer_best_epoch": Described("gauge", "", "Epoch of the lowest validation loss."),
     "trainer_best_validation_loss": Described("gauge", "nats per image", "Lowest validation loss."),
+    "trainer_validation_spikes_total": Described("counter", "", "Spikes of the validation loss, by their first cause.", ("cause",)),
+    "trainer_validation_spike_epoch": Described("gauge", "", "Epoch of the last spike."),
+    "trainer_validation_spike_rise": Described("gauge", "nats per image", "Rise of the validation loss in the last spike."),
+    "trainer_validation_spike_share_ratio": Described("gauge", "ratio", "Share of that rise which its first cause explains."),
     "trainer_learning_rate": Described("gauge", "", "Learning rate at the end of the epoch."),
     "trainer_gradient_norm": Described("gauge", "", "L2 norm of the global gradient, mean over the epoch."),
     "trainer_update_norm": Described("gauge", "", "L2 norm of one step's change of the weights, mean over the epoch."),
@@ -182,6 +188,20 @@ class Exporter(Collector):
             if planned := self._values["trainer_epochs_planned"].get(()):
                 self._set("trainer_progress_ratio", report.epoch / planned)
                 self._set("trainer_eta_seconds", max(0.0, planned - report.epoch) * report.seconds)
+            self._updates += 1
+
+    def update_spikes(self, diagnoses: Sequence[Diagnosis]) -> None:
+        """All spikes of the run so far."""
+        with self._changed:
+            causes = Counter(diagnosis.verdict.name for diagnosis in diagnoses)
+            counted = self._values["trainer_validation_spikes_total"]
+            for cause in CAUSES:  # all of them, from 0 on, or Prometheus cannot tell the first one
+                counted[cause,] = max(counted.get((cause,), 0.0), causes[cause])  # a verdict may change later
+            if diagnoses:
+                last = diagnoses[-1]
+                self._set("trainer_validation_spike_epoch", last.spike.epoch)
+                self._set("trainer_validation_spike_rise", last.spike.rise)
+                self._set("trainer_validation_spike_share_ratio", last.verdict.share)
             self._updates += 1
 
     def progress(self, epoch: int, step: int, steps: int) -> None:

@@ -22,6 +22,9 @@ import numpy as np
 from trainer import UserError, cluster, config, results
 from trainer.checkpoint import Lease
 from trainer.console import Console, duration, size
+from trainer.diagnosis import words
+from trainer.diagnosis.diagnostician import News
+from trainer.diagnosis.records import Diagnosis
 from trainer.exporter import Exporter, MetricsError
 from trainer.index import DataError, build_manifest, split
 from trainer.objectstore import Store, open_store
@@ -80,6 +83,7 @@ class _Run:
     exporter: Exporter
     stop: threading.Event
     history: list[EpochReport] = field(default_factory=list)
+    diagnoses: list[Diagnosis] = field(default_factory=list)
     started: bool = False
     finished: dict[str, Any] | None = None
     failure: str | None = None
@@ -98,6 +102,8 @@ class _Run:
                 self.console.say(f"training: {workers}, {event['steps']} steps an epoch, images {where}")
             case {"kind": "resumed"}:
                 self.history = [results.report_from(values) for values in event["history"]]
+                self.diagnoses = event["diagnoses"]
+                self.exporter.update_spikes(self.diagnoses)
                 self.console.say(
                     f"resumed from the checkpoint of step {event['step']}, in epoch {event['epoch']} (restart {event['restarts']})"
                 )
@@ -116,6 +122,7 @@ class _Run:
                     images=report.step * self.settings.training.batch_size,
                     input_waits=event["input_waits"],
                 )
+                self._hear_of_spikes(event["news"])
                 self.exporter.update_checkpoint(event["checkpoint"])
                 self.environment["peak memory of a worker"] = size(max(event["peak_memory"]))
             case {"kind": "saved"}:
@@ -130,6 +137,19 @@ class _Run:
             case {"kind": "finished"}:
                 self.finished = event
                 self.exporter.update_checkpoint(event["checkpoint"])
+
+    def _hear_of_spikes(self, news: News | None) -> None:
+        if news is None:
+            return
+        if news.diagnosis:
+            self.diagnoses.append(news.diagnosis)
+            self.console.say(words.block(news.diagnosis))
+        if resolved := news.resolved:
+            self.diagnoses = [resolved if known.spike.epoch == resolved.spike.epoch else known for known in self.diagnoses]
+            self.console.say(
+                f"spike of epoch {resolved.spike.epoch}: {resolved.spike.outcome} in epoch {resolved.spike.outcome_epoch}"
+            )
+        self.exporter.update_spikes(self.diagnoses)
 
 
 def launch(settings: config.Config, name: str, console: Console) -> Outcome:

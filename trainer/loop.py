@@ -10,7 +10,7 @@ import logging
 import resource
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ import ray.train.collective
 
 from trainer import UserError, config, model, results
 from trainer.checkpoint import Checkpoints
+from trainer.diagnosis.diagnostician import Diagnostician, News
+from trainer.diagnosis.records import Diagnosis, Event
+from trainer.network import TrainedNetwork
 from trainer.objectstore import StoreError, open_store
 from trainer.pack import open_rows
 from trainer.pipeline import Feed
@@ -30,6 +33,8 @@ from trainer.step import Group, Learner, StepStats
 
 log = logging.getLogger(__name__)
 
+MEMORY = "diagnosis/"
+"""Begins the names of the diagnosis' arrays in a checkpoint."""
 LAG = 4
 """Steps after which a step's numbers are looked at, so that a GPU is never waited for."""
 PROGRESS_SECONDS = 1.0
@@ -74,6 +79,16 @@ class _Worker:
         self.checkpoints = Checkpoints(self.store, task.run, self.settings.checkpoint.keep_last)
         self.records = ThreadPoolExecutor(1, thread_name_prefix="epoch-records")
         self.line = _Line(task.mailbox, self.chief)
+        self.network = TrainedNetwork(self.learner, self.feed, lambda: self._evaluate(self.validation)[0])
+        self.diagnostician = Diagnostician(
+            self.network,
+            batch_size=self.settings.training.batch_size,
+            groups=[rows.groups[row] or rows.keys[row] for row in self.validation],
+            keys=[rows.keys[row] for row in self.validation],
+            labels=rows.labels[self.validation],
+            momentum=self.settings.model.momentum,
+        )
+        self.events: list[Event] = []
 
         self.history: list[EpochReport] = []
         self.restarts = 0
@@ -107,24 +122,42 @@ class _Worker:
             return
         _, state, meta = found or self.checkpoints.load(step)
         self.done = state.pop("epoch/steps")
+        memory = {name.removeprefix(MEMORY): state.pop(name) for name in list(state) if name.startswith(MEMORY)}
         self.learner.restore(state)
         self.history = [results.report_from(values) for values in meta["history"]]
         self.epoch = meta["epoch"]
         self.restarts = meta["restarts"] + 1
+        self.diagnostician.restore(meta["diagnosis"], memory, at_epoch_end=not len(self.done))
+        self._note_changes(meta)
         self.line.tell(
             {"kind": "resumed", "step": step, "epoch": self.epoch, "restarts": self.restarts, "history": meta["history"]}
+            | {"diagnoses": list(self.diagnostician.diagnoses)}
         )
+
+    def _note_changes(self, meta: dict[str, Any]) -> None:
+        """What is different from the run before the restart, for the diagnosis."""
+        step = len(self.done)
+        self.events.append(Event("restart", self.epoch, step))
+        rate, workers = meta["settings"]["training"]["learning_rate"], meta["settings"]["launch"]["workers"]
+        if rate != self.settings.training.learning_rate:
+            self.events.append(Event("learning_rate", self.epoch, step, rate, self.settings.training.learning_rate))
+        if workers != self.group.size:
+            self.events.append(Event("world_size", self.epoch, step, workers, self.group.size))
 
     def _train_epoch(self) -> bool:
         """Makes the remaining steps of the epoch; False if asked to stop, with a checkpoint saved."""
         steps: list[StepStats] = []
         saved = False
         start = len(self.done)
+        marks = self.diagnostician.marks(self.feed.steps)
+        self.network.begin(self.epoch)
         self.feed.waited = 0.0
         self.train_seconds = -time.perf_counter()
         for batch in self.feed.batches(self.epoch, start):
             preempted = not saved and ray.train.get_preemption_info() is not None
             steps.append(self.learner.train(batch, stop=self.line.stop, save=preempted))
+            if start + len(steps) in marks:
+                self.diagnostician.mark(start + len(steps))
             self.line.progress(self.epoch, start + len(steps), self.feed.steps)
             seen = steps[max(len(steps) - LAG, 0)]
             if float(seen.stop):
@@ -173,6 +206,7 @@ class _Worker:
             restarts=self.restarts,
         )
         self.history.append(report)
+        news = self._diagnose(losses, probabilities, sample_losses)
         broken = np.flatnonzero(~np.isfinite(steps.loss))
         if self.chief:
             arrays = {
@@ -181,13 +215,21 @@ class _Worker:
                 "sample": sample_losses,
                 "steps": self.done.astype(np.float32),
             }
-            self.records.submit(self._record, report, arrays)
+            spikes = list(self.diagnostician.diagnoses) if news and (news.diagnosis or news.resolved) else None
+            self.records.submit(self._record, report, arrays, spikes)
         self.epoch, self.done = self.epoch + 1, self.done[:0]
         if self.chief and not len(broken):
             self.checkpoints.save_in_background(report.step, *self._checkpoint(report.validation_loss))
         saves = self.checkpoints.stats
         self.line.tell(
-            {"kind": "epoch", "report": report, "input_waits": waits.tolist(), "peak_memory": memory.tolist(), "checkpoint": saves}
+            {
+                "kind": "epoch",
+                "report": report,
+                "input_waits": waits.tolist(),
+                "peak_memory": memory.tolist(),
+                "news": news,
+                "checkpoint": saves,
+            }
         )
         if len(broken):
             self._flush()
@@ -196,6 +238,32 @@ class _Worker:
                 f"the training loss of epoch {report.epoch} is not finite from step {first} on: set training.learning_rate below "
                 f"{report.learning_rate:g} and run again, under this name to go on from the last checkpoint"
             )
+
+    def _diagnose(self, losses: np.ndarray, probabilities: np.ndarray, sample_losses: np.ndarray) -> News | None:
+        """Asks the diagnosis about the epoch; all workers do, with the same numbers, and probe together."""
+        classes, labels = self.task.pack.classes, self.feed.rows.labels[self.validation]
+
+        def predict(images: Sequence[int]) -> dict[int, tuple[str, str, float]]:
+            found = np.argmax(probabilities, -1)
+            return {i: (classes[labels[i]], classes[found[i]], float(probabilities[i, found[i]])) for i in images}
+
+        try:
+            return self.diagnostician.close_epoch(
+                losses,
+                sample_losses,
+                self.done,
+                learning_rate=float(self.learner.optimizer.learning_rate),
+                events=self.events,
+                predict=predict,
+            )
+        except ray.exceptions.RayError:
+            raise
+        except Exception as error:  # training does not die of its diagnosis
+            log.exception("the diagnosis of epoch %d failed", self.epoch)
+            self.line.tell({"kind": "warning", "message": f"the diagnosis of epoch {self.epoch} failed: {error!r}"})
+            return None
+        finally:
+            self.events = []
 
     def _evaluate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inference mode, all workers together, every image once: row numbers [n] -> losses [n] and probabilities [n, K]."""
@@ -207,8 +275,10 @@ class _Worker:
 
     def _checkpoint(self, validation_loss: float | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A copy of all that `_resume` needs."""
-        state = self.learner.state() | {"epoch/steps": self.done.copy()}
-        meta = {"epoch": self.epoch, "restarts": self.restarts, "history": [report.as_dict() for report in self.history]}
+        diagnosis, memory = self.diagnostician.state()
+        state = self.learner.state() | {"epoch/steps": self.done.copy()} | {MEMORY + name: array for name, array in memory.items()}
+        history = [report.as_dict() for report in self.history]
+        meta = {"epoch": self.epoch, "restarts": self.restarts, "history": history, "diagnosis": diagnosis}
         if validation_loss is not None:
             meta["validation_loss"] = validation_loss
         return state, meta | {"settings": self.task.settings}
@@ -218,9 +288,11 @@ class _Worker:
             self.checkpoints.save(int(self.learner.optimizer.iterations), *self._checkpoint())
         self.line.tell({"kind": "saved", "step": int(self.learner.optimizer.iterations), "checkpoint": self.checkpoints.stats})
 
-    def _record(self, report: EpochReport, arrays: Mapping[str, np.ndarray]) -> None:
+    def _record(self, report: EpochReport, arrays: Mapping[str, np.ndarray], spikes: list[Diagnosis] | None) -> None:
         try:
             results.put_epoch(self.store, self.task.run, report, arrays)
+            if spikes is not None:
+                results.put_diagnoses(self.store, self.task.run, spikes)
         except StoreError as error:  # the report will lack this epoch's images; training goes on
             self.line.tell({"kind": "warning", "message": f"results of epoch {report.epoch} were not stored: {error}"})
 
@@ -242,8 +314,7 @@ class _Worker:
         if outcome != "interrupted":
             if self.settings.training.keep == "best" and (step := self.checkpoints.best()) is not None:
                 state = self.checkpoints.load(step).state
-                state.pop("epoch/steps")
-                self.learner.restore(state)
+                self.learner.restore({name: array for name, array in state.items() if name.startswith(("model/", "optimizer/"))})
                 epoch = next(report.epoch for report in self.history if report.step == step)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.keras")

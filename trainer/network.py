@@ -24,7 +24,7 @@ class TrainedNetwork:
         self._feed = feed
         self.evaluate = evaluate
         self._variables = learner.model.weights
-        self.statistics = [i for i, variable in enumerate(self._variables) if variable.name.startswith("moving_")]
+        self.statistics: Sequence[int] = [i for i, variable in enumerate(self._variables) if variable.name.startswith("moving_")]
         self.drops = any(isinstance(layer, keras.layers.Dropout) and layer.rate > 0 for layer in learner.model.layers)
         self._epoch = 0
 

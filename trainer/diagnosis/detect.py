@@ -196,7 +196,7 @@ class Detector:
         return replace(spike, rise=rise, low=float(low), high=float(high), error=float(draws.std()))
 
     def _outcome(self, spike: Spike, now: Spike | None, lost: bool) -> Outcome:
-        if now is None or (np.isfinite(now.rise) and now.rise < spike.rise / 4):
+        if now is None:
             return "recovered"
         if now.outcome == "divergence":
             return "divergence"

@@ -1,0 +1,77 @@
+"""From a spike made on purpose to its name."""
+
+import numpy as np
+import pytest
+
+from tests.test_golden import SHAPE, _Rows
+from trainer import config
+from trainer.diagnosis import words
+from trainer.diagnosis.diagnostician import Diagnostician, diagnosis_from
+from trainer.network import TrainedNetwork
+from trainer.pipeline import Feed
+from trainer.step import Group, Learner
+
+VALIDATION = np.arange(120, 200)
+EPOCHS = 10
+
+
+class _Training:
+    """A network in training, with a diagnostician."""
+
+    def __init__(self) -> None:
+        data = {"source": "x", "classes": {"a": "a/", "b": "b/"}}
+        model = {"momentum": 0.5, "dropout": [0.0, 0.0, 0.0]}
+        settings = config.parse({"data": data, "model": model, "training": {"batch_size": 8, "learning_rate": 1e-4}})
+        rows = _Rows()
+        self.learner = Learner(Group(), settings, SHAPE, 2)
+        self.feed = Feed(rows, np.arange(120), settings, rank=0, size=1)
+        self.learner.resident = self.feed.load()
+        self.labels = rows.labels[VALIDATION].copy()
+        self.network = TrainedNetwork(self.learner, self.feed, self.evaluate)
+        self.diagnostician = Diagnostician(self.network, batch_size=8, labels=self.labels, momentum=0.5)
+
+    def evaluate(self) -> np.ndarray:
+        return self.learner.evaluate(VALIDATION, self.labels)[0]
+
+    def epoch(self, number: int, before_evaluation=lambda: None):
+        marks, steps = self.diagnostician.marks(self.feed.steps), []
+        self.network.begin(number)
+        for batch in self.feed.batches(number):
+            steps.append([float(value) for value in self.learner.train(batch)])
+            if len(steps) == self.feed.steps:
+                before_evaluation()
+            if len(steps) in marks:
+                self.diagnostician.mark(len(steps))
+        sample, _ = self.learner.evaluate(np.arange(100), self.feed.rows.labels[:100])
+        return self.diagnostician.close_epoch(self.evaluate(), sample, np.array(steps), learning_rate=1e-4)
+
+
+@pytest.fixture
+def training():
+    found = _Training()
+    for number in range(1, EPOCHS + 1):
+        found.epoch(number)
+    return found
+
+
+def test_lost_statistics_are_named_and_nothing_is_changed(training):
+    """The commonest cause of a spike would be missed, or the diagnosis itself would change the run."""
+    statistics = [training.learner.model.weights[i] for i in training.network.statistics]
+
+    def lose() -> None:
+        nonlocal state
+        for variable in statistics:
+            variable.assign(variable.numpy() * 0.2)
+        state = training.learner.state()
+
+    state: dict[str, np.ndarray] = {}
+    known = len(training.diagnostician.diagnoses)
+    news = training.epoch(EPOCHS + 1, lose)
+    assert news.diagnosis is not None
+    assert len(training.diagnostician.diagnoses) == known + 1
+    assert news.diagnosis.verdict.name == "batchnorm_statistics"
+    assert news.diagnosis.verdict.share > 0.5
+    for name, values in state.items():
+        np.testing.assert_array_equal(training.learner.state()[name], values)
+    assert diagnosis_from(news.diagnosis.as_dict()) == news.diagnosis  # or the report of a finished run would lack it
+    assert f"SPIKE in epoch {EPOCHS + 1}" in words.block(news.diagnosis)

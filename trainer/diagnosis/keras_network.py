@@ -1,0 +1,84 @@
+"""A plain Keras model as the probes' Network; needs no Ray and no worker group.
+
+Shapes: b images of a batch, k batches, C channels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.diagnosis.probes import Weights
+
+DROPOUT = (keras.layers.Dropout, keras.layers.GaussianDropout, keras.layers.AlphaDropout)
+
+
+class KerasNetwork:
+    """Weights are those of `model.get_weights()`."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        evaluate: Callable[[], np.ndarray],
+        batch: Callable[[int], tuple[Any, Any]],
+        loss: Callable[[Any, Any], Any],
+        variables: Sequence[keras.Variable] = (),
+    ) -> None:
+        """`evaluate()`: losses of the validation images; `batch(number)`: images and labels of that batch of the epoch;
+        `loss(labels, outputs)`: of each example; `variables`: further ones to keep untouched, such as the optimizer's."""
+        self.model = model
+        self.evaluate = evaluate
+        self._batch = batch
+        self._loss = loss
+        self._variables = [*model.variables, *variables]
+        layers = list(model._flatten_layers(include_self=False, recursive=True))
+        norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+        self._moving = [(v, layer.momentum) for layer in norms for v in (layer.moving_mean, layer.moving_variance)]
+        self._dropouts = [layer for layer in layers if isinstance(layer, DROPOUT)]
+        places = {id(v): i for i, v in enumerate(model.weights)}
+        self.statistics = [places[id(v)] for v, _ in self._moving]
+        self.drops = bool(self._dropouts)
+        self._forward: dict[tuple[float, ...], Callable[..., Any]] = {}
+        self._infer = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        before = [np.array(variable) for variable in self._variables]
+        try:
+            yield
+        finally:
+            for variable, value in zip(self._variables, before, strict=True):
+                variable.assign(value)
+
+    def weights(self) -> Weights:
+        return self.model.get_weights()
+
+    def assign(self, weights: Weights) -> None:
+        self.model.set_weights(weights)
+
+    def moments(self, batches: Sequence[int], *, dropout: bool) -> list[np.ndarray]:
+        rates = [layer.rate for layer in self._dropouts]
+        key = tuple(rates) if dropout else ()
+        found: list[list[np.ndarray]] = [[] for _ in self._moving]
+        try:
+            for layer, rate in zip(self._dropouts, rates, strict=True):
+                layer.rate = rate if dropout else 0.0
+            if key not in self._forward:  # a layer's rate is a constant of the compiled function
+                self._forward[key] = tf.function(lambda x: self.model(x, training=True), reduce_retracing=True)
+            for number in batches:
+                for variable, _ in self._moving:  # from zero, one step leaves (1 - momentum) of the batch's own moments
+                    variable.assign(tf.zeros(variable.shape))
+                self._forward[key](tf.convert_to_tensor(self._batch(number)[0]))
+                for values, (variable, momentum) in zip(found, self._moving, strict=True):
+                    values.append(np.array(variable) / np.float32(1 - momentum))
+        finally:
+            for layer, rate in zip(self._dropouts, rates, strict=True):
+                layer.rate = rate
+        return [np.array(values) for values in found]
+
+    def batch_losses(self, batch: int) -> np.ndarray:
+        x, y = self._batch(batch)
+        return np.asarray(self._loss(tf.convert_to_tensor(y), self._infer(tf.convert_to_tensor(x))))

@@ -1,0 +1,56 @@
+"""What was unusual in how an epoch was trained, from its step records alone. Pure numpy.
+
+Shapes: s steps of the epoch, e steps of the ordinary epochs before it; a record is one StepStats, 7 numbers.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+LOSS, CORRECT, GRADIENT, LOCAL_SQUARE, UPDATE = range(5)
+"""Columns of a record."""
+TAIL = 20
+"""Steps during which momentum may still carry an earlier gradient on (0.9^20 = 0.12)."""
+
+
+def gradient_ratios(steps: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """Gradient norms [s] as multiples of what was usual in the epochs before."""
+    return steps[:, GRADIENT] / (np.median(earlier[:, GRADIENT]) + 1e-12)
+
+
+def step_ratios(steps: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """Step lengths [s] as multiples of what was usual in the epochs before."""
+    return steps[:, UPDATE] / (np.median(earlier[:, UPDATE]) + 1e-12)
+
+
+def unexplained_lengths(steps: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """By how much [s] steps were longer than their gradients explain: about 1 where only the gradients differ, k where the
+    learning rate was k times the usual. Adam's steps grow at most as much as the gradients behind them do."""
+    gradients = np.maximum(gradient_ratios(steps, earlier), 1)
+    behind = np.array([gradients[max(0, i - TAIL) : i + 1].max() for i in range(len(gradients))])
+    return step_ratios(steps, earlier) / behind
+
+
+def outliers(values: np.ndarray, *, times: float = 2.0, deviations: float = 6.0) -> np.ndarray:
+    """Which values [s] stand out upwards from those around them: by so many standard deviations, and by so many times."""
+    if len(values) < 5:
+        return np.zeros(len(values), bool)
+    padded = np.pad(values, 5, mode="reflect") if len(values) > 5 else values
+    around = np.array([np.nanmedian(padded[i : i + 11]) for i in range(len(values))])
+    deviation = 1.4826 * np.nanmedian(np.abs(values - around)) + 1e-12
+    with np.errstate(invalid="ignore"):
+        return ~np.isfinite(values) | ((values - around > deviations * deviation) & (values > times * around))
+
+
+def foreign(
+    path: Sequence[tuple[int, Sequence[np.ndarray]]], steps: np.ndarray, trainable: Sequence[int]
+) -> tuple[int, int, float] | None:
+    """Whether weights moved without a step: the first stretch of `path` (after so many steps: weights) whose ends lie farther
+    apart than its steps are long together. Returns its first and last step and how far the excess is, or None."""
+    for (start, left), (stop, right) in itertools.pairwise(path):
+        distance = np.sqrt(sum(np.sum((right[i].astype(float) - left[i]) ** 2) for i in trainable))
+        length = float(np.sum(steps[start:stop, UPDATE]))
+        if distance > 1.05 * length + 1e-4 * np.sqrt(sum(np.sum(left[i].astype(float) ** 2) for i in trainable)):
+            return start, stop, float(distance - length)
+    return None

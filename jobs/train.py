@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and touch nothing")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     try:
         settings = config.load(arguments.config, arguments.set)
         name = settings.run.name or f"{Path(arguments.config).stem.lower()}-{datetime.now(UTC):%Y%m%d-%H%M%S}"

@@ -35,7 +35,7 @@ def test_what_is_not_there_is_empty(store):
     assert results.get_arrays(store, "none", 1) == {}
 
 
-def test_reports_of_another_version_are_read(store):
+def test_reports_of_another_version_are_read():
     """After an update, runs of before could not be resumed or reported."""
     report = demo().history[0]
     values = report.as_dict() | {"unknown": 1}

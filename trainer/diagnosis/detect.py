@@ -50,17 +50,21 @@ def forecast(epochs: np.ndarray, losses: np.ndarray, epoch: int) -> tuple[np.nda
     prior, k = PRIOR * baseline, losses.shape[-1] - 2
     if k < 1:
         return baseline, prior
-    near = _wiggle(losses, 1)
-    # Autocorrelated noise hides from differences of neighbours, and a fall that flattens shows in those of distant ones.
-    wiggle = np.minimum(_wiggle(losses, 2), 2 * near) if k > 2 else near
+    # The last epochs alone where they are calmer than those before: a wild start is forgotten soon.
+    wiggle = np.minimum(_wiggle(losses, MEMORY), 1.5 * _wiggle(losses, WINDOW))
     k = min(k, MEMORY)
     return baseline, np.sqrt((PRIOR_WEIGHT * prior**2 + k * wiggle**2) / (PRIOR_WEIGHT + k))
 
 
-def _wiggle(losses: np.ndarray, lag: int) -> np.ndarray:
-    """Standard deviation [...] of losses [..., k] around any straight trend, were it independent from epoch to epoch."""
-    differences = losses[..., 2 * lag :] - 2 * losses[..., lag:-lag] + losses[..., : -2 * lag]
-    return 1.4826 * np.median(np.abs(differences[..., -MEMORY:]), -1) / np.sqrt(6)
+def _wiggle(losses: np.ndarray, memory: int) -> np.ndarray:
+    """Standard deviation [...] of losses [..., k], k > 2, around any straight trend, from the last second differences."""
+
+    def deviation(lag: int) -> np.ndarray:
+        differences = losses[..., 2 * lag :] - 2 * losses[..., lag:-lag] + losses[..., : -2 * lag]
+        return 1.4826 * np.median(np.abs(differences[..., -memory:]), -1) / np.sqrt(6)
+
+    # Autocorrelated noise hides from differences of neighbours; a fall that flattens shows in those of distant ones.
+    return np.minimum(deviation(2), 2 * deviation(1)) if losses.shape[-1] > 4 else deviation(1)
 
 
 def line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

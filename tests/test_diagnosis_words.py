@@ -1,0 +1,187 @@
+"""What a person reads of a spike: true, short, and in the order in which it is needed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from trainer.diagnosis import attribute, words
+from trainer.diagnosis.records import CAUSES, Cause, Diagnosis, Overfitting, Probe, Spike
+
+HOSTILE = "Tp/\x1b[2J\n\u202egnp.exe"
+
+
+def spike(epoch: int = 4, outcome: str = "recovered", **values: float) -> Spike:
+    settled = None if outcome == "open" else epoch + 1
+    numbers = {
+        "loss": 0.9,
+        "baseline": 0.5,
+        "scale": 0.03,
+        "threshold": 0.24,
+        "rise": 0.4,
+        "low": 0.31,
+        "high": 0.49,
+        "error": 0.05,
+    }
+    return Spike(epoch=epoch, **{**numbers, **values}, images=300, outcome=outcome, outcome_epoch=settled)  # type: ignore[arg-type]
+
+
+def statistics(epoch: int, outcome: str = "recovered") -> Diagnosis:
+    """As attribution makes it for lagging moving statistics."""
+    one = spike(epoch, outcome)
+    probes = {"statistics": Probe("statistics", 0.92, 0.85, 0.98, 0.02, 3, {"now": 0.53, "before": 0.5})}
+    case = attribute.Case(one, probes, settings=attribute.Settings(1e-4, 32, 50, 0.99))
+    return Diagnosis(one, attribute.attribute(case), tuple(probes.values()))
+
+
+def images(epoch: int, keys: list[str] | None = None) -> Diagnosis:
+    """As attribution makes it for four images."""
+    one = spike(epoch)
+    entries = [{"image": i, "before": 0.3, "now": 9.0} for i in range(4)]
+    probes = {"few_examples": Probe("few_examples", 0.8, 0.8, 0.85, facts={"images": entries, "left": 0.08, "of": 300})}
+    predicted = dict.fromkeys(range(4), ("authentic", "fake", 0.99))
+    case = attribute.Case(one, probes, keys=keys, predicted=predicted)
+    return Diagnosis(one, attribute.attribute(case), tuple(probes.values()))
+
+
+def of(cause: str, epoch: int = 4, outcome: str = "recovered") -> Diagnosis:
+    return Diagnosis(spike(epoch, outcome), (Cause(cause, 0.8, 0.7, 0.9, "Evidence.", "do this (like so)."),))
+
+
+CLIMBS = (
+    "Apart from spikes the validation loss has been climbing by 0.013 an epoch since epoch 12, "
+    "while training images get better: the network memorizes them (overfitting)."
+)
+TREND = Overfitting(epoch=12, loss=0.4, climb=0.013, gap=0.5)
+
+
+@pytest.mark.parametrize(
+    ("diagnoses", "overfitting", "text"),
+    [
+        ([], None, "No spike in 100 epochs."),
+        ([], TREND, f"No spike in 100 epochs. {CLIMBS}"),
+        (
+            [statistics(4), statistics(7), images(31)],
+            None,
+            "3 spikes in 100 epochs. Two were lagging BatchNorm statistics (epochs 4 and 7). "
+            "One was 4 images, probably mislabelled (epoch 31). The loss was back in the next epoch each time. "
+            "Your model is fine; set BatchNormalization's momentum to 0.8; look at the images of epoch 31.",
+        ),
+        (
+            [statistics(4), statistics(7)],
+            TREND,
+            "2 spikes in 100 epochs: both lagging BatchNorm statistics (epochs 4 and 7). "
+            f"The loss was back in the next epoch each time. {CLIMBS} "
+            "The spikes did the network no harm; set BatchNormalization's momentum to 0.8.",
+        ),
+        (
+            [of("overshoot", 9, "level shift")],
+            None,
+            "1 spike in 100 epochs: steps that were too long (epoch 9). "
+            "Since epoch 9 the loss has stayed high (a level shift). Do this.",
+        ),
+        (
+            [of("divergence", 9, "divergence")],
+            None,
+            "1 spike in 100 epochs: a divergence (epoch 9). Training diverged in epoch 9. Do this.",
+        ),
+        (
+            [of("unexplained", 100, "open")],
+            None,
+            "1 spike in 100 epochs: unexplained (epoch 100). Whether it comes back after epoch 100 is not known yet.",
+        ),
+    ],
+)
+def test_summary(diagnoses: list[Diagnosis], overfitting: Overfitting | None, text: str) -> None:
+    """The report's first lines: a wrong or unreadable one and the answer never arrives."""
+    assert words.summary(diagnoses, overfitting, 100) == text
+
+
+def test_no_model_is_called_fine_that_is_not() -> None:
+    """A user who believes it would deploy a network that overfits, diverged, or took a bad step."""
+    for told in (
+        words.summary([statistics(4)], TREND, 100),
+        words.summary([statistics(4, "level shift")], None, 100),
+        words.summary([statistics(4), of("bad_batch")], None, 100),
+        words.summary([of("unexplained")], None, 100),
+    ):
+        assert "fine" not in told
+
+
+def test_many_spikes_stay_a_few_lines() -> None:
+    """Nobody reads a list of 40 epochs."""
+    told = words.summary([of(CAUSES[epoch % 3 + 4], epoch) for epoch in range(4, 44)], None, 100)
+    assert told.startswith("40 spikes in 100 epochs. 14 were ")
+    assert "and 10 more" in told
+    assert len(told) < 500
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_every_cause_has_words(cause: str) -> None:
+    """A spike must not crash the log or the report because of what it is called."""
+    assert cause in words.CAUSES
+    assert words.CAUSES[cause] in words.summary([of(cause)], None, 10)
+    assert f"  1. {words.CAUSES[cause]}" in words.block(of(cause))
+
+
+def test_every_probe_has_words() -> None:
+    """A probe's code name tells a reader of the report nothing."""
+    from pathlib import Path
+
+    source = Path(attribute.__file__).with_name("probes.py").read_text(encoding="utf-8")
+    assert [name for name in words.PROBES if f'"{name}"' not in source] == []
+
+
+def test_block() -> None:
+    """The log is read while the run goes on: verdict first, then at most two causes, numbers with their intervals."""
+    diagnosis = images(31, [f"authentic/scene-{i:04d}.jpg" for i in range(4)])
+    more = tuple(Cause(name, 0.3, 0.1, 0.4, "Weak.", "ignore it.") for name in ("overshoot", "gradient_noise", "bad_batch"))
+    lines = words.block(replace(diagnosis, causes=diagnosis.causes + more)).splitlines()
+    assert lines[0] == "SPIKE in epoch 31: validation loss 0.900 where 0.500 was expected, +0.400 (95 %: +0.310 to +0.490)"
+    assert lines[1] == "  1. 4 images, probably mislabelled (few_examples): 80% of the rise (80% to 85%)"
+    assert "authentic/scene-0003.jpg" in " ".join(lines)
+    assert [line for line in lines if line.startswith("  3. ")] == [
+        "  3. gradient noise (gradient_noise): 30% of the rise (10% to 40%)"
+    ]
+    assert "a bad training batch" not in "".join(lines)
+    assert max(map(len, lines)) <= words.WIDTH
+
+
+def test_a_hostile_key_does_not_steer_the_terminal() -> None:
+    """Whoever may upload an image must not clear the screen of whoever watches the run, or disguise a name."""
+    text = words.block(images(31, [HOSTILE] * 4))
+    assert "Tp/\\x1b[2J\\n\\u202egnp.exe" in text
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_a_loss_that_is_no_number_is_said() -> None:
+    """`+inf (95 %: +inf to +inf)` would be noise where the worst has happened."""
+    lost = spike(9, "divergence", loss=np.nan, rise=np.inf, low=np.inf, high=np.inf, error=np.inf)
+    diagnosis = Diagnosis(lost, attribute.attribute(attribute.Case(lost)))
+    assert words.block(diagnosis).splitlines()[:2] == [
+        "SPIKE in epoch 9: validation loss is not finite where 0.500 was expected",
+        "  1. a divergence (divergence)",
+    ]
+    assert words.headline(lost) == (
+        "After epoch 9 the validation loss was not a finite number where 0.500 was expected. "
+        "It has not come back: training diverged."
+    )
+    assert "inf" not in words.block(diagnosis).replace("infinite", "")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "end"),
+    [
+        ("open", "0.490)."),
+        ("recovered", "It was back after epoch 5."),
+        ("level shift", "It has stayed at the new level since."),
+        ("divergence", "training diverged."),
+    ],
+)
+def test_headline(outcome: str, end: str) -> None:
+    """How it ended decides whether a user must act at all."""
+    told = words.headline(spike(outcome=outcome))
+    assert told.startswith(
+        "After epoch 4 the validation loss was 0.900 where 0.500 was expected: 0.400 more (95 %: 0.310 to 0.490)."
+    )
+    assert told.endswith(end)

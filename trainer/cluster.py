@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,10 +52,13 @@ def _start(settings: config.Config) -> None:
         store = settings.launch.object_store_bytes
         options |= {"num_cpus": cores, "object_store_memory": store, "include_dashboard": False}
         failed, way_out = "Ray does not start on this machine", f"launch.object_store_bytes = {store}, {cores} cores"
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except Exception as error:  # of many kinds
         raise ClusterError(f"{failed}: {one_line(error)} ({way_out})") from None
+    finally:
+        signal.signal(signal.SIGTERM, ours)  # Ray has put its own there, which ends the driver on the spot
 
 
 def _check_answers(address: str, way_out: str) -> None:

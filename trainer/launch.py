@@ -132,8 +132,9 @@ class _Run:
                 self.console.warn(event["message"])
             case {"kind": "failed"}:
                 trained = self.history and self.history[-1].epoch == epochs
-                but = f"all {epochs} epochs are trained, but the model is not stored (run again under this name for that): "
-                self.failure = self.failure or (but if trained else "") + event["message"]
+                way_out = "run again under this name to go on from the last checkpoint"
+                but = f"all {epochs} epochs are trained, but the model is not stored ({way_out}): " if trained else ""
+                self.failure = self.failure or but + event["message"]
             case {"kind": "finished"}:
                 self.finished = event
                 self.exporter.update_checkpoint(event["checkpoint"])
@@ -214,9 +215,10 @@ def _run(run: _Run, lease: Lease) -> Outcome:
         results.put_run(run.storage, run.name, {**facts, "outcome": outcome})
         if run.history:
             _report(run, outcome, packed, rows, sides)
-    except (UserError, OSError) as error:
+    except Exception as error:  # whatever it is, the run is what it is
+        what = one_line(error) if isinstance(error, UserError | OSError) else repr(error)
         way_out = f"when that is mended, python -m jobs.report --config FILE --run {run.name} makes it"
-        run.console.warn(f"the report is not complete: {one_line(error)}; {way_out}")
+        run.console.warn(f"the report is not complete: {what}; {way_out}")
     return Outcome(run.name, outcome, run.folder)
 
 

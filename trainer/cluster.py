@@ -50,7 +50,7 @@ def _start(settings: config.Config) -> None:
     else:
         cores = max(os.cpu_count() or 1, settings.launch.workers * max(1, settings.launch.cpus_per_worker))
         store = settings.launch.object_store_bytes
-        options |= {"num_cpus": cores, "object_store_memory": store, "include_dashboard": False}
+        options |= {"address": "local", "num_cpus": cores, "object_store_memory": store, "include_dashboard": False}
         failed, way_out = "Ray does not start on this machine", f"launch.object_store_bytes = {store}, {cores} cores"
     ours = signal.getsignal(signal.SIGTERM)
     try:

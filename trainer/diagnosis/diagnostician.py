@@ -17,7 +17,7 @@ from trainer.diagnosis import attribute, probes
 from trainer.diagnosis import steps as records
 from trainer.diagnosis.detect import SMALLEST_SHARE, Detector, overfitting
 from trainer.diagnosis.probes import Network, Scene, Weights
-from trainer.diagnosis.records import Cause, Diagnosis, Event, Overfitting, Probe, Spike
+from trainer.diagnosis.records import Case, Cause, Diagnosis, Event, Overfitting, Probe, Settings, Spike, Training
 
 MARKS = 8
 """Times an epoch that the weights are copied."""
@@ -66,7 +66,7 @@ class Diagnostician:
         self.network = network
         self.detector = Detector(groups, smallest_share=smallest_share)
         self.diagnoses: list[Diagnosis] = []
-        self._settings = attribute.Settings(batch_size=batch_size, momentum=momentum)
+        self._settings = Settings(batch_size=batch_size, momentum=momentum)
         self._keys = keys
         self._guess = _guessing(labels)
         self._samples: list[float] = []
@@ -104,7 +104,7 @@ class Diagnostician:
             began = time.perf_counter()
             case = self._case(update.spike, losses, sampled, steps, learning_rate, events, predict)
             causes = attribute.attribute(case)
-            diagnosis = Diagnosis(update.spike, causes, tuple(case.probes.values()), time.perf_counter() - began)
+            diagnosis = Diagnosis(update.spike, causes, tuple(case.probes.values()), case.training, time.perf_counter() - began)
             self.diagnoses.append(diagnosis)
         if self.detector.ordinary[-1:] == [epoch]:
             average = probes.average(self._path) if len(self._path) > 1 else None
@@ -150,7 +150,7 @@ class Diagnostician:
             return None
         diagnosis = replace(self.diagnoses[number], spike=spike)
         if spike.outcome == "divergence":
-            case = attribute.Case(spike, settings=self._settings)
+            case = Case(spike, settings=self._settings)
             first = attribute.attribute(case)[0]
             diagnosis = replace(diagnosis, causes=(first, *(c for c in diagnosis.causes if c.name != first.name)))
         self.diagnoses[number] = diagnosis
@@ -165,11 +165,11 @@ class Diagnostician:
         learning_rate: float,
         events: Sequence[Event],
         predict: Predict | None,
-    ) -> attribute.Case:
+    ) -> Case:
         """Everything that attribution is to know, probes included."""
         settings = replace(self._settings, learning_rate=learning_rate, steps=len(steps))
         self._settings = settings
-        case = attribute.Case(spike, settings=settings, events=events, keys=self._keys, overfitting=self.overfitting)
+        case = Case(spike, settings=settings, events=events, keys=self._keys, overfitting=self.overfitting)
         if not self._before or not np.isfinite(spike.loss) or spike.outcome == "divergence":
             return case
         before = self._before[-1]
@@ -189,21 +189,30 @@ class Diagnostician:
         )
         if before.weights is not None and self.detector.ordinary[-1] == spike.epoch - 1:
             scene.path = [(0, before.weights), *self._path]
-        lengths = records.unexplained_lengths(steps, earlier)
-        trainable = [i for i in range(len(self._path[-1][1])) if i not in set(self.network.statistics)]
-        training = attribute.Training(
-            length=float(lengths.max()),
-            length_at=int(lengths.argmax()),
-            length_after=tuple(float(lengths[event.step :].max(initial=1.0)) for event in events),
-            gradient=float(np.median(records.gradient_ratios(steps, earlier))),
-            foreign=records.foreign(scene.path, steps, trainable),
-            train_rise=sampled - before.sample,
-            train_loss=before.sample,
-        )
         found = self._probe(scene, events)
+        training = self._training(scene, found.get("path"), events, sampled - before.sample, before.sample)
         few = found.get("few_examples")
         images = [entry["image"] for entry in few.facts["images"]] if few else []
         return replace(case, probes=found, training=training, predicted=predict(images) if predict and images else {})
+
+    def _training(self, scene: Scene, path: Probe | None, events: Sequence[Event], rise: float, loss: float) -> Training:
+        """What was unusual in how the epoch was trained."""
+        if not len(scene.steps) or not len(scene.earlier):
+            return Training(train_rise=rise, train_loss=loss)
+        lengths = records.unexplained_lengths(scene.steps, scene.earlier)
+        third = max(len(scene.steps) // 3, 5)
+        early = min(max(path.facts["first"], 5), third) if path else third
+        trainable = [i for i in range(len(scene.now)) if i not in set(self.network.statistics)]
+        return Training(
+            length=float(lengths.max()),
+            length_at=int(lengths.argmax()),
+            length_after=tuple(float(lengths[event.step :].max(initial=1.0)) for event in events),
+            gradient=float(np.median(records.gradient_ratios(scene.steps, scene.earlier)[:early])),
+            straightness=records.straightness(scene.path, trainable),
+            foreign=records.foreign(scene.path, scene.steps, trainable),
+            train_rise=rise,
+            train_loss=loss,
+        )
 
     def _probe(self, scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:
         found = [probes.few_examples(scene)]
@@ -212,10 +221,10 @@ class Diagnostician:
                 found += probes.evaluation(scene)
                 where = probes.path(scene)
                 more: list[Probe | None] = [where]
-                more += [probes.before_event(scene, event) for event in events]
+                more += [probes.before_event(scene, event) for event in events[:1]]
                 more += [
                     probes.statistics(scene),
-                    probes.statistics_without_dropout(scene),
+                    probes.variance_shift(scene),
                     probes.line(scene),
                     probes.averaged(scene),
                 ]
@@ -231,6 +240,7 @@ def diagnosis_from(values: dict[str, Any]) -> Diagnosis:
         spike=Spike(**values["spike"]),
         causes=tuple(Cause(**cause) for cause in values["causes"]),
         probes=tuple(Probe(**probe) for probe in values["probes"]),
+        training=Training(**values["training"]),
         seconds=values["seconds"],
     )
 

@@ -33,10 +33,13 @@ class Network(Protocol):
     """What the probes may do with a network. On several workers all call the same methods in the same order, and all get the
     same answers."""
 
-    statistics: Sequence[int]
-    """Which of the Weights are moving statistics; empty without BatchNormalization."""
-    drops: bool
-    """Has dropout."""
+    @property
+    def statistics(self) -> Sequence[int]:
+        """Which of the Weights are moving statistics; empty without BatchNormalization."""
+
+    @property
+    def drops(self) -> bool:
+        """Has dropout."""
 
     def untouched(self) -> AbstractContextManager[None]:
         """Inside, anything may be done; afterwards weights, statistics, optimizer and random state are what they were."""
@@ -216,14 +219,15 @@ def statistics(scene: Scene) -> Probe | None:
     )
 
 
-def statistics_without_dropout(scene: Scene) -> Probe | None:
-    """The same without dropout. Two passes."""
+def variance_shift(scene: Scene) -> Probe | None:
+    """By how much dropout spoils the statistics: those estimated with it against those without it, now, less what it did at the
+    reference epoch under the dropout of then, which the run's own statistics saw. Two passes."""
     if not scene.network.statistics or not scene.network.drops:
         return None
     now, before = scene.cleaned(scene.now, dropout=False), scene.cleaned(scene.reference, dropout=False)
-    return scene.probe(
-        "statistics_without_dropout", now - before, noise=scene.noise, passes=2, now=float(now.mean()), before=float(before.mean())
-    )
+    spoiled = scene.clean_now[0] - now - (scene.reference_losses - before)
+    means = {"without": float(now.mean()), "with_dropout": float(scene.clean_now[0].mean()), "before": float(before.mean())}
+    return scene.probe("variance_shift", scene.rise - spoiled, noise=2**0.5 * scene.noise, passes=2, **means)
 
 
 def line(scene: Scene) -> Probe:

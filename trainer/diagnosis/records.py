@@ -4,6 +4,7 @@ Losses are mean cross-entropy in nats per image. A share is a part of a spike's 
 Shapes: n validation images.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -110,6 +111,30 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Training:
+    """What was unusual in how the epoch was trained; found by steps.py."""
+
+    length: float = 1.0
+    """Largest step, in multiples of what is usual given the gradients."""
+    length_at: int = 0
+    length_after: tuple[float, ...] = ()
+    """For each event: the same, over the steps after it."""
+    gradient: float = 1.0
+    """Median gradient norm before the rise, in multiples of the usual."""
+    straightness: float = 0.0
+    """How far the weights came over the epoch, as a part of the way they went."""
+    foreign: tuple[int, int, float] | None = None
+    """Between these steps the weights moved so much farther than the steps did."""
+    train_rise: float = 0.0
+    """Of the sampled training images in inference mode since the reference epoch, nats."""
+    train_loss: float = float("nan")
+    """Theirs at the reference epoch."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class Cause:
     name: str
     share: float
@@ -125,12 +150,46 @@ class Cause:
 
 
 @dataclass(frozen=True, slots=True)
+class Settings:
+    """Of the run, at the spike: what remedies are stated in."""
+
+    learning_rate: float = float("nan")
+    batch_size: int = 0
+    steps: int = 0
+    """Of an epoch."""
+    momentum: float = float("nan")
+    """BatchNormalization's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """All that attribution knows of a spike."""
+
+    spike: Spike
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    """By name."""
+    training: Training = field(default_factory=Training)
+    settings: Settings = field(default_factory=Settings)
+    events: Sequence[Event] = ()
+    overfitting: Overfitting | None = None
+    keys: Sequence[str] | None = None
+    """Names of the validation images."""
+    predicted: Mapping[int, tuple[str, str, float]] = field(default_factory=dict)
+    """For single validation images: label, prediction, its probability."""
+
+    def share(self, name: str) -> float:
+        """Of a probe; 0 if it was not made."""
+        return self.probes[name].share if name in self.probes else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """A spike and its causes, the verdict first."""
 
     spike: Spike
     causes: tuple[Cause, ...]
     probes: tuple[Probe, ...] = ()
+    training: Training = field(default_factory=Training)
     seconds: float = 0.0
     """That the probes took."""
 

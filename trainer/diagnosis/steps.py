@@ -54,3 +54,10 @@ def foreign(
         if distance > 1.05 * length + 1e-4 * np.sqrt(sum(np.sum(left[i].astype(float) ** 2) for i in trainable)):
             return start, stop, float(distance - length)
     return None
+
+
+def straightness(path: Sequence[tuple[int, Sequence[np.ndarray]]], trainable: Sequence[int]) -> float:
+    """How far apart the ends of `path` lie, as a part of its length: 1 on a straight way, less where weights go to and fro."""
+    points = [np.concatenate([weights[i].ravel() for i in trainable]).astype(float) for _, weights in path]
+    length = sum(float(np.linalg.norm(right - left)) for left, right in itertools.pairwise(points))
+    return float(np.linalg.norm(points[-1] - points[0])) / (length + 1e-12)

@@ -37,7 +37,7 @@ PROBES = {
     "path": "within the steepest stretch of steps",
     "before_event": "with the weights from before the event",
     "statistics": "BatchNorm statistics estimated anew",
-    "statistics_without_dropout": "the same, without dropout",
+    "variance_shift": "what dropout adds to the statistics",
     "line": "had the steps been as long as usual",
     "averaged": "weights averaged over the epoch",
     "bad_batches": "without the batches that stand out",

@@ -1,0 +1,185 @@
+"""What each cause's evidence is and what to do about it: two plain sentences with the numbers of the case. Decides nothing."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from trainer.diagnosis.records import Case, Event
+
+CHANGE = 0.05
+"""Nats; the change for which the needed number of validation images is stated."""
+SHOWN = 7
+"""Images that are named."""
+
+Sentences = tuple[str, str]
+
+
+def explain(name: str, case: Case, event: Event | None = None) -> Sentences:
+    """One sentence of evidence and one of what to do. `event`: the one that is blamed."""
+    return _event(case, event) if name == "run_event" else SENTENCES[name](case)
+
+
+def _divergence(case: Case) -> Sentences:
+    rate = case.settings.learning_rate
+    slower = f" and a learning rate of {rate / 10:.2g}" if np.isfinite(rate) else " and a lower learning rate"
+    what = "has not come back" if np.isfinite(case.spike.loss) else "is not finite"
+    return f"The loss {what}.", f"start again from a checkpoint before epoch {case.spike.epoch}{slower}."
+
+
+def _nondeterministic(case: Case) -> Sentences:
+    difference = case.probes["repetition"].facts["difference"]
+    evidence = f"The same weights evaluated twice differ by {difference:.3f} an image."
+    return evidence, "evaluate every validation image once, in inference mode, without augmentation, shuffling or sampling."
+
+
+def _few_examples(case: Case) -> Sentences:
+    facts = case.probes["few_examples"].facts
+    images = [entry["image"] for entry in facts["images"]]
+    one = len(images) == 1
+    before, now = (float(np.mean([entry[when] for entry in facts["images"]])) for when in ("before", "now"))
+    whose, them = ("Its", "it") if one else ("Their", f"these {len(images)} of {facts['of']} images")
+    evidence = f"{whose} loss went from {before:.2f} to {now:.2f}; without {them} {max(facts['left'], 0):.3f} of the rise is left."
+    sure = [label != guess and p > 0.9 for label, guess, p in (case.predicted[i] for i in images if i in case.predicted)]
+    if case.share("earlier_weights") >= 0.5:
+        what = f"{'was' if one else 'were'} replaced or damaged since the epoch before"
+    elif sure and np.mean(sure) > 0.5:
+        what = f"{'looks' if one else 'look'} mislabelled"
+    else:
+        what = "became much harder for the network"
+    shown = ", ".join(case.keys[i] if case.keys else f"number {i}" for i in images[:SHOWN])
+    shown += f" and {len(images) - SHOWN} more" if len(images) > SHOWN else ""
+    return evidence, f"look at {'this image' if one else f'these {len(images)} images'}, which {what}: {shown}."
+
+
+def _sampling_noise(case: Case) -> Sentences:
+    spike = case.spike
+    needed = round(spike.images * (1.96 * spike.error / CHANGE) ** 2, -1)
+    evidence = (
+        f"On other draws of {spike.images} validation images the rise would lie between {spike.low:.3f} and {spike.high:.3f}."
+    )
+    return evidence, f"validation has {spike.images} images: about {max(needed, 10):,.0f} are needed to see a change of {CHANGE}."
+
+
+def _distribution_shift(case: Case) -> Sentences:
+    if case.share("earlier_weights") < 0.5:
+        return _training_did(case), "compare validation with training images: source, camera, compression, share of the classes."
+    today, recorded = (case.probes["earlier_weights"].facts[when] for when in ("today", "recorded"))
+    evidence = f"The weights of the epoch before, evaluated again, have a loss of {today:.3f} where they had {recorded:.3f}."
+    return evidence, "find what changed in the validation images or their preparation (size, colours, scaling) since then."
+
+
+def _overfitting(case: Case) -> Sentences:
+    best = f"keep epoch {case.overfitting.epoch}" if case.overfitting else "keep the best epoch"
+    return _training_did(case), f"{best}, or add data, augmentation or dropout."
+
+
+def _training_did(case: Case) -> str:
+    change = case.training.train_rise
+    did = f"rose by {change:.3f}" if change > 0 else f"fell by {-change:.3f}"
+    return f"The loss of training images, in inference mode, {did} while that of validation images rose by {case.spike.rise:.3f}."
+
+
+def _event(case: Case, event: Event | None) -> Sentences:
+    if event is None:
+        start, stop, excess = case.training.foreign or (0, 0, 0.0)
+        evidence = f"Between steps {start} and {stop} the weights moved {excess:.3g} farther than these steps are long."
+        return evidence, "find what else writes the weights: a restore, a callback, another process, faulty memory."
+    told, remedy = _told(event)
+    evidence = f"{told} before step {event.step + 1} of the epoch; {max(case.share('before_event'), 0):.0%} of the rise came after"
+    if (longer := case.training.length_after[list(case.events).index(event)]) >= 1.5:
+        evidence += f", with steps up to {longer:.1f} times as long as their gradients explain"
+    if case.share("statistics") >= 0.5:
+        evidence += f", {case.share('statistics'):.0%} of it through BatchNorm's moving statistics"
+    return f"{evidence}.", remedy
+
+
+def _told(event: Event) -> Sentences:
+    both = f" from {event.before:g} to {event.after:g}" if event.before is not None and event.after is not None else ""
+    return {
+        "restart": ("The run was restarted", "restore weights, moving statistics, optimizer and position in the data together."),
+        "optimizer_reset": (
+            "The optimizer's state was lost",
+            "restore it with the weights, or warm the learning rate up over 100 steps.",
+        ),
+        "learning_rate": (f"The learning rate was changed{both}", f"go back to {event.before or 0:g}, or warm up to the new one."),
+        "world_size": (
+            f"The number of workers was changed{both}",
+            "keep the global batch, and synchronize BatchNorm over the workers.",
+        ),
+        "batch_size": (f"The batch size was changed{both}", "change the learning rate with it."),
+        "data": ("The training data were changed", "compare the new ones with the old."),
+    }[event.kind]
+
+
+def _bad_batch(case: Case) -> Sentences:
+    facts = case.probes["bad_batches"].facts
+    numbers, loss = [batch + 1 for batch in facts["batches"]], float(np.mean(facts["losses"]))
+    which = f"batch {numbers[0]}" if len(numbers) == 1 else f"batches {', '.join(map(str, numbers))}"
+    evidence = f"For the weights of the epoch before, {which} of {case.settings.steps} had a loss of {loss:.2f}, others "
+    evidence += f"{facts['usual']:.2f}; undoing the steps from there on removes {case.share('bad_batches'):.0%} of the rise."
+    return evidence, f"look at the images and labels of {which}."
+
+
+def _variance_shift(case: Case) -> Sentences:
+    facts = case.probes["variance_shift"].facts
+    evidence = (
+        f"With statistics estimated without dropout the loss is {facts['without']:.3f}, with dropout {facts['with_dropout']:.3f}."
+    )
+    return (
+        evidence,
+        "put dropout behind the last BatchNormalization or lower its rate: it changes the variance that the statistics see.",
+    )
+
+
+def _overshoot(case: Case) -> Sentences:
+    facts, training = case.probes["line"].facts, case.training
+    evidence = f"Steps were up to {training.length:.1f} times as long as their gradients explain (step {training.length_at + 1}); "
+    evidence += f"with steps of the usual length the loss would be {facts['losses'][facts['at']]:.3f}."
+    rate = case.settings.learning_rate
+    slower = f"keep the learning rate below {rate * 2 / training.length:.2g}" if np.isfinite(rate) else "lower the learning rate"
+    return evidence, f"{slower}, warm it up, or clip the length of a step."
+
+
+def _gradient_noise(case: Case) -> Sentences:
+    larger = case.training.gradient
+    evidence = f"Weights averaged over the epoch do not show {case.share('averaged'):.0%} of the rise"
+    evidence += f"; gradients were {larger:.1f} times as large as before." if larger >= 1.5 else "."
+    batch = case.settings.batch_size
+    wider = f"a batch of {4 * batch} instead of {batch} images" if batch else "a larger batch"
+    return evidence, f"average the weights, take {wider}, or lower the learning rate."
+
+
+def _statistics(case: Case) -> Sentences:
+    probe, settings = case.probes["statistics"], case.settings
+    evidence = f"With moving statistics estimated anew on training batches the loss is {probe.facts['now']:.3f}: "
+    evidence += f"{probe.share:.0%} of the rise is gone."
+    if not np.isfinite(settings.momentum) or not settings.steps:
+        return evidence, "lower BatchNormalization's momentum, or estimate its statistics anew before evaluating."
+    half = np.log(0.5) / np.log(settings.momentum)
+    better = next((m for m in (0.99, 0.97, 0.9) if m < settings.momentum and np.log(0.5) / np.log(m) < half / 3), 0.8)
+    now = f"it is {settings.momentum:g}, which takes {half:.0f} of the epoch's {settings.steps} steps to follow half of a change"
+    return evidence, f"set BatchNormalization's momentum to {better:g} ({now})."
+
+
+def _unexplained(case: Case) -> Sentences:
+    tried = [probe for probe in case.probes.values() if probe.passes]
+    best = max(tried, key=lambda probe: probe.share, default=None)
+    most = f" (most, {max(best.share, 0):.0%}: {best.name.replace('_', ' ')})" if best else ""
+    evidence = f"No single condition that was changed accounts for half of the rise{most}."
+    return evidence, "compare code, data and settings of this epoch with the one before."
+
+
+SENTENCES: dict[str, Callable[[Case], Sentences]] = {
+    "divergence": _divergence,
+    "nondeterministic_evaluation": _nondeterministic,
+    "few_examples": _few_examples,
+    "sampling_noise": _sampling_noise,
+    "bad_batch": _bad_batch,
+    "batchnorm_statistics": _statistics,
+    "variance_shift": _variance_shift,
+    "overshoot": _overshoot,
+    "gradient_noise": _gradient_noise,
+    "distribution_shift": _distribution_shift,
+    "overfitting": _overfitting,
+    "unexplained": _unexplained,
+}

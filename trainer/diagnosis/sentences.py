@@ -156,7 +156,7 @@ def _statistics(case: Case) -> Sentences:
     if not np.isfinite(settings.momentum) or not settings.steps:
         return evidence, "lower BatchNormalization's momentum, or estimate its statistics anew before evaluating."
     half = np.log(0.5) / np.log(settings.momentum)
-    better = next((m for m in (0.99, 0.97, 0.9) if m < settings.momentum and np.log(0.5) / np.log(m) < half / 3), 0.8)
+    better = next((m for m in (0.99, 0.97, 0.9) if m < settings.momentum and np.log(0.5) / np.log(m) < settings.steps / 5), 0.8)
     now = f"it is {settings.momentum:g}, which takes {half:.0f} of the epoch's {settings.steps} steps to follow half of a change"
     return evidence, f"set BatchNormalization's momentum to {better:g} ({now})."
 

@@ -37,6 +37,8 @@ class Marker:
     text: str
     style: str
     y: float | None = None
+    told: str = ""
+    """Told, too, when pointed at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,8 @@ def over_epochs(
         chart.areas.append(("gap", _area(across[chosen], upper, lower)))
     chart.rules = [Marker(0, rule.text, rule.style, _percent(1 - y(rule.y))) for rule in rules if rule.y is not None]
     chart.markers = [
-        Marker(_percent(x(one.x)), one.text, one.style, None if one.y is None else _percent(1 - y(one.y))) for one in markers
+        Marker(_percent(x(one.x)), one.text, one.style, None if one.y is None else _percent(1 - y(one.y)), one.told)
+        for one in markers
     ]
     half = 0.5 / max(1, len(epochs) - 1)
     edges = np.clip(np.stack([across - half, across + half]), 0, 1)
@@ -181,9 +184,38 @@ def over_epochs(
     for columns in np.array_split(np.arange(len(epochs)), min(len(epochs), MAX_HITS)):
         tallest = columns[np.argmax(np.nan_to_num(together[0][columns], nan=np.inf))]
         told = "\n".join([f"Epoch {epochs[tallest]}"] + [f"{text(one.values[tallest])}  {one.name}" for one in series])
+        told = "\n".join([told, *(one.told for one in markers if one.told and epochs[columns[0]] <= one.x <= epochs[columns[-1]])])
         left, right = edges[0, columns[0]], edges[1, columns[-1]]
         chart.hits.append(Hit(_percent(left), _percent(right - left), told))
     return chart
+
+
+def along(
+    label: str, points: Sequence[tuple[float, float]], *, x_name: str, shares: bool = False, marked: float | None = None
+) -> Chart:
+    """A few measured losses (x, y), in order of x, joined by a line; `shares` writes x as percentages, `marked` is a special x."""
+    across, up = (np.array(values, float) for values in zip(*points, strict=True))
+    y, x = value_scale(up, ticks=3), Scale(across[0], across[-1], ticks=4, outward=False)
+    chart = Chart(label, x_name=x_name, y_name="logarithmic" if y.log else "")
+    chart.y_ticks = [Tick(_percent(1 - y(tick)), name) for tick, name in zip(y.ticks, _ticks(y, False), strict=True)]
+    chart.x_ticks = [Tick(_percent(x(tick)), name) for tick, name in zip(x.ticks, _ticks(x, shares), strict=True)]
+    chart.lines = [("validation", _path(x(across), 1 - y(up)))]
+    for at, loss in zip(across, up, strict=True):
+        where = percent(at) if shares else f"{at:,.0f}"
+        style = "usual" if at == marked else "point"
+        if np.isfinite(loss):
+            chart.markers.append(Marker(_percent(x(at)), "", style, _percent(1 - y(loss))))
+            chart.hits.append(Hit(_percent(x(at)), 0, f"{x_name}: {where}\n{number(loss)}  loss", _percent(1 - y(loss))))
+    return chart
+
+
+def apart(positions: Sequence[float], least: float) -> list[bool]:
+    """Which of the positions, in order, can carry a text: those at least `least` after the last that does."""
+    carries, last = [], -np.inf
+    for position in positions:
+        carries.append(position - last >= least)
+        last = position if carries[-1] else last
+    return carries
 
 
 def roc(label: str, curves: Sequence[tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]) -> Chart:

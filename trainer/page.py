@@ -16,6 +16,7 @@ import numpy as np
 from trainer import charts
 from trainer.charts import Marker, Series, number, percent
 from trainer.console import duration
+from trainer.diagnosis import words
 
 CURVES = 6
 """Most ROC curves in one chart."""
@@ -25,13 +26,15 @@ MEMBERS = 6
 """Most keys in a line of copies."""
 TABULATED = 10
 """Most classes with a confusion table."""
+AROUND = 8
+"""Epochs before and after a spike in its own chart."""
 THUMBNAIL = 160
 """Pixels, at most, of a thumbnail's side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One of the hardest images."""
+    """A validation image that the page shows."""
 
     image: np.ndarray
     """uint8 [H, W, 3]."""
@@ -59,7 +62,7 @@ def headline(document: dict[str, Any]) -> list[str]:
         sentences = [title, f"{right} are classified correctly; {always}."]
     else:
         sentences = [f"{right} classified correctly", f"{always[0].upper()}{always[1:]}."]
-    sentences.append(_course(document["history"]))
+    sentences.append(_course(document["history"], told=document["overfitting"] is not None))
     if best not in (None, kept):
         sentences.append(f"This page shows the results of epoch {kept}.")
         if document["config"]["training"]["keep"] == "last":
@@ -90,18 +93,26 @@ def notes(document: dict[str, Any]) -> list[str]:
     return found
 
 
-def render(document: dict[str, Any], pictures: list[Picture]) -> str:
-    """The page. `pictures` belong to `document["hardest"]`, in its order."""
+def render(document: dict[str, Any], pictures: dict[int, Picture]) -> str:
+    """The page. `pictures` by index in the validation set: of `hardest` and of the spikes' images."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("trainer"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(number=number, percent=percent, count=lambda n: f"{n:,}", duration=duration, words=_words)
+    environment.filters.update(capital=lambda text: text[:1].upper() + text[1:])
+    environment.filters.update(cause=lambda name: words.CAUSES[name], probe=words.probe)
     environment.globals.update(number=number, percent=percent, interval=_interval)
     shown = _printable(document)
-    drawn = [(_data_uri(picture.image), charts.sparkline(picture.losses)) for picture in pictures]
-    more = {"pictures": drawn, "listings": _listings(shown["data"]), "mistakes": _mistakes(shown), **_charts(shown)}
+    drawn = {index: (_data_uri(picture.image), charts.sparkline(picture.losses)) for index, picture in pictures.items()}
+    more = {
+        "pictures": drawn,
+        "explained": _explained(shown),
+        "listings": _listings(shown["data"]),
+        "mistakes": _mistakes(shown),
+        **_charts(shown),
+    }
     return environment.get_template("report.html.j2").render(shown, **more)
 
 
@@ -129,6 +140,23 @@ def loss_png(document: dict[str, Any]) -> bytes:
             va="top",
             fontsize=9,
         )
+    for mark in _marked(document):
+        axes.axvline(mark.x, color="#c2410c", linewidth=0.8, linestyle=":", zorder=1)
+        if mark.y is not None:
+            axes.plot(mark.x, mark.y, "v", color="#7a1f06", markersize=7, markeredgecolor="white", zorder=5)
+        if mark.text:
+            at, right = (mark.x, 1.0), mark.x < epochs[0] + 0.75 * (epochs[-1] - epochs[0])
+            axes.annotate(
+                mark.text,
+                at,
+                (4 if right else -4, -3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                va="top",
+                fontsize=8,
+                color="#7a1f06",
+            )
     values = np.array([one.values for one in _losses_series(history)], float)
     if charts.value_scale(values.ravel()).log:
         axes.set_yscale("log")
@@ -138,15 +166,17 @@ def loss_png(document: dict[str, Any]) -> bytes:
     axes.set_title(_printable(document["run"]).replace("$", r"\$"), loc="left", fontsize=11)
     axes.grid(axis="y", color="#e5e7eb")
     axes.spines[["top", "right"]].set_visible(False)
-    if history:
+    if document["spikes"]:  # their texts stand where the legend would
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=3)
+    elif history:
         axes.legend(frameon=False, fontsize=9)
     target = io.BytesIO()
     FigureCanvasAgg(figure).print_png(target)
     return target.getvalue()
 
 
-def _course(history: list[dict[str, Any]]) -> str:
-    """What the validation loss did over the epochs, in a sentence."""
+def _course(history: list[dict[str, Any]], *, told: bool = False) -> str:
+    """What the validation loss did over the epochs, in a sentence; `told`: overfitting is spoken of elsewhere."""
     losses = [row["validation_loss"] for row in history]
     finite = [index for index, loss in enumerate(losses) if loss is not None]
     if not finite:
@@ -162,6 +192,8 @@ def _course(history: list[dict[str, Any]]) -> str:
     recent = float(np.median([losses[index] for index in finite[-5:]]))
     if recent < 1.1 * losses[best]:
         return f"{lowest}, and has stayed near it since ({number(recent)} at the end): more epochs promise little."
+    if told:
+        return f"{lowest}. It has risen to {number(recent)} since."
     start, end = history[best]["train_loss_inference"], history[-1]["train_loss_inference"]
     if start is not None and end is not None and end < start:
         why = (
@@ -194,10 +226,17 @@ def _charts(document: dict[str, Any]) -> dict[str, Any]:
         best = []
         if document["best_epoch"] is not None:
             text = f"best, epoch {document['best_epoch']}"
-            best = [Marker(document["best_epoch"], text, "best", document["best_validation_loss"])]
+            style = "best low" if document["spikes"] else "best"  # their texts stand above
+            best = [Marker(document["best_epoch"], text, style, document["best_validation_loss"])]
         guess = [Marker(0, "knowing nothing", "guess", validation["guess_loss"])] if validation["guess_loss"] else []
         drawn["loss_chart"] = charts.over_epochs(
-            "Loss by epoch", epochs, _losses_series(history), between=(0, 1), rules=guess, markers=best + resumed, ticks=6
+            "Loss by epoch",
+            epochs,
+            _losses_series(history),
+            between=(0, 1),
+            rules=guess,
+            markers=best + resumed + _marked(document),
+            ticks=6,
         )
         majority = validation["majority"]
         accuracy = [
@@ -237,6 +276,71 @@ def _charts(document: dict[str, Any]) -> dict[str, Any]:
     return drawn
 
 
+def _marked(document: dict[str, Any]) -> list[Marker]:
+    """The spikes on the loss curve, with their cause; those too close to each other for a text tell it when pointed at."""
+    spikes = [one["spike"] for one in document["spikes"] or []]
+    texts = charts.apart([spike["epoch"] for spike in spikes], 0.18 * len(document["history"]))
+    return [
+        Marker(spike["epoch"], _label(one) if text else "", "spike", spike["loss"], f"spike: {one['name']}")
+        for one, spike, text in zip(document["spikes"] or [], spikes, texts, strict=True)
+    ]
+
+
+def _label(spike: dict[str, Any]) -> str:
+    """Its cause in a word or two."""
+    return spike["causes"][0]["name"].replace("_", " ").replace("batchnorm", "BatchNorm")
+
+
+def _explained(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each spike with its charts and bars."""
+    history = document["history"]
+    explained = []
+    for one in document["spikes"] or []:
+        epoch, probes = one["spike"]["epoch"], {probe["name"]: probe for probe in one["probes"]}
+        near = [row for row in history if abs(row["epoch"] - epoch) <= AROUND]
+        drawn = []
+        if near:
+            chart = charts.over_epochs(
+                f"Loss around epoch {epoch}",
+                np.array([row["epoch"] for row in near]),
+                _losses_series(near)[:2],
+                rules=[Marker(0, "", "guess", one["spike"]["baseline"])],
+                markers=[Marker(epoch, "", "spike", one["spike"]["loss"])],
+                ticks=3,
+            )
+            chart.legend = []
+            drawn.append(("Around it", "Colours as above. Dashed: the loss that was expected.", chart))
+        if points := _points(probes.get("path")):
+            chart = charts.along(f"Loss within epoch {epoch}", points, x_name="step of the epoch")
+            drawn.append(("Within the epoch", "Validation loss after so many of its steps.", chart))
+        if points := _points(probes.get("line")):
+            usual = probes["line"]["facts"]["at"]
+            label = f"Loss on the way through epoch {epoch}"
+            chart = charts.along(label, points, x_name="share of the way", shares=True, marked=usual)
+            text = f"From the weights before to those after, statistics estimated anew. Filled: {percent(usual)} of the way"
+            longer = probes["line"]["facts"]["times"] > 1.05
+            drawn.append(("Along the way", f"{text}, steps of the usual length." if longer else f"{text}.", chart))
+        causes = [cause | {"bar": _bar(cause) if cause["low"] != cause["high"] else None} for cause in one["causes"]]
+        tried = [probe | {"bar": _bar(probe)} for probe in sorted(one["probes"], key=lambda probe: -(probe["share"] or 0))]
+        explained.append(one | {"charts": drawn, "causes": causes, "probes": tried})
+    return explained
+
+
+def _points(probe: dict[str, Any] | None) -> list[tuple[float, float]]:
+    """The losses that a probe measured, in order; empty if they are fewer than a line needs."""
+    losses = probe["facts"]["losses"] if probe else {}
+    points = sorted((float(at), np.nan if loss is None else loss) for at, loss in losses.items())
+    return points if len(points) > 1 else []
+
+
+def _bar(one: dict[str, Any]) -> dict[str, float] | None:
+    """Positions, percent of the whole rise, of a share and its interval (a cause's or a probe's); None if it was not measured."""
+    if None in (one["share"], one["low"], one["high"]):
+        return None
+    share, low, high = (round(float(np.clip(100 * one[key], 0, 100)), 1) for key in ("share", "low", "high"))
+    return {"share": share, "low": low, "width": round(high - low, 1)}
+
+
 def _data_uri(image: np.ndarray) -> str:
     """A JPEG of at most THUMBNAIL pixels a side, uint8 [H, W, 3]."""
     from PIL import Image
@@ -254,9 +358,7 @@ def _printable(value: Any) -> Any:
         return {_printable(key): _printable(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_printable(one) for one in value]
-    if isinstance(value, str):
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
-    return value
+    return words.printable(value) if isinstance(value, str) else value
 
 
 def _amount(count: int, noun: str) -> str:

@@ -9,7 +9,7 @@ Shapes: N validation images, K classes, E epochs.
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ from typing import Any
 import numpy as np
 
 from trainer import __version__, page, scores
+from trainer.diagnosis import words
+from trainer.diagnosis.records import Diagnosis, Overfitting
 from trainer.records import EpochReport
 
 HARDEST = 24
+SUSPECTS = 12
+"""Most images listed for a spike."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class RunResult:
     """[E, N] float32, nats; row i is of `history[i]`, NaN where it was not stored."""
     thumbnail: Callable[[int], np.ndarray]
     """Validation index -> uint8 [H, W, 3]."""
+    diagnoses: Sequence[Diagnosis] | None = None
+    """Of the validation loss' spikes; None for a run that was not watched for them."""
+    overfitting: Overfitting | None = None
 
 
 def write(result: RunResult, folder: Path) -> dict[str, Any]:
@@ -57,7 +64,12 @@ def write(result: RunResult, folder: Path) -> dict[str, Any]:
     Raises OSError when the folder cannot be written, and what `thumbnail` raises, before anything is written.
     """
     document = summarize(result)
-    pictures = [page.Picture(result.thumbnail(row["index"]), result.losses[:, row["index"]]) for row in document["hardest"]]
+    listed = [document["hardest"], *(spike["images"] for spike in document["spikes"] or [])]
+    pictures = {
+        row["index"]: page.Picture(result.thumbnail(row["index"]), result.losses[:, row["index"]])
+        for rows in listed
+        for row in rows
+    }
     files = {
         "loss.png": page.loss_png(document),
         "report.html": page.render(document, pictures).encode("utf-8", "backslashreplace"),
@@ -95,6 +107,11 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "images_per_second": float(np.median([report.images_per_second for report in history])) if history else None,
         "input_wait": float(np.median([report.input_wait for report in history])) if history else None,
         "restarts": _restarts(history),
+        "spikes_summary": None
+        if result.diagnoses is None or not history
+        else words.summary(result.diagnoses, result.overfitting, len(history)),
+        "spikes": None if result.diagnoses is None else [_spike(result, diagnosis) for diagnosis in result.diagnoses],
+        "overfitting": None if result.overfitting is None else result.overfitting.as_dict(),
         "generalization_gap": None if kept is None else history[kept].validation_loss - history[kept].train_loss_inference,
         "validation": {
             "images": len(labels),
@@ -133,6 +150,23 @@ def _restarts(history: list[EpochReport]) -> list[dict[str, int]]:
     """The epochs that a resume led into, with the number of resumes so far."""
     before = [0] + [report.restarts for report in history]
     return [{"epoch": r.epoch, "restarts": r.restarts} for r, so_far in zip(history, before, strict=False) if r.restarts > so_far]
+
+
+def _spike(result: RunResult, diagnosis: Diagnosis) -> dict[str, Any]:
+    """A diagnosis with its words, and the images that it names as the cause."""
+    few = next((probe for probe in diagnosis.probes if probe.name == "few_examples"), None)
+    suspects = few.facts["images"] if few and diagnosis.verdict.name == "few_examples" else []
+    images = [
+        {
+            "index": entry["image"],
+            "key": result.keys[entry["image"]],
+            "label": result.classes[result.labels[entry["image"]]],
+            "before": entry["before"],
+            "now": entry["now"],
+        }
+        for entry in suspects[:SUSPECTS]
+    ]
+    return {**diagnosis.as_dict(), "name": words.name(diagnosis), "headline": words.headline(diagnosis.spike), "images": images}
 
 
 def _losses(result: RunResult, kept: int | None, labels: np.ndarray) -> np.ndarray:

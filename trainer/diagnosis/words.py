@@ -71,11 +71,16 @@ def summary(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epo
 def name(diagnosis: Diagnosis) -> str:
     """What the verdict is called: "4 images, probably mislabelled"."""
     verdict = diagnosis.verdict
-    images: list[dict] = next((probe.facts["images"] for probe in diagnosis.probes if probe.name == "few_examples"), [])
+    images: list[dict] = next((p.facts["images"] for p in diagnosis.probes if p.name == "few_examples"), [])
     if verdict.name != "few_examples" or not images:
         return CAUSES[verdict.name]
     look = "mislabelled" if "mislabelled" in verdict.remedy else "replaced or damaged" if "damaged" in verdict.remedy else ""
     return _amount(len(images), "image") + (f", probably {look}" if look else "")
+
+
+def probe(name: str) -> str:
+    """What a probe is called; those of another version by their own name."""
+    return PROBES.get(name, name.replace("_", " "))
 
 
 def headline(spike: Spike) -> str:
@@ -117,16 +122,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def measured(cause: Cause) -> bool:
-    """Whether its share comes from a probe, with an interval."""
-    return math.isfinite(cause.share) and cause.low < cause.high
-
-
 def _share(cause: Cause) -> str:
-    if not math.isfinite(cause.share) or (not measured(cause) and cause.share in (0, 1)):
-        return ""
-    interval = f" ({cause.low:.0%} to {cause.high:.0%})" if measured(cause) else ""
-    return f": {cause.share:.0%} of the rise{interval}"
+    """Nothing where no probe measured it: a cause that is simply known has no interval."""
+    return f": {cause.share:.0%} of the rise ({cause.low:.0%} to {cause.high:.0%})" if cause.low < cause.high else ""
 
 
 def _trend(overfitting: Overfitting) -> str:
@@ -156,7 +154,7 @@ def _ends(diagnoses: Sequence[Diagnosis]) -> list[str]:
 
 
 def _advice(groups: Sequence[Sequence[Diagnosis]], overfitting: Overfitting | None) -> list[str]:
-    """Whether the network is fine, and what to do: for the two most frequent causes, as their last spike says it."""
+    """Whether the network is fine, and what to do: for the three most frequent causes, as their last spike says it."""
     diagnoses = [diagnosis for same in groups for diagnosis in same]
     fine = all(d.verdict.name in HARMLESS and d.spike.outcome in ("recovered", "open") for d in diagnoses)
     todo = []
@@ -166,7 +164,7 @@ def _advice(groups: Sequence[Sequence[Diagnosis]], overfitting: Overfitting | No
             todo.append(f"look at the images of {_epochs(same)}")
         elif last.verdict.name != "unexplained":
             todo.append(last.verdict.remedy.partition(" (")[0].rstrip("."))
-    text = "; ".join(printable(one) for one in todo[:2])
+    text = "; ".join(printable(one) for one in todo[:3])
     if fine and not overfitting:
         return [f"Your model is fine; {text}."]
     if fine:

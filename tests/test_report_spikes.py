@@ -134,5 +134,13 @@ def test_every_field_of_a_spike_is_documented() -> None:
     trend = Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.2)
     document = report.summarize(diagnosed(demo(epochs=6, images=40), epochs=(3, 5), overfitting=trend))
     spike = document["spikes"][1]
-    parts = (spike, spike["spike"], spike["causes"][0], spike["probes"][0], spike["images"][0], document["overfitting"])
+    parts = (
+        spike,
+        spike["spike"],
+        spike["causes"][0],
+        spike["probes"][0],
+        spike["images"][0],
+        spike["training"],
+        document["overfitting"],
+    )
     assert not [name for part in parts for name in part if f"`{name}`" not in documented]

@@ -9,6 +9,7 @@ from trainer.index import split
 from trainer.objectstore import open_store
 from trainer.pack import load_pack, open_rows
 from trainer.report import write
+from trainer.store import one_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         sides = split(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes, data)
         folder = Path(settings.run.output, arguments.run)
         write(results.load(arguments.run, storage, packed, rows, sides), folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     print(f"report: {folder / 'report.html'}")
     return 0

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.index import DataError
-from trainer.objectstore import Store, StoreError
+from trainer.objectstore import NotFound, Store, StoreError
 from trainer.records import Pack, Shard
 
 SHARD_BYTES = 96_000_000
@@ -216,14 +216,15 @@ def _fetch(pack: Pack, paths: list[Path], storage: Store, folder: Path) -> None:
         if needed > shutil.disk_usage(folder).free:
             raise _full(folder, needed, CACHE_DIR)
         for shard, path in missing:
-            with _disk(folder, needed, CACHE_DIR):
-                storage.download(shard.key, path)
+            way_out = f"delete the folder {storage.url}/{Path(shard.key).parent} to pack the images again"
+            try:
+                with _disk(folder, needed, CACHE_DIR):
+                    storage.download(shard.key, path)
+            except NotFound as error:
+                raise NotFound(f"{error}, but was packed: {way_out}") from None
             if not _intact(shard, path):
                 path.unlink()
-                raise PackError(
-                    f"{storage.url}/{shard.key} is not what was packed (its checksum differs): delete the folder "
-                    f"{storage.url}/{Path(shard.key).parent} to pack the images again"
-                )
+                raise PackError(f"{storage.url}/{shard.key} is not what was packed (its checksum differs): {way_out}")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 
 from tests.test_report import demo
 from trainer import UserError, config, results
+from trainer.diagnosis.records import Cause, Diagnosis, Overfitting, Spike
 from trainer.objectstore import open_store
 from trainer.records import Pack, Split
 
@@ -57,3 +58,16 @@ def test_a_run_without_an_epoch_has_nothing_to_report(store):
     results.put_run(store, "young", {"config": {}, "environment": {}, "manifest": "d"})
     with pytest.raises(UserError, match="has not finished an epoch"):
         results.load("young", store, Pack("d", ("a", "b"), (8, 8, 3), (), 0), None, Split((), ()))
+
+
+def test_spikes_read_back(store):
+    """The report of a finished run would lack its spikes, or claim that there was none where nobody has looked."""
+    assert results.get_diagnoses(store, "a-run") == (None, None)
+    spike = Spike(3, 1.0, 0.6, 0.05, 0.2, 0.4, 0.3, 0.5, 0.05, 80)
+    diagnosis = Diagnosis(spike, (Cause("unexplained", float("nan"), 0.0, 1.0, "seen.", "do."),))
+    trend = Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.2)
+    results.put_diagnoses(store, "a-run", [diagnosis], trend)
+    found, overfitting = results.get_diagnoses(store, "a-run")
+    assert [one.spike for one in found] == [spike]
+    assert found[0].verdict.name == "unexplained"
+    assert overfitting == trend

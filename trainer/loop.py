@@ -23,7 +23,7 @@ import ray.train.collective
 from trainer import UserError, config, model, results
 from trainer.checkpoint import Checkpoints
 from trainer.diagnosis.diagnostician import Diagnostician, News
-from trainer.diagnosis.records import Diagnosis, Event
+from trainer.diagnosis.records import Diagnosis, Event, Overfitting
 from trainer.network import TrainedNetwork
 from trainer.objectstore import StoreError, open_store
 from trainer.pack import open_rows
@@ -215,8 +215,8 @@ class _Worker:
                 "sample": sample_losses,
                 "steps": self.done.astype(np.float32),
             }
-            spikes = list(self.diagnostician.diagnoses) if news and (news.diagnosis or news.resolved) else None
-            self.records.submit(self._record, report, arrays, spikes)
+            found = None if news is None else (list(self.diagnostician.diagnoses), self.diagnostician.overfitting)
+            self.records.submit(self._record, report, arrays, found)
         self.epoch, self.done = self.epoch + 1, self.done[:0]
         if self.chief and not len(broken):
             self.checkpoints.save_in_background(report.step, *self._checkpoint(report.validation_loss))
@@ -288,11 +288,16 @@ class _Worker:
             self.checkpoints.save(int(self.learner.optimizer.iterations), *self._checkpoint())
         self.line.tell({"kind": "saved", "step": int(self.learner.optimizer.iterations), "checkpoint": self.checkpoints.stats})
 
-    def _record(self, report: EpochReport, arrays: Mapping[str, np.ndarray], spikes: list[Diagnosis] | None) -> None:
+    def _record(
+        self,
+        report: EpochReport,
+        arrays: Mapping[str, np.ndarray],
+        found: tuple[list[Diagnosis], Overfitting | None] | None,
+    ) -> None:
         try:
             results.put_epoch(self.store, self.task.run, report, arrays)
-            if spikes is not None:
-                results.put_diagnoses(self.store, self.task.run, spikes)
+            if found is not None:
+                results.put_diagnoses(self.store, self.task.run, *found)
         except StoreError as error:  # the report will lack this epoch's images; training goes on
             self.line.tell({"kind": "warning", "message": f"results of epoch {report.epoch} were not stored: {error}"})
 

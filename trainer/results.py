@@ -18,7 +18,7 @@ import numpy as np
 
 from trainer import UserError
 from trainer.diagnosis.diagnostician import diagnosis_from
-from trainer.diagnosis.records import Diagnosis
+from trainer.diagnosis.records import Diagnosis, Overfitting
 from trainer.objectstore import NotFound, Store
 from trainer.records import EpochReport, Pack, Split
 from trainer.report import RunResult
@@ -91,18 +91,24 @@ def get_history(store: Store, run: str) -> list[EpochReport]:
     return reports
 
 
-def put_diagnoses(store: Store, run: str, diagnoses: Sequence[Diagnosis]) -> None:
-    """Stores the run's spikes so far, with their causes; raises StoreError."""
-    text = json.dumps([diagnosis.as_dict() for diagnosis in diagnoses])
-    store.put(f"runs/{run}/spikes.json", text.encode(), content_type="application/json")
+def put_diagnoses(store: Store, run: str, diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None) -> None:
+    """Stores the run's spikes and its trend so far; raises StoreError."""
+    found = {"spikes": [diagnosis.as_dict() for diagnosis in diagnoses], "overfitting": overfitting and overfitting.as_dict()}
+    store.put(f"runs/{run}/spikes.json", json.dumps(found).encode(), content_type="application/json")
 
 
-def get_diagnoses(store: Store, run: str) -> list[Diagnosis]:
-    """The run's spikes; empty if there was none."""
+def get_diagnoses(store: Store, run: str) -> tuple[list[Diagnosis] | None, Overfitting | None]:
+    """The run's spikes and its trend; (None, None) if nobody has looked for them. Raises ResultsError."""
     try:
-        return [diagnosis_from(values) for values in json.loads(store.get(f"runs/{run}/spikes.json"))]
+        text = store.get(f"runs/{run}/spikes.json")
     except NotFound:
-        return []
+        return None, None
+    try:
+        found = json.loads(text)
+        trend = found["overfitting"]
+        return [diagnosis_from(values) for values in found["spikes"]], trend and Overfitting(**trend)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ResultsError(f"{store.url}/runs/{run}/spikes.json is damaged ({error}): delete it to leave the spikes out") from None
 
 
 def best(history: list[EpochReport]) -> EpochReport | None:
@@ -129,6 +135,7 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
     if not history:
         raise UserError(f"run {name} has not finished an epoch: there is nothing to report yet")
     arrays = [get_arrays(storage, name, report.epoch) for report in history]
+    diagnoses, overfitting = get_diagnoses(storage, name)
     lowest = best(history)
     kept = lowest if facts["config"]["training"]["keep"] == "best" else None
     chosen = history.index(kept or history[-1])
@@ -154,5 +161,7 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
         labels=rows.labels[validation],
         probabilities=arrays[chosen].get("probabilities", np.full((len(validation), classes), np.nan, np.float32)),
         losses=np.array([epoch.get("losses", missing) for epoch in arrays]),
+        diagnoses=diagnoses,
+        overfitting=overfitting,
         thumbnail=lambda index: rows.images.take(validation[index : index + 1])[0],
     )

@@ -47,7 +47,7 @@ class Feed:
         data = tf.data.Dataset.from_tensor_slices((indices, self.rows.labels[indices], changes))
         if not self.resident:
             shape = (part, *self.rows.images.shape[1:])
-            data = data.map(lambda *batch: (_read(self.rows, batch[0], shape), *batch[1:]), deterministic=True)
+            data = data.map(lambda *batch: (_read(self.rows, batch[0], shape), *batch[1:]))
         batches = iter(data.prefetch(2))
         while True:
             began = time.perf_counter()

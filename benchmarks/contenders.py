@@ -1,0 +1,169 @@
+"""What the job is compared with, each in a process of its own: `python -m benchmarks.contenders NAME FOLDER [--epochs E]`.
+
+Owns: the same network on the same images (jobs.demo_data's, in FOLDER) without Ray and without an object store. Prints JSON.
+
+    memory       the job's own training step, fed with batches that are ready in memory
+    step         the same step, in turns with Keras' own BatchNormalization
+    fit          keras.Model.fit as the documentation shows it, images read from the folder in every epoch
+    fit-cached   the same with .cache().prefetch(): decoded once, then from memory
+
+Shapes: n training images, B images of a batch, s steps of an epoch, E epochs.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import config
+from trainer.pipeline import epoch_order
+from trainer.step import Batch, Group, Learner
+
+QUESTION = "jobs/configs/question.toml"
+PAIRS, BLOCK, WARM_UP = 40, 5, 5
+"""Of `step`: turns of each, steps in one turn, and steps before the first."""
+
+
+def images(folder: Path, settings: config.Config) -> tf.data.Dataset:
+    """Training images as a Keras user reads them: batches of float32 [B, H, W, C] in 0..255 and int32 [B]."""
+    share = settings.data.validation_share
+    return keras.utils.image_dataset_from_directory(
+        folder,
+        class_names=["authentic", "fake"],
+        image_size=settings.data.image_size,
+        batch_size=settings.training.batch_size,
+        validation_split=share,
+        subset="training",
+        seed=0,
+        verbose=False,
+    )
+
+
+def keras_network(settings: config.Config) -> keras.Sequential:
+    """The question's network, as a Keras user writes it."""
+    layers = keras.layers
+    rates = settings.model.dropout
+
+    def convolve(filters: int) -> list[keras.Layer]:
+        return [layers.Conv2D(filters, 3, padding="same", activation="relu"), layers.BatchNormalization()]
+
+    network = keras.Sequential(
+        [
+            keras.Input((*settings.data.image_size, 3)),
+            layers.Rescaling(1 / 255),
+            *convolve(16),
+            *convolve(16),
+            layers.MaxPooling2D(),
+            layers.Dropout(rates[0]),
+            *convolve(32),
+            *convolve(32),
+            layers.MaxPooling2D(),
+            layers.Dropout(rates[1]),
+            layers.Flatten(),
+            layers.Dense(64, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(rates[2]),
+            layers.Dense(2, activation="softmax"),
+        ]
+    )
+    adam = keras.optimizers.Adam(settings.training.learning_rate)
+    network.compile(adam, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return network
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Images per second of each epoch [E]."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.speeds: list[float] = []
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:  # noqa: ARG002
+        self.began = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:  # noqa: ARG002
+        self.speeds.append(self.count / (time.perf_counter() - self.began))
+
+
+def fit(folder: Path, settings: config.Config, epochs: int, *, cached: bool) -> dict:
+    data = images(folder, settings)
+    stopwatch = Stopwatch(len(data.file_paths))
+    if cached:
+        data = data.cache().prefetch(tf.data.AUTOTUNE)
+    keras_network(settings).fit(data, epochs=epochs, verbose=0, callbacks=[stopwatch])
+    return {"images_per_second": stopwatch.speeds}
+
+
+def batches(folder: Path, settings: config.Config) -> list[Batch]:
+    """An epoch's full batches [s], in memory."""
+    parts = list(images(folder, settings).as_numpy_iterator())
+    pixels = np.concatenate([part[0] for part in parts]).round().astype(np.uint8)
+    labels = np.concatenate([part[1] for part in parts]).astype(np.int32)
+    order, changes = epoch_order(len(labels), 1, settings)
+    return [Batch(*map(tf.constant, (pixels[rows], labels[rows], change))) for rows, change in zip(order, changes, strict=True)]
+
+
+def memory(folder: Path, settings: config.Config, epochs: int) -> dict:
+    ready = batches(folder, settings)
+    learner = Learner(Group(), settings, (*settings.data.image_size, 3), 2)
+    speeds = []
+    for _ in range(epochs):
+        began = time.perf_counter()
+        losses = [learner.train(batch).loss for batch in ready]
+        assert np.isfinite([float(loss) for loss in losses]).all()
+        speeds.append(len(ready) * settings.training.batch_size / (time.perf_counter() - began))
+    return {"images_per_second": speeds}
+
+
+def step(folder: Path, settings: config.Config) -> dict:
+    """Milliseconds of a step: means of BLOCK steps, in turns."""
+    ready = batches(folder, settings)
+    learners = {}
+    for kind in (settings.model.batch_normalization, "keras"):
+        model = settings.model.model_copy(update={"batch_normalization": kind})
+        learners[kind] = Learner(Group(), settings.model_copy(update={"model": model}), (*settings.data.image_size, 3), 2)
+        for batch in ready[:WARM_UP]:
+            learners[kind].train(batch)
+    turns: dict[str, list[float]] = {kind: [] for kind in learners}
+    for pair in range(PAIRS):
+        for kind in sorted(learners, reverse=bool(pair % 2)):
+            began = time.perf_counter()
+            for number in range(BLOCK):
+                stats = learners[kind].train(ready[(pair * BLOCK + number) % len(ready)])
+            float(stats.loss)
+            turns[kind].append((time.perf_counter() - began) / BLOCK * 1000)
+    return {"milliseconds": turns}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.contenders", description="One of the job's contenders.")
+    parser.add_argument("name", choices=("memory", "step", "fit", "fit-cached"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--epochs", type=int, default=5)
+    arguments = parser.parse_args()
+    settings = config.load(QUESTION)
+    tf.config.threading.set_intra_op_parallelism_threads(os.cpu_count() or 1)  # as the job's one worker has it
+    match arguments.name:
+        case "memory":
+            result = memory(arguments.folder, settings, arguments.epochs)
+        case "step":
+            result = step(arguments.folder, settings)
+        case name:
+            result = fit(arguments.folder, settings, arguments.epochs, cached=name == "fit-cached")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(result | {"peak_bytes": peak}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

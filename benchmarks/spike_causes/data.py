@@ -1,0 +1,91 @@
+"""The benchmark's images, 32x32 in colour, made from what installed packages bring along. The same seed makes the same images.
+
+`photographs` are the demo's (authentic or forged), `digits` scanned ones under noise; thresholds are tuned on the other two.
+
+Shapes: N images, H W C = 32 32 3.
+"""
+
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+SIZE = 32
+
+
+def photographs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The demo's images: two classes, hard."""
+    from jobs.forgeries import make_pair
+
+    with ThreadPoolExecutor(2) as pool:
+        pairs = list(pool.map(lambda index: make_pair(seed, index, 64), range(count // 2)))
+    named = [(name, data) for pair in pairs for name, data in pair.items()]
+    images = [
+        np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for _, data in named
+    ]
+    return np.stack(images), np.array([name.startswith("fake") for name, _ in named], np.int32)
+
+
+def digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Handwritten digits, ten classes, of differing contrast under noise."""
+    from sklearn.datasets import load_digits
+
+    r = np.random.default_rng(seed)
+    known = load_digits()
+    chosen = r.permutation(len(known.target))[:count]
+    small = [
+        Image.fromarray((known.images[i] * 15).astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for i in chosen
+    ]
+    images = np.stack([np.asarray(image, float) for image in small]) * r.uniform(0.4, 1, (count, 1, 1)) + r.uniform(
+        0, 60, (count, 1, 1)
+    )
+    return _noisy(images[..., None], 60, r), known.target[chosen].astype(np.int32)
+
+
+def textures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Patches of three photographed surfaces, of differing brightness and contrast."""
+    from skimage import data
+
+    r = np.random.default_rng(seed)
+    surfaces = [np.asarray(surface(), float) for surface in (data.brick, data.grass, data.gravel)]
+    labels = r.integers(0, len(surfaces), count)
+    patches = []
+    for label in labels:
+        y, x = (int(r.integers(0, side - SIZE)) for side in surfaces[label].shape)
+        patch = surfaces[label][y : y + SIZE, x : x + SIZE]
+        patches.append((patch - patch.mean()) / (patch.std() + 8) * r.uniform(15, 40) + r.uniform(60, 190))
+    return _noisy(np.stack(patches)[..., None], 12, r), labels.astype(np.int32)
+
+
+def shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Discs, squares, crosses and rings, drawn dimly on clouds; one label in twenty is wrong."""
+    r = np.random.default_rng(seed)
+    labels = r.integers(0, 4, count)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    images = []
+    for label in labels:
+        clouds = Image.fromarray(r.uniform(0, 255, (6, 6)).astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        radius, cx, cy = r.uniform(5, 9), r.uniform(10, 22), r.uniform(10, 22)
+        dx, dy = np.abs(x - cx), np.abs(y - cy)
+        distance = np.hypot(dx, dy)
+        inside = [distance < radius, np.maximum(dx, dy) < radius * 0.88, np.minimum(dx, dy) < 2.5, np.abs(distance - radius) < 2.2][
+            label
+        ]
+        inside = inside & (np.maximum(dx, dy) < radius + 3)
+        images.append(np.asarray(clouds, float)[..., None] * 0.5 + inside[..., None] * r.uniform(60, 130, 3))
+    wrong = r.random(count) < 0.05
+    return _noisy(np.stack(images), 15, r), np.where(wrong, r.integers(0, 4, count), labels).astype(np.int32)
+
+
+def _noisy(images: np.ndarray, deviation: float, r: np.random.Generator) -> np.ndarray:
+    return np.clip(images + r.normal(0, deviation, (len(images), SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
+
+
+DATA: dict[str, Callable[[int, int], tuple[np.ndarray, np.ndarray]]] = {
+    "photographs": photographs,
+    "digits": digits,
+    "textures": textures,
+    "shapes": shapes,
+}

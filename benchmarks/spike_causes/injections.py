@@ -1,0 +1,401 @@
+"""What is done to a run, and which cause the diagnosis ought to name.
+
+To test the claim with your own: write a file that defines `INJECTIONS`, a list of objects like those below, and run
+`python -m benchmarks.spike_causes --injections my_file.py`. An injection is a subclass of `Injection` with a name, the expected
+cause (one of trainer.diagnosis.records.CAUSES), strengths, and any of the hooks; `run` is a runs.Run, whose fields say what may
+be changed. It disturbs one epoch of a run that was healthy until then, or, with `patience`, several.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from benchmarks.spike_causes.runs import Config, Run
+from trainer.diagnosis.detect import forecast, threshold
+from trainer.diagnosis.records import Event
+
+
+@dataclass
+class Injection:
+    """One kind of disturbance at one strength."""
+
+    strength: float
+
+    name = ""
+    cause = ""
+    tune: ClassVar[tuple[float, float, float]] = (1, 1, 1)
+    """Strengths for tuning: weak, medium, strong."""
+    report: ClassVar[tuple[float, float, float]] = (1, 1, 1)
+    """Strengths for the report."""
+    patience = 1
+    """Epochs for which it goes on, until there is an alarm."""
+    decoy = False
+    """In half of the runs a restart that did no harm is reported for the same epoch: it must not be blamed."""
+    needs: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    """Fields of Config, with their values, that the run needs from its first epoch on."""
+
+    def configure(self, config: Config) -> Config:
+        return replace(config, **dict(self.needs))
+
+    def begin(self, run: Run) -> None:
+        """Before the first step of a disturbed epoch."""
+
+    def before_step(self, run: Run, step: int) -> None: ...
+
+    def after_step(self, run: Run, step: int) -> None: ...
+
+    def end(self, run: Run) -> None:
+        """After its last step, before the evaluation."""
+
+    def evaluate(self, run: Run) -> np.ndarray | None:  # noqa: ARG002
+        """Losses [n] of the validation images, if they are not evaluated as usual; the diagnosis evaluates in the same way."""
+        return None
+
+
+class AugmentedEvaluation(Injection):
+    """Validation images are evaluated under random noise, drawn anew each time."""
+
+    name, cause = "augmented evaluation", "nondeterministic_evaluation"
+    decoy = True
+    tune, report = (60, 90, 140), (70, 100, 160)
+    patience = 3
+
+    def evaluate(self, run: Run) -> np.ndarray | None:
+        pixels, labels = run.validation
+        return run.losses(np.clip(pixels + run.rng.normal(0, self.strength, pixels.shape), 0, 255), labels)
+
+
+class TrainingModeEvaluation(Injection):
+    """Dropout and batch statistics stay on while validation images are evaluated, several images blanked out."""
+
+    name, cause = "evaluation in training mode", "nondeterministic_evaluation"
+    decoy = True
+    tune, report = (0.5, 0.6, 0.75), (0.55, 0.65, 0.8)
+    patience = 3
+
+    def evaluate(self, run: Run) -> np.ndarray | None:
+        before = [layer.rate for layer in run.dropouts]
+        kept = [(v, np.array(v)) for layer in run.norms for v in (layer.moving_mean, layer.moving_variance)]
+        try:
+            for layer in run.dropouts:
+                layer.rate = self.strength
+            pixels, labels = run.validation
+            logits = run.model(np.asarray(pixels, np.float32), training=True)
+            shifted = np.asarray(logits) - np.max(logits, -1, keepdims=True)
+            return np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(labels)), labels]
+        finally:
+            for layer, rate in zip(run.dropouts, before, strict=True):
+                layer.rate = rate
+            for variable, value in kept:
+                variable.assign(value)
+
+
+class WrongLabels(Injection):
+    """A few validation images get another label."""
+
+    name, cause = "wrong validation labels", "few_examples"
+    decoy = True
+    tune, report = (4, 6, 8), (5, 7, 8)
+    patience = 3
+
+    def begin(self, run: Run) -> None:
+        pixels, labels = run.validation
+        # those that the network is surest of: where it doubts, a wrong label costs little
+        chosen = np.argsort(run.losses(pixels, labels))[: int(self.strength)]
+        labels = labels.copy()
+        labels[chosen] = (labels[chosen] + 1) % run.classes
+        run.validation = pixels, labels
+
+
+class DamagedImages(Injection):
+    """A few validation images are inverted and overexposed by a damaged copy."""
+
+    name, cause = "damaged validation images", "few_examples"
+    decoy = True
+    tune, report = (5, 6, 8), (4, 7, 8)
+    patience = 3
+
+    def begin(self, run: Run) -> None:
+        pixels, labels = run.validation
+        pixels = pixels.astype(np.float32)
+        chosen = run.rng.permutation(len(labels))[: int(self.strength)]
+        pixels[chosen] = (255 - pixels[chosen]) * 6
+        worse = run.losses(pixels, labels)[chosen]
+        labels = labels.copy()
+        labels[chosen[worse < 1]] = (labels[chosen[worse < 1]] + 1) % run.classes
+        run.validation = pixels, labels
+
+
+class OtherCamera(Injection):
+    """Validation images come with another exposure from now on."""
+
+    name, cause = "darker validation images", "distribution_shift"
+    decoy = True
+    tune, report = (0.7, 0.5, 0.3), (0.6, 0.45, 0.25)
+    patience = 3
+
+    def begin(self, run: Run) -> None:
+        pixels, labels = run.validation
+        run.validation = (pixels * self.strength).astype(np.uint8), labels
+
+
+class OtherScaling(Injection):
+    """Validation images are shrunk and enlarged again before they are evaluated: their fine detail is lost."""
+
+    name, cause = "blurred validation images", "distribution_shift"
+    decoy = True
+    tune, report = (2, 4, 8), (2, 4, 8)
+    patience = 3
+
+    def begin(self, run: Run) -> None:
+        pixels, labels = run.validation
+        k = int(self.strength)
+        n, height, width, channels = pixels.shape
+        small = pixels.reshape(n, height // k, k, width // k, k, channels).mean((2, 4))
+        run.validation = small.repeat(k, 1).repeat(k, 2).astype(np.uint8), labels
+
+
+class LearningRate(Injection):
+    """The learning rate is many times as high for one epoch, and nobody says so."""
+
+    name, cause = "learning rate pulse", "overshoot"
+    tune, report = (30, 60, 120), (25, 50, 150)
+
+    def begin(self, run: Run) -> None:
+        run.learning_rate *= self.strength
+
+    def end(self, run: Run) -> None:
+        run.learning_rate /= self.strength
+
+
+class GiantStep(Injection):
+    """A single step is very long."""
+
+    name, cause = "one giant step", "overshoot"
+    tune, report = (200, 400, 800), (250, 500, 1000)
+
+    def before_step(self, run: Run, step: int) -> None:
+        if step == len(run.batches) * 3 // 4:
+            run.learning_rate *= self.strength
+
+    def after_step(self, run: Run, step: int) -> None:
+        if step == len(run.batches) * 3 // 4:
+            run.learning_rate /= self.strength
+
+
+class AnnouncedRate(Injection):
+    """The learning rate is raised for good in this epoch, and the run reports it."""
+
+    name, cause = "raised learning rate, reported", "run_event"
+    tune, report = (30, 60, 120), (25, 50, 150)
+    patience = 3
+
+    def begin(self, run: Run) -> None:
+        if not getattr(self, "_raised", False):
+            self._raised = True
+            before = run.learning_rate
+            run.learning_rate *= self.strength
+            run.events.append(Event("learning_rate", run.epoch, 0, before, run.learning_rate))
+
+
+class LostOptimizer(Injection):
+    """A restart in the middle of the epoch loses the optimizer's moments, so that its next steps are long."""
+
+    name, cause = "optimizer state lost", "run_event"
+    tune, report = (5, 15, 40), (6, 20, 50)
+
+    def before_step(self, run: Run, step: int) -> None:
+        if step == len(run.batches) // 2:
+            run.events.append(Event("optimizer_reset", run.epoch, step))
+            rate = run.learning_rate
+            for variable in run.optimizer.variables:
+                variable.assign(np.zeros(variable.shape, variable.dtype))
+            run.learning_rate = rate * self.strength
+
+    def end(self, run: Run) -> None:
+        run.learning_rate /= self.strength
+
+
+class LostStatistics(Injection):
+    """A restart comes back without the moving statistics, and the run reports the restart."""
+
+    name, cause = "restart without statistics", "run_event"
+    tune, report = (30, 20, 8), (25, 15, 5)
+    """Steps that the new statistics have had."""
+
+    def before_step(self, run: Run, step: int) -> None:
+        if step == max(len(run.batches) - int(self.strength), 0):
+            run.events.append(Event("restart", run.epoch, step))
+            _forget(run)
+
+
+class OtherWeights(Injection):
+    """Something overwrites a part of the weights with noise between two steps."""
+
+    name, cause = "overwritten weights", "run_event"
+    tune, report = (0.6, 1.0, 2.0), (0.7, 1.2, 2.5)
+
+    def before_step(self, run: Run, step: int) -> None:
+        if step == len(run.batches) * 3 // 4:
+            for variable in run.model.trainable_variables:
+                values = np.array(variable)
+                if values.ndim > 1:
+                    variable.assign(values + run.rng.normal(0, self.strength * values.std(), values.shape))
+
+
+class SilentlyLostStatistics(Injection):
+    """The moving statistics start anew, unreported."""
+
+    name, cause = "moving statistics reset", "batchnorm_statistics"
+    tune, report = (40, 25, 8), (35, 20, 5)
+    """Steps that they have had since."""
+
+    def before_step(self, run: Run, step: int) -> None:
+        if step == max(len(run.batches) - int(self.strength), 0):
+            _forget(run)
+
+
+class StaleStatistics(Injection):
+    """The moving statistics keep a value of long ago: too high a momentum for how fast the weights move."""
+
+    name, cause = "stale moving statistics", "batchnorm_statistics"
+    tune, report = (0.3, 0.5, 0.8), (0.25, 0.45, 0.9)
+
+    def end(self, run: Run) -> None:
+        fresh = keras_fresh(run)
+        for layer in run.norms:
+            for variable, initial in ((layer.moving_mean, fresh[id(layer)][0]), (layer.moving_variance, fresh[id(layer)][1])):
+                variable.assign((1 - self.strength) * np.array(variable) + self.strength * initial)
+
+
+class MoreDropout(Injection):
+    """The dropout rate is raised for good: BatchNormalization behind it sees another variance than in inference."""
+
+    name, cause = "raised dropout", "variance_shift"
+    decoy = True
+    tune, report = (0.8, 0.9, 0.95), (0.85, 0.92, 0.96)
+    patience = 3
+
+    def begin(self, run: Run) -> None:
+        for layer in run.dropouts:
+            layer.rate = self.strength
+
+
+class FlippedBatches(Injection):
+    """A few batches in a row carry wrong labels."""
+
+    name, cause = "batches with wrong labels", "bad_batch"
+    decoy = True
+    tune, report = (2, 3, 4), (2, 3, 4)
+    needs = (("learning_rate", 3e-3),)
+
+    def begin(self, run: Run) -> None:
+        first = len(run.batches) - 1 - int(self.strength)
+        for number in range(first, first + int(self.strength)):
+            pixels, labels = run.batches[number]
+            run.batches[number] = pixels, (labels + 1) % run.classes
+
+
+class CorruptBatch(Injection):
+    """One batch is not scaled as the others are."""
+
+    name, cause = "a batch out of scale", "bad_batch"
+    decoy = True
+    tune, report = (6, 12, 30), (8, 16, 50)
+
+    def begin(self, run: Run) -> None:
+        number = len(run.batches) - 6
+        pixels, labels = run.batches[number]
+        run.batches[number] = pixels.astype(np.float32) * self.strength, labels
+
+
+class TinyBatches(Injection):
+    """Each batch of the epoch holds a few images over and over: its gradient is mostly noise."""
+
+    name, cause = "batches of few images", "gradient_noise"
+    tune, report = (4, 3, 2), (4, 3, 2)
+
+    def begin(self, run: Run) -> None:
+        k = int(self.strength)
+        run.batches = [(np.resize(x[:k], x.shape), np.resize(y[:k], y.shape)) for x, y in run.batches]
+
+
+class NoisyGradients(Injection):
+    """Noise is added to every gradient, as by a faulty sum over workers or too coarse a number format."""
+
+    name, cause = "noisy gradients", "gradient_noise"
+    tune, report = (30, 60, 120), (25, 50, 150)
+
+    def begin(self, run: Run) -> None:
+        run.gradient_noise = self.strength
+
+    def end(self, run: Run) -> None:
+        run.gradient_noise = 0.0
+
+
+class UnluckyDraw(Injection):
+    """Of many small validation sets, the one whose loss happened to jump while that of all images together did not."""
+
+    name, cause = "unlucky draw", "sampling_noise"
+    tune, report = (60, 40, 25), (50, 35, 25)
+    """Images in it."""
+    patience = 6
+    draws = 20_000
+
+    def end(self, run: Run) -> None:
+        if len(run.history[0]) == self.strength:
+            return
+        losses = np.array([*run.history, run.evaluate()])
+        sets = np.random.default_rng([run.config.seed, run.epoch]).integers(0, losses.shape[1], (self.draws, int(self.strength)))
+        means = np.stack([epoch[sets].mean(1) for epoch in losses], 1)
+        epochs = np.arange(1, len(losses) + 1)
+        baseline, scale = forecast(epochs[:-1], means[:, :-1], len(losses))
+        rise = means[:, -1] - baseline
+        everyone, _ = forecast(epochs[:-1], losses.mean(1)[:-1], len(losses))
+        alarms = np.flatnonzero((rise > threshold(baseline, scale)) & (losses[-1].mean() - everyone < rise / 4))
+        if len(alarms):
+            run.restrict(sets[alarms[0]])
+
+
+class WrongWay(Injection):
+    """The last steps go up the gradient instead of down: no cause that the diagnosis knows."""
+
+    name, cause = "gradient with the wrong sign", "unexplained"
+    tune, report = (14, 19, 24), (16, 20, 24)
+
+    def before_step(self, run: Run, step: int) -> None:
+        run.gradient_sign = -1.0 if step >= len(run.batches) - int(self.strength) else 1.0
+
+    def end(self, run: Run) -> None:
+        run.gradient_sign = 1.0
+
+
+class Explosion(Injection):
+    """The learning rate is raised so far, for good, that the network is lost."""
+
+    name, cause = "explosion", "divergence"
+    tune, report = (300, 1000, 1e5), (500, 3000, 1e6)
+    patience = 3
+
+    def begin(self, run: Run) -> None:
+        if not getattr(self, "_raised", False):
+            self._raised = True
+            run.learning_rate *= self.strength
+
+
+def _forget(run: Run) -> None:
+    for layer in run.norms:
+        layer.moving_mean.assign(np.zeros(layer.moving_mean.shape))
+        layer.moving_variance.assign(np.ones(layer.moving_variance.shape))
+
+
+def keras_fresh(run: Run) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    return {id(layer): (np.zeros(layer.moving_mean.shape), np.ones(layer.moving_mean.shape)) for layer in run.norms}
+
+
+INJECTIONS: list[type[Injection]] = [
+    *(AugmentedEvaluation, TrainingModeEvaluation, WrongLabels, DamagedImages, UnluckyDraw, OtherCamera, OtherScaling),
+    *(AnnouncedRate, LostOptimizer, LostStatistics, OtherWeights, FlippedBatches, CorruptBatch, LearningRate, GiantStep),
+    *(SilentlyLostStatistics, StaleStatistics, MoreDropout, TinyBatches, NoisyGradients, WrongWay, Explosion),
+]

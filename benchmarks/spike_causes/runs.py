@@ -1,0 +1,295 @@
+"""Tiny training runs in one process, with plain TensorFlow, that an injection can disturb at every point.
+
+The diagnosis sees of a run exactly what it sees of a real one: per-example losses, step records, the network, what the run
+itself reports as events. What an injection may change are the fields of `Run`; the hooks in which it may do so are
+injections.py's. A run can be copied (`save`, `load`), so that many injections start from one healthy past.
+
+Shapes: n validation images, m sampled training images, b images of a batch, s steps, H W C one image, K classes.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.spike_causes.data import DATA
+from trainer.diagnosis.detect import Detector
+from trainer.diagnosis.diagnostician import Diagnostician, News
+from trainer.diagnosis.keras_network import KerasNetwork
+from trainer.diagnosis.records import Event
+from trainer.layers import BatchNormalization
+
+if TYPE_CHECKING:
+    from benchmarks.spike_causes.injections import Injection
+
+IMAGES = 1400
+DROPOUT = (0.25, 0.25, 0.5)
+SETTLES = 8
+"""Epochs after which the learning rate is lowered."""
+SETTLED = 0.3
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run is, but for its injection."""
+
+    data: str
+    architecture: str
+    seed: int
+    learning_rate: float = 1e-3
+    """Of the first epochs; SETTLED of it afterwards."""
+    batch_size: int = 32
+    momentum: float = 0.95
+    training: int = 800
+    validation: int = 400
+    sample: int = 250
+
+
+def question(shape: tuple[int, ...], classes: int, momentum: float) -> keras.Model:
+    """The network of the question: convolution, ReLU, BatchNormalization; dropout after each pooling and the dense layer."""
+    first, second, last = DROPOUT
+
+    def block(filters: int) -> list[keras.Layer]:
+        return [keras.layers.Conv2D(filters, 3, padding="same", activation="relu"), BatchNormalization(momentum=momentum)]
+
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            keras.layers.Rescaling(1 / 255),
+            *block(16),
+            *block(16),
+            keras.layers.MaxPooling2D(2),
+            keras.layers.Dropout(first, seed=1),
+            *block(32),
+            *block(32),
+            keras.layers.MaxPooling2D(2),
+            keras.layers.Dropout(second, seed=2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, activation="relu"),
+            BatchNormalization(momentum=momentum),
+            keras.layers.Dropout(last, seed=3),
+            keras.layers.Dense(classes),
+        ]
+    )
+
+
+def residual(shape: tuple[int, ...], classes: int, momentum: float) -> keras.Model:
+    """Another kind: BatchNormalization before ReLU, shortcuts, strides, global pooling; dropout inside the blocks."""
+    first, second, last = DROPOUT
+
+    def normalize(x: Any) -> Any:
+        return keras.layers.Activation("relu")(BatchNormalization(momentum=momentum)(x))
+
+    inputs = keras.Input(shape)
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    x = keras.layers.Conv2D(16, 3, strides=2, padding="same")(x)
+    for number, (filters, stride, rate) in enumerate(((16, 1, first), (32, 2, second), (32, 1, second))):
+        y = normalize(x)
+        shortcut = keras.layers.Conv2D(filters, 1, strides=stride)(y) if stride > 1 else x
+        y = keras.layers.Conv2D(filters, 3, strides=stride, padding="same")(y)
+        y = keras.layers.Dropout(rate, seed=number)(y)
+        y = keras.layers.Conv2D(filters, 3, padding="same")(normalize(y))
+        x = keras.layers.Add()([shortcut, y])
+    x = keras.layers.GlobalAveragePooling2D()(normalize(x))
+    x = keras.layers.Dropout(last / 2, seed=9)(x)
+    return keras.Model(inputs, keras.layers.Dense(classes)(x))
+
+
+ARCHITECTURES: dict[str, Callable[[tuple[int, ...], int, float], keras.Model]] = {"question": question, "residual": residual}
+
+
+@lru_cache(4)
+def images(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, H, W, C] and labels int32 [N] of a data set, made once."""
+    return DATA[name](IMAGES, seed)
+
+
+class Run:
+    """A training run. Everything public may be read by an injection; what it may change is marked."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        pixels, labels = images(config.data, config.seed)
+        order = np.random.default_rng([config.seed, 1]).permutation(len(labels))
+        ends = np.cumsum([config.training, config.validation])
+        training, validation, _ = np.split(order, ends)
+        self.training = (pixels[training], labels[training])
+        self.validation = (pixels[validation], labels[validation])
+        """Images and labels that are evaluated. May be changed."""
+        self.classes = int(labels.max()) + 1
+        keras.utils.set_random_seed(config.seed)
+        self.model = ARCHITECTURES[config.architecture](pixels.shape[1:], self.classes, config.momentum)
+        self.optimizer = keras.optimizers.Adam(config.learning_rate)
+        self.optimizer.build(self.model.trainable_variables)
+        layers = list(self.model._flatten_layers(include_self=False, recursive=True))
+        self.norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+        self.dropouts = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
+        """Their `rate` may be changed."""
+        self.gradient_noise = 0.0
+        """Standard deviation of noise added to each gradient, as a multiple of its norm over all weights. May be changed."""
+        self.gradient_sign = 1.0
+        """May be changed."""
+        self.batches: list[tuple[np.ndarray, np.ndarray]] = []
+        """Images and labels of this epoch's batches. May be changed in `begin`."""
+        self.events: list[Event] = []
+        """What the run reports to the diagnosis about this epoch. May be added to."""
+        self.epoch = 0
+        self.history: list[np.ndarray] = []
+        """Losses of the validation images after each epoch."""
+        self.rng = np.random.default_rng([config.seed, 2])
+        self.diagnosis_seconds = 0.0
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._forward = tf.function(self._losses, reduce_retracing=True)
+        self._injection: Injection | None = None
+        self.network = KerasNetwork(
+            self.model,
+            self.evaluate,
+            self._batch,
+            keras.losses.SparseCategoricalCrossentropy(True, reduction=None),
+            self.optimizer.variables,
+        )
+        self.diagnostician = Diagnostician(
+            self.network, batch_size=config.batch_size, labels=self.validation[1], momentum=config.momentum
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        """May be changed."""
+        return float(self.optimizer.learning_rate)
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.optimizer.learning_rate.assign(value)
+
+    def losses(self, pixels: np.ndarray, labels: np.ndarray, *, training: bool = False) -> np.ndarray:
+        """Losses [n] of images with the weights as they are."""
+        parts = [slice(i, i + 100) for i in range(0, len(labels), 100)]
+        return np.concatenate([self._forward(_pixels(pixels[p]), labels[p], training).numpy() for p in parts])
+
+    def evaluate(self) -> np.ndarray:
+        """Losses [n] of the validation images, as this run evaluates."""
+        own = self._injection.evaluate(self) if self._injection else None
+        return self.losses(*self.validation) if own is None else own
+
+    def train_epoch(self, injection: "Injection | None" = None, *, restarted: bool = False) -> News:
+        """One epoch with everything that a run does, disturbed by `injection`; `restarted`: it also reports a restart, which did
+        no harm."""
+        self.epoch += 1
+        self._injection = injection
+        self.events = [Event("restart", self.epoch)] if restarted else []
+        count, size = len(self.training[1]), self.config.batch_size
+        order = (
+            np.random.default_rng([self.config.seed, 3, self.epoch]).permutation(count)[: count // size * size].reshape(-1, size)
+        )
+        self.batches = [(self.training[0][rows], self.training[1][rows]) for rows in order]
+        if self.epoch == SETTLES + 1:
+            self.learning_rate *= SETTLED
+        if injection:
+            injection.begin(self)
+        marks = self.diagnostician.marks(len(self.batches))
+        steps = []
+        for number, (pixels, labels) in enumerate(self.batches):
+            if injection:
+                injection.before_step(self, number)
+            steps.append(self._train()(_pixels(pixels), labels).numpy())
+            if injection:
+                injection.after_step(self, number)
+            if number + 1 in marks:
+                began = time.perf_counter()
+                self.diagnostician.mark(number + 1)
+                self.diagnosis_seconds += time.perf_counter() - began
+        if injection:
+            injection.end(self)
+        sample = self.losses(*(values[: self.config.sample] for values in self.training))
+        losses, rate = self.evaluate(), self.learning_rate
+        self.history.append(losses)
+        began = time.perf_counter()
+        news = self.diagnostician.close_epoch(
+            losses, sample, np.array(steps), learning_rate=rate, events=self.events, predict=self.predict
+        )
+        self.diagnosis_seconds += time.perf_counter() - began
+        return news
+
+    def restrict(self, chosen: np.ndarray) -> None:
+        """From now on only these validation images, as if it had been so from the start."""
+        pixels, labels = self.validation
+        self.validation = pixels[chosen], labels[chosen]
+        self.history = [losses[chosen] for losses in self.history]
+        diagnostician = self.diagnostician
+        diagnostician.detector = Detector()
+        for losses in self.history:
+            diagnostician.detector.update(losses)
+        for epoch in diagnostician._before:
+            epoch.losses = epoch.losses[chosen]
+
+    def predict(self, numbers: Any) -> dict[int, tuple[str, str, float]]:
+        """See diagnostician.Predict."""
+        pixels, labels = self.validation
+        shares = keras.ops.convert_to_numpy(keras.ops.softmax(self.model(_pixels(pixels[numbers]), training=False)))
+        return {int(i): (str(labels[i]), str(p.argmax()), float(p.max())) for i, p in zip(numbers, shares, strict=True)}
+
+    def save(self) -> dict[str, Any]:
+        """A copy of all that an epoch can change."""
+        return {
+            "variables": [np.array(v) for v in self._variables()],
+            "diagnostician": copy.deepcopy(self.diagnostician, {id(self.network): self.network}),
+            "epoch": self.epoch,
+            "history": list(self.history),
+            "validation": self.validation,
+            "rates": [layer.rate for layer in self.dropouts],
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Back to a `save`."""
+        for variable, value in zip(self._variables(), saved["variables"], strict=True):
+            variable.assign(value)
+        self.diagnostician = copy.deepcopy(saved["diagnostician"], {id(self.network): self.network})
+        self.epoch, self.validation, self.history = saved["epoch"], saved["validation"], list(saved["history"])
+        for layer, rate in zip(self.dropouts, saved["rates"], strict=True):
+            layer.rate = rate
+        self.gradient_noise, self.gradient_sign, self._injection = 0.0, 1.0, None
+        self.rng = np.random.default_rng([self.config.seed, 2])
+
+    def _variables(self) -> list[keras.Variable]:
+        return [*self.model.variables, *self.optimizer.variables]
+
+    def _batch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        pixels, labels = self.batches[number]
+        return _pixels(pixels), labels
+
+    def _train(self) -> Callable[..., Any]:
+        """The compiled update; what is a constant in it is part of its key."""
+        key = (*(layer.rate for layer in self.dropouts), self.gradient_noise, self.gradient_sign)
+        if key not in self._compiled:
+            self._compiled[key] = tf.function(self._step)
+        return self._compiled[key]
+
+    def _step(self, pixels: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        weights = [v.value for v in self.model.trainable_variables]
+        with tf.GradientTape() as tape:
+            logits = self.model(pixels, training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        gradients = [self.gradient_sign * g for g in tape.gradient(loss, weights)]
+        if self.gradient_noise:
+            size = self.gradient_noise * tf.linalg.global_norm(gradients) / sum(float(np.prod(g.shape)) for g in gradients) ** 0.5
+            gradients = [g + size * tf.random.normal(g.shape) for g in gradients]
+        before = [tf.identity(w) for w in weights]
+        with tf.control_dependencies(before):
+            self.optimizer.apply(gradients)
+        correct = tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32))
+        norm = tf.linalg.global_norm(gradients)
+        update = tf.linalg.global_norm([tf.convert_to_tensor(now) - was for now, was in zip(weights, before, strict=True)])
+        return tf.stack([loss, correct, norm, norm**2, update, 0.0, 0.0])
+
+    def _losses(self, pixels: tf.Tensor, labels: tf.Tensor, training: bool) -> tf.Tensor:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, self.model(pixels, training=training))
+
+
+def _pixels(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values, np.float32)

@@ -1,0 +1,95 @@
+"""From the results of all runs to the numbers that are claimed, each with its count and interval. Pure.
+
+A result is one dict: of an injection (`kind` "injection": name, cause, strength 0 weak to 2 strong, detected, verdict, ...) or of a
+healthy or an overfitting run (`kind` "healthy", "overfitting": epochs, alarms, ...).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+Result = dict[str, Any]
+STRENGTHS = ("weak", "medium", "strong")
+
+
+def score(results: Iterable[Result]) -> dict[str, Any]:
+    """What the benchmark prints."""
+    results = list(results)
+    injected = [r for r in results if r["kind"] == "injection"]
+    detected = [r for r in injected if r["detected"]]
+    healthy = [r for r in results if r["kind"] == "healthy"]
+    overfitted = [r for r in results if r["kind"] == "overfitting"]
+    alarms = [alarm for r in healthy for alarm in r["alarms"]]
+    epochs = sum(r["epochs"] for r in healthy)
+    return {
+        "verdict_right": {
+            "all": _share(detected, _right),
+            **{f"{name} strength": _share([r for r in detected if r["strength"] == i], _right) for i, name in enumerate(STRENGTHS)},
+            "by_cause": _by(detected, "cause", _right),
+            "by_injection": _by(detected, "name", _right),
+            "by_architecture": _by(detected, "architecture", _right),
+            "by_data": _by(detected, "data", _right),
+            "among_first_two": _share(detected, lambda r: r["cause"] in r["causes"][:2]),
+        },
+        "detected": {
+            **{name: _share([r for r in injected if r["strength"] == i], _found) for i, name in enumerate(STRENGTHS)},
+            "strong_by_injection": _by([r for r in injected if r["strength"] == 2], "name", _found),
+        },
+        "confusion": _confusion(detected),
+        "healthy": {
+            "runs_with_alarm": _share(healthy, lambda r: bool(r["alarms"])),
+            "alarms_per_100_epochs": round(100 * len(alarms) / epochs, 3) if epochs else None,
+            "epochs": epochs,
+            "verdicts_of_alarms": dict(Counter(alarm["verdict"] for alarm in alarms)),
+            "extra_time": _time([r for r in healthy if not r["alarms"]]),
+        },
+        "overfitting": {
+            "called_a_trend": _share(overfitted, lambda r: r["trend"]),
+            "runs_with_alarm": _share(overfitted, lambda r: bool(r["alarms"])),
+        },
+        "seconds_per_diagnosis": _median([r["seconds"] for r in detected]),
+        "epochs_of_training_per_diagnosis": _median([r["seconds"] / r["epoch_seconds"] for r in detected]),
+    }
+
+
+def _right(result: Result) -> bool:
+    return result["verdict"] == result["cause"]
+
+
+def _found(result: Result) -> bool:
+    return result["detected"]
+
+
+def _share(results: list[Result], holds: Callable[[Result], bool]) -> dict[str, Any] | None:
+    """How many, out of how many, and Wilson's 95 % interval of the share."""
+    n = len(results)
+    if not n:
+        return None
+    k, z = sum(map(holds, results)), 1.96
+    middle, half = (k / n + z * z / (2 * n)), z * np.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
+    low, high = ((middle + side * half) / (1 + z * z / n) for side in (-1, 1))
+    return {"share": round(k / n, 4), "count": k, "of": n, "interval_95": [round(float(low), 4), round(float(high), 4)]}
+
+
+def _by(results: list[Result], key: str, holds: Callable[[Result], bool]) -> dict[str, Any]:
+    return {value: _share([r for r in results if r[key] == value], holds) for value in sorted({r[key] for r in results})}
+
+
+def _confusion(results: list[Result]) -> dict[str, dict[str, int]]:
+    """Injected cause -> verdict -> count."""
+    return {
+        cause: dict(Counter(r["verdict"] for r in results if r["cause"] == cause))
+        for cause in sorted({r["cause"] for r in results})
+    }
+
+
+def _time(runs: list[Result]) -> dict[str, Any] | None:
+    """Of the diagnosis, as a share of the rest of the run."""
+    shares = [r["seconds"]["diagnosis"] / r["seconds"]["rest"] for r in runs]
+    return {"median": round(float(np.median(shares)), 4), "largest": round(max(shares), 4), "runs": len(runs)} if shares else None
+
+
+def _median(values: list[float]) -> float | None:
+    return round(float(np.median(values)), 2) if values else None

@@ -29,6 +29,8 @@ from trainer.pipeline import epoch_order
 from trainer.step import Batch, Group, Learner
 
 QUESTION = "jobs/configs/question.toml"
+NICENESS = 15
+"""Which Ray gives its workers: what else runs on the machine then slows the job and its contenders alike."""
 PAIRS, BLOCK, WARM_UP = 40, 5, 5
 """Of `step`: turns of each, steps in one turn, and steps before the first."""
 
@@ -152,6 +154,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=5)
     arguments = parser.parse_args()
     settings = config.load(QUESTION)
+    os.nice(NICENESS)
     tf.config.threading.set_intra_op_parallelism_threads(os.cpu_count() or 1)  # as the job's one worker has it
     match arguments.name:
         case "memory":

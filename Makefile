@@ -47,9 +47,9 @@ bench: $(READY) ## measure speed and memory, printed as JSON (about 15 minutes; 
 	$(BIN)/python -m benchmarks.speed
 
 lock: $(READY) ## resolve the dependencies of pyproject.toml anew
-	$(BIN)/python -m piptools compile $(LOCK) --output-file requirements.lock pyproject.toml
-	$(BIN)/python -m piptools compile $(LOCK) --constraint requirements.lock --extra demo --extra dev --output-file requirements-dev.lock pyproject.toml
-LOCK := --quiet --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header
+	$(BIN)/uv pip compile $(LOCK) --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock --extra demo --extra cluster --extra dev --output-file requirements-dev.lock pyproject.toml
+LOCK := --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
 clean: ## remove caches, shards and demo data, but no run's report
 	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache

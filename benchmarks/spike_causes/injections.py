@@ -15,6 +15,9 @@ from benchmarks.spike_causes.runs import Config, Run
 from trainer.diagnosis.detect import forecast, threshold
 from trainer.diagnosis.records import Event
 
+HOT = (("learning_rate", 2e-3), ("settled", 1.0))
+"""A high learning rate until the end, where a few bad steps do harm."""
+
 
 @dataclass
 class Injection:
@@ -71,7 +74,7 @@ class TrainingModeEvaluation(Injection):
 
     name, cause = "evaluation in training mode", "nondeterministic_evaluation"
     decoy = True
-    tune, report = (0.5, 0.6, 0.75), (0.55, 0.65, 0.8)
+    tune, report = (0.7, 0.85, 0.95), (0.65, 0.8, 0.9)
     patience = 3
 
     def evaluate(self, run: Run) -> np.ndarray | None:
@@ -113,7 +116,7 @@ class DamagedImages(Injection):
 
     name, cause = "damaged validation images", "few_examples"
     decoy = True
-    tune, report = (5, 6, 8), (4, 7, 8)
+    tune, report = (6, 7, 8), (5, 7, 8)
     patience = 3
 
     def begin(self, run: Run) -> None:
@@ -160,7 +163,7 @@ class LearningRate(Injection):
     """The learning rate is many times as high for one epoch, and nobody says so."""
 
     name, cause = "learning rate pulse", "overshoot"
-    tune, report = (30, 60, 120), (25, 50, 150)
+    tune, report = (80, 160, 320), (70, 140, 400)
 
     def begin(self, run: Run) -> None:
         run.learning_rate *= self.strength
@@ -173,7 +176,7 @@ class GiantStep(Injection):
     """A single step is very long."""
 
     name, cause = "one giant step", "overshoot"
-    tune, report = (200, 400, 800), (250, 500, 1000)
+    tune, report = (500, 1000, 2000), (600, 1200, 2500)
 
     def before_step(self, run: Run, step: int) -> None:
         if step == len(run.batches) * 3 // 4:
@@ -188,7 +191,7 @@ class AnnouncedRate(Injection):
     """The learning rate is raised for good in this epoch, and the run reports it."""
 
     name, cause = "raised learning rate, reported", "run_event"
-    tune, report = (30, 60, 120), (25, 50, 150)
+    tune, report = (80, 160, 320), (70, 140, 400)
     patience = 3
 
     def begin(self, run: Run) -> None:
@@ -203,7 +206,7 @@ class LostOptimizer(Injection):
     """A restart in the middle of the epoch loses the optimizer's moments, so that its next steps are long."""
 
     name, cause = "optimizer state lost", "run_event"
-    tune, report = (5, 15, 40), (6, 20, 50)
+    tune, report = (20, 60, 150), (25, 50, 200)
 
     def before_step(self, run: Run, step: int) -> None:
         if step == len(run.batches) // 2:
@@ -234,7 +237,7 @@ class OtherWeights(Injection):
     """Something overwrites a part of the weights with noise between two steps."""
 
     name, cause = "overwritten weights", "run_event"
-    tune, report = (0.6, 1.0, 2.0), (0.7, 1.2, 2.5)
+    tune, report = (0.8, 1.2, 2.0), (0.7, 1.1, 2.5)
 
     def before_step(self, run: Run, step: int) -> None:
         if step == len(run.batches) * 3 // 4:
@@ -288,7 +291,7 @@ class FlippedBatches(Injection):
     name, cause = "batches with wrong labels", "bad_batch"
     decoy = True
     tune, report = (2, 3, 4), (2, 3, 4)
-    needs = (("learning_rate", 3e-3),)
+    needs = HOT
 
     def begin(self, run: Run) -> None:
         first = len(run.batches) - 1 - int(self.strength)
@@ -315,6 +318,7 @@ class TinyBatches(Injection):
 
     name, cause = "batches of few images", "gradient_noise"
     tune, report = (4, 3, 2), (4, 3, 2)
+    needs = HOT
 
     def begin(self, run: Run) -> None:
         k = int(self.strength)
@@ -325,7 +329,8 @@ class NoisyGradients(Injection):
     """Noise is added to every gradient, as by a faulty sum over workers or too coarse a number format."""
 
     name, cause = "noisy gradients", "gradient_noise"
-    tune, report = (30, 60, 120), (25, 50, 150)
+    tune, report = (10, 30, 100), (15, 40, 120)
+    needs = HOT
 
     def begin(self, run: Run) -> None:
         run.gradient_noise = self.strength
@@ -335,7 +340,8 @@ class NoisyGradients(Injection):
 
 
 class UnluckyDraw(Injection):
-    """Of many small validation sets, the one whose loss happened to jump while that of all images together did not."""
+    """Longer steps stir the losses of single images up and do no harm on the whole; of many small validation sets, one whose
+    loss happened to jump while that of all images together did not."""
 
     name, cause = "unlucky draw", "sampling_noise"
     tune, report = (60, 40, 25), (50, 35, 25)
@@ -343,7 +349,11 @@ class UnluckyDraw(Injection):
     patience = 6
     draws = 20_000
 
+    def begin(self, run: Run) -> None:
+        run.learning_rate *= 10
+
     def end(self, run: Run) -> None:
+        run.learning_rate /= 10
         if len(run.history[0]) == self.strength:
             return
         losses = np.array([*run.history, run.evaluate()])
@@ -362,7 +372,8 @@ class WrongWay(Injection):
     """The last steps go up the gradient instead of down: no cause that the diagnosis knows."""
 
     name, cause = "gradient with the wrong sign", "unexplained"
-    tune, report = (14, 19, 24), (16, 20, 24)
+    tune, report = (10, 15, 22), (12, 16, 24)
+    needs = HOT
 
     def before_step(self, run: Run, step: int) -> None:
         run.gradient_sign = -1.0 if step >= len(run.batches) - int(self.strength) else 1.0
@@ -375,7 +386,7 @@ class Explosion(Injection):
     """The learning rate is raised so far, for good, that the network is lost."""
 
     name, cause = "explosion", "divergence"
-    tune, report = (300, 1000, 1e5), (500, 3000, 1e6)
+    tune, report = (1000, 3000, 1e5), (2000, 5000, 1e6)
     patience = 3
 
     def begin(self, run: Run) -> None:

@@ -32,7 +32,6 @@ IMAGES = 1400
 DROPOUT = (0.25, 0.25, 0.5)
 SETTLES = 8
 """Epochs after which the learning rate is lowered."""
-SETTLED = 0.3
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,9 @@ class Config:
     architecture: str
     seed: int
     learning_rate: float = 1e-3
-    """Of the first epochs; SETTLED of it afterwards."""
+    """Of the first epochs."""
+    settled: float = 0.1
+    """Part of it that is left afterwards."""
     batch_size: int = 32
     momentum: float = 0.95
     training: int = 800
@@ -132,7 +133,7 @@ class Run:
         self.dropouts = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
         """Their `rate` may be changed."""
         self.gradient_noise = 0.0
-        """Standard deviation of noise added to each gradient, as a multiple of its norm over all weights. May be changed."""
+        """Standard deviation of noise added to each gradient, as a multiple of its own. May be changed."""
         self.gradient_sign = 1.0
         """May be changed."""
         self.batches: list[tuple[np.ndarray, np.ndarray]] = []
@@ -189,7 +190,7 @@ class Run:
         )
         self.batches = [(self.training[0][rows], self.training[1][rows]) for rows in order]
         if self.epoch == SETTLES + 1:
-            self.learning_rate *= SETTLED
+            self.learning_rate *= self.config.settled
         if injection:
             injection.begin(self)
         marks = self.diagnostician.marks(len(self.batches))
@@ -277,8 +278,7 @@ class Run:
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         gradients = [self.gradient_sign * g for g in tape.gradient(loss, weights)]
         if self.gradient_noise:
-            size = self.gradient_noise * tf.linalg.global_norm(gradients) / sum(float(np.prod(g.shape)) for g in gradients) ** 0.5
-            gradients = [g + size * tf.random.normal(g.shape) for g in gradients]
+            gradients = [g + self.gradient_noise * tf.math.reduce_std(g) * tf.random.normal(g.shape) for g in gradients]
         before = [tf.identity(w) for w in weights]
         with tf.control_dependencies(before):
             self.optimizer.apply(gradients)

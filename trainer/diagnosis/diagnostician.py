@@ -95,7 +95,7 @@ class Diagnostician:
         inference mode, the epoch's StepStats [s, 7], and what happened to the run since the last epoch ended."""
         sampled = float(np.mean(sample)) if len(sample) else np.nan
         self._samples.append(sampled)
-        update = self.detector.update(losses, lost=sampled >= 0.9 * self._guess)
+        update = self.detector.update(losses, lost=self._lost(sampled))
         epoch = self.detector.epoch
         self.mark(len(steps))
         resolved = self._resolve(update.resolved) if update.resolved else None
@@ -142,6 +142,10 @@ class Diagnostician:
         ]
         if at_epoch_end and self._before and self.detector.ordinary[-1:] == [self.detector.epoch]:
             self._before[-1].weights = self.network.weights()
+
+    def _lost(self, sampled: float) -> bool:
+        """Whether more than half of what the network knew about its training images is gone."""
+        return bool(self._before) and sampled >= (self._guess + self._before[-1].sample) / 2
 
     def _resolve(self, spike: Spike) -> Diagnosis | None:
         """The diagnosis of a spike whose outcome became known."""

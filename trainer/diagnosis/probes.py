@@ -234,7 +234,7 @@ def line(scene: Scene) -> Probe:
     """Losses along the line from the reference's weights to these, statistics re-estimated: had the steps been as long as usual,
     or a quarter or half as long. Three passes."""
     q = float(np.max(records.unexplained_lengths(scene.steps, scene.earlier), initial=1.0))
-    usual = float(np.clip(1 / q, 0.05, 0.75))
+    usual = float(np.clip(1 / q, 1e-4, 0.75))
     losses = {0.0: float(scene.clean_reference.mean()), 1.0: float(scene.clean_now[0].mean())}
     kept = scene.rise
     for at in sorted({usual, 0.25 if usual > 0.3 else 0.5, 0.75 if usual < 0.7 else 0.5}):

@@ -75,3 +75,29 @@ def test_lost_statistics_are_named_and_nothing_is_changed(training):
         np.testing.assert_array_equal(training.learner.state()[name], values)
     assert diagnosis_from(news.diagnosis.as_dict()) == news.diagnosis  # or the report of a finished run would lack it
     assert f"SPIKE in epoch {EPOCHS + 1}" in words.block(news.diagnosis)
+
+
+def test_a_network_whose_statistics_lag_for_long_is_not_called_lost(training):
+    """A run that comes back would be reported as the end of training."""
+    statistics = [training.learner.model.weights[i] for i in training.network.statistics]
+
+    def spoil() -> None:
+        for variable in statistics:
+            variable.assign(variable.numpy() * 0.05)
+
+    news = [training.epoch(EPOCHS + 1 + number, spoil) for number in range(6)]
+    outcomes = [found.resolved.spike.outcome for found in news if found.resolved]
+    assert outcomes == ["level shift"]
+
+
+def test_a_network_that_forgot_its_images_is_called_lost(training):
+    """A dead network would be called a level shift, and the user would train on."""
+    weights = [variable for variable in training.learner.model.trainable_variables if len(variable.shape) > 1]
+
+    def destroy() -> None:
+        for number, variable in enumerate(weights):
+            variable.assign(np.random.default_rng(number).normal(0, 3 * variable.numpy().std(), variable.shape))
+
+    news = [training.epoch(EPOCHS + 1 + number, destroy) for number in range(6)]
+    resolved = [found.resolved for found in news if found.resolved]
+    assert [diagnosis.verdict.name for diagnosis in resolved] == ["divergence"]

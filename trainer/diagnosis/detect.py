@@ -127,9 +127,15 @@ class Detector:
         """The last one seen."""
         return len(self.means)
 
-    def update(self, losses: np.ndarray, *, lost: bool = False) -> Update:
-        """The next epoch's loss of each validation image [n], the images in the same order every time. `lost`: the network no
-        longer knows its training images either, so that a lasting rise is a divergence."""
+    @property
+    def due(self) -> bool:
+        """Whether the next epoch is the one after which a spike that has not come back is given up."""
+        return bool(self.spikes) and self.spikes[-1].outcome == "open" and self.epoch + 1 - self.spikes[-1].epoch >= PATIENCE
+
+    def update(self, losses: np.ndarray, *, lost: bool | None = None) -> Update:
+        """The next epoch's loss of each validation image [n], the images in the same order every time. `lost`: whether the
+        network no longer knows its training images either, so that a lasting rise is a divergence; None if nobody looked. It
+        counts when a spike is `due`."""
         losses = np.asarray(losses, float)
         self.means.append(float(np.mean(losses)))
         open_ = self.spikes[-1] if self.spikes and self.spikes[-1].outcome == "open" else None
@@ -199,14 +205,16 @@ class Detector:
         low, high = np.quantile(draws, [0.025, 0.975])
         return replace(spike, rise=rise, low=float(low), high=float(high), error=float(draws.std()))
 
-    def _outcome(self, spike: Spike, now: Spike | None, lost: bool) -> Outcome:
+    def _outcome(self, spike: Spike, now: Spike | None, lost: bool | None) -> Outcome:
         if now is None:
             return "recovered"
         if now.outcome == "divergence":
             return "divergence"
         if self.epoch - spike.epoch < PATIENCE:
             return "open"
-        return "divergence" if lost or not now.rise < 2 * spike.rise else "level shift"
+        if lost is None:
+            lost = not now.rise < 2 * spike.rise
+        return "divergence" if lost else "level shift"
 
 
 def overfitting(epochs: Sequence[int], validation: np.ndarray, training: np.ndarray) -> Overfitting | None:

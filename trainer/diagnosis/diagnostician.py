@@ -95,7 +95,7 @@ class Diagnostician:
         inference mode, the epoch's StepStats [s, 7], and what happened to the run since the last epoch ended."""
         sampled = float(np.mean(sample)) if len(sample) else np.nan
         self._samples.append(sampled)
-        update = self.detector.update(losses, lost=self._lost(sampled))
+        update = self.detector.update(losses, lost=self._lost(sampled, len(steps)) if self.detector.due else None)
         epoch = self.detector.epoch
         self.mark(len(steps))
         resolved = self._resolve(update.resolved) if update.resolved else None
@@ -143,9 +143,16 @@ class Diagnostician:
         if at_epoch_end and self._before and self.detector.ordinary[-1:] == [self.detector.epoch]:
             self._before[-1].weights = self.network.weights()
 
-    def _lost(self, sampled: float) -> bool:
-        """Whether more than half of what the network knew about its training images is gone."""
-        return bool(self._before) and sampled >= (self._guess + self._before[-1].sample) / 2
+    def _lost(self, sampled: float, steps: int) -> bool | None:
+        """Whether more than half of what the network knew about its training images is gone; None if that cannot be told.
+        Statistics that lag may only hide it: then those estimated anew decide."""
+        if not self._before or not np.isfinite(self._guess) or np.isnan(sampled):
+            return None
+        limit = (self._guess + self._before[-1].sample) / 2
+        if sampled >= limit and self.network.statistics and steps > 1:
+            with self.network.untouched():
+                sampled = probes.training_loss(self.network, steps, self._settings.batch_size)
+        return not sampled < limit
 
     def _resolve(self, spike: Spike) -> Diagnosis | None:
         """The diagnosis of a spike whose outcome became known."""

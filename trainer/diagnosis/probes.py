@@ -98,9 +98,7 @@ class Scene:
     @cached_property
     def batches(self) -> tuple[list[int], list[int]]:
         """Two disjoint sets of this epoch's batches for moving statistics."""
-        count = min(len(self.steps), 2 * max(IMAGES // self.batch_size, 1))
-        chosen = [int(i) for i in np.linspace(0, len(self.steps) - 1, count)]
-        return chosen[::2], chosen[1::2] or chosen[::2]
+        return halves(len(self.steps), self.batch_size)
 
     def raw(self, weights: Weights) -> np.ndarray:
         """Losses [n] of `weights`, their own statistics included."""
@@ -109,14 +107,7 @@ class Scene:
 
     def cleaned(self, weights: Weights, part: int = 0, *, dropout: bool = True) -> np.ndarray:
         """Losses [n] of `weights` with moving statistics estimated on one of the two sets of batches."""
-        if self.network.statistics:
-            self.network.assign(weights)
-            moments = self.network.moments(self.batches[part], dropout=dropout)
-            usual = ~strange(moments)
-            weights = list(weights)
-            for position, values in zip(self.network.statistics, moments, strict=True):
-                weights[position] = values[usual].mean(0)
-        return self.raw(weights)
+        return self.raw(reestimated(self.network, weights, self.batches[part], dropout=dropout))
 
     @cached_property
     def clean_now(self) -> tuple[np.ndarray, np.ndarray]:
@@ -141,6 +132,33 @@ class Scene:
         spread = np.quantile(draws, [0.025, 0.975]) - np.median(draws)
         low, high = share + np.sign(spread) * np.sqrt(spread**2 + (1.96 * noise) ** 2)
         return Probe(name, share, float(min(low, share)), float(max(high, share)), noise, passes, facts)
+
+
+def halves(steps: int, batch_size: int) -> tuple[list[int], list[int]]:
+    """Two sets of an epoch's batches, disjoint where there are two, spread over the epoch; about IMAGES in each."""
+    count = min(steps, 2 * max(IMAGES // batch_size, 1))
+    chosen = [int(i) for i in np.linspace(0, steps - 1, count)]
+    return chosen[::2], chosen[1::2] or chosen[::2]
+
+
+def reestimated(network: Network, weights: Weights, batches: Sequence[int], *, dropout: bool = True) -> Weights:
+    """The same weights with moving statistics estimated on these batches, strange ones left out."""
+    if not network.statistics:
+        return weights
+    network.assign(weights)
+    moments = network.moments(batches, dropout=dropout)
+    usual = ~strange(moments)
+    weights = list(weights)
+    for position, values in zip(network.statistics, moments, strict=True):
+        weights[position] = values[usual].mean(0)
+    return weights
+
+
+def training_loss(network: Network, steps: int, batch_size: int) -> float:
+    """Mean loss of half of the epoch's batches in inference mode, with moving statistics estimated on the other half."""
+    some, others = halves(steps, batch_size)
+    network.assign(reestimated(network, network.weights(), some))
+    return float(np.mean([network.batch_losses(number).mean() for number in others]))
 
 
 def strange(moments: list[np.ndarray]) -> np.ndarray:

@@ -2,6 +2,7 @@ import math
 import re
 import subprocess
 import threading
+import time
 import urllib.request
 from typing import Any
 
@@ -12,7 +13,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from trainer.checkpoint import Stats
-from trainer.diagnosis.records import Cause, Diagnosis, Spike
+from trainer.diagnosis.records import Cause, Diagnosis, Overfitting, Spike
 from trainer.exporter import METRICS, STATES, Exporter, MetricsError
 from trainer.records import EpochReport
 
@@ -46,6 +47,8 @@ def filled() -> Exporter:
     exporter.update(report(), best=report(), images=320, input_waits=[0.1, 0.25])
     exporter.update_checkpoint(Stats(step=10, committed=1.7e9, seconds=0.5, failures=1, last_error="full"))
     exporter.update_object_store("driver", requests={"get": 5, "put": 2}, retries=3, errors=1)
+    exporter.begin(1)
+    exporter.update_spikes([a_diagnosis("few_examples", 3)])
     exporter.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("unexplained", 4)])
     exporter.enter("completed")
     return exporter
@@ -147,12 +150,59 @@ def test_a_diverged_loss_is_shown_as_it_is() -> None:
 def test_a_repeated_epoch_lowers_no_counter() -> None:
     """Prometheus would take a lower counter for a restart of the job and count the repeated steps twice."""
     exporter = filled()
-    exporter.update(report(3, restarts=0), best=report(), images=960)
-    exporter.update(report(2, restarts=1), best=report(), images=640)
+    exporter.update(report(3), best=report(), images=960)
+    exporter.update(report(2), best=report(), images=640)
     assert value(exporter, "trainer_epoch") == 2
     assert value(exporter, "trainer_steps_total") == 30
     assert value(exporter, "trainer_images_processed_total") == 960
+
+
+def test_restarts_of_earlier_processes_are_no_news() -> None:
+    """An alert on restarts would fire for a run resumed after weeks, or stay silent when its pods are replaced one by one: the
+    series must begin where the run stands, and grow by what happens to it."""
+    exporter = Exporter()
+    assert value(exporter, "trainer_restarts_total") is None
+    exporter.begin(0)
+    assert value(exporter, "trainer_restarts_total") == 0
+    assert value(exporter, "trainer_restart_timestamp_seconds") is None
+    exporter.begin(1)
+    exporter.begin(0)
     assert value(exporter, "trainer_restarts_total") == 1
+    resumed = Exporter()
+    resumed.begin(7)
+    assert value(resumed, "trainer_restarts_total") == 7
+    assert time.time() - (value(resumed, "trainer_restart_timestamp_seconds") or 0) < 60
+
+
+def test_events_carry_the_time_at_which_they_happened() -> None:
+    """The dashboard marks spikes and the best epoch at these times: of a resumed run, those of its past would move to the restart."""
+    exporter = Exporter()
+    name = "trainer_validation_spike_timestamp_seconds"
+    exporter.update_spikes([a_diagnosis("few_examples", 3)])
+    assert value(exporter, name, cause="few_examples") is None
+    exporter.update(report(5), best=report(2), images=320)
+    assert value(exporter, "trainer_best_timestamp_seconds") is None
+    exporter.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("few_examples", 6)])
+    exporter.update(report(6), best=report(6), images=320)
+    assert time.time() - (value(exporter, name, cause="few_examples") or 0) < 60
+    assert time.time() - (value(exporter, "trainer_best_timestamp_seconds") or 0) < 60
+
+
+def test_overfitting_is_a_number_of_epochs() -> None:
+    """The alert on overfitting would never fire, or never end."""
+    exporter = filled()
+    exporter.update(report(9), best=report(2), images=640, overfitting=Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.3))
+    assert value(exporter, "trainer_overfitting_epochs") == 7
+    exporter.update(report(10), best=report(2), images=640)
+    assert value(exporter, "trainer_overfitting_epochs") == 0
+
+
+def test_packing_is_progress() -> None:
+    """Packing a large data set takes hours: an alert would say that the run hangs."""
+    exporter = Exporter()
+    began = value(exporter, "trainer_last_progress_timestamp_seconds") or 0
+    exporter.note_progress()
+    assert (value(exporter, "trainer_last_progress_timestamp_seconds") or 0) > began
 
 
 def test_counts_of_processes_add_up_over_restarts() -> None:

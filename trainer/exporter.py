@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 import trainer
 from trainer.checkpoint import Stats
-from trainer.diagnosis.records import CAUSES, Diagnosis
+from trainer.diagnosis.records import CAUSES, Diagnosis, Overfitting
 from trainer.records import EpochReport
 
 State = Literal["starting", "packing", "training", "completed", "failed", "interrupted"]
@@ -42,11 +42,12 @@ METRICS: dict[str, Described] = {
     "trainer_run_info": Described("gauge", "", "Always 1: what this job runs.", ("run", "model", "precision", "version")),
     "trainer_state": Described("gauge", "", "1 for the state in which the run is, 0 for the others.", ("state",)),
     "trainer_last_progress_timestamp_seconds": Described(
-        "gauge", "seconds", "Unix time of the last sign of progress, at most seconds apart."
+        "gauge", "seconds", "Unix time of the last sign of progress: images packed, steps made, an epoch, another state."
     ),
     "trainer_last_success_timestamp_seconds": Described("gauge", "seconds", "Unix time at which the run completed."),
     "trainer_workers": Described("gauge", "", "Workers of the run."),
-    "trainer_restarts_total": Described("counter", "", "Times that the run was resumed from a checkpoint."),
+    "trainer_restarts_total": Described("counter", "", "Times that the run was resumed from a checkpoint, by any process."),
+    "trainer_restart_timestamp_seconds": Described("gauge", "seconds", "Unix time at which it was resumed last."),
     "trainer_dataset_images": Described("gauge", "", "Images on each side of the split.", ("split",)),
     "trainer_quarantined_images": Described("gauge", "", "Images left out because they could not be decoded."),
     "trainer_epoch": Described("gauge", "", "Last finished epoch, from 1."),
@@ -65,7 +66,14 @@ METRICS: dict[str, Described] = {
     "trainer_accuracy_ratio": Described("gauge", "ratio", "Share of images classified correctly.", ("split",)),
     "trainer_best_epoch": Described("gauge", "", "Epoch of the lowest validation loss."),
     "trainer_best_validation_loss": Described("gauge", "nats per image", "Lowest validation loss."),
+    "trainer_best_timestamp_seconds": Described("gauge", "seconds", "Unix time at which the best epoch ended."),
+    "trainer_overfitting_epochs": Described(
+        "gauge", "", "Epochs for which the validation loss has climbed while training images get better; 0: it does not."
+    ),
     "trainer_validation_spikes_total": Described("counter", "", "Spikes of the validation loss, by their first cause.", ("cause",)),
+    "trainer_validation_spike_timestamp_seconds": Described(
+        "gauge", "seconds", "Unix time at which the last spike of this first cause was found.", ("cause",)
+    ),
     "trainer_validation_spike_epoch": Described("gauge", "", "Epoch of the last spike."),
     "trainer_validation_spike_rise": Described("gauge", "nats per image", "Rise of the validation loss in the last spike."),
     "trainer_validation_spike_share_ratio": Described("gauge", "ratio", "Share of that rise which its first cause explains."),
@@ -107,6 +115,7 @@ class Exporter(Collector):
         for name, metric in METRICS.items():
             if metric.type == "counter" and not metric.labels:
                 self._values[name][()] = 0.0  # a counter begins at 0, or Prometheus cannot tell the first increase
+        del self._values["trainer_restarts_total"][()]  # but earlier processes may have counted this one: see `begin`
         self.registry.register(self)
         self.enter("starting")
 
@@ -147,9 +156,33 @@ class Exporter(Collector):
             self._set("trainer_last_progress_timestamp_seconds", time.time())
             self._updates += 1
 
-    def update(self, report: EpochReport, *, best: EpochReport | None, images: int, input_waits: Sequence[float] = ()) -> None:
+    def note_progress(self) -> None:
+        """Something went on that no other method tells."""
+        with self._changed:
+            self._set("trainer_last_progress_timestamp_seconds", time.time())
+            self._updates += 1
+
+    def begin(self, restarts: int) -> None:
+        """Training begins, after the run was resumed `restarts` times; fewer than were known change nothing."""
+        with self._changed:
+            known = self._values["trainer_restarts_total"].get((), 0.0)
+            if restarts > known:
+                self._set("trainer_restart_timestamp_seconds", time.time())
+            self._set("trainer_restarts_total", max(restarts, known))
+            self._updates += 1
+
+    def update(
+        self,
+        report: EpochReport,
+        *,
+        best: EpochReport | None,
+        images: int,
+        input_waits: Sequence[float] = (),
+        overfitting: Overfitting | None = None,
+    ) -> None:
         """An epoch is finished. `best`: the report of the lowest validation loss so far, None if none was finite. `images`:
         training images processed since the start of the run. `input_waits`: each worker's share of waiting, by rank.
+        `overfitting`: the trend, if there is one.
 
         Values that are not finite are exported as they are. A resumed run that repeats an epoch never lowers a counter.
         """
@@ -164,6 +197,7 @@ class Exporter(Collector):
                 "trainer_epoch_duration_seconds": report.seconds,
                 "trainer_input_wait_ratio": report.input_wait,
                 "trainer_last_progress_timestamp_seconds": time.time(),
+                "trainer_overfitting_epochs": report.epoch - overfitting.epoch if overfitting else 0,
             }.items():
                 self._set(name, value)
             self._values["trainer_loss"] = {
@@ -177,12 +211,13 @@ class Exporter(Collector):
             }
             self._values["trainer_worker_input_wait_ratio"] = {(str(rank),): wait for rank, wait in enumerate(input_waits)}
             if best is not None:
+                if best.epoch == report.epoch:
+                    self._set("trainer_best_timestamp_seconds", time.time())
                 self._set("trainer_best_epoch", best.epoch)
                 self._set("trainer_best_validation_loss", best.validation_loss)
             for name, total in {
                 "trainer_steps_total": report.step,
                 "trainer_images_processed_total": images,
-                "trainer_restarts_total": report.restarts,
             }.items():
                 self._set(name, max(total, self._values[name][()]))
             if planned := self._values["trainer_epochs_planned"].get(()):
@@ -196,7 +231,10 @@ class Exporter(Collector):
             causes = Counter(diagnosis.verdict.name for diagnosis in diagnoses)
             counted = self._values["trainer_validation_spikes_total"]
             for cause in CAUSES:  # all of them, from 0 on, or Prometheus cannot tell the first one
-                counted[cause,] = max(counted.get((cause,), 0.0), causes[cause])  # a verdict may change later
+                known = counted.get((cause,))
+                if known is not None and causes[cause] > known:  # None: those before a restart, found at another time
+                    self._values["trainer_validation_spike_timestamp_seconds"][cause,] = time.time()
+                counted[cause,] = max(known or 0.0, causes[cause])  # a verdict may change later
             if diagnoses:
                 last = diagnoses[-1]
                 self._set("trainer_validation_spike_epoch", last.spike.epoch)

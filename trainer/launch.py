@@ -97,12 +97,14 @@ class _Run:
                 if self.started:
                     self.console.warn("a worker died: all were started again")
                 self.started = True
+                self.exporter.begin(0)
                 where = "in memory" if event["resident"] else "on the local disk"
                 workers = f"{event['workers']} worker{'s' * (event['workers'] > 1)}"
                 self.console.say(f"training: {workers}, {event['steps']} steps an epoch, images {where}")
             case {"kind": "resumed"}:
                 self.history = [results.report_from(values) for values in event["history"]]
                 self.diagnoses = event["diagnoses"]
+                self.exporter.begin(event["restarts"])
                 self.exporter.update_spikes(self.diagnoses)
                 self.console.say(
                     f"resumed from the checkpoint of step {event['step']}, in epoch {event['epoch']} (restart {event['restarts']})"
@@ -121,7 +123,9 @@ class _Run:
                     best=best,
                     images=report.step * self.settings.training.batch_size,
                     input_waits=event["input_waits"],
+                    overfitting=event["overfitting"],
                 )
+                self.exporter.update_object_store("worker 0", **event["object_store"])
                 self._hear_of_spikes(event["news"])
                 self.exporter.update_checkpoint(event["checkpoint"])
                 self.environment["peak memory of a worker"] = size(max(event["peak_memory"]))
@@ -242,6 +246,7 @@ def _packed(run: _Run, manifest: Manifest | Pack) -> Pack:
         if run.stop.is_set():
             raise Stopped
         run.console.progress("packing", done, total)
+        run.exporter.note_progress()
 
     packed = pack(manifest, source, run.storage, data, progress=progress)
     run.console.done("packing")

@@ -207,6 +207,7 @@ class _Worker:
         )
         self.history.append(report)
         news = self._diagnose(losses, probabilities, sample_losses)
+        overfitting = None if news is None else self.diagnostician.overfitting
         broken = np.flatnonzero(~np.isfinite(steps.loss))
         if self.chief:
             arrays = {
@@ -215,12 +216,12 @@ class _Worker:
                 "sample": sample_losses,
                 "steps": self.done.astype(np.float32),
             }
-            found = None if news is None else (list(self.diagnostician.diagnoses), self.diagnostician.overfitting)
+            found = None if news is None else (list(self.diagnostician.diagnoses), overfitting)
             self.records.submit(self._record, report, arrays, found)
         self.epoch, self.done = self.epoch + 1, self.done[:0]
         if self.chief and not len(broken):
             self.checkpoints.save_in_background(report.step, *self._checkpoint(report.validation_loss))
-        saves = self.checkpoints.stats
+        saves, store = self.checkpoints.stats, self.store
         self.line.tell(
             {
                 "kind": "epoch",
@@ -228,7 +229,9 @@ class _Worker:
                 "input_waits": waits.tolist(),
                 "peak_memory": memory.tolist(),
                 "news": news,
+                "overfitting": overfitting,
                 "checkpoint": saves,
+                "object_store": {"requests": dict(store.requests), "retries": store.retries, "errors": store.errors},
             }
         )
         if len(broken):

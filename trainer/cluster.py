@@ -11,7 +11,7 @@ import platform
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ def connect(settings: config.Config) -> Iterator[None]:
         _start(settings)
         yield
     finally:
-        ray.shutdown()
+        with suppress(SystemExit):  # of Ray, when something was still waiting for it
+            ray.shutdown()
 
 
 def _start(settings: config.Config) -> None:
@@ -97,10 +98,16 @@ class Mailbox:
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._stop = False
+        self._failed = False
 
     def post(self, event: dict[str, Any]) -> bool:
         self._events.append(event)
+        self._failed |= event["kind"] == "failed"
         return self._stop
+
+    def failed(self) -> bool:
+        """Whether a worker has said that training cannot go on."""
+        return self._failed
 
     def take(self) -> list[dict[str, Any]]:
         events, self._events = self._events, []

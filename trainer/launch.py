@@ -36,6 +36,8 @@ from trainer.store import one_line
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.3
+END_SECONDS = 60.0
+"""Longest wait for Ray Train to notice that a run has failed for good."""
 FREE_TO_CHANGE = {"run", "s3", "launch", "checkpoint", "metrics"}
 """Sections that a resumed run may change, besides the keys below: nothing there changes what is learned."""
 KEYS_FREE_TO_CHANGE = {
@@ -362,6 +364,8 @@ def _train(run: _Run, lease: Lease, packed: Pack, sides: Split, cores: int) -> N
             run.console.say("asked to stop: saving a checkpoint")
             mailbox.ask_to_stop.remote()
         thread.join(POLL_SECONDS)
+    if run.failure:
+        thread.join(END_SECONDS)  # Ray Train does not like to lose its cluster
     if died and not run.failure:
         limit = run.settings.launch.max_failures
         if isinstance(died[0], TrainingFailedError):

@@ -162,10 +162,12 @@ class Dropout(keras.layers.Dropout):
             return inputs
         size = tf.size(inputs, tf.int64)
         start = self._place.rank * size
-        skip = start % 4  # the generator's counter counts groups of four
-        counter = tf.bitcast(tf.stack([start // 4, tf.cast(self._place.step, tf.int64)]), tf.uint64)
-        draws = tf.raw_ops.StatelessRandomUniformV2(
-            shape=(skip + size)[None], key=tf.constant([self._key], tf.uint64), counter=counter, alg=1, dtype=tf.float32
+        skip = start % 8  # the generator's counter counts 128 bits, and a draw takes 16
+        counter = tf.bitcast(tf.stack([start // 8, tf.cast(self._place.step, tf.int64)]), tf.uint64)
+        words = tf.raw_ops.StatelessRandomUniformFullIntV2(
+            shape=((skip + size + 3) // 4)[None], key=tf.constant([self._key], tf.uint64), counter=counter, alg=1, dtype=tf.uint64
         )
-        keep = tf.reshape(draws[skip:] >= self.rate, tf.shape(inputs))
-        return tf.where(keep, inputs / tf.cast(1 - self.rate, inputs.dtype), tf.zeros((), inputs.dtype))
+        draws = tf.reshape(tf.bitcast(words, tf.uint16), [-1])[skip : skip + size]
+        dropped = min(round(self.rate * 2**16), 2**16 - 1)  # of the 2**16 values of a draw
+        keep = tf.reshape(tf.cast(draws >= dropped, inputs.dtype), tf.shape(inputs))
+        return inputs * (keep * tf.cast(2**16 / (2**16 - dropped), inputs.dtype))

@@ -37,6 +37,8 @@ MEMORY = "diagnosis/"
 """Begins the names of the diagnosis' arrays in a checkpoint."""
 LAG = 4
 """Steps after which a step's numbers are looked at, so that a GPU is never waited for."""
+LOOK = 16
+"""Steps between two questions to Ray whether a node is about to go: each is a round trip of all workers (2 to 7 ms)."""
 PROGRESS_SECONDS = 1.0
 
 
@@ -47,6 +49,8 @@ class TrainingError(UserError):
 def work(task: Task) -> None:
     """Trains from the newest checkpoint to the last epoch. Raises what ends a worker; what a restart would not mend is told to
     the head first."""
+    if ray.get(task.mailbox.failed.remote()):  # Ray starts workers again that have failed for good
+        return
     try:
         _Worker(task).run()
     except UserError as error:
@@ -154,7 +158,8 @@ class _Worker:
         self.feed.waited = 0.0
         self.train_seconds = -time.perf_counter()
         for batch in self.feed.batches(self.epoch, start):
-            preempted = not saved and ray.train.get_preemption_info() is not None
+            looks = not saved and len(steps) % LOOK == 0  # all workers at the same steps: they wait for each other there
+            preempted = looks and ray.train.get_preemption_info() is not None
             steps.append(self.learner.train(batch, stop=self.line.stop, save=preempted))
             if start + len(steps) in marks:
                 self.diagnostician.mark(start + len(steps))

@@ -1,0 +1,239 @@
+"""The Grafana dashboard: `python -m k8s.monitoring.dashboard > k8s/monitoring/dashboard.json`.
+
+ROWS and ANNOTATIONS say what it shows; below them, Grafana's own SDK makes JSON of it. A query is joined with `trainer_run_info`,
+which alone carries the run's name, so that it works with any Prometheus that scrapes a run.
+"""
+
+import json
+import sys
+from typing import Any
+
+from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, statetimeline, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import BigValueGraphMode
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DataSourceRef,
+    ValueMap,
+    ValueMappingResult,
+    VariableRefresh,
+    VariableSort,
+)
+
+from trainer.exporter import STATES
+
+
+def of_run(expression: str, by: str = "run") -> str:
+    """The series of the chosen runs, whichever pod they come from."""
+    return f'max by ({by}) ({expression} * on (job, instance) group_left (run) trainer_run_info{{run=~"$run"}})'
+
+
+def per_second(counter: str) -> str:
+    return f"rate({counter}[$__rate_interval])"
+
+
+def loss(split: str) -> str:
+    return of_run(f'trainer_loss{{split="{split}"}}')
+
+
+def gpu(metric: str) -> str:
+    return f'max by (pod, gpu) ({metric}{{pod=~".*$run.*"}})'
+
+
+Panel = tuple[str, str, str, str, int]
+"""Title, description, unit, kind (a key of KINDS), width (of 24)."""
+
+STATE = " or ".join(f'{number} * trainer_state{{state="{state}"}}' for number, state in enumerate(STATES))
+
+ROWS: dict[str, dict[Panel, dict[str, str]]] = {
+    "Run": {
+        ("State", "What the run is doing.", "none", "states", 12): {"{{run}}": of_run(f"sum by (job, instance) ({STATE})")},
+        ("Progress", "Share of the planned epochs.", "percentunit", "number", 4): {"{{run}}": of_run("trainer_progress_ratio")},
+        ("Time left", "If every epoch takes as long as the last.", "s", "number", 4): {"{{run}}": of_run("trainer_eta_seconds")},
+        ("Epoch", "Last finished epoch, and how many are planned.", "none", "number", 4): {
+            "{{run}}": of_run("trainer_epoch"),
+            "{{run}} planned": of_run("trainer_epochs_planned"),
+        },
+        ("Best validation loss", "Lowest mean cross-entropy so far.", "suffix:nats", "number", 4): {
+            "{{run}}": of_run("trainer_best_validation_loss")
+        },
+        ("Best epoch", "The epoch of that loss.", "none", "number", 4): {"{{run}}": of_run("trainer_best_epoch")},
+        ("Overfitting for", "Epochs since the best one, if the network memorizes images; else 0.", "none", "number", 4): {
+            "{{run}}": of_run("trainer_overfitting_epochs")
+        },
+        ("Images", "On each side of the split, and left out as unreadable.", "none", "number", 6): {
+            "{{run}} {{split}}": of_run("trainer_dataset_images", "run, split"),
+            "{{run}} quarantined": of_run("trainer_quarantined_images"),
+        },
+        ("Workers, restarts", "Workers now; times that the run was resumed.", "none", "number", 6): {
+            "{{run}} workers": of_run("trainer_workers"),
+            "{{run}} restarts": of_run("trainer_restarts_total"),
+        },
+    },
+    "Loss": {
+        (
+            "Loss",
+            "Mean cross-entropy of an image. Training: over the epoch's batches, dropout on. Training, in inference mode: a fixed "
+            "sample after the epoch, the one that compares with validation.",
+            *("suffix:nats", "lines", 12),
+        ): {
+            "{{run}} validation": loss("validation"),
+            "{{run}} training, in inference mode": loss("train_inference"),
+            "{{run}} training": loss("train"),
+        },
+        (
+            "Generalization gap",
+            "Validation minus training loss, both in inference mode. A gap that grows is overfitting; a validation loss that jumps "
+            "while the gap does not is the network's doing, not that of the validation images.",
+            *("suffix:nats", "lines", 12),
+        ): {"{{run}}": f"{loss('validation')} - {loss('train_inference')}"},
+        ("Accuracy", "Share of images classified correctly.", "percentunit", "lines", 8): {
+            "{{run}} {{split}}": of_run("trainer_accuracy_ratio", "run, split")
+        },
+        ("Gradient and update", "L2 norms of the global gradient and of one step, means over the epoch.", "none", "lines", 8): {
+            "{{run}} gradient": of_run("trainer_gradient_norm"),
+            "{{run}} update": of_run("trainer_update_norm"),
+        },
+        ("Learning rate", "At the end of the epoch.", "sci", "lines", 8): {"{{run}}": of_run("trainer_learning_rate")},
+    },
+    "Spikes of the validation loss": {
+        ("Spikes by cause", "How many so far, by the first cause that the diagnosis names.", "none", "bars", 12): {
+            "{{run}} {{cause}}": of_run("trainer_validation_spikes_total", "run, cause") + " > 0"
+        },
+        ("Last spike", "Its epoch.", "none", "number", 4): {"{{run}}": of_run("trainer_validation_spike_epoch")},
+        ("Rise", "Of the validation loss, above what the epochs before led to expect.", "suffix:nats", "number", 4): {
+            "{{run}}": of_run("trainer_validation_spike_rise")
+        },
+        ("Explained", "Share of that rise which its first cause explains.", "percentunit", "number", 4): {
+            "{{run}}": of_run("trainer_validation_spike_share_ratio")
+        },
+    },
+    "Speed": {
+        ("Throughput", "Training images of all workers together, evaluation left aside.", "suffix:img/s", "lines", 8): {
+            "{{run}}": of_run("trainer_images_per_second")
+        },
+        ("Overall", "Steps and training images a second, evaluation included.", "suffix:/s", "lines", 8): {
+            "{{run}} steps": of_run(per_second("trainer_steps_total")),
+            "{{run}} images": of_run(per_second("trainer_images_processed_total")),
+        },
+        ("Waiting for images", "Share of the training time, by worker; the slowest holds up all.", "percentunit", "lines", 8): {
+            "{{run}} worker {{rank}}": of_run("trainer_worker_input_wait_ratio", "run, rank"),
+            "{{run}} slowest": of_run("trainer_input_wait_ratio"),
+        },
+        ("Step", "Mean duration of one update.", "s", "lines", 12): {"{{run}}": of_run("trainer_step_duration_seconds")},
+        ("Epoch", "Duration of the last one, evaluation included.", "s", "lines", 12): {
+            "{{run}}": of_run("trainer_epoch_duration_seconds")
+        },
+    },
+    "Object storage": {
+        ("Requests", "Of the driver and of worker 0, which saves; tries included.", "reqps", "lines", 12): {
+            "{{run}} {{operation}}": of_run(per_second("trainer_object_store_requests_total"), "run, operation")
+        },
+        ("Retries and errors", "Requests tried again; operations given up after all tries.", "reqps", "lines", 12): {
+            "{{run}} retries": of_run(per_second("trainer_object_store_retries_total")),
+            "{{run}} errors": of_run(per_second("trainer_object_store_errors_total")),
+        },
+    },
+    "Checkpoints": {
+        ("Age", "Since the last commit: what an interruption would cost.", "s", "lines", 12): {
+            "{{run}}": f"time() - {of_run('trainer_checkpoint_last_success_timestamp_seconds')}"
+        },
+        ("Duration", "Of the last successful save, which goes on beside training.", "s", "lines", 6): {
+            "{{run}}": of_run("trainer_checkpoint_duration_seconds")
+        },
+        ("Step", "Of the last commit.", "none", "number", 3): {"{{run}}": of_run("trainer_checkpoint_step")},
+        ("Failed saves", "Given up after all tries.", "none", "number", 3): {
+            "{{run}}": of_run("trainer_checkpoint_failures_total")
+        },
+    },
+    "GPU (where NVIDIA's DCGM exporter runs)": {
+        ("Utilization", "Share of time in which a kernel ran.", "percent", "lines", 8): {
+            "{{pod}} {{gpu}}": gpu("DCGM_FI_DEV_GPU_UTIL")
+        },
+        ("Memory", "In use on the GPU.", "mbytes", "lines", 8): {"{{pod}} {{gpu}}": gpu("DCGM_FI_DEV_FB_USED")},
+        ("Power", "Drawn by the GPU.", "watt", "lines", 8): {"{{pod}} {{gpu}}": gpu("DCGM_FI_DEV_POWER_USAGE")},
+    },
+}
+
+ANNOTATIONS = {
+    "Spikes": ("red", "Spike: {{cause}}", of_run("trainer_validation_spike_timestamp_seconds", "run, cause")),
+    "Restarts": ("orange", "Resumed from a checkpoint", of_run("trainer_restart_timestamp_seconds")),
+    "Best epoch": ("green", "Best epoch", f"max_over_time({of_run('trainer_best_timestamp_seconds')}[$__range:15s] @ end())"),
+}
+"""Name -> colour, title, and the Unix time (seconds) at which it happened. Of the best epochs, only the last one in sight."""
+
+PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${datasource}")
+
+
+def _lines() -> timeseries.Panel:
+    return timeseries.Panel().height(8).fill_opacity(5)
+
+
+def _number() -> stat.Panel:
+    return stat.Panel().height(4).graph_mode(BigValueGraphMode.NONE).reduce_options(_last())
+
+
+def _bars() -> bargauge.Panel:
+    return bargauge.Panel().height(6).reduce_options(_last()).min(0).no_value("no spike")
+
+
+def _states() -> statetimeline.Panel:
+    names = {str(number): ValueMappingResult(text=state, index=number) for number, state in enumerate(STATES)}
+    return statetimeline.Panel().height(4).mappings([ValueMap(options=names)])
+
+
+def _last() -> common.ReduceDataOptions:
+    return common.ReduceDataOptions().calcs(["lastNotNull"])
+
+
+KINDS: dict[str, Any] = {"lines": _lines, "number": _number, "bars": _bars, "states": _states}
+
+
+def _panel(panel: Panel, queries: dict[str, str]) -> Any:
+    title, description, unit, kind, width = panel
+    built = KINDS[kind]().title(title).description(description).unit(unit).span(width).datasource(PROMETHEUS)
+    for letter, (legend, expression) in zip("ABC", queries.items(), strict=False):
+        built.with_target(
+            prometheus.Dataquery().ref_id(letter).expr(expression).legend_format(legend).range().datasource(PROMETHEUS)
+        )
+    return built
+
+
+def build() -> dict[str, Any]:
+    """The dashboard as Grafana's JSON."""
+    made = (
+        dashboard.Dashboard("Spikewise")
+        .uid("spikewise")
+        .description("Training runs: losses, spikes and their causes, speed, storage, checkpoints.")
+        .tags(["spikewise", "training"])
+        .time("now-6h", "now")
+        .refresh("30s")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        .with_variable(
+            dashboard.QueryVariable("run")
+            .label("Run")
+            .datasource(PROMETHEUS)
+            .query("label_values(trainer_run_info, run)")
+            .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+            .sort(VariableSort.ALPHABETICAL_DESC)
+            .multi(True)
+        )
+    )
+    for name, (colour, _, time) in ANNOTATIONS.items():
+        made.annotation(dashboard.AnnotationQuery().name(name).datasource(PROMETHEUS).icon_color(colour).expr(f"{time} * 1000"))
+    for title, panels in ROWS.items():
+        made.with_row(dashboard.Row(title))
+        for panel, queries in panels.items():
+            made.with_panel(_panel(panel, queries))
+    encoded = json.loads(JSONEncoder(sort_keys=True).encode(made.build()))
+    for number, panel in enumerate(encoded["panels"], 1):
+        panel["id"] = number
+    for annotation in encoded["annotations"]["list"]:  # what the SDK has no words for: Prometheus' own fields
+        title = ANNOTATIONS[annotation["name"]][1]
+        annotation |= {"useValueForTime": True, "titleFormat": title, "textFormat": "{{run}}"}
+    return encoded
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(build(), indent=1) + "\n")

@@ -226,23 +226,22 @@ class Diagnostician:
         )
 
     def _probe(self, scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:
-        found = [probes.few_examples(scene)]
+        found: list[Probe | None] = [probes.few_examples(scene)]
         if scene.reference and scene.path:
             with self.network.untouched():
                 found += probes.evaluation(scene)
                 where = probes.path(scene)
-                more: list[Probe | None] = [where]
-                more += [probes.before_event(scene, event) for event in events[:1]]
-                more += [
+                found += [probes.before_event(scene, event) for event in events[:1]]
+                found += [
+                    where,
                     probes.statistics(scene),
                     probes.variance_shift(scene),
                     probes.line(scene),
                     probes.averaged(scene),
                 ]
                 first, last = (where.facts["first"], where.facts["last"]) if where else (0, len(scene.steps))
-                more.append(probes.bad_batches(scene, first, last))
-                found += [probe for probe in more if probe is not None]
-        return {probe.name: probe for probe in found}
+                found.append(probes.bad_batches(scene, first, last))
+        return {probe.name: probe for probe in found if probe is not None}
 
 
 def diagnosis_from(values: dict[str, Any]) -> Diagnosis:

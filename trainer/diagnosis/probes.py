@@ -188,16 +188,21 @@ def evaluation(scene: Scene) -> list[Probe]:
     ]
 
 
-def few_examples(scene: Scene) -> Probe:
-    """Leaves out the k images that rose most, k <= 2 %. As many that fell most are left out too, since chance makes both; the
-    interval runs from that share to the share without this allowance. No pass."""
+def few_examples(scene: Scene) -> Probe | None:
+    """Leaves out the k images that rose most, k <= 2 %: so many that no alarm is left, or that most of what can go is gone. The
+    share allows for as many that fell most, since chance makes both; the interval runs from it to the share without this
+    allowance. No pass. None where 2 % are less than an image."""
     n = len(scene.rise)
+    most = int(FEW * n)
+    if not most:
+        return None
     order = np.argsort(-np.nan_to_num(scene.rise, nan=np.inf))
-    most = max(1, int(FEW * n))
     finite = np.nan_to_num(scene.rise[order], nan=1e3, posinf=1e3)
     up, down = np.cumsum(finite[:most]), np.cumsum(np.maximum(-finite[::-1][:most], 0))
     shares = (up - down) / finite.sum()
-    k = int(np.argmax(shares >= 0.8 * shares[-1])) + 1
+    enough = shares >= 0.8 * shares[-1]
+    calm = enough & (finite.sum() - up <= scene.spike.threshold * (n - np.arange(1, most + 1)))
+    k = int(np.argmax(calm if calm.any() else enough)) + 1
     left = float(finite[k:].mean())
     images = [{"image": int(i), "before": float(scene.reference_losses[i]), "now": float(scene.losses[i])} for i in order[:k]]
     high = float(up[k - 1] / finite.sum())
@@ -303,12 +308,16 @@ def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
 
 
 def before_event(scene: Scene, event: Event) -> Probe | None:
-    """The weights just before the event: the share of the rise that came after it. One pass."""
+    """The weights just before the event: the share of the rise that came after it; and the loss soon after it. Two passes."""
     earlier = [weights for step, weights in scene.path if step <= event.step]
-    if not earlier:
+    later = [(step, weights) for step, weights in scene.path if step > event.step]
+    if not earlier or not later:
         return None
     there = scene.raw(earlier[-1]) if event.step else scene.reference_losses
-    return scene.probe("before_event", there - scene.reference_losses, passes=int(event.step > 0), **event.as_dict())
+    at, weights = later[0]
+    soon = float(scene.raw(weights).mean())
+    facts = {**event.as_dict(), "loss": float(there.mean()), "soon": soon, "at": at}
+    return scene.probe("before_event", there - scene.reference_losses, passes=1 + int(event.step > 0), **facts)
 
 
 def average(path: Sequence[tuple[int, Weights]]) -> Weights:

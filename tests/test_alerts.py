@@ -1,0 +1,178 @@
+"""The alerts, evaluated by Prometheus' own test program on made-up courses of runs: each fires when it should, and only then."""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.prometheus
+
+RULES = yaml.safe_load(Path("k8s/monitoring/prometheusrule.yaml").read_text())["spec"]
+
+
+class Course(NamedTuple):
+    alert: str
+    what: str
+    series: Mapping[str, str]
+    """Metric with its own labels (`pod` is 0 if it is not given) -> a value a minute, as promtool writes them."""
+    minute: int
+    """At which one looks."""
+    summary: str | None
+    """What the alert says then; None: it does not fire."""
+    labels: Mapping[str, str] = {}
+    """That it has besides namespace, run and severity."""
+
+
+PROGRESS = "trainer_last_progress_timestamp_seconds"
+UNEXPLAINED, FEW = ('trainer_validation_spikes_total{cause="' + cause + '"}' for cause in ("unexplained", "few_examples"))
+DIVERGENCE = 'trainer_validation_spikes_total{cause="divergence"}'
+TRAINING, COMPLETED, INTERRUPTED = ('trainer_state{state="' + state + '"}' for state in ("training", "completed", "interrupted"))
+COMMITTED = "trainer_checkpoint_last_success_timestamp_seconds"
+
+HANGS = "Run a-run in ml has not moved for 17m 0s, and has not ended."
+JUMPED = "The validation loss of run a-run in ml jumped"
+LOSES = "Run a-run in ml has no recent checkpoint, and what it has learned since would be lost."
+
+COURSES = [
+    Course("SpikewiseNoProgress", "hangs", {PROGRESS: "0+60x10 600x30", TRAINING: "1x40"}, 27, HANGS),
+    Course("SpikewiseNoProgress", "moves", {PROGRESS: "0+60x40", TRAINING: "1x40"}, 40, None),
+    Course("SpikewiseNoProgress", "evaluates for 14 minutes", {PROGRESS: "0+60x10 600x30", TRAINING: "1x40"}, 24, None),
+    Course("SpikewiseNoProgress", "vanishes", {PROGRESS: "0+60x10 stale", TRAINING: "1x10 stale"}, 27, HANGS),
+    Course(
+        *("SpikewiseNoProgress", "completes"),
+        {PROGRESS: "0+60x10 stale", TRAINING: "1x9 0 stale", COMPLETED: "0x9 1 stale"},
+        *(27, None),
+    ),
+    Course(
+        *("SpikewiseNoProgress", "vanishes and goes on in another pod"),
+        {PROGRESS: "0+60x10 stale", TRAINING: "1x10 stale", f'{PROGRESS}{{pod="1"}}': "_x12 780+60x30"},
+        *(40, None),
+    ),
+    Course(
+        *("SpikewiseNoProgress", "is interrupted, goes on in another pod and hangs there"),
+        {
+            PROGRESS: "0+60x5 stale",
+            INTERRUPTED: "0x4 1 stale",
+            f'{PROGRESS}{{pod="1"}}': "_x5 360+60x4 600x30",
+            'trainer_state{pod="1",state="interrupted"}': "_x5 0x40",
+        },
+        *(27, HANGS),
+    ),
+    Course(
+        *("SpikewiseNonFiniteLoss", "is not a number, and seen only once"),
+        {'trainer_loss{split="validation"}': "0.7 0.6 NaN stale", 'trainer_loss{split="train"}': "0.7 0.6 0.5 stale"},
+        *(10, "The validation loss of run a-run in ml is NaN.", {"split": "validation"}),
+    ),
+    Course(
+        *("SpikewiseNonFiniteLoss", "is infinite"),
+        {'trainer_loss{split="train"}': "0.7 Inf Inf"},
+        *(2, "The train loss of run a-run in ml is +Inf.", {"split": "train"}),
+    ),
+    Course("SpikewiseNonFiniteLoss", "is large", {'trainer_loss{split="train"}': "0.7 1e9 1e9"}, 2, None),
+    Course("SpikewiseUnexplainedSpike", "one", {UNEXPLAINED: "0 0 0 1 1 1"}, 5, f"{JUMPED}, and no probe explains half of it."),
+    Course("SpikewiseUnexplainedSpike", "an explained one", {UNEXPLAINED: "0x9", FEW: "0 0 0 1 1 1"}, 5, None),
+    Course("SpikewiseUnexplainedSpike", "before the pod began", {UNEXPLAINED: "_ _ 1 1 1 1"}, 5, None),
+    Course("SpikewiseUnexplainedSpike", "more than an hour ago", {UNEXPLAINED: "0 1x80"}, 70, None),
+    Course("SpikewiseDivergence", "seen only once", {DIVERGENCE: "0 0 0 1 stale"}, 8, f"{JUMPED} and did not come back."),
+    Course("SpikewiseDivergence", "another spike", {DIVERGENCE: "0x9", FEW: "0 0 0 1 1 1"}, 5, None),
+    Course(
+        *("SpikewiseOverfitting", "since five epochs", {"trainer_overfitting_epochs": "0 0 5"}, 2),
+        "Run a-run in ml was best 5 epochs ago and has been overfitting since.",
+    ),
+    Course("SpikewiseOverfitting", "no longer", {"trainer_overfitting_epochs": "0 5 0"}, 2, None),
+    Course(
+        *("SpikewiseInputStarvation", "half of the time", {"trainer_input_wait_ratio": "0.5x20", TRAINING: "1x20"}, 11),
+        "Run a-run in ml waits for images during 50% of its training time.",
+    ),
+    Course("SpikewiseInputStarvation", "a little", {"trainer_input_wait_ratio": "0.2x20", TRAINING: "1x20"}, 11, None),
+    Course("SpikewiseInputStarvation", "not for long", {"trainer_input_wait_ratio": "0.5x8", TRAINING: "1x8"}, 8, None),
+    Course("SpikewiseInputStarvation", "of an ended run", {"trainer_input_wait_ratio": "0.5x20", TRAINING: "1x3 0x20"}, 15, None),
+    Course(
+        *("SpikewiseCheckpointTooOld", "ten minutes and three epochs"),
+        {COMMITTED: "0x20", "trainer_epoch_duration_seconds": "60x20", TRAINING: "1x20"},
+        *(14, LOSES),
+    ),
+    Course(
+        *("SpikewiseCheckpointTooOld", "ten minutes and two epochs"),
+        {COMMITTED: "0x20", "trainer_epoch_duration_seconds": "60x20", TRAINING: "1x20"},
+        *(12, None),
+    ),
+    Course(
+        *("SpikewiseCheckpointTooOld", "of an ended run"),
+        {COMMITTED: "0x20", "trainer_epoch_duration_seconds": "60x20", TRAINING: "0x20"},
+        *(14, None),
+    ),
+    Course("SpikewiseCheckpointTooOld", "none could be saved", {"trainer_checkpoint_failures_total": "0 1 1 1"}, 3, LOSES),
+    Course(
+        *("SpikewiseCheckpointTooOld", "one could not be saved"),
+        {"trainer_checkpoint_failures_total": "0 0 1 1", COMMITTED: "0x3", TRAINING: "1x3"},
+        *(3, None),
+    ),
+    Course(
+        *("SpikewiseRestarts", "of the workers", {"trainer_restarts_total": "0 0 1 2 3"}, 4),
+        "Run a-run in ml was resumed 3 times within the last hour.",
+    ),
+    Course(
+        *("SpikewiseRestarts", "of the pod"),
+        {f'trainer_restarts_total{{pod="{n}"}}': f"{'_ ' * 3 * n}{n} {n} stale" for n in range(4)},
+        *(11, "Run a-run in ml was resumed 3 times within the last hour."),
+    ),
+    Course("SpikewiseRestarts", "twice", {"trainer_restarts_total": "0 0 1 2 2"}, 4, None),
+    Course("SpikewiseRestarts", "seven, weeks ago", {"trainer_restarts_total": "_ _ 7 7 7"}, 4, None),
+    Course(
+        *("SpikewiseQuarantinedImages", "one of a hundred"),
+        {
+            "trainer_quarantined_images": "10x3",
+            'trainer_dataset_images{split="train"}': "900x3",
+            'trainer_dataset_images{split="validation"}': "90x3",
+        },
+        *(2, "Run a-run in ml leaves out 1% of its images as unreadable."),
+    ),
+    Course(
+        *("SpikewiseQuarantinedImages", "one of a thousand"),
+        {"trainer_quarantined_images": "1x3", 'trainer_dataset_images{split="train"}': "999x3"},
+        *(2, None),
+    ),
+]
+
+
+def test_every_alert_is_seen_firing_and_not_firing() -> None:
+    """An alert that was never seen to fire protects nobody; one that cannot keep silent is switched off by those it wakes."""
+    alerts = {rule["alert"] for rule in RULES["groups"][0]["rules"]}
+    assert {course.alert for course in COURSES if course.summary} == alerts
+    assert {course.alert for course in COURSES if not course.summary} == alerts
+
+
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
+    """Prometheus would not load the rules; or a run hang or diverge unseen, or people be woken for nothing."""
+    (tmp_path / "rules.yaml").write_text(json.dumps(RULES))  # JSON is YAML
+    tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [_test(course) for course in COURSES]}
+    (tmp_path / "tests.yaml").write_text(json.dumps(tests))
+    for command, file in (("check", "rules.yaml"), ("test", "tests.yaml")):
+        ran = subprocess.run(["promtool", command, "rules", tmp_path / file], capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def _test(course: Course) -> dict[str, Any]:
+    fires = []
+    if course.summary:
+        (rule,) = (rule for rule in RULES["groups"][0]["rules"] if rule["alert"] == course.alert)
+        labels = {"namespace": "ml", "run": "a-run", **rule["labels"], **course.labels}
+        fires = [{"exp_labels": labels, "exp_annotations": rule["annotations"] | {"summary": course.summary}}]
+    return {
+        "name": f"{course.alert}: {course.what}",
+        "interval": "1m",
+        "input_series": [{"series": _of_target(series), "values": values} for series, values in course.series.items()],
+        "alert_rule_test": [{"eval_time": f"{course.minute}m", "alertname": course.alert, "exp_alerts": fires}],
+    }
+
+
+def _of_target(series: str) -> str:
+    """With the labels that its target in a cluster would give it."""
+    name, _, labels = series.rstrip("}").partition("{")
+    pod = "" if "pod=" in labels else 'pod="0",'
+    return f'{name}{{namespace="ml",run="a-run",job="ml/spikewise",{pod}{labels}}}'

@@ -132,8 +132,6 @@ class Run:
         self.norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
         self.dropouts = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
         """Their `rate` may be changed."""
-        self.gradient_noise = 0.0
-        """Standard deviation of noise added to each gradient, as a multiple of its own. May be changed."""
         self.gradient_sign = 1.0
         """May be changed."""
         self.batches: list[tuple[np.ndarray, np.ndarray]] = []
@@ -254,7 +252,7 @@ class Run:
         self.epoch, self.validation, self.history = saved["epoch"], saved["validation"], list(saved["history"])
         for layer, rate in zip(self.dropouts, saved["rates"], strict=True):
             layer.rate = rate
-        self.gradient_noise, self.gradient_sign, self._injection = 0.0, 1.0, None
+        self.gradient_sign, self._injection = 1.0, None
         self.rng = np.random.default_rng([self.config.seed, 2])
 
     def _variables(self) -> list[keras.Variable]:
@@ -266,7 +264,7 @@ class Run:
 
     def _train(self) -> Callable[..., Any]:
         """The compiled update; what is a constant in it is part of its key."""
-        key = (*(layer.rate for layer in self.dropouts), self.gradient_noise, self.gradient_sign)
+        key = (*(layer.rate for layer in self.dropouts), self.gradient_sign)
         if key not in self._compiled:
             self._compiled[key] = tf.function(self._step)
         return self._compiled[key]
@@ -277,8 +275,6 @@ class Run:
             logits = self.model(pixels, training=True)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         gradients = [self.gradient_sign * g for g in tape.gradient(loss, weights)]
-        if self.gradient_noise:
-            gradients = [g + self.gradient_noise * tf.math.reduce_std(g) * tf.random.normal(g.shape) for g in gradients]
         before = [tf.identity(w) for w in weights]
         with tf.control_dependencies(before):
             self.optimizer.apply(gradients)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from scipy.stats import chi2
 
 Result = dict[str, Any]
 STRENGTHS = ("weak", "medium", "strong")
@@ -40,7 +41,7 @@ def score(results: Iterable[Result]) -> dict[str, Any]:
         "confusion": _confusion(detected),
         "healthy": {
             "runs_with_alarm": _share(healthy, lambda r: bool(r["alarms"])),
-            "alarms_per_100_epochs": round(100 * len(alarms) / epochs, 3) if epochs else None,
+            "alarms_per_100_epochs": _rate(len(alarms), epochs),
             "epochs": epochs,
             "verdicts_of_alarms": dict(Counter(alarm["verdict"] for alarm in alarms)),
             "extra_time": _time([r for r in healthy if not r["alarms"]]),
@@ -71,6 +72,18 @@ def _share(results: list[Result], holds: Callable[[Result], bool]) -> dict[str, 
     middle, half = (k / n + z * z / (2 * n)), z * np.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
     low, high = ((middle + side * half) / (1 + z * z / n) for side in (-1, 1))
     return {"share": round(k / n, 4), "count": k, "of": n, "interval_95": [round(float(low), 4), round(float(high), 4)]}
+
+
+def _rate(count: int, epochs: int) -> dict[str, Any] | None:
+    """So many in 100 epochs, with Garwood's 95 % interval for a Poisson count."""
+    if not epochs:
+        return None
+    low, high = chi2.ppf(0.025, 2 * count) / 2 if count else 0.0, chi2.ppf(0.975, 2 * count + 2) / 2
+    return {
+        "rate": round(100 * count / epochs, 4),
+        "count": count,
+        "interval_95": [round(100 * float(low) / epochs, 4), round(100 * float(high) / epochs, 4)],
+    }
 
 
 def _by(results: list[Result], key: str, holds: Callable[[Result], bool]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A real Prometheus for tests: Debian's program, scraping one address."""
+"""A real Prometheus for tests: Debian's program, scraping the addresses it is given."""
 
 import json
 import os
@@ -19,11 +19,11 @@ DEADLINE = 60.0
 
 
 @contextmanager
-def prometheus(folder: Path, target: str) -> Iterator[str]:
-    """A Prometheus that scrapes `target` every second; yields the address of its HTTP API."""
+def prometheus(folder: Path, *targets: str) -> Iterator[str]:
+    """A Prometheus that scrapes `targets` every second; yields the address of its HTTP API."""
     config = {
         "global": {"scrape_interval": "1s"},
-        "scrape_configs": [{"job_name": "trainer", "static_configs": [{"targets": [target]}]}],
+        "scrape_configs": [{"job_name": "trainer", "static_configs": [{"targets": targets}]}],
     }
     (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
     with (folder / "log").open("w") as log:

@@ -175,7 +175,7 @@ def test_restarts_of_earlier_processes_are_no_news() -> None:
 
 
 def test_events_carry_the_time_at_which_they_happened() -> None:
-    """The dashboard marks spikes and the best epoch at these times: of a resumed run, those of its past would move to the restart."""
+    """The dashboard marks spikes and the best epoch at these times: those of its past would move to a restart."""
     exporter = Exporter()
     name = "trainer_validation_spike_timestamp_seconds"
     exporter.update_spikes([a_diagnosis("few_examples", 3)])

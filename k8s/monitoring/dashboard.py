@@ -158,7 +158,7 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
 ANNOTATIONS = {
     "Spikes": ("red", "Spike: {{cause}}", of_run("trainer_validation_spike_timestamp_seconds", "run, cause")),
     "Restarts": ("orange", "Resumed from a checkpoint", of_run("trainer_restart_timestamp_seconds")),
-    "Best epoch": ("green", "Best epoch", f"max_over_time({of_run('trainer_best_timestamp_seconds')}[$__range:15s] @ end())"),
+    "Best epoch": ("green", "Best epoch", f"max_over_time({of_run('trainer_best_timestamp_seconds')}[$__range:5s] @ end())"),
 }
 """Name -> colour, title, and the Unix time (seconds) at which it happened. Of the best epochs, only the last one in sight."""
 

@@ -1,0 +1,65 @@
+"""The dashboard's queries, answered by a real Prometheus that scraped a real run."""
+
+import json
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import jobs
+from tests.jobs import Job
+from tests.prometheus import prometheus, query, until
+from tests.test_exporter import a_diagnosis
+from tests.test_monitoring import DASHBOARD_QUERIES, metrics
+from trainer.exporter import METRICS, Exporter
+
+pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
+
+RARE = {"Spikes by cause A", "Last spike A", "Rise A", "Explained A", "Spikes", "Restarts"}
+"""What a run of a minute does not have. An exporter that is told of it stands for one that has."""
+
+
+def test_every_query_of_the_dashboard_has_an_answer(object_store: Any, tmp_path: Path) -> None:  # noqa: ARG001
+    """A panel would stay empty for ever, and its reader believe that there is nothing to see."""
+    storage = "s3://spikewise/dashboard"
+    jobs.put_images(storage)
+    began = time.time()
+    job = Job(jobs.write_config(tmp_path, storage, workers=2), "seen", "metrics.linger=60.0")
+    target = job.await_line(r"metrics at http://([0-9.:]+)/metrics")[1]
+    rare = Exporter()
+    rare.describe_run(run="rare", model="cnn", precision="float32", epochs=9, workers=1)
+    rare_target = f"127.0.0.1:{rare.serve('127.0.0.1', 0)}"
+    try:
+        with prometheus(tmp_path, target, rare_target) as api:
+            rare.update_spikes([])
+            until(lambda: query(api, "trainer_validation_spikes_total"))
+            rare.begin(1)
+            rare.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("unexplained", 4)])
+            until(lambda: query(api, "trainer_validation_spike_timestamp_seconds"))
+            job.succeed()
+            runs = {name: "rare" if name in RARE else "seen" for name in DASHBOARD_QUERIES}
+            answers = {name: ask(api, text, runs[name], began) for name, (text, _) in DASHBOARD_QUERIES.items()}
+    finally:
+        rare.close()
+    of_the_run = {name for name, (text, _) in DASHBOARD_QUERIES.items() if metrics(text) <= METRICS.keys()}
+    assert {name for name, series in answers.items() if series} == of_the_run
+    assert {series["metric"]["rank"] for series in answers["Waiting for images A"]} == {"0", "1"}
+    assert {series["metric"]["cause"] for series in answers["Spikes by cause A"]} == {"few_examples", "unexplained"}
+    assert {float(value) for series in answers["State A"] for _, value in series["values"]} >= {2, 3}  # training, completed
+    best = [float(value) / 1000 for series in answers["Best epoch"] for _, value in series["values"]]
+    assert len(set(best)) == 1  # of several best epochs only the last is marked
+    assert began < best[0] < time.time()
+
+
+def ask(api: str, text: str, run: str, began: float) -> list[dict[str, Any]]:
+    """What Grafana would get: the series of a range query, its variables filled in."""
+    end = time.time()
+    finest = {":5s]": ":1s]"}  # this Prometheus scrapes every second
+    for variable, value in {"$run": run, "$__rate_interval": "10s", "$__range": f"{end - began:.0f}s", **finest}.items():
+        text = text.replace(variable, value)
+    parameters = {"query": text, "start": began, "end": end, "step": 1}
+    with urllib.request.urlopen(f"{api}/api/v1/query_range?{urllib.parse.urlencode(parameters)}", timeout=30) as answer:
+        return json.load(answer)["data"]["result"]

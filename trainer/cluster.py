@@ -12,7 +12,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +124,10 @@ def mailbox() -> Any:
 
 
 def environment(settings: config.Config) -> dict[str, str]:
-    versions = {name: version(name) for name in ("tensorflow", "keras", "ray", "numpy")}
+    versions = {name: version(name) for name in ("keras", "ray", "numpy")}
     return {
         "python": platform.python_version(),
+        "tensorflow": version(packages_distributions()["tensorflow"][0]),  # of the package tensorflow-cpu as well
         **versions,
         "processor": _processor(),
         "cores": str(os.cpu_count()),

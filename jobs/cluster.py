@@ -1,0 +1,137 @@
+"""Follows the runs on a Kubernetes cluster, from any machine with its kubeconfig: `python -m jobs.cluster status|logs|cancel`.
+
+What is asked: Kubernetes about the pods, the driver's metrics (through the API server) about the training, and the driver's log.
+"""
+
+import argparse
+import re
+import sys
+import tomllib
+from typing import Any
+
+from jobs import pods
+from jobs.kubernetes import Kubectl, KubernetesError, Manifest
+from jobs.manifests import LABEL, SHAPES, object_name
+from jobs.submit import remove, say
+from jobs.watch import Watch
+from trainer import UserError
+from trainer.console import duration
+
+METRIC = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.cluster", description="Follows the runs on a Kubernetes cluster.")
+    parser.add_argument("command", choices=["status", "logs", "cancel"])
+    parser.add_argument("--run", metavar="NAME", help="default: the newest one in the namespace")
+    parser.add_argument("--namespace", metavar="NAME", help="default: the context's")
+    arguments = parser.parse_args(argv)
+    try:
+        kubectl = Kubectl(arguments.namespace)
+        found = _find(kubectl, arguments.run)
+        run = found["metadata"]["labels"][LABEL]
+        watch = Watch(kubectl, run, found["kind"].lower(), say)
+        match arguments.command:
+            case "status":
+                return status(kubectl, run, watch)
+            case "logs":
+                watch.follow_log()
+                watch.finish()
+            case "cancel":
+                cancel(kubectl, run, watch)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def status(kubectl: Kubectl, run: str, watch: Watch) -> int:
+    """Prints how the run is. Returns 0, or the code of a run that failed."""
+    main, found = watch.look()
+    say(f"run {run} in namespace {kubectl.namespace} of context {kubectl.context}, since {main['metadata']['creationTimestamp']}")
+    say(pods.summary(main, found))
+    ended = pods.end(main, found)
+    head = pods.head_pod(main, found)
+    if ended:
+        say(f"{'failed: ' * bool(ended.code)}{ended.line}")
+    elif head and pods.has_started(head):
+        say(progress(_metrics(kubectl, head)))
+    if reason := pods.trouble(found):
+        say(reason)
+    return ended.code if ended else 0
+
+
+def cancel(kubectl: Kubectl, run: str, watch: Watch) -> None:
+    """Ends the run; its driver saves a checkpoint first."""
+    storage = _storage(kubectl, run)
+    watch.follow_log()
+    remove(kubectl, run)
+    watch.finish(5)
+    say(f"run {run} is cancelled; its checkpoints stay in {storage}, and submitting it under this name goes on from the last one")
+
+
+def progress(text: str) -> str:
+    """The driver's metrics, in Prometheus' text format, as lines for people."""
+    values = {(match["name"], match["labels"] or ""): float(match["value"]) for match in METRIC.finditer(text)}
+
+    def value(name: str, labels: str = "") -> float | None:
+        return values.get((name, labels))
+
+    state = next((re.findall('"(.*)"', labels)[0] for (name, labels), on in values.items() if name == "trainer_state" and on), None)
+    if state is None:
+        return "the driver is starting"
+    lines = [state]
+    epoch, planned = value("trainer_epoch"), value("trainer_epochs_planned")
+    if (share := value("trainer_progress_ratio")) is not None:
+        lines[0] += f", {share:.0%} done"
+    if epoch is not None:
+        lines[0] += f", {duration(value('trainer_eta_seconds') or 0)} left"
+        losses = [value("trainer_loss", f'split="{split}"') for split in ("train", "train_inference", "validation")]
+        lines.append(
+            f"epoch {epoch:.0f} of {planned:.0f}: loss {losses[0]:.4f}, of training images in inference mode {losses[1]:.4f}, "
+            f"of validation images {losses[2]:.4f}"
+        )
+        if (best := value("trainer_best_epoch")) is not None:
+            lines.append(f"lowest validation loss: {value('trainer_best_validation_loss'):.4f} in epoch {best:.0f}")
+    return "\n".join(lines)
+
+
+def _metrics(kubectl: Kubectl, head: Manifest) -> str:
+    """Empty while the driver does not serve them."""
+    container = head["spec"]["containers"][0]
+    port = next(port["containerPort"] for port in container["ports"] if port["name"] == "metrics")
+    pod = f"/api/v1/namespaces/{kubectl.namespace}/pods/{head['metadata']['name']}:{port}"
+    try:
+        return kubectl.run("get", "--raw", f"{pod}/proxy/status")  # any path serves them, but /metrics counts as a scrape
+    except KubernetesError:
+        return ""
+
+
+def _find(kubectl: Kubectl, run: str | None) -> Manifest:
+    """The main object of the run, or the newest one. Raises KubernetesError when there is none."""
+    selector = f"{LABEL}={run}" if run else LABEL
+    found: list[dict[str, Any]] = []
+    for kind in SHAPES:
+        try:
+            found += kubectl.get(kind, "-l", selector)["items"]
+        except KubernetesError:
+            if kind == "job":
+                raise
+    if run:
+        found = [each for each in found if each["metadata"]["name"] == object_name(run)]
+    mains = [each for each in found if not each["metadata"].get("ownerReferences")]
+    if not mains:
+        what = f"there is no run {run}" if run else "there is no run"
+        raise KubernetesError(f"{what} in namespace {kubectl.namespace} of context {kubectl.context}")
+    return max(mains, key=lambda each: each["metadata"]["creationTimestamp"])
+
+
+def _storage(kubectl: Kubectl, run: str) -> str:
+    text = kubectl.get("configmap", object_name(run))["data"]["config.toml"]
+    return tomllib.loads(text)["run"]["storage"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -86,7 +86,7 @@ class Kubectl:
     def _run(self, arguments: Sequence[str], stdin: str | None, timeout: float) -> tuple[str, str]:
         command = [self._program, f"--namespace={self.namespace}", f"--request-timeout={timeout:g}s", *arguments]
         try:
-            done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout + 10)
+            done = subprocess.run(command, input=stdin or "", capture_output=True, text=True, timeout=timeout + 10)
         except subprocess.TimeoutExpired:
             raise KubernetesError(f"{self._where()} did not answer `kubectl {arguments[0]}` within {timeout:g} s") from None
         if done.returncode:

@@ -85,7 +85,20 @@ def owned(objects: list[Manifest], uid: str) -> list[Manifest]:
 
 def containers(main: Manifest) -> list[dict[str, Any]]:
     """Of all pods of a Job or RayJob."""
-    return [container for pod in _pods(main["spec"]) for container in pod["containers"]]
+    return [container for pod in pod_specs(main["spec"]) for container in pod["containers"]]
+
+
+def pod_specs(value: Any) -> Iterator[dict[str, Any]]:
+    """All pods' specs within an object's."""
+    if isinstance(value, dict):
+        if "containers" in value:
+            yield value
+        else:
+            for inner in value.values():
+                yield from pod_specs(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from pod_specs(inner)
 
 
 def secrets(main: Manifest) -> dict[str, bool]:
@@ -139,18 +152,6 @@ def _set_workers(main: Manifest, workers: int) -> None:
         spec["completions"] = spec["parallelism"] = workers
     else:
         spec["rayClusterSpec"]["workerGroupSpecs"][0] |= {"replicas": workers, "minReplicas": workers, "maxReplicas": workers}
-
-
-def _pods(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        if "containers" in value:
-            yield value
-        else:
-            for inner in value.values():
-                yield from _pods(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _pods(inner)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -73,7 +73,9 @@ class Job:
 
     def __init__(self, configuration: Path, name: str, *overrides: str) -> None:
         settings = [argument for override in (f"run.name={name}", *overrides) for argument in ("--set", override)]
-        command = [sys.executable, "-m", "jobs.train", "--config", str(configuration), *settings]
+        self._start([sys.executable, "-m", "jobs.train", "--config", str(configuration), *settings])
+
+    def _start(self, command: list[str]) -> None:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -1,0 +1,233 @@
+"""Runs on a real Kubernetes cluster: the one that the current context names. `make e2e`; no other command collects this file.
+
+Needs two images where the cluster's nodes find them: SPIKEWISE_IMAGE and SPIKEWISE_OBJECT_STORE_IMAGE. Everything happens in the
+namespace `spikewise-e2e`, which enforces Pod Security "restricted", is made anew, and removed at the end.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import cluster_data
+from jobs.kubernetes import Kubectl, Manifest
+from jobs.manifests import LABEL, SHAPES, overlays
+from tests import jobs
+from trainer import __version__, config
+from trainer.objectstore import open_store
+
+pytestmark = pytest.mark.usefixtures("storage")
+
+NAMESPACE = "spikewise-e2e"
+IMAGE = os.environ.get("SPIKEWISE_IMAGE", f"localhost/spikewise:{__version__}")
+OBJECT_STORE_IMAGE = os.environ.get("SPIKEWISE_OBJECT_STORE_IMAGE", f"localhost/spikewise-object-store:{__version__}")
+STORAGE = "s3://spikewise/e2e"
+RESTORED = r"resumed from the checkpoint of step \d+"
+SAME = 1e-6
+"""Relative difference of losses that counts as none."""
+
+
+@pytest.fixture(scope="module")
+def kubectl() -> Iterator[Kubectl]:
+    everywhere = Kubectl()
+    everywhere.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s", timeout=180)
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    everywhere.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}])
+    yield Kubectl(NAMESPACE)
+    everywhere.run("delete", "namespace", NAMESPACE, "--timeout=180s", timeout=180)
+
+
+@pytest.fixture(scope="module")
+def storage(kubectl: Kubectl) -> Iterator[str]:
+    """The cluster's object store, with images; the environment reaches it."""
+    cluster_data.start(kubectl, OBJECT_STORE_IMAGE)
+    with cluster_data.forwarded(kubectl) as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        jobs.put_images(STORAGE)
+        yield STORAGE
+
+
+@pytest.fixture(scope="module")
+def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("e2e") / "job.toml"
+    path.write_text(jobs.CONFIG.format(storage=STORAGE, folder="/tmp", workers=2))
+    return path
+
+
+class Submission(jobs.Job):
+    """`python -m jobs.submit`, running."""
+
+    def __init__(self, configuration: Path, name: str, *overrides: str, overlay: str = "local", image: str = IMAGE) -> None:
+        values = (f"run.name={name}", "metrics.port=9400", "training.epochs=25", *overrides)
+        self._start(
+            [
+                *[sys.executable, "-m", "jobs.submit", "--config", str(configuration), "--overlay", overlay, "--image", image],
+                *[argument for value in values for argument in ("--set", value)],
+                *["--namespace", NAMESPACE],
+            ]
+        )
+
+    def await_count(self, pattern: str, count: int) -> None:
+        """Waits until so many lines match."""
+        end = time.monotonic() + jobs.DEADLINE
+        while sum(bool(re.search(pattern, line)) for line in list(self.lines)) < count:
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before {count} x {pattern!r}:\n{self.output}"
+            assert time.monotonic() < end, f"not {count} lines {pattern!r} within {jobs.DEADLINE} s:\n{self.output}"
+            time.sleep(0.2)
+
+
+def command(name: str, run: str) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-m", "jobs.cluster", name, "--run", run, "--namespace", NAMESPACE]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+
+
+def pod(kubectl: Kubectl, run: str, index: int) -> str:
+    """The name of the live pod with this index."""
+    selector = f"{LABEL}={run},batch.kubernetes.io/job-completion-index={index}"
+    found: list[Manifest] = kubectl.get("pods", "-l", selector, "--field-selector=status.phase=Running")["items"]
+    return next(each["metadata"]["name"] for each in found if "deletionTimestamp" not in each["metadata"])
+
+
+def left(kubectl: Kubectl, run: str) -> list[str]:
+    return kubectl.run(
+        "get", "job,pod,service,configmap,serviceaccount,networkpolicy", "-l", f"{LABEL}={run}", "-o", "name"
+    ).split()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("overlay", overlays())
+def test_accepted_by_the_server(kubectl, configuration, overlay, shape):
+    """A field would be refused that the schemas allow; or the namespace's Pod Security would take no pod."""
+    gpu = f"launch.gpu={'true' if overlay == 'gpu' else 'false'}"
+    printed = subprocess.run(
+        [
+            *[sys.executable, "-m", "jobs.submit", "--config", str(configuration), "--overlay", overlay, "--shape", shape],
+            *["--image", IMAGE, "--set", "run.name=dry", "--set", "metrics.port=9400", "--set", gpu, "--dry-run"],
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    done = kubectl.run("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=printed)
+    assert "/run-dry serverside-applied" in done
+
+
+@pytest.fixture(scope="module")
+def calm(storage: str, configuration: Path) -> Submission:  # noqa: ARG001
+    """A run that nobody disturbs."""
+    run = Submission(configuration, "calm")
+    run.succeed()
+    return run
+
+
+def test_success(storage, calm):
+    """The job would not do on a cluster what it does on a laptop."""
+    calm.await_line(r"epoch 25/25  loss")
+    calm.await_line(rf"run calm: completed; report and model are at {STORAGE}/storage/runs/calm")
+    keys = {each.key for each in open_store(f"{storage}/storage/runs/calm", config.S3(path_style=True)).list()}
+    assert {"model.keras", "report.html", "report.json"} <= keys
+    status = command("status", "calm")
+    assert (status.returncode, "completed" in status.stdout) == (0, True), status.stdout + status.stderr
+    logs = command("logs", "calm")
+    assert "epoch 25/25  loss" in logs.stdout
+
+
+@pytest.mark.usefixtures("calm")
+def test_pods_die(kubectl, storage, configuration):
+    """A lost node would cost the run, or the losses after it would be others."""
+    run = Submission(configuration, "stormy")
+    run.await_line(r"epoch  2/25  loss")
+    kubectl.run("delete", "pod", pod(kubectl, "stormy", 1), "--force", "--grace-period=0")
+    run.await_count(RESTORED, 1)
+    run.await_count(r"training: 2 workers", 2)
+    status = command("status", "stormy")
+    assert re.search(r"training, \d+% done", status.stdout), status.stdout + status.stderr
+    kubectl.run("delete", "pod", pod(kubectl, "stormy", 0), "--force", "--grace-period=0")
+    run.await_count(RESTORED, 2)
+    kubectl.run("delete", "pod", pod(kubectl, "stormy", 1), "--wait=false")  # SIGTERM, as when its node is drained
+    run.await_line(r"checkpoint of step \d+ saved")
+    run.await_count(RESTORED, 3)
+    run.succeed()
+    np.testing.assert_allclose(jobs.curves(storage, "stormy"), jobs.curves(storage, "calm"), rtol=SAME)
+
+
+@pytest.mark.usefixtures("calm")
+def test_cancel_and_resume(kubectl, storage, configuration):
+    """What was trained until somebody needed the nodes would be lost."""
+    run = Submission(configuration, "stopped")
+    run.await_line(r"epoch  3/25  loss")
+    again = Submission(configuration, "stopped")
+    assert again.wait() == 2
+    assert "error: run stopped is on this cluster already" in again.output
+    cancelled = command("cancel", "stopped")
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert re.search(r"checkpoint of step \d+ saved", cancelled.stdout + run.output)
+    assert run.wait() != 0
+    assert left(kubectl, "stopped") == []
+    resumed = Submission(configuration, "stopped")
+    resumed.await_line(RESTORED)
+    resumed.succeed()
+    np.testing.assert_allclose(jobs.curves(storage, "stopped"), jobs.curves(storage, "calm"), rtol=SAME)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "code", "line"),
+    [
+        (["training.epochs=0"], {}, 2, r"error: .*job.toml: training.epochs = 0"),
+        ([], {"image": "localhost/spikewise:never-built"}, 2, r"error: image localhost/spikewise:never-built cannot be pulled"),
+        (
+            ["launch.workers=8", "launch.start_timeout=5"],
+            {"overlay": "spot"},
+            2,
+            r"error: pod run-\S+ finds no node: .* for 5 s, launch",
+        ),
+        (["data.source=s3://spikewise/nothing"], {}, 2, r"error: run .*: the driver ended with exit code 2"),
+    ],
+    ids=["configuration", "image", "request", "data"],
+)
+def test_mistakes_end_in_a_line(kubectl, configuration, request, overrides, options, code, line):
+    """A person would not learn what to mend, or would find what is left of the mistake a week later."""
+    name = f"mistake-{request.node.callspec.id}"
+    run = Submission(configuration, name, *overrides, **options)
+    assert run.wait() == code, run.output
+    assert re.search(line, run.output), run.output
+    if name != "mistake-data":  # what has run stays, for its log
+        assert left(kubectl, name) == []
+
+
+def test_out_of_memory(configuration, tmp_path):
+    """Somebody would look for the mistake in the training."""
+    (tmp_path / "kustomization.yaml").write_text(
+        json.dumps(
+            {
+                "resources": [os.path.relpath("k8s/overlays/local/job", tmp_path)],
+                "patches": [
+                    {
+                        "target": {"kind": "Job"},
+                        "patch": json.dumps(
+                            [
+                                {
+                                    "op": "replace",
+                                    "path": f"/spec/template/spec/containers/0/resources/{bound}/memory",
+                                    "value": "300Mi",
+                                }
+                                for bound in ("requests", "limits")
+                            ]
+                            + [{"op": "replace", "path": "/spec/backoffLimitPerIndex", "value": 0}]
+                        ),
+                    }
+                ],
+            }
+        )
+    )
+    run = Submission(configuration, "small", overlay=f"{tmp_path}/")
+    assert run.wait() == 1, run.output
+    assert re.search(r"error: run small: out of memory: pod run-small-\d-\w+ needed more than 300Mi", run.output), run.output

@@ -1,5 +1,6 @@
 """The manifests: every overlay in both shapes is rendered, valid, restricted, and agrees with the program."""
 
+import importlib.util
 import json
 import os
 import re
@@ -178,6 +179,15 @@ def test_time_to_save(objects):
         for variable in spec["containers"][0]["env"]:
             if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S":
                 assert float(variable["value"]) + 10 <= spec["terminationGracePeriodSeconds"]
+
+
+def test_ray_knows_its_settings(objects):
+    """A new version of Ray would drain no node, or take half a minute to notice."""
+    package = Path(importlib.util.find_spec("ray").origin).parent
+    constants = "".join((package / file).read_text() for file in ("_private/ray_constants.py", "train/v2/_internal/constants.py"))
+    for container in manifests.containers(objects[0]):
+        for variable in container["env"]:
+            assert not variable["name"].startswith("RAY_") or f'"{variable["name"]}"' in constants
 
 
 def test_gpu_requests_equal_limits():

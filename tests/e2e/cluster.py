@@ -2,6 +2,9 @@
 
 Needs two images where the cluster's nodes find them: SPIKEWISE_IMAGE and SPIKEWISE_OBJECT_STORE_IMAGE. Everything happens in the
 namespace `spikewise-e2e`, which enforces Pod Security "restricted", is made anew, and removed at the end.
+
+With SPIKEWISE_PROMETHEUS, the Service of a Prometheus that takes monitors and rules of every namespace (such as
+monitoring/prometheus-operated:9090), the runs have to appear there too.
 """
 
 import json
@@ -12,6 +15,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -28,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("storage")
 NAMESPACE = "spikewise-e2e"
 IMAGE = os.environ.get("SPIKEWISE_IMAGE", f"localhost/spikewise:{__version__}")
 OBJECT_STORE_IMAGE = os.environ.get("SPIKEWISE_OBJECT_STORE_IMAGE", f"localhost/spikewise-object-store:{__version__}")
+PROMETHEUS = os.environ.get("SPIKEWISE_PROMETHEUS")
 STORAGE = "s3://spikewise/e2e"
 RESTORED = r"resumed from the checkpoint of step \d+"
 SAME = 1e-6
@@ -40,7 +46,10 @@ def kubectl() -> Iterator[Kubectl]:
     everywhere.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s", timeout=180)
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     everywhere.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}])
-    yield Kubectl(NAMESPACE)
+    here = Kubectl(NAMESPACE)
+    if PROMETHEUS:
+        here.run("apply", "--server-side", "-k", "k8s/monitoring")
+    yield here
     everywhere.run("delete", "namespace", NAMESPACE, "--timeout=180s", timeout=180)
 
 
@@ -231,3 +240,21 @@ def test_out_of_memory(configuration, tmp_path):
     run = Submission(configuration, "small", overlay=f"{tmp_path}/")
     assert run.wait() == 1, run.output
     assert re.search(r"error: run small: out of memory: pod run-small-\d-\w+ needed more than 300Mi", run.output), run.output
+
+
+if PROMETHEUS:
+
+    def _query(kubectl: Kubectl, query: str) -> list[dict[str, Any]]:
+        namespace, _, service = PROMETHEUS.partition("/")
+        path = f"/api/v1/namespaces/{namespace}/services/{service}/proxy/api/v1/query?query={quote(query)}"
+        return json.loads(kubectl.run("get", "--raw", path))["data"]["result"]
+
+    def test_prometheus(kubectl, storage):
+        """Nobody would see the losses, or learn of a run that dies again and again."""
+        (found,) = _query(kubectl, 'last_over_time(trainer_loss{split="validation", run="stormy"}[1h])')[-1:]
+        assert any(np.isclose(float(found["value"][1]), losses[2]) for losses in jobs.curves(storage, "stormy"))
+        end = time.monotonic() + jobs.DEADLINE
+        while not (alerts := _query(kubectl, 'ALERTS{run="stormy", alertname="SpikewiseRestarts", alertstate="firing"}')):
+            assert time.monotonic() < end, f"no alert; these are: {_query(kubectl, 'ALERTS')}"
+            time.sleep(2)
+        assert alerts[0]["metric"]["namespace"] == NAMESPACE

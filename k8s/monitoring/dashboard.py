@@ -231,7 +231,7 @@ def build() -> dict[str, Any]:
         panel["id"] = number
     for annotation in encoded["annotations"]["list"]:  # what the SDK has no words for: Prometheus' own fields
         title = ANNOTATIONS[annotation["name"]][1]
-        annotation |= {"useValueForTime": True, "titleFormat": title, "textFormat": "{{run}}"}
+        annotation |= {"useValueForTime": True, "step": "15s", "titleFormat": title, "textFormat": "{{run}}"}
     return encoded
 
 

@@ -337,7 +337,7 @@ class UnluckyDraw(Injection):
     tune, report = (60, 40, 25), (50, 35, 25)
     """Images in it."""
     patience = 6
-    draws = 20_000
+    draws = 2_000
 
     def begin(self, run: Run) -> None:
         run.learning_rate *= 10

@@ -1,5 +1,9 @@
-"""`make demo`: a local S3 server, real photographs in a bucket, a training run, a report."""
+"""`make demo`: a local S3 server, real photographs in a bucket, a training run, a report.
 
+`python -m jobs.demo [--config F] [--images N] [--set ...]`: other settings on as many of the same photographs' crops.
+"""
+
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -9,14 +13,24 @@ from jobs.object_store import local_object_store
 from trainer import UserError
 
 FOLDER = Path(".cache/demo")
+GROUPS = "^[^/]+/([^/]+)/"
+"""Of the demo's keys: all crops of one photograph stay on one side of the split."""
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.demo", description="Trains on photographs in a local object store.")
+    parser.add_argument("--config", default="jobs/configs/demo.toml", help="of the run; where its data are is set here")
+    parser.add_argument("--images", type=int, default=2000)
+    arguments, rest = parser.parse_known_args()
+    source = f"s3://spikewise/photographs-{arguments.images}"
+    places = {"data.source": source, "data.group_by": f"'{GROUPS}'", "run.storage": "s3://spikewise/demo", "s3.path_style": "true"}
+    alone = {"metrics.host": "127.0.0.1", "metrics.linger": "0.0"}
+    settings = [argument for key, value in (places | alone).items() for argument in ("--set", f"{key}={value}")]
     try:
         with local_object_store(FOLDER, buckets=["spikewise"]) as server:
             os.environ |= server.environment
-            code = demo_data.main(["--images", "2000", "--size", "128", "s3://spikewise/photographs"])
-            return code or train.main(["--config", "jobs/configs/demo.toml", *sys.argv[1:]])
+            code = demo_data.main(["--images", str(arguments.images), "--size", "128", source])
+            return code or train.main(["--config", arguments.config, *settings, *rest])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

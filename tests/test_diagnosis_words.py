@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.diagnosis import words
-from trainer.diagnosis.records import CAUSES, Cause, Diagnosis, Overfitting, Probe, Spike
+from trainer.diagnosis.records import CAUSES, Cause, Diagnosis, Event, Overfitting, Probe, Spike, Suspect, Training
 
 HOSTILE = "Tp/\x1b[2J\n\u202egnp.exe"
 
@@ -36,7 +36,8 @@ def images(epoch: int, keys: list[str] | None = None) -> Diagnosis:
     entries = [{"image": i, "before": 0.3, "now": 9.0} for i in range(4)]
     probe = Probe("few_examples", 0.8, 0.8, 0.85, facts={"images": entries, "left": 0.08, "of": 300})
     remedy = f"look at these 4 images, which stand out and look mislabelled: {', '.join(keys or ['a', 'b', 'c', 'd'])}."
-    return Diagnosis(spike(epoch), (Cause("few_examples", 0.8, 0.8, 0.85, "Evidence.", remedy),), (probe,))
+    suspects = tuple(Suspect(i, 0.3, 9.0, "cat", "dog", 0.99, "mislabelled") for i in range(4))
+    return Diagnosis(spike(epoch), (Cause("few_examples", 0.8, 0.8, 0.85, "Evidence.", remedy),), (probe,), suspects=suspects)
 
 
 def of(cause: str, epoch: int = 4, outcome: str = "recovered") -> Diagnosis:
@@ -117,6 +118,26 @@ def test_every_cause_has_words(cause: str) -> None:
     assert cause in words.CAUSES
     assert words.CAUSES[cause] in words.summary([of(cause)], None, 10)
     assert f"  1. {words.CAUSES[cause]}" in words.block(of(cause))
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "called"),
+    [
+        (images(4), "4 images, probably mislabelled"),
+        (replace(images(4), suspects=(Suspect(0, 0.3, 9.0, looks="damaged"),)), "1 image, probably replaced or damaged"),
+        (replace(images(4), suspects=(Suspect(0, 0.3, 9.0, "cat", "cat", 0.4),)), "1 image"),
+        (replace(images(4), suspects=()), "a few images"),
+        (
+            replace(of("run_event"), probes=(Probe("before_event", 1, 1, 1, facts=Event("learning_rate", 4).as_dict()),)),
+            "a raised learning rate",
+        ),
+        (replace(of("run_event"), training=Training(foreign=(3, 4, 0.5))), "weights written from outside"),
+        (of("run_event"), "an event in the run"),
+    ],
+)
+def test_a_name_says_as_much_as_is_known(diagnosis: Diagnosis, called: str) -> None:
+    """\"An event in the run\" sends a user to search for what is already known."""
+    assert words.name(diagnosis) == called
 
 
 def test_a_probe_of_another_version_is_shown_by_its_name() -> None:

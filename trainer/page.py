@@ -7,7 +7,7 @@ are shown with unprintable characters escaped.
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,15 +31,18 @@ AROUND = 8
 THUMBNAIL = 160
 """Pixels, at most, of a thumbnail's side."""
 
+Place = int | tuple[int, int, int]
+"""Of an image: its index in the validation set; or epoch, batch (from 1) and place in it of a training image."""
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A validation image that the page shows."""
+    """An image that the page shows."""
 
     image: np.ndarray
     """uint8 [H, W, 3]."""
     losses: np.ndarray
-    """Its loss by epoch [E], nats, NaN where missing."""
+    """Its loss by epoch [E], nats, NaN where missing; empty for a training image."""
 
 
 def headline(document: dict[str, Any]) -> list[str]:
@@ -93,8 +96,8 @@ def notes(document: dict[str, Any]) -> list[str]:
     return found
 
 
-def render(document: dict[str, Any], pictures: dict[int, Picture]) -> str:
-    """The page. `pictures` by index in the validation set: of `hardest` and of the spikes' images."""
+def render(document: dict[str, Any], pictures: Mapping[Place, Picture]) -> str:
+    """The page, with `pictures` of `hardest` and of the spikes' images and batches."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -105,7 +108,7 @@ def render(document: dict[str, Any], pictures: dict[int, Picture]) -> str:
     environment.filters.update(cause=lambda name: words.CAUSES[name], probe=words.probe)
     environment.globals.update(number=number, percent=percent, interval=_interval)
     shown = _printable(document)
-    drawn = {index: (_data_uri(picture.image), charts.sparkline(picture.losses)) for index, picture in pictures.items()}
+    drawn = {place: (_data_uri(picture.image), charts.sparkline(picture.losses)) for place, picture in pictures.items()}
     more = {
         "pictures": drawn,
         "explained": _explained(shown),

@@ -23,7 +23,19 @@ from trainer.records import EpochReport
 
 HARDEST = 24
 SUSPECTS = 12
-"""Most images listed for a spike."""
+"""Most images listed for a spike, or for one of its batches."""
+BATCHES = 3
+"""Most batches shown for a spike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A training image as a batch held it."""
+
+    key: str
+    label: int
+    image: np.ndarray
+    """uint8 [H, W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,8 @@ class RunResult:
     diagnoses: Sequence[Diagnosis] | None = None
     """Of the validation loss' spikes; None for a run that was not watched for them."""
     overfitting: Overfitting | None = None
+    batch: Callable[[int, int], Sequence[Trained]] | None = None
+    """Epoch, number of one of its batches from 0 -> the batch's images; None where they cannot be looked up."""
 
 
 def write(result: RunResult, folder: Path) -> dict[str, Any]:
@@ -65,11 +79,17 @@ def write(result: RunResult, folder: Path) -> dict[str, Any]:
     """
     document = summarize(result)
     listed = [document["hardest"], *(spike["images"] for spike in document["spikes"] or [])]
-    pictures = {
+    pictures: dict[page.Place, page.Picture] = {
         row["index"]: page.Picture(result.thumbnail(row["index"]), result.losses[:, row["index"]])
         for rows in listed
         for row in rows
     }
+    for spike in document["spikes"] or []:
+        for batch in spike["batches"]:
+            epoch, number = spike["spike"]["epoch"], batch["batch"]
+            held = result.batch(epoch, number - 1) if result.batch else []
+            places = [row["place"] for row in batch["images"]]
+            pictures |= {(epoch, number, place): page.Picture(held[place].image, np.empty(0)) for place in places}
     files = {
         "loss.png": page.loss_png(document),
         "report.html": page.render(document, pictures).encode("utf-8", "backslashreplace"),
@@ -154,19 +174,39 @@ def _restarts(history: list[EpochReport]) -> list[dict[str, int]]:
 
 def _spike(result: RunResult, diagnosis: Diagnosis) -> dict[str, Any]:
     """A diagnosis with its words, and the images that it names as the cause."""
-    few = next((probe for probe in diagnosis.probes if probe.name == "few_examples"), None)
-    suspects = few.facts["images"] if few and diagnosis.verdict.name == "few_examples" else []
+    suspects = diagnosis.suspects if diagnosis.verdict.name == "few_examples" else ()
     images = [
         {
-            "index": entry["image"],
-            "key": result.keys[entry["image"]],
-            "label": result.classes[result.labels[entry["image"]]],
-            "before": entry["before"],
-            "now": entry["now"],
+            "index": one.image,
+            "key": result.keys[one.image],
+            "label": result.classes[result.labels[one.image]],
+            "prediction": one.prediction,
+            "probability": one.probability,
+            "before": one.before,
+            "now": one.now,
+            "looks": one.looks,
         }
-        for entry in suspects[:SUSPECTS]
+        for one in suspects[:SUSPECTS]
     ]
-    return {**diagnosis.as_dict(), "name": words.name(diagnosis), "headline": words.headline(diagnosis.spike), "images": images}
+    told = {"name": words.name(diagnosis), "headline": words.headline(diagnosis.spike)}
+    return {**diagnosis.as_dict(), **told, "images": images, "batches": _batches(result, diagnosis)}
+
+
+def _batches(result: RunResult, diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    """The training batches that are the verdict, their images of highest loss first."""
+    facts = next((probe.facts for probe in diagnosis.probes if probe.name == "bad_batches"), {})
+    if diagnosis.verdict.name != "bad_batch" or "each" not in facts:
+        return []
+    found = []
+    for number, loss, each in zip(*(facts[name][:BATCHES] for name in ("batches", "losses", "each")), strict=True):
+        held = result.batch(diagnosis.spike.epoch, number) if result.batch else []
+        worst = np.argsort(-np.nan_to_num(np.array(each[: len(held)], float), nan=np.inf), kind="stable")
+        images = [
+            {"place": int(i), "key": held[i].key, "label": result.classes[held[i].label], "loss": each[i]} for i in worst[:SUSPECTS]
+        ]
+        # counted from 1, as in the sentences
+        found.append({"batch": number + 1, "loss": loss, "usual": facts["usual"], "of": len(each), "images": images})
+    return found
 
 
 def _losses(result: RunResult, kept: int | None, labels: np.ndarray) -> np.ndarray:

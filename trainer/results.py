@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from trainer import UserError
+from trainer import UserError, config
 from trainer.diagnosis.diagnostician import diagnosis_from
 from trainer.diagnosis.records import Diagnosis, Overfitting
 from trainer.objectstore import NotFound, Store
 from trainer.records import EpochReport, Pack, Split
-from trainer.report import RunResult
+from trainer.report import RunResult, Trained
 from trainer.shards import PackedRows
 
 
@@ -164,4 +164,15 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
         diagnoses=diagnoses,
         overfitting=overfitting,
         thumbnail=lambda index: rows.images.take(validation[index : index + 1])[0],
+        batch=lambda epoch, number: _batch(facts["config"], rows, sides, epoch, number),
     )
+
+
+def _batch(settings: Mapping[str, Any], rows: PackedRows, sides: Split, epoch: int, number: int) -> list[Trained]:
+    """The images of one of the epoch's batches, before augmentation."""
+    from trainer.pipeline import epoch_order  # brings TensorFlow: for the few runs that need it
+
+    order, _ = epoch_order(len(sides.training), epoch, config.parse(dict(settings)))
+    chosen = np.array(sides.training)[order[number]]
+    images = rows.images.take(chosen)
+    return [Trained(rows.keys[row], int(rows.labels[row]), image) for row, image in zip(chosen, images, strict=True)]

@@ -17,7 +17,8 @@ from trainer.diagnosis import attribute, probes
 from trainer.diagnosis import steps as records
 from trainer.diagnosis.detect import SMALLEST_SHARE, Detector, overfitting
 from trainer.diagnosis.probes import Network, Scene, Weights
-from trainer.diagnosis.records import Case, Cause, Diagnosis, Event, Overfitting, Probe, Settings, Spike, Training
+from trainer.diagnosis.records import Case, Cause, Diagnosis, Event, Overfitting, Probe, Settings, Spike, Suspect, Training
+from trainer.diagnosis.suspects import suspects
 
 MARKS = 8
 """Times an epoch that the weights are copied."""
@@ -104,7 +105,9 @@ class Diagnostician:
             began = time.perf_counter()
             case = self._case(update.spike, losses, sampled, steps, learning_rate, events, predict)
             causes = attribute.attribute(case)
-            diagnosis = Diagnosis(update.spike, causes, tuple(case.probes.values()), case.training, time.perf_counter() - began)
+            diagnosis = Diagnosis(
+                update.spike, causes, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
+            )
             self.diagnoses.append(diagnosis)
         if self.detector.ordinary[-1:] == [epoch]:
             average = probes.average(self._path) if len(self._path) > 1 else None
@@ -252,6 +255,7 @@ def diagnosis_from(values: dict[str, Any]) -> Diagnosis:
         probes=tuple(Probe(**probe) for probe in values["probes"]),
         training=Training(**values["training"]),
         seconds=values["seconds"],
+        suspects=tuple(Suspect(**suspect) for suspect in values.get("suspects", ())),
     )
 
 

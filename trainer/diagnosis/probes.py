@@ -295,7 +295,8 @@ def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
     if not chosen:
         return None
     usual = [float(network.batch_losses(i).mean()) for i in dict.fromkeys(others) if i not in odd | suspects][:COMPARED]
-    losses = {i: float(network.batch_losses(i).mean()) for i in chosen[:6]}
+    each = {i: network.batch_losses(i) for i in chosen[:6]}
+    losses = {i: float(values.mean()) for i, values in each.items()}
     limit = 2 * max(usual, default=np.inf) if usual else np.inf
     bad = sorted(i for i in losses if i in odd or losses[i] > limit)
     if not bad:
@@ -304,6 +305,7 @@ def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
     after = next((weights for step, weights in scene.path if step >= bad[-1] + 10), scene.now)
     undone = scene.cleaned([now - (b - a) for now, a, b in zip(scene.now, before[-1], after, strict=True)])
     facts = {"batches": bad, "losses": [losses[i] for i in bad], "usual": float(np.median(usual or [np.nan])), "odd": sorted(odd)}
+    facts["each"] = [each[i].tolist() for i in bad]
     return scene.probe("bad_batches", undone - scene.clean_reference, noise=scene.noise, passes=1, **facts)
 
 

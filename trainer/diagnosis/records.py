@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Outcome = Literal["open", "recovered", "level shift", "divergence"]
+Look = Literal["mislabelled", "damaged"]
+"""What a single image appears to be: the network is sure of another class; or it is not what it was an epoch before."""
 
 CAUSES = (
     "divergence",
@@ -150,6 +152,25 @@ class Cause:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspect:
+    """A validation image that is among the few whose loss rose most."""
+
+    image: int
+    """Its place among the validation images."""
+    before: float
+    now: float
+    label: str | None = None
+    prediction: str | None = None
+    """Now."""
+    probability: float | None = None
+    """Of the prediction."""
+    looks: Look | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Of the run, at the spike: what remedies are stated in."""
 
@@ -192,6 +213,8 @@ class Diagnosis:
     training: Training = field(default_factory=Training)
     seconds: float = 0.0
     """That the probes took."""
+    suspects: tuple[Suspect, ...] = ()
+    """The images without which most of what single images can explain is gone, whatever the verdict."""
 
     @property
     def verdict(self) -> Cause:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from trainer.diagnosis.records import Case, Event
+from trainer.diagnosis.suspects import look, suspects
 
 CHANGE = 0.05
 """Nats; the change for which the needed number of validation images is stated."""
@@ -39,10 +40,10 @@ def _few_examples(case: Case) -> Sentences:
     before, now = (float(np.mean([entry[when] for entry in facts["images"]])) for when in ("before", "now"))
     whose, them = ("Its", "it") if one else ("Their", f"these {len(images)} of {facts['of']} images")
     evidence = f"{whose} loss went from {before:.2f} to {now:.2f}; without {them} {max(facts['left'], 0):.3f} of the rise is left."
-    sure = [label != guess and p > 0.9 for label, guess, p in (case.predicted[i] for i in images if i in case.predicted)]
-    if case.share("earlier_weights") >= 0.5:
+    looks = look(suspects(case))
+    if looks == "damaged":
         what = f"{'was' if one else 'were'} replaced or damaged since the epoch before"
-    elif sure and np.mean(sure) > 0.5:
+    elif looks == "mislabelled":
         what = f"{'looks' if one else 'look'} mislabelled"
     else:
         what = "became much harder for the network"

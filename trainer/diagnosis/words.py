@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from trainer.diagnosis.records import Cause, Diagnosis, Overfitting, Spike
+from trainer.diagnosis.suspects import look
 
 WIDTH = 110
 SHOWN = 3
@@ -29,6 +30,14 @@ CAUSES = {
     "distribution_shift": "a shift of the validation images",
     "overfitting": "overfitting",
     "unexplained": "unexplained",
+}
+EVENTS = {
+    "restart": "a restart",
+    "optimizer_reset": "a lost optimizer state",
+    "learning_rate": "a raised learning rate",
+    "world_size": "another number of workers",
+    "batch_size": "another batch size",
+    "data": "other training data",
 }
 PROBES = {
     "few_examples": "without the images that rose most",
@@ -70,12 +79,15 @@ def summary(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epo
 
 def name(diagnosis: Diagnosis) -> str:
     """What the verdict is called: "4 images, probably mislabelled"."""
-    verdict = diagnosis.verdict
-    images: list[dict] = next((p.facts["images"] for p in diagnosis.probes if p.name == "few_examples"), [])
-    if verdict.name != "few_examples" or not images:
-        return CAUSES[verdict.name]
-    look = "mislabelled" if "mislabelled" in verdict.remedy else "replaced or damaged" if "damaged" in verdict.remedy else ""
-    return _amount(len(images), "image") + (f", probably {look}" if look else "")
+    verdict, images = diagnosis.verdict.name, diagnosis.suspects
+    if verdict == "run_event":
+        event = next((probe.facts["kind"] for probe in diagnosis.probes if probe.name == "before_event"), "")
+        return "weights written from outside" if diagnosis.training.foreign else EVENTS.get(event, CAUSES[verdict])
+    if verdict != "few_examples" or not images:
+        return CAUSES[verdict]
+    looks = look(images)
+    called = {"mislabelled": "mislabelled", "damaged": "replaced or damaged"}.get(looks or "")
+    return _amount(len(images), "image") + (f", probably {called}" if called else "")
 
 
 def probe(name: str) -> str:

@@ -42,11 +42,13 @@ class KerasNetwork:
         self.statistics = [places[id(v)] for v, _ in self._moving]
         self.drops = bool(self._dropouts)
         self._forward: dict[tuple[float, ...], Callable[..., Any]] = {}
-        self._infer = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+        self.momentum = float(norms[0].momentum) if norms else float("nan")
+        """BatchNormalization's."""
+        self.infer = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        before = [np.array(variable) for variable in self._variables]
+        before = [variable.value.numpy() for variable in self._variables]
         try:
             yield
         finally:
@@ -73,7 +75,7 @@ class KerasNetwork:
                     variable.assign(tf.zeros(variable.shape))
                 self._forward[key](tf.convert_to_tensor(self._batch(number)[0]))
                 for values, (variable, momentum) in zip(found, self._moving, strict=True):
-                    values.append(np.array(variable) / np.float32(1 - momentum))
+                    values.append(variable.value.numpy() / np.float32(1 - momentum))
         finally:
             for layer, rate in zip(self._dropouts, rates, strict=True):
                 layer.rate = rate
@@ -81,4 +83,4 @@ class KerasNetwork:
 
     def batch_losses(self, batch: int) -> np.ndarray:
         x, y = self._batch(batch)
-        return np.asarray(self._loss(tf.convert_to_tensor(y), self._infer(tf.convert_to_tensor(x))))
+        return np.asarray(self._loss(tf.convert_to_tensor(y), self.infer(tf.convert_to_tensor(x))))

@@ -116,7 +116,9 @@ def _bad_batch(case: Case) -> Sentences:
     facts = case.probes["bad_batches"].facts
     numbers, loss = [batch + 1 for batch in facts["batches"]], float(np.mean(facts["losses"]))
     which = f"batch {numbers[0]}" if len(numbers) == 1 else f"batches {', '.join(map(str, numbers))}"
-    evidence = f"For the weights of the epoch before, {which} of {case.settings.steps} had a loss of {loss:.2f}, others "
+    odd = set(facts["batches"]) <= set(facts["odd"])
+    had = "had activations far from those of others, and" if odd else "had"
+    evidence = f"For the weights of the epoch before, {which} of {case.settings.steps} {had} a loss of {loss:.2f}, others "
     evidence += f"{facts['usual']:.2f}; undoing the steps from there on removes {case.share('bad_batches'):.0%} of the rise."
     return evidence, f"look at the images and labels of {which}."
 

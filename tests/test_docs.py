@@ -1,0 +1,49 @@
+"""The documents: what they show runs, and prints what they say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from trainer.diagnosis import words
+from trainer.diagnosis.records import CAUSES
+
+DIAGNOSIS = Path("docs/diagnosis.md").read_text(encoding="utf-8")
+SETUP = """
+norm = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
+x_validation, y_validation, names = x[1200:], y[1200:], [str(i) for i in range(597)]
+each = lambda: keras.losses.sparse_categorical_crossentropy(y_validation, model.predict(x_validation, verbose=0)).numpy()
+weights_before, losses_before = model.get_weights(), each()
+norm.moving_variance.assign(norm.moving_variance * 100)
+losses_now = each()
+"""
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DIAGNOSIS, re.DOTALL)
+
+
+def _shape(text: str) -> list[str]:
+    """The text without its numbers, which are a machine's own, and without line breaks, which follow from them."""
+    return re.sub(r"[+-]?\d[\d.,]*\d|\d", "#", text).split()
+
+
+def test_the_examples_of_the_diagnosis_run_and_print_what_is_shown():
+    """The first thing that a user copies must work."""
+    whole, offline = _blocks("python")
+    script = "\n".join([whole, "print('----')", SETUP, offline])
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    printed, _, told = run.stdout.partition("----\n")
+    (shown,) = _blocks("text")
+    ours, theirs = _shape(printed), _shape(shown)
+    assert ours[: ours.index("2.") if "2." in ours else 60] == theirs[: theirs.index("2.") if "2." in theirs else 60]
+    assert printed.splitlines()[0].startswith("SPIKE in epoch 6: validation loss")
+    assert printed.splitlines()[-2:][0].startswith("1 spike in 8 epochs: a bad training batch (epoch 6).")
+    assert printed.splitlines()[-1] == shown.splitlines()[-1]
+    assert told.startswith("batchnorm_statistics ")
+
+
+def test_every_cause_and_probe_is_described():
+    """A verdict that is nowhere explained helps nobody."""
+    assert not [name for name in (*CAUSES, *words.PROBES) if f"`{name}`" not in DIAGNOSIS]

@@ -362,7 +362,7 @@ class WrongWay(Injection):
     """The last steps go up the gradient instead of down: no cause that the diagnosis knows."""
 
     name, cause = "gradient with the wrong sign", "unexplained"
-    tune, report = (10, 15, 22), (12, 16, 24)
+    tune, report = (14, 18, 22), (15, 19, 23)
     needs = HOT
 
     def before_step(self, run: Run, step: int) -> None:

@@ -44,7 +44,7 @@ LONGER = 2.0
 """Times its usual length, given the gradient, beyond which a step is too long."""
 TRACE = 1.5
 """The same for steps after an event."""
-LARGER = 1.5
+LARGER = 2.0
 """Times the usual gradient norm beyond which gradients were unusual."""
 STRAIGHT = 0.7
 """How far the weights came, as a part of the way they went, beyond which they did not go to and fro."""

@@ -204,24 +204,22 @@ class Diagnostician:
         if before.weights is not None and self.detector.ordinary[-1] == spike.epoch - 1:
             scene.path = [(0, before.weights), *self._path]
         found = self._probe(scene, events)
-        training = self._training(scene, found.get("path"), events, sampled - before.sample, before.sample)
+        training = self._training(scene, events, sampled - before.sample, before.sample)
         few = found.get("few_examples")
         images = [entry["image"] for entry in few.facts["images"]] if few else []
         return replace(case, probes=found, training=training, predicted=predict(images) if predict and images else {})
 
-    def _training(self, scene: Scene, path: Probe | None, events: Sequence[Event], rise: float, loss: float) -> Training:
+    def _training(self, scene: Scene, events: Sequence[Event], rise: float, loss: float) -> Training:
         """What was unusual in how the epoch was trained."""
         if not len(scene.steps) or not len(scene.earlier):
             return Training(train_rise=rise, train_loss=loss)
         lengths = records.unexplained_lengths(scene.steps, scene.earlier)
-        third = max(len(scene.steps) // 3, 5)
-        early = min(max(path.facts["first"], 5), third) if path else third
         trainable = [i for i in range(len(scene.now)) if i not in set(self.network.statistics)]
         return Training(
             length=float(lengths.max()),
             length_at=int(lengths.argmax()),
             length_after=tuple(float(lengths[event.step :].max(initial=1.0)) for event in events),
-            gradient=float(np.median(records.gradient_ratios(scene.steps, scene.earlier)[:early])),
+            gradient=records.gradient_ratio(scene.steps[: len(scene.steps) // 2 + 1], scene.earlier),
             straightness=records.straightness(scene.path, trainable),
             foreign=records.foreign(scene.path, scene.steps, trainable),
             train_rise=rise,

@@ -122,7 +122,7 @@ class Training:
     length_after: tuple[float, ...] = ()
     """For each event: the same, over the steps after it."""
     gradient: float = 1.0
-    """Median gradient norm before the rise, in multiples of the usual."""
+    """Gradient norms (root mean square) in the first half of the epoch, in multiples of the usual."""
     straightness: float = 0.0
     """How far the weights came over the epoch, as a part of the way they went."""
     foreign: tuple[int, int, float] | None = None

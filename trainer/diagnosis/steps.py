@@ -19,6 +19,11 @@ def gradient_ratios(steps: np.ndarray, earlier: np.ndarray) -> np.ndarray:
     return steps[:, GRADIENT] / (np.median(earlier[:, GRADIENT]) + 1e-12)
 
 
+def gradient_ratio(steps: np.ndarray, earlier: np.ndarray) -> float:
+    """Root mean square of the gradient norms as a multiple of that of the epochs before: noise shows in the large ones."""
+    return float(np.sqrt(np.mean(steps[:, GRADIENT] ** 2) / (np.mean(earlier[:, GRADIENT] ** 2) + 1e-12)))
+
+
 def step_ratios(steps: np.ndarray, earlier: np.ndarray) -> np.ndarray:
     """Step lengths [s] as multiples of what was usual in the epochs before."""
     return steps[:, UPDATE] / (np.median(earlier[:, UPDATE]) + 1e-12)

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.test_golden import _Rows
 from tests.test_report import demo
 from trainer import UserError, config, results
-from trainer.diagnosis.records import Cause, Diagnosis, Overfitting, Spike
+from trainer.diagnosis.records import Cause, Diagnosis, Overfitting, Spike, Suspect
 from trainer.objectstore import open_store
 from trainer.records import Pack, Split
 
@@ -64,10 +65,26 @@ def test_spikes_read_back(store):
     """The report of a finished run would lack its spikes, or claim that there was none where nobody has looked."""
     assert results.get_diagnoses(store, "a-run") == (None, None)
     spike = Spike(3, 1.0, 0.6, 0.05, 0.2, 0.4, 0.3, 0.5, 0.05, 80)
-    diagnosis = Diagnosis(spike, (Cause("unexplained", float("nan"), 0.0, 1.0, "seen.", "do."),))
+    suspects = (Suspect(7, 0.2, 9.5, "cat", "dog", 0.98, "mislabelled"), Suspect(3, 0.1, 2.0))
+    diagnosis = Diagnosis(spike, (Cause("unexplained", float("nan"), 0.0, 1.0, "seen.", "do."),), suspects=suspects)
     trend = Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.2)
     results.put_diagnoses(store, "a-run", [diagnosis], trend)
     found, overfitting = results.get_diagnoses(store, "a-run")
     assert [one.spike for one in found] == [spike]
     assert found[0].verdict.name == "unexplained"
+    assert found[0].suspects == suspects
     assert overfitting == trend
+
+
+def test_the_images_of_a_batch_are_those_that_were_trained_on():
+    """The report would show other images than the ones that did the harm."""
+    from trainer.pipeline import Feed
+
+    rows, training = _Rows(), np.arange(40, 200)
+    rows.keys = [f"image-{row:03d}" for row in range(200)]
+    settings = config.parse({"data": {"source": "x", "classes": {"a": "a/", "b": "b/"}}, "training": {"batch_size": 32}})
+    fed = [batch.images.numpy() for batch in Feed(rows, training, settings, rank=0, size=1).batches(6)]
+    shown = results._batch(settings.digestible(), rows, Split(tuple(training), ()), 6, 3)
+    assert [image.key for image in shown] == [f"image-{row:03d}" for row in fed[3]]
+    assert [image.label for image in shown] == rows.labels[fed[3]].tolist()
+    np.testing.assert_array_equal([image.image for image in shown], rows.pixels[fed[3]])

@@ -106,7 +106,8 @@ def render(document: dict[str, Any], pictures: Mapping[Place, Picture]) -> str:
     environment.filters.update(number=number, percent=percent, count=lambda n: f"{n:,}", duration=duration, words=_words)
     environment.filters.update(capital=lambda text: text[:1].upper() + text[1:])
     environment.filters.update(cause=lambda name: words.CAUSES[name], probe=words.probe)
-    environment.globals.update(number=number, percent=percent, interval=_interval)
+    environment.filters.update(whole=_whole)
+    environment.globals.update(number=number, percent=percent, whole=_whole, interval=_interval)
     shown = _printable(document)
     drawn = {place: (_data_uri(picture.image), charts.sparkline(picture.losses)) for place, picture in pictures.items()}
     more = {
@@ -291,7 +292,8 @@ def _marked(document: dict[str, Any]) -> list[Marker]:
 
 def _label(spike: dict[str, Any]) -> str:
     """Its cause in a word or two."""
-    return spike["causes"][0]["name"].replace("_", " ").replace("batchnorm", "BatchNorm")
+    cause = spike["causes"][0]["name"]
+    return spike["name"].removeprefix("a ") if cause == "run_event" else cause.replace("_", " ").replace("batchnorm", "BatchNorm")
 
 
 def _explained(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -320,7 +322,7 @@ def _explained(document: dict[str, Any]) -> list[dict[str, Any]]:
             usual = probes["line"]["facts"]["at"]
             label = f"Loss on the way through epoch {epoch}"
             chart = charts.along(label, points, x_name="share of the way", shares=True, marked=usual)
-            text = f"From the weights before to those after, statistics estimated anew. Filled: {percent(usual)} of the way"
+            text = f"From the weights before to those after, statistics estimated anew. Filled: {_whole(usual)} of the way"
             longer = probes["line"]["facts"]["times"] > 1.05
             drawn.append(("Along the way", f"{text}, steps of the usual length." if longer else f"{text}.", chart))
         causes = [cause | {"bar": _bar(cause) if cause["low"] != cause["high"] else None} for cause in one["causes"]]
@@ -385,6 +387,11 @@ def _words(value: Any) -> str:
         if isinstance(value, float)
         else str(value)
     )
+
+
+def _whole(share: float | None) -> str:
+    """A share of a rise: its interval is wider than a decimal is worth."""
+    return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def _interval(one: dict[str, Any], write: Callable[[float], str], prefix: str = "") -> str:

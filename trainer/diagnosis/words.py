@@ -168,6 +168,7 @@ def _ends(diagnoses: Sequence[Diagnosis]) -> list[str]:
 def _advice(groups: Sequence[Sequence[Diagnosis]], overfitting: Overfitting | None) -> list[str]:
     """Whether the network is fine, and what to do: for the three most frequent causes, as their last spike says it."""
     diagnoses = [diagnosis for same in groups for diagnosis in same]
+    groups = sorted(groups, key=lambda same: same[-1].verdict.name in HARMLESS)  # what did harm comes first
     fine = all(d.verdict.name in HARMLESS and d.spike.outcome in ("recovered", "open") for d in diagnoses)
     todo = []
     for same in groups:

@@ -3,9 +3,9 @@
 import pytest
 
 from benchmarks.spike_causes import scoring
-from benchmarks.spike_causes.__main__ import PLANS, disturb, load, tasks
 from benchmarks.spike_causes.injections import GiantStep, SilentlyLostStatistics
 from benchmarks.spike_causes.runs import Config, Run
+from benchmarks.spike_causes.tasks import PLANS, disturb, load, tasks
 from trainer.diagnosis.records import CAUSES
 
 

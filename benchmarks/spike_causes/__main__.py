@@ -10,171 +10,17 @@ the diagnosis takes another folder. Tuning and reporting differ in data, seeds a
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-HEALTHY_EPOCHS = 100
-OVERFITTING_EPOCHS = 60
-HEALTHY: tuple[dict[str, Any], ...] = ({"training": 400}, {"training": 400, "learning_rate": 1e-4, "settled": 1.0})
-"""Config of healthy runs with even and odd seeds: the rate of the injected runs, and the question's."""
-PAST = 18
-"""Healthy epochs before an injection, and up to 3 more, by seed."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A set of runs."""
-
-    data: tuple[str, ...]
-    architectures: tuple[str, ...]
-    seeds: tuple[int, ...]
-    """Of runs that are injected into."""
-    healthy: tuple[int, ...]
-    """Seeds of healthy runs, for each data set and architecture."""
-    strengths: str
-    """"tune" or "report"."""
-
-
-BOTH = ("question", "residual")
-PLANS = {
-    "tune": Plan(("textures", "shapes"), BOTH, (0, 1), (100, 101), "tune"),
-    "report": Plan(("photographs", "digits"), BOTH, (10, 11), tuple(range(200, 210)), "report"),
-    "quick": Plan(("digits",), BOTH, (20,), (), "report"),
-}
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one process does at a time. JSON types."""
-
-    kind: str
-    """"injection", "healthy" or "overfitting"."""
-    data: str
-    architecture: str
-    seed: int
-    strengths: str
-    needs: tuple[tuple[str, Any], ...] = ()
-    injections: tuple[str, ...] = ()
-    """Class names."""
-    file: str | None = None
-    """Where they are defined, if not in injections.py."""
-
-    @property
-    def name(self) -> str:
-        own = f"-{Path(self.file).stem}" if self.file else ""
-        needs = "".join(f"-{key}-{value}" for key, value in self.needs)
-        return f"{self.kind}-{self.strengths}-{self.data}-{self.architecture}-{self.seed}{needs}{own}"
-
-
-def load(file: str | None) -> list[Any]:
-    """The injections of a file, or the benchmark's own. Raises SystemExit with a line if the file has none."""
-    from benchmarks.spike_causes import injections
-
-    if file is None:
-        return injections.INJECTIONS
-    spec = importlib.util.spec_from_file_location("own_injections", file)
-    if spec is None or spec.loader is None or not Path(file).exists():
-        raise SystemExit(f"{file}: no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, "INJECTIONS", None)
-    if not found:
-        raise SystemExit(f"{file}: defines no INJECTIONS, a list of subclasses of benchmarks.spike_causes.injections.Injection")
-    return found
-
-
-def tasks(plan: Plan, file: str | None, only: str | None) -> list[Task]:
-    """All that a plan consists of; each part of it is balanced, so that one can stop in between."""
-    chosen = [kind for kind in load(file) if only is None or only in (kind.name, kind.cause)]
-    places = [(data, architecture) for data in plan.data for architecture in plan.architectures]
-    found = []
-    if file is None and only is None:
-        for data, architecture in places:
-            found += [Task("healthy", data, architecture, seed, plan.strengths) for seed in plan.healthy]
-            found += [Task("overfitting", data, architecture, seed, plan.strengths) for seed in plan.healthy[::4]]
-    for needs in sorted({kind.needs for kind in chosen}):
-        names = tuple(kind.__name__ for kind in chosen if kind.needs == needs)
-        for data, architecture in places:
-            found += [Task("injection", data, architecture, seed, plan.strengths, needs, names, file) for seed in plan.seeds]
-    rounds = {seed: number / len(seeds) for seeds in (plan.seeds, plan.healthy) for number, seed in enumerate(seeds)}
-    return sorted(found, key=lambda task: rounds[task.seed])
-
-
-def perform(task: Task) -> list[dict[str, Any]]:
-    """The results of one task; in a process of its own."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    from benchmarks.spike_causes.runs import Config, Run
-
-    about: dict[str, Any] = {"data": task.data, "architecture": task.architecture, "seed": task.seed}
-    if task.kind == "injection":
-        kinds = {kind.__name__: kind for kind in load(task.file)}
-        run = Run(Config(**about, **dict(task.needs)))
-        for _ in range(PAST + task.seed % 4):
-            run.train_epoch()
-        past = run.save()
-        results = []
-        for name in task.injections:
-            for number, strength in enumerate(getattr(kinds[name], task.strengths)):
-                run.load(past)
-                results.append({"kind": "injection", **about, "strength": number, **disturb(run, kinds[name](strength))})
-        return results
-    overfitting = task.kind == "overfitting"
-    run = Run(Config(**about, **({"training": 160} if overfitting else HEALTHY[task.seed % 2])))
-    epochs = OVERFITTING_EPOCHS if overfitting else HEALTHY_EPOCHS
-    began = time.perf_counter()
-    for _ in range(epochs):
-        run.train_epoch()
-    seconds = time.perf_counter() - began
-    diagnoses = run.diagnostician.diagnoses
-    alarms = [
-        {"epoch": d.spike.epoch, "rise": d.spike.rise, "verdict": d.verdict.name, "share": d.verdict.share} for d in diagnoses
-    ]
-    times = {"diagnosis": run.diagnosis_seconds, "rest": seconds - run.diagnosis_seconds}
-    losses = [round(float(epoch.mean()), 4) for epoch in run.history]
-    trend = run.diagnostician.overfitting is not None
-    return [{"kind": task.kind, **about, "epochs": epochs, "alarms": alarms, "trend": trend, "seconds": times, "losses": losses}]
-
-
-def disturb(run: Any, injection: Any) -> dict[str, Any]:
-    """One injection into a run, until there is an alarm."""
-    decoy = injection.decoy and run.config.seed % 2 == 1
-    diagnosis = None
-    for _ in range(injection.patience):
-        began, before = time.perf_counter(), run.diagnosis_seconds
-        news = run.train_epoch(injection, restarted=decoy)
-        epoch_seconds = time.perf_counter() - began - (run.diagnosis_seconds - before)
-        if diagnosis := news.diagnosis:
-            break
-    about = {"name": injection.name, "cause": injection.cause, "value": injection.strength, "decoy": decoy}
-    if diagnosis is None:
-        return {**about, "detected": False}
-    for _ in range(6 if injection.cause == "divergence" and diagnosis.spike.outcome == "open" else 0):
-        if resolved := run.train_epoch(injection).resolved:
-            diagnosis = resolved
-            break
-    return {
-        **about,
-        "detected": True,
-        "verdict": diagnosis.verdict.name,
-        "causes": [cause.name for cause in diagnosis.causes],
-        "shares": {cause.name: round(cause.share, 3) for cause in diagnosis.causes},
-        "seconds": diagnosis.seconds,
-        "epoch_seconds": epoch_seconds,
-        "diagnosis": diagnosis.as_dict(),
-    }
+from benchmarks.spike_causes.tasks import PLANS, Task, perform, tasks
 
 
 def main() -> None:

@@ -60,3 +60,13 @@ def test_importing_the_package_imports_nothing_heavy():
     script = "import sys, trainer, trainer.config, trainer.objectstore, trainer.launch; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"tensorflow", "keras", "matplotlib", "jinja2"} & set(loaded)
+
+
+@pytest.mark.parametrize("path", sorted(Path("trainer/diagnosis").glob("*.py")), ids=lambda path: path.stem)
+def test_the_diagnosis_stands_alone(path):
+    """A Keras user would have to bring a cluster along; and the job's driver would load TensorFlow to name a spike."""
+    imported = _imports(path)
+    own = {name for name in imported if name.split(".")[0] == "trainer"}
+    assert {name for name in own if not name.startswith("trainer.diagnosis")} <= {"trainer", "trainer.UserError"}
+    heavy = {name.split(".")[0] for name in imported} & {"keras", "tensorflow", "ray", "boto3", "prometheus_client", "pydantic"}
+    assert heavy <= ({"keras", "tensorflow"} if path.stem in ("callback", "offline", "keras_network", "keras_data") else set())

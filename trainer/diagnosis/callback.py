@@ -129,6 +129,7 @@ class SpikeDiagnosis(keras.callbacks.Callback):
             self._marks = self._diagnostician.marks(self._known)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Callbacks behind this one find `val_loss` in their logs also where `fit` was given no validation data."""
         steps, rates = self._record.steps()
         self._known = len(steps)
         if self._diagnostician is None or not len(steps):
@@ -139,6 +140,8 @@ class SpikeDiagnosis(keras.callbacks.Callback):
             raise UserError(
                 "validation data come in another order each time: leave out shuffle(), or set reshuffle_each_iteration=False"
             )
+        if logs is not None:
+            logs.setdefault("val_loss", float(losses.mean()))
         sample = np.concatenate([np.asarray(self._loss(y, self._network.infer(x))) for x, y in self._sample])
 
         try:

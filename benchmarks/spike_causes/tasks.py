@@ -9,8 +9,9 @@ from typing import Any
 
 HEALTHY_EPOCHS = 100
 OVERFITTING_EPOCHS = 60
-HEALTHY: tuple[dict[str, Any], ...] = ({"training": 400}, {"training": 400, "learning_rate": 1e-4, "settled": 1.0})
-"""Config of healthy runs with even and odd seeds: the rate of the injected runs, and the question's."""
+SMALL: dict[str, Any] = {"training": 256, "validation": 200, "sample": 100}
+HEALTHY: tuple[dict[str, Any], ...] = (SMALL, {**SMALL, "learning_rate": 1e-4, "settled": 1.0})
+"""Config of healthy runs with even and odd seeds: the rates of the injected runs, and the question's constant one."""
 PAST = 18
 """Healthy epochs before an injection, and up to 3 more, by seed."""
 

@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         start(kubectl, arguments.image)
         with forwarded(kubectl) as environment:
             os.environ |= environment
-            return demo_data.main(["--images", str(arguments.images), "--size", str(arguments.size), "s3://spikewise/photographs"])
+            return demo_data.main(
+                ["--images", str(arguments.images), "--size", str(arguments.size), f"s3://spikewise/photographs-{arguments.images}"]
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

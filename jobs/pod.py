@@ -59,7 +59,7 @@ def lead(settings: config.Config) -> NoReturn:
     """Starts Ray's head, and becomes the driver."""
     address = f"{_environment('POD_IP')}:{PORT}"
     command = [*_ray_start(settings), "--head", f"--port={PORT}", "--include-dashboard=false"]
-    started = subprocess.run(command, stdout=subprocess.PIPE)
+    started = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if started.returncode:
         sys.stdout.buffer.write(started.stdout)
         raise UserError(f"Ray's head did not start (exit code {started.returncode})")
@@ -91,7 +91,7 @@ def follow(settings: config.Config) -> NoReturn:
         address = _await_head(head)
         print(f"joining Ray's head at {head} ({address})", flush=True)
         command = [*_ray_start(settings), f"--address={address}:{PORT}", "--block"]
-        node = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             reason = _watch(node, head, address)
         except _Terminated:

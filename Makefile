@@ -6,10 +6,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' trainer/__init__.py)
+IMAGE ?= localhost/spikewise:$(VERSION)
+OBJECT_STORE_IMAGE ?= localhost/spikewise-object-store:$(VERSION)
+CONFIG ?= jobs/configs/question.toml
+OVERLAY ?= gpu
+SHAPE ?= job
+ON_CLUSTER = $(NAMESPACE:%=--namespace %)
+SUBMIT = $(BIN)/python -m jobs.submit --config $(CONFIG) $(SET:%=--set %) --overlay $(OVERLAY) --shape $(SHAPE) --image $(IMAGE) \
+	$(SECRET:%=--secret %) $(ON_CLUSTER)
+
 .PHONY: help install demo train test unit lint format bench lock clean
+.PHONY: image image-object-store cluster-data submit manifests status logs cancel e2e dashboard
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(READY) ## a virtual environment in .venv with everything locked
 
@@ -45,6 +56,36 @@ format: $(READY) ## let ruff format the code
 
 bench: $(READY) ## measure speed and memory, printed as JSON (about 15 minutes; keep the machine quiet)
 	$(BIN)/python -m benchmarks.speed
+
+image: ## the container image, with docker, podman or buildah: make image IMAGE=registry.example/spikewise:1 [VARIANT=gpu]
+	docker/build $(IMAGE) $(VARIANT:%=--build-arg VARIANT=%) $(BUILD)
+
+image-object-store: ## the image of an S3 server for a cluster without a bucket
+	docker/build $(OBJECT_STORE_IMAGE) --target object-store $(BUILD)
+
+cluster-data: $(READY) ## that S3 server in the cluster, with the demo's images
+	$(BIN)/python -m jobs.cluster_data --image $(OBJECT_STORE_IMAGE) $(ON_CLUSTER)
+
+submit: $(READY) ## run on a cluster: make submit CONFIG=F OVERLAY=local|gpu|spot|kueue [SHAPE=job|rayjob] IMAGE=I SET="run.name=first"
+	$(SUBMIT)
+
+manifests: $(READY) ## print what submit would apply, and touch nothing
+	@$(SUBMIT) --dry-run
+
+status: $(READY) ## of a run on a cluster: make status RUN=first (without RUN: the newest)
+	@$(BIN)/python -m jobs.cluster status $(RUN:%=--run %) $(ON_CLUSTER)
+
+logs: $(READY) ## the driver's log, followed: make logs RUN=first
+	@$(BIN)/python -m jobs.cluster logs $(RUN:%=--run %) $(ON_CLUSTER)
+
+cancel: $(READY) ## end a run; it saves a checkpoint first: make cancel RUN=first
+	@$(BIN)/python -m jobs.cluster cancel $(RUN:%=--run %) $(ON_CLUSTER)
+
+e2e: $(READY) ## runs, failures and mistakes on the cluster of the current context (about half an hour; images: see docs/cluster.md)
+	$(BIN)/python -m pytest tests/e2e/cluster.py
+
+dashboard: $(READY) ## write the Grafana dashboard's JSON anew
+	$(BIN)/python -m k8s.monitoring.dashboard > k8s/monitoring/dashboard.json
 
 lock: $(READY) ## resolve the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile $(LOCK) --output-file requirements.lock pyproject.toml

@@ -13,6 +13,7 @@ from jobs.object_store import local_object_store
 from trainer import UserError
 
 FOLDER = Path(".cache/demo")
+SOURCE = "s3://spikewise/photographs"
 GROUPS = "^[^/]+/([^/]+)/"
 """Of the demo's keys: all crops of one photograph stay on one side of the split."""
 
@@ -22,14 +23,13 @@ def main() -> int:
     parser.add_argument("--config", default="jobs/configs/demo.toml", help="of the run; where its data are is set here")
     parser.add_argument("--images", type=int, default=2000)
     arguments, rest = parser.parse_known_args()
-    source = f"s3://spikewise/photographs-{arguments.images}"
-    places = {"data.source": source, "data.group_by": f"'{GROUPS}'", "run.storage": "s3://spikewise/demo", "s3.path_style": "true"}
+    places = {"data.source": SOURCE, "data.group_by": f"'{GROUPS}'", "run.storage": "s3://spikewise/demo", "s3.path_style": "true"}
     alone = {"metrics.host": "127.0.0.1", "metrics.linger": "0.0"}
     settings = [argument for key, value in (places | alone).items() for argument in ("--set", f"{key}={value}")]
     try:
-        with local_object_store(FOLDER, buckets=["spikewise"]) as server:
+        with local_object_store(FOLDER / str(arguments.images), buckets=["spikewise"]) as server:
             os.environ |= server.environment
-            code = demo_data.main(["--images", str(arguments.images), "--size", "128", source])
+            code = demo_data.main(["--images", str(arguments.images), "--size", "128", SOURCE])
             return code or train.main(["--config", arguments.config, *settings, *rest])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -71,6 +71,8 @@ def write_config(folder: Path, storage: str, workers: int = 1) -> Path:
 class Job:
     """`python -m jobs.train`, running."""
 
+    deadline = DEADLINE
+
     def __init__(self, configuration: Path, name: str, *overrides: str) -> None:
         settings = [argument for override in (f"run.name={name}", *overrides) for argument in ("--set", override)]
         self._start([sys.executable, "-m", "jobs.train", "--config", str(configuration), *settings])
@@ -92,21 +94,21 @@ class Job:
 
     def await_line(self, pattern: str) -> re.Match[str]:
         """Waits until a line matches, and returns the match."""
-        end = time.monotonic() + DEADLINE
+        end = time.monotonic() + self.deadline
         while time.monotonic() < end:
             for line in list(self.lines):
                 if match := re.search(pattern, line):
                     return match
             assert self.process.poll() is None, f"ended with {self.process.returncode} before {pattern!r}:\n{self.output}"
             time.sleep(0.05)
-        raise AssertionError(f"no line {pattern!r} within {DEADLINE} s:\n{self.output}")
+        raise AssertionError(f"no line {pattern!r} within {self.deadline} s:\n{self.output}")
 
     def wait(self) -> int:
         try:
-            code = self.process.wait(DEADLINE)
+            code = self.process.wait(self.deadline)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"did not end within {DEADLINE} s:\n{self.output}") from None
+            raise AssertionError(f"did not end within {self.deadline} s:\n{self.output}") from None
         self._reader.join()
         return code
 

@@ -28,7 +28,7 @@ from tests import jobs
 from trainer import __version__, config
 from trainer.objectstore import open_store
 
-pytestmark = pytest.mark.usefixtures("storage")
+pytestmark = [pytest.mark.usefixtures("storage"), pytest.mark.timeout(1800)]
 
 NAMESPACE = "spikewise-e2e"
 IMAGE = os.environ.get("SPIKEWISE_IMAGE", f"localhost/spikewise:{__version__}")
@@ -74,8 +74,10 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Submission(jobs.Job):
     """`python -m jobs.submit`, running."""
 
+    deadline = 600.0
+
     def __init__(self, configuration: Path, name: str, *overrides: str, overlay: str = "local", image: str = IMAGE) -> None:
-        values = (f"run.name={name}", "metrics.port=9400", "training.epochs=25", *overrides)
+        values = (f"run.name={name}", "metrics.port=9400", "training.epochs=30", "data.image_size=[64, 64]", *overrides)
         self._start(
             [
                 *[sys.executable, "-m", "jobs.submit", "--config", str(configuration), "--overlay", overlay, "--image", image],
@@ -86,10 +88,10 @@ class Submission(jobs.Job):
 
     def await_count(self, pattern: str, count: int) -> None:
         """Waits until so many lines match."""
-        end = time.monotonic() + jobs.DEADLINE
+        end = time.monotonic() + Submission.deadline
         while sum(bool(re.search(pattern, line)) for line in list(self.lines)) < count:
             assert self.process.poll() is None, f"ended with {self.process.returncode} before {count} x {pattern!r}:\n{self.output}"
-            assert time.monotonic() < end, f"not {count} lines {pattern!r} within {jobs.DEADLINE} s:\n{self.output}"
+            assert time.monotonic() < end, f"not {count} lines {pattern!r} within {Submission.deadline} s:\n{self.output}"
             time.sleep(0.2)
 
 
@@ -139,21 +141,21 @@ def calm(storage: str, configuration: Path) -> Submission:  # noqa: ARG001
 
 def test_success(storage, calm):
     """The job would not do on a cluster what it does on a laptop."""
-    calm.await_line(r"epoch 25/25  loss")
+    calm.await_line(r"epoch 30/30  loss")
     calm.await_line(rf"run calm: completed; report and model are at {STORAGE}/storage/runs/calm")
     keys = {each.key for each in open_store(f"{storage}/storage/runs/calm", config.S3(path_style=True)).list()}
     assert {"model.keras", "report.html", "report.json"} <= keys
     status = command("status", "calm")
     assert (status.returncode, "completed" in status.stdout) == (0, True), status.stdout + status.stderr
     logs = command("logs", "calm")
-    assert "epoch 25/25  loss" in logs.stdout
+    assert "epoch 30/30  loss" in logs.stdout
 
 
 @pytest.mark.usefixtures("calm")
 def test_pods_die(kubectl, storage, configuration):
     """A lost node would cost the run, or the losses after it would be others."""
     run = Submission(configuration, "stormy")
-    run.await_line(r"epoch  2/25  loss")
+    run.await_line(r"epoch  2/30  loss")
     kubectl.run("delete", "pod", pod(kubectl, "stormy", 1), "--force", "--grace-period=0")
     run.await_count(RESTORED, 1)
     run.await_count(r"training: 2 workers", 2)
@@ -172,7 +174,7 @@ def test_pods_die(kubectl, storage, configuration):
 def test_cancel_and_resume(kubectl, storage, configuration):
     """What was trained until somebody needed the nodes would be lost."""
     run = Submission(configuration, "stopped")
-    run.await_line(r"epoch  3/25  loss")
+    run.await_line(r"epoch  3/30  loss")
     again = Submission(configuration, "stopped")
     assert again.wait() == 2
     assert "error: run stopped is on this cluster already" in again.output
@@ -253,7 +255,7 @@ if PROMETHEUS:
         """Nobody would see the losses, or learn of a run that dies again and again."""
         (found,) = _query(kubectl, 'last_over_time(trainer_loss{split="validation", run="stormy"}[1h])')[-1:]
         assert any(np.isclose(float(found["value"][1]), losses[2]) for losses in jobs.curves(storage, "stormy"))
-        end = time.monotonic() + jobs.DEADLINE
+        end = time.monotonic() + Submission.deadline
         while not (alerts := _query(kubectl, 'ALERTS{run="stormy", alertname="SpikewiseRestarts", alertstate="firing"}')):
             assert time.monotonic() < end, f"no alert; these are: {_query(kubectl, 'ALERTS')}"
             time.sleep(2)

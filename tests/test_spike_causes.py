@@ -1,11 +1,13 @@
 """The benchmark of the diagnosis: how its numbers come about, and that it runs."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from benchmarks.spike_causes import scoring
-from benchmarks.spike_causes.injections import GiantStep, SilentlyLostStatistics
-from benchmarks.spike_causes.runs import Config, Run
-from benchmarks.spike_causes.tasks import PLANS, disturb, load, tasks
+from benchmarks.spike_causes.tasks import PLANS, load, tasks
 from trainer.diagnosis.records import CAUSES
 
 
@@ -69,16 +71,22 @@ def test_a_file_without_injections_is_refused_in_a_line(tmp_path):
 
 
 OWN = """
-from benchmarks.spike_causes.injections import Injection
+from benchmarks.spike_causes.injections import GiantStep, Injection, SilentlyLostStatistics
 
 class Inverted(Injection):
-    name, cause = "negatives", "distribution_shift"
+    name, cause, report = "negatives", "distribution_shift", (1,)
 
     def begin(self, run):
         pixels, labels = run.validation
         run.validation = 255 - pixels, labels
 
-INJECTIONS = [Inverted]
+class Step(GiantStep):
+    report = (2500,)
+
+class Lost(SilentlyLostStatistics):
+    report = (3,)
+
+INJECTIONS = [Inverted, Step, Lost]
 """
 
 
@@ -86,13 +94,14 @@ INJECTIONS = [Inverted]
 def test_injections_are_detected_and_named_those_of_ones_own_too(tmp_path):
     """The claim could not be tested, least of all by others with causes of their own."""
     (tmp_path / "mine.py").write_text(OWN)
-    (negatives,) = load(str(tmp_path / "mine.py"))
-    run = Run(Config("shapes", "residual", 5, training=480, validation=200))
-    for _ in range(14):
-        run.train_epoch()
-    past = run.save()
-    for injection in (negatives(1), GiantStep(2500), SilentlyLostStatistics(3)):
-        run.load(past)
-        found = disturb(run, injection)
-        assert found["detected"], injection.name
-        assert found["verdict"] == injection.cause, (injection.name, found["shares"])
+    command = [sys.executable, "-m", "benchmarks.spike_causes", "--quick", "--injections", str(tmp_path / "mine.py")]
+    command += ["--cache", str(tmp_path / "cache")]
+    first = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert first["confusion"] == {
+        "batchnorm_statistics": {"batchnorm_statistics": 2},
+        "distribution_shift": {"distribution_shift": 2},
+        "overshoot": {"overshoot": 2},
+    }
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "0 tasks to do, 6 results known" in again.stderr  # or an interruption would cost everything
+    assert json.loads(again.stdout)["verdict_right"] == first["verdict_right"]

@@ -44,7 +44,7 @@ def main() -> None:
             waiting.append(task)
     arguments.cache.mkdir(parents=True, exist_ok=True)
     print(f"{len(waiting)} tasks to do, {len(results)} results known", file=sys.stderr)
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn"), max_tasks_per_child=8) as pool:
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         running = {pool.submit(perform, task): task for task in waiting}
         for number, future in enumerate(as_completed(running), 1):
             task = running[future]

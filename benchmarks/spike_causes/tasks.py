@@ -115,7 +115,7 @@ def perform(task: Task) -> list[dict[str, Any]]:
         for name in task.injections:
             for number, strength in enumerate(getattr(kinds[name], task.strengths)):
                 run.load(past)
-                results.append({"kind": "injection", **about, "strength": number, **disturb(run, kinds[name](strength))})
+                results.append({"kind": "injection", **about, "strength": number, **_disturb(run, kinds[name](strength))})
         return results
     overfitting = task.kind == "overfitting"
     run = Run(Config(**about, **({"training": 160} if overfitting else HEALTHY[task.seed % 2])))
@@ -134,7 +134,7 @@ def perform(task: Task) -> list[dict[str, Any]]:
     return [{"kind": task.kind, **about, "epochs": epochs, "alarms": alarms, "trend": trend, "seconds": times, "losses": losses}]
 
 
-def disturb(run: Any, injection: Any) -> dict[str, Any]:
+def _disturb(run: Any, injection: Any) -> dict[str, Any]:
     """One injection into a run, until there is an alarm."""
     decoy = injection.decoy and run.config.seed % 2 == 1
     diagnosis = None

@@ -44,6 +44,8 @@ def test_every_query_of_the_dashboard_has_an_answer(object_store: Any, tmp_path:
             answers = {name: ask(api, text, runs[name], began) for name, (text, _) in DASHBOARD_QUERIES.items()}
     finally:
         rare.close()
+        if job.process.poll() is None:
+            job.kill()
     of_the_run = {name for name, (text, _) in DASHBOARD_QUERIES.items() if metrics(text) <= METRICS.keys()}
     assert {name for name, series in answers.items() if series} == of_the_run
     assert {series["metric"]["rank"] for series in answers["Waiting for images A"]} == {"0", "1"}

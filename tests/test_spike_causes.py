@@ -19,7 +19,13 @@ def _injected(cause: str, verdict: str | None, strength: int = 0) -> dict:
 
 def _healthy(alarms: int) -> dict:
     alarm = {"epoch": 5, "rise": 0.5, "verdict": "unexplained", "share": 0.0}
-    return {"kind": "healthy", "epochs": 100, "alarms": [alarm] * alarms, "seconds": {"diagnosis": 1.0, "rest": 50.0}}
+    return {
+        "kind": "healthy",
+        "seed": alarms,
+        "epochs": 100,
+        "alarms": [alarm] * alarms,
+        "seconds": {"diagnosis": 1.0, "rest": 50.0},
+    }
 
 
 def test_each_share_has_its_count_and_its_interval():

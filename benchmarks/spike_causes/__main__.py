@@ -61,7 +61,6 @@ def main() -> None:
                 "command": f"python -m benchmarks.spike_causes {' '.join(sys.argv[1:])}".strip(),
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-                "minutes": round((time.perf_counter() - began) / 60, 1),
                 **scoring.score(results),
             },
             indent=1,

@@ -13,6 +13,8 @@ from scipy.stats import chi2
 
 Result = dict[str, Any]
 STRENGTHS = ("weak", "medium", "strong")
+RATES = ("1e-3, 1e-4 from the ninth epoch on", "1e-4")
+"""Learning rates of healthy runs with even and odd seeds (tasks.HEALTHY)."""
 
 
 def score(results: Iterable[Result]) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def score(results: Iterable[Result]) -> dict[str, Any]:
         },
         "confusion": _confusion(detected),
         "healthy": {
-            "runs_with_alarm": _share(healthy, lambda r: bool(r["alarms"])),
+            "runs_with_alarm": _share(healthy, _alarmed),
+            "runs_with_alarm_by_learning_rate": _by([{**r, "rate": RATES[r["seed"] % 2]} for r in healthy], "rate", _alarmed),
             "alarms_per_100_epochs": _rate(len(alarms), epochs),
             "epochs": epochs,
             "verdicts_of_alarms": dict(Counter(alarm["verdict"] for alarm in alarms)),
@@ -48,7 +51,7 @@ def score(results: Iterable[Result]) -> dict[str, Any]:
         },
         "overfitting": {
             "called_a_trend": _share(overfitted, lambda r: r["trend"]),
-            "runs_with_alarm": _share(overfitted, lambda r: bool(r["alarms"])),
+            "runs_with_alarm": _share(overfitted, _alarmed),
         },
         "seconds_per_diagnosis": _median([r["seconds"] for r in detected]),
         "epochs_of_training_per_diagnosis": _median([r["seconds"] / r["epoch_seconds"] for r in detected]),
@@ -61,6 +64,10 @@ def _right(result: Result) -> bool:
 
 def _found(result: Result) -> bool:
     return result["detected"]
+
+
+def _alarmed(result: Result) -> bool:
+    return bool(result["alarms"])
 
 
 def _share(results: list[Result], holds: Callable[[Result], bool]) -> dict[str, Any] | None:

@@ -59,10 +59,10 @@ def lead(settings: config.Config) -> NoReturn:
     """Starts Ray's head, and becomes the driver."""
     address = f"{_environment('POD_IP')}:{PORT}"
     command = [*_ray_start(settings), "--head", f"--port={PORT}", "--include-dashboard=false"]
-    started = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    started = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if started.returncode:
-        sys.stdout.buffer.write(started.stdout)
-        raise UserError(f"Ray's head did not start (exit code {started.returncode})")
+        *_, said = started.stdout.strip().splitlines() or [f"exit code {started.returncode}"]
+        raise UserError(f"Ray's head did not start: {said.strip()} (resources in the overlay, launch.object_store_bytes)")
     os.environ["RAY_ADDRESS"] = address
     drive(settings)
 

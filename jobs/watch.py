@@ -48,8 +48,13 @@ class Watch:
                 main, found = self.look()
                 heard = time.monotonic()
             except KubernetesError:
-                if time.monotonic() - heard > UNREACHABLE_SECONDS or not self._still_there():
+                if time.monotonic() - heard > UNREACHABLE_SECONDS:
                     raise
+                if not self._still_there():
+                    raise KubernetesError(
+                        f"run {self._run} is no longer on the cluster: somebody cancelled it; submitting it under its name goes "
+                        "on from its last checkpoint"
+                    ) from None
                 time.sleep(POLL_SECONDS)
                 continue
             self._tell(main, found)

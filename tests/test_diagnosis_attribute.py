@@ -87,6 +87,17 @@ def test_what_changed_goes_before_the_mechanism(number):
     assert [cause.share for cause in ranked[1:]] == sorted((cause.share for cause in ranked[1:]), reverse=True)
 
 
+def test_few_groups_are_no_excuse():
+    """On validation images from five photographs every spike would be chance, and lagging statistics never be named."""
+    spike = replace(SPIKE, error=0.3, low=-0.2, high=1.0)
+    assert attribute(case([STABLE, STATISTICS], spike=spike))[0].name == "sampling_noise"
+    few = replace(spike, groups=5)
+    ranked = attribute(case([STABLE, STATISTICS], spike=few))
+    assert [cause.name for cause in ranked] == ["batchnorm_statistics", "sampling_noise"]
+    assert attribute(case([STABLE], spike=few))[0].name == "sampling_noise"
+    assert "5 groups of validation images" in ranked[1].remedy
+
+
 @pytest.mark.parametrize("one", [FEW, THEN, BATCH, SHIFT, LINE, STATISTICS])
 def test_nothing_that_removes_less_than_half_is_the_verdict(one):
     """A guess would look like an explanation."""

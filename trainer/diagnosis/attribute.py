@@ -16,9 +16,10 @@ re-estimating them removes most of the rise, yet the steps are the cause.
     10  gradient_noise               gradients were larger from the start; averaged weights do not show it, and it came early
     11  batchnorm_statistics         re-estimated statistics remove it, and nothing above was unusual
     12  gradient_noise               weights went to and fro; their average does not show it, and it came early
-    13  overfitting                  training images do not rise with it, and validation had been climbing before
+    13  sampling_noise               as 4, where validation images come from few groups: any draw of so few may be without the rise
+    14  overfitting                  training images do not rise with it, and validation had been climbing before
         distribution_shift           training images do not rise with it
-    14  unexplained                  nothing above removes half of the rise
+    15  unexplained                  nothing above removes half of the rise
 
 A probe decides when it removes at least half and its interval, its own noise included, stays above 0. Statistics and averages
 must also leave no alarm, or at most twice the loss of before: of a rise of 60 nats they remove most even where the weights
@@ -31,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.diagnosis import sentences
-from trainer.diagnosis.records import Case, Cause, Event, Probe
+from trainer.diagnosis.records import Case, Cause, Event, Probe, Spike
 
 HALF = 0.5
 ROUNDING = 0.01
@@ -40,6 +41,8 @@ make on an accelerator."""
 CERTAIN = 3.3
 """Standard errors of the rise below which it may be chance: an alarm is the worst of up to 100 epochs, and chance alone makes
 one of so many in 5 % of runs."""
+FEW_GROUPS = 20
+"""Groups of validation images below which a draw of them says little: what explains the rise goes before chance then."""
 LONGER = 2.0
 """Times its usual length, given the gradient, beyond which a step is too long."""
 TRACE = 1.5
@@ -104,6 +107,18 @@ def _few_examples(case: Case) -> Claim | None:
 
 def _sampling_noise(case: Case) -> Claim | None:
     spike = case.spike
+    return None if _from_few_groups(spike) else _chance(spike)
+
+
+def _few_groups(case: Case) -> Claim | None:
+    return _chance(case.spike) if _from_few_groups(case.spike) else None
+
+
+def _from_few_groups(spike: Spike) -> bool:
+    return spike.groups is not None and spike.groups < min(FEW_GROUPS, spike.images)
+
+
+def _chance(spike: Spike) -> Claim | None:
     if not np.isfinite(spike.error) or spike.rise >= CERTAIN * spike.error:
         return None
     chance = float(np.clip(1.96 * spike.error / spike.rise, 0, 1))
@@ -201,5 +216,6 @@ RULES: tuple[Callable[[Case], Claim | None], ...] = (
     _noisy_gradients,
     _statistics,
     _to_and_fro,
+    _few_groups,
     _not_in_training,
 )

@@ -89,7 +89,7 @@ class Resampler:
         numbers: dict[Hashable, int] = {}
         keys = [(g, i if g in (None, "") else -1) for i, g in enumerate(groups or [None] * images)]
         self._members = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
-        count = len(numbers)
+        self.groups = count = len(numbers)
         self._weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples).astype(np.float32)
         self._sizes = self._weights @ np.bincount(self._members).astype(np.float32)
 
@@ -201,9 +201,10 @@ class Detector:
             return replace(spike, outcome="divergence", outcome_epoch=self.epoch) if lost else spike
         rise = loss - baseline
         change = losses - reference if (reference := self.reference()) is not None else losses - baseline
-        draws = rise + self.resampler(len(losses)).means(change) - change.mean()
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return replace(spike, rise=rise, low=float(low), high=float(high), error=float(draws.std()))
+        resampler = self.resampler(len(losses))
+        draws = rise + resampler.means(change) - change.mean()
+        low, high = (float(value) for value in np.quantile(draws, [0.025, 0.975]))
+        return replace(spike, rise=rise, low=low, high=high, error=float(draws.std()), groups=resampler.groups)
 
     def _outcome(self, spike: Spike, now: Spike | None, lost: bool | None) -> Outcome:
         if now is None:

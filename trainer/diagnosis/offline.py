@@ -54,7 +54,8 @@ def explain(
     low, high = (float(value) for value in np.quantile(draws, [0.025, 0.975]))
     baseline = float(before.mean())
     limit = float(threshold(baseline, 0.0))
-    spike = Spike(epoch, float(now.mean()), baseline, 0.0, limit, rise, low, high, float(draws.std()), len(now))
+    error = float(draws.std())
+    spike = Spike(epoch, float(now.mean()), baseline, 0.0, limit, rise, low, high, error, len(now), groups=resampler.groups)
     scene = Scene(
         network=None,  # type: ignore[arg-type]  # the losses alone do not need one
         spike=spike,

@@ -54,6 +54,8 @@ class Spike:
     """n."""
     outcome: Outcome = "open"
     outcome_epoch: int | None = None
+    groups: int | None = None
+    """Of images that are drawn together; n where each is drawn for itself. None: not known."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

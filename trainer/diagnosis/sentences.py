@@ -54,11 +54,12 @@ def _few_examples(case: Case) -> Sentences:
 
 def _sampling_noise(case: Case) -> Sentences:
     spike = case.spike
-    needed = round(spike.images * (1.96 * spike.error / CHANGE) ** 2, -1)
-    evidence = (
-        f"On other draws of {spike.images} validation images the rise would lie between {spike.low:.3f} and {spike.high:.3f}."
-    )
-    return evidence, f"validation has {spike.images} images: about {max(needed, 10):,.0f} are needed to see a change of {CHANGE}."
+    grouped = spike.groups is not None and spike.groups < spike.images
+    count, what = (spike.groups, "groups of validation images") if grouped else (spike.images, "validation images")
+    assert count is not None
+    needed = max(round(count * (1.96 * spike.error / CHANGE) ** 2, -1), 10)
+    evidence = f"On other draws of {count} {what} the rise would lie between {spike.low:.3f} and {spike.high:.3f}."
+    return evidence, f"there are {count} {what}: about {needed:,.0f} are needed to see a change of {CHANGE}."
 
 
 def _distribution_shift(case: Case) -> Sentences:

@@ -17,7 +17,6 @@ from jobs.kubernetes import Kubectl, KubernetesError, Manifest
 from jobs.pods import end
 from jobs.watch import StartError, Watch
 from trainer import UserError, config
-from trainer.plan import plan
 
 OLDEST = (1, 33)
 """Kubernetes: the first with all that k8s/job uses."""
@@ -145,6 +144,8 @@ def _check_bucket(settings: config.Config, run: str, kubectl: Kubectl, main: Man
         return
     if any("AWS_ENDPOINT_URL" in _keys(kubectl, secret) for secret in manifests.secrets(main)):
         return  # another store than the one that this environment names
+    from trainer.plan import plan  # with numpy and more, which `make status` has no need of
+
     say(plan(settings, run))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from trainer import UserError
 
 Manifest = dict[str, Any]
-_TIMEOUT = 30.0
+_TIMEOUT = 60.0
 """Seconds for one request."""
 _UNREACHABLE = re.compile(r"Unable to connect|was refused|i/o timeout|no such host|TLS handshake|deadline exceeded", re.IGNORECASE)
 

@@ -38,7 +38,8 @@ class KerasNetwork:
         norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
         self._moving = [(v, layer.momentum) for layer in norms for v in (layer.moving_mean, layer.moving_variance)]
         self._dropouts = [layer for layer in layers if isinstance(layer, DROPOUT)]
-        places = {id(v): i for i, v in enumerate(model.weights)}
+        self._weights = model.weights  # put together anew by every call of get_weights(), which takes longer than the copying
+        places = {id(v): i for i, v in enumerate(self._weights)}
         self.statistics = [places[id(v)] for v, _ in self._moving]
         self.drops = bool(self._dropouts)
         self._forward: dict[tuple[float, ...], Callable[..., Any]] = {}
@@ -56,10 +57,11 @@ class KerasNetwork:
                 variable.assign(value)
 
     def weights(self) -> Weights:
-        return self.model.get_weights()
+        return [variable.numpy() for variable in self._weights]
 
     def assign(self, weights: Weights) -> None:
-        self.model.set_weights(weights)
+        for variable, value in zip(self._weights, weights, strict=True):
+            variable.assign(value)
 
     def moments(self, batches: Sequence[int], *, dropout: bool) -> list[np.ndarray]:
         rates = [layer.rate for layer in self._dropouts]

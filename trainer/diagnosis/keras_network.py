@@ -38,7 +38,8 @@ class KerasNetwork:
         norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
         self._moving = [(v, layer.momentum) for layer in norms for v in (layer.moving_mean, layer.moving_variance)]
         self._dropouts = [layer for layer in layers if isinstance(layer, DROPOUT)]
-        self._weights = model.weights  # put together anew by every call of get_weights(), which takes longer than the copying
+        self._weights = model.weights
+        self._read = tf.function(lambda: [tf.identity(v.value) for v in self._weights])  # one by one takes up to four times as long
         places = {id(v): i for i, v in enumerate(self._weights)}
         self.statistics = [places[id(v)] for v, _ in self._moving]
         self.drops = bool(self._dropouts)
@@ -57,7 +58,7 @@ class KerasNetwork:
                 variable.assign(value)
 
     def weights(self) -> Weights:
-        return [variable.numpy() for variable in self._weights]
+        return [value.numpy() for value in self._read()]
 
     def assign(self, weights: Weights) -> None:
         for variable, value in zip(self._weights, weights, strict=True):

@@ -82,7 +82,7 @@ cancel: $(READY) ## end a run; it saves a checkpoint first: make cancel RUN=firs
 	@$(BIN)/python -m jobs.cluster cancel $(RUN:%=--run %) $(ON_CLUSTER)
 
 e2e: $(READY) ## runs, failures and mistakes on the cluster of the current context (about half an hour; images: see docs/cluster.md)
-	$(BIN)/python -m pytest tests/e2e/cluster.py
+	SPIKEWISE_IMAGE=$(IMAGE) SPIKEWISE_OBJECT_STORE_IMAGE=$(OBJECT_STORE_IMAGE) $(BIN)/python -m pytest tests/e2e/cluster.py
 
 dashboard: $(READY) ## write the Grafana dashboard's JSON anew
 	$(BIN)/python -m k8s.monitoring.dashboard > k8s/monitoring/dashboard.json
@@ -90,6 +90,8 @@ dashboard: $(READY) ## write the Grafana dashboard's JSON anew
 lock: $(READY) ## resolve the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile $(LOCK) --output-file requirements.lock pyproject.toml
 	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock --extra demo --extra cluster --extra dev --output-file requirements-dev.lock pyproject.toml
+	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock --override docker/requirements-cpu.override --output-file docker/requirements-cpu.lock pyproject.toml docker/requirements-cpu.in
+	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock --extra gpu --output-file docker/requirements-gpu.lock pyproject.toml
 LOCK := --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
 clean: ## remove caches, shards and demo data, but no run's report

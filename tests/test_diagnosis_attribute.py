@@ -28,13 +28,13 @@ FEW = probe("few_examples", 0.95, images=IMAGES, left=0.02, of=300)
 AGAIN = probe("repetition", 0.9, difference=0.3)
 STABLE = probe("repetition", 0.0, difference=0.0)
 THEN = probe("earlier_weights", 0.9, recorded=0.5, today=0.86)
-EVENT = probe("before_event", 0.97, **RATE.as_dict(), loss=0.5, soon=0.8, at=12)
+EVENT = probe("before_event", 0.97, **RATE.as_dict())
 BATCH = probe("bad_batches", 0.9, batches=[30], losses=[3.0], usual=0.4, odd=[], each=[[3.0]])
 SHIFT = probe("variance_shift", 0.8, without=0.55, with_dropout=0.88, before=0.5)
 LINE = probe("line", 0.9, at=0.25, times=4.0, losses={0.0: 0.5, 0.25: 0.52, 1.0: 0.88})
 MEAN = probe("averaged", 0.85, now=0.54, before=0.5)
 STATISTICS = probe("statistics", 0.9, now=0.54, before=0.5)
-LONG = replace(QUIET, length=4.0, length_after=(4.0,))
+LONG = replace(QUIET, length=4.0, length_after=(4.0,), jumps=(1.0,))
 
 WINS = {
     "divergence": case(spike=replace(SPIKE, outcome="divergence")),
@@ -98,7 +98,35 @@ def test_few_groups_are_no_excuse():
     assert "5 groups of validation images" in ranked[1].remedy
 
 
-@pytest.mark.parametrize("one", [FEW, THEN, BATCH, SHIFT, LINE, STATISTICS])
+RESTART = Event("restart", 9, 10)
+AFTER = probe("before_event", 0.97, **RESTART.as_dict())
+
+
+def test_a_restart_is_blamed_only_for_what_it_lost():
+    """Every lag after a restart would be its doing, or statistics that it lost called a lag."""
+    lost = replace(QUIET, length_after=(1.0,), jumps=(7.0,))
+    verdict = attribute(case([STABLE, AFTER, STATISTICS], training=lost, events=(RESTART,)))[0]
+    assert verdict.name == "run_event"
+    assert "moving statistics went 7 times as far as anywhere else" in verdict.evidence
+    kept = replace(lost, jumps=(1.2,))
+    assert attribute(case([STABLE, AFTER, STATISTICS], training=kept, events=(RESTART,)))[0].name == "batchnorm_statistics"
+
+
+def test_what_was_done_to_the_weights_goes_before_chance_and_before_its_victims():
+    """On few images overwritten weights would be called bad luck, and of long steps the images be blamed that suffer most."""
+    spike = replace(SPIKE, error=0.3, low=-0.2, high=1.0)
+    assert attribute(case([STABLE], spike=spike, training=replace(QUIET, foreign=(3, 6, 0.5))))[0].name == "run_event"
+    assert attribute(case([STABLE, FEW, LINE], training=LONG))[0].name == "overshoot"
+    assert attribute(case([STABLE, FEW, THEN, LINE], training=LONG))[0].name == "few_examples"
+
+
+def test_weights_that_went_astray_are_no_lag_of_the_statistics():
+    """A wrong gradient would be answered with another momentum."""
+    ranked = attribute(case([STABLE, STATISTICS], training=replace(QUIET, astray=8.0)))
+    assert [cause.name for cause in ranked] == ["unexplained", "batchnorm_statistics"]
+
+
+@pytest.mark.parametrize("one", [THEN, BATCH, SHIFT, LINE, STATISTICS])
 def test_nothing_that_removes_less_than_half_is_the_verdict(one):
     """A guess would look like an explanation."""
     weak = replace(one, share=0.49, low=0.45, high=0.53)

@@ -113,6 +113,12 @@ def test_what_became_of_it(after, outcome, when):
     assert (spike.outcome, spike.outcome_epoch) == (outcome, when)
 
 
+def test_a_loss_that_stays_high_has_not_recovered():
+    """Half of a spike would become the norm, and the epochs that follow its wiggle: the rest of a long rise would go unseen."""
+    spikes = _spikes([*[0.7, 0.78] * 8, 2.0, 1.7, 1.15, 1.9, 1.45, 1.6, 1.2, 1.6])
+    assert [(s.epoch, s.outcome, s.outcome_epoch) for s in spikes] == [(17, "level shift", 22)]
+
+
 def test_a_lasting_rise_of_a_network_that_lost_its_training_images_is_a_divergence():
     """A dead network would be called a level shift."""
     detector = Detector()

@@ -48,7 +48,7 @@ def test_a_live_run_keeps_its_name(store: Store) -> None:
 
 def test_one_of_many_gets_the_name(store: Store) -> None:
     """A Job and its retry that start at the same moment must not both train."""
-    barrier, done = threading.Barrier(6), threading.Event()
+    barrier, refused = threading.Barrier(6), threading.Semaphore(0)
     outcomes: list[str] = []
 
     def contend() -> None:
@@ -56,11 +56,11 @@ def test_one_of_many_gets_the_name(store: Store) -> None:
         try:
             with Lease(store, "a-run", 4):
                 outcomes.append("holds")
-                done.wait(60)
+                for _ in range(5):
+                    refused.acquire(timeout=10)
         except RunInUse:
             outcomes.append("refused")
-        if len(outcomes) == 6:
-            done.set()
+            refused.release()
 
     threads = [threading.Thread(target=contend) for _ in range(6)]
     for thread in threads:

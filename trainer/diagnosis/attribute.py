@@ -6,15 +6,17 @@ re-estimating them removes most of the rise, yet the steps are the cause.
 
      1  divergence                   the loss is no number, or later: it never came back
      2  nondeterministic_evaluation  the same weights, evaluated again, have another loss, and the evaluation has the rise
-     3  few_examples                 without at most 2 % of the images there would be no alarm, and half of the rise is gone
-     4  sampling_noise               on other draws of the validation images there might be no rise
-     5  distribution_shift           the earlier weights, evaluated today, show the rise: the images or their preparation changed
-     6  run_event                    a restart, a changed learning rate or the like left a trace, and the rise came after it
+     3  run_event                    something wrote the weights, or a restart, a changed learning rate or the like left a trace
+                                     and the rise came after it; the earlier weights, evaluated today, do not show it
+     4  few_examples                 without at most 2 % of the images there would be no alarm, and half of the rise is gone;
+                                     steps were not too long, or the earlier weights, evaluated today, show it as well
+     5  sampling_noise               on other draws of the validation images there might be no rise
+     6  distribution_shift           the earlier weights, evaluated today, show the rise: the images or their preparation changed
      7  bad_batch                    batches stand out for the earlier weights too; undoing the steps from them on removes it
      8  variance_shift               dropout spoils the statistics by as much, and did not before
      9  overshoot                    steps were longer than their gradients explain; usual lengths remove it
-    10  gradient_noise               gradients were larger from the start; averaged weights do not show it, and it came early
-    11  batchnorm_statistics         re-estimated statistics remove it, and nothing above was unusual
+    10  gradient_noise               gradients were larger from the start, and averaged weights do not show it
+    11  batchnorm_statistics         re-estimated statistics remove it, and the last batches were trained on as well as ever
     12  gradient_noise               weights went to and fro; their average does not show it, and it came early
     13  sampling_noise               as 4, where validation images come from few groups: any draw of so few may be without the rise
     14  overfitting                  training images do not rise with it, and validation had been climbing before
@@ -33,6 +35,7 @@ import numpy as np
 
 from trainer.diagnosis import sentences
 from trainer.diagnosis.records import Case, Cause, Event, Probe, Spike
+from trainer.diagnosis.steps import JUMP
 
 HALF = 0.5
 ROUNDING = 0.01
@@ -47,6 +50,8 @@ LONGER = 2.0
 """Times its usual length, given the gradient, beyond which a step is too long."""
 TRACE = 1.5
 """The same for steps after an event."""
+ASTRAY = 3.0
+"""Standard deviations of the loss of batches beyond which not statistics but the weights themselves are to blame."""
 LARGER = 2.0
 """Times the usual gradient norm beyond which gradients were unusual."""
 STRAIGHT = 0.7
@@ -102,7 +107,11 @@ def _nondeterministic(case: Case) -> Claim | None:
 
 def _few_examples(case: Case) -> Claim | None:
     probe = case.probes.get("few_examples")
-    return _of(probe, "few_examples", also=probe.facts["left"] <= case.spike.threshold) if probe else None
+    if probe is None:
+        return None
+    # of long steps a few images are the victims, unless the images themselves changed
+    own = case.training.length < LONGER or case.share("earlier_weights") >= HALF
+    return _of(probe, "few_examples", also=own and probe.facts["left"] <= case.spike.threshold)
 
 
 def _sampling_noise(case: Case) -> Claim | None:
@@ -131,30 +140,26 @@ def _changed_evaluation(case: Case) -> Claim | None:
 
 
 def _event(case: Case) -> Claim | None:
+    if case.share("earlier_weights") >= HALF:
+        return None
     if case.training.foreign is not None and case.share("bad_batches") < HALF:
         return Claim("run_event", 1.0, 1.0, 1.0, True)
     for number, event in enumerate(case.events):
         probe = case.probes.get("before_event")
-        if (
-            probe is not None
-            and probe.facts["step"] == event.step
-            and _left_a_trace(case, event, case.training.length_after[number])
-        ):
+        if probe is not None and probe.facts["step"] == event.step and _left_a_trace(case, event, number):
             return _of(probe, "run_event", event=event)
     return None
 
 
-def _left_a_trace(case: Case, event: Event, length: float) -> bool:
+def _left_a_trace(case: Case, event: Event, number: int) -> bool:
     """A restart that restored everything changes nothing; what else began with it is not its doing."""
     if event.kind == "learning_rate" and event.before and event.after:
         return event.after > 1.2 * event.before
-    path, statistics, facts = case.probes.get("path"), case.probes.get("statistics"), case.probes["before_event"].facts
+    if case.training.length_after[number] >= TRACE or case.training.jumps[number] >= JUMP:
+        return True
+    path = case.probes.get("path")
     sudden = path is not None and path.share >= HALF and path.facts["first"] <= event.step < path.facts["last"]
-    dropout = case.share("variance_shift") >= HALF
-    # forgotten statistics do harm at once, and estimated anew they are well
-    at_once = facts["soon"] - facts["loss"] > case.spike.threshold
-    forgotten = statistics is not None and case.spike.loss - statistics.facts["now"] >= HALF * case.spike.rise
-    return length >= TRACE or (sudden and not dropout) or (event.kind in ("restart", "world_size") and at_once and forgotten)
+    return sudden and event.kind in ("batch_size", "data")
 
 
 def _bad_batch(case: Case) -> Claim | None:
@@ -178,20 +183,20 @@ def _noisy_gradients(case: Case) -> Claim | None:
 
 def _statistics(case: Case) -> Claim | None:
     probe = case.probes.get("statistics")
-    return _of(probe, "batchnorm_statistics", also=_healed(case, probe)) if probe else None
+    usual = case.training.astray < ASTRAY
+    return _of(probe, "batchnorm_statistics", also=usual and _healed(case, probe)) if probe else None
 
 
 def _to_and_fro(case: Case) -> Claim | None:
-    return _averaged(case, case.training.straightness <= STRAIGHT)
+    # of what comes late in the epoch any average has little: that it does not show it says nothing then
+    path = case.probes.get("path")
+    late = path is not None and path.facts["first"] > case.settings.steps / 2
+    return _averaged(case, case.training.straightness <= STRAIGHT and not late)
 
 
 def _averaged(case: Case, noisy: bool) -> Claim | None:
-    """Of what comes late in the epoch any average has little: that it does not show it says nothing then."""
-    probe, path = case.probes.get("averaged"), case.probes.get("path")
-    if probe is None:
-        return None
-    late = path is not None and path.facts["first"] > case.settings.steps / 2
-    return _of(probe, "gradient_noise", also=noisy and not late and _healed(case, probe))
+    probe = case.probes.get("averaged")
+    return _of(probe, "gradient_noise", also=noisy and _healed(case, probe)) if probe else None
 
 
 def _not_in_training(case: Case) -> Claim | None:
@@ -206,10 +211,10 @@ def _not_in_training(case: Case) -> Claim | None:
 RULES: tuple[Callable[[Case], Claim | None], ...] = (
     _divergence,
     _nondeterministic,
+    _event,
     _few_examples,
     _sampling_noise,
     _changed_evaluation,
-    _event,
     _bad_batch,
     _variance_shift,
     _overshoot,

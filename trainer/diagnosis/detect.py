@@ -19,6 +19,8 @@ from trainer.diagnosis.records import Outcome, Overfitting, Spike
 MULTIPLE = 8.0
 """Of the wiggle, beyond which a rise is a spike: at most 5 % of healthy runs of 100 epochs have one, with autocorrelated wiggle
 on an overfitting trend and occasional excursions (benchmarks/false_alarms.py)."""
+BACK = 3.0
+"""Of the wiggle, below which a spike is over: between the two it is neither, or a loss that stays high would end its own alarm."""
 SMALLEST_SHARE = 0.1
 """Of the expected loss, below which a rise does not matter."""
 SMALLEST_RISE = 0.01
@@ -76,9 +78,9 @@ def line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return slope, np.median(y + slope[..., None] * (x[-1] - x), -1)
 
 
-def threshold(baseline: Values, scale: Values, smallest_share: float = SMALLEST_SHARE) -> Values:
+def threshold(baseline: Values, scale: Values, smallest_share: float = SMALLEST_SHARE, multiple: float = MULTIPLE) -> Values:
     """The rise [...] beyond which an epoch is a spike."""
-    return np.maximum(np.maximum(MULTIPLE * scale, smallest_share * baseline), SMALLEST_RISE)
+    return np.maximum(np.maximum(multiple * scale, smallest_share * baseline), SMALLEST_RISE)
 
 
 class Resampler:
@@ -139,7 +141,7 @@ class Detector:
         losses = np.asarray(losses, float)
         self.means.append(float(np.mean(losses)))
         open_ = self.spikes[-1] if self.spikes and self.spikes[-1].outcome == "open" else None
-        spike = self._judge(losses)
+        spike = self._judge(losses, MULTIPLE if open_ is None else BACK)
         resolved = None
         if open_ is not None:
             outcome = self._outcome(open_, spike, lost)
@@ -184,13 +186,13 @@ class Detector:
         self.spikes = [Spike(**values) for values in facts["spikes"]]
         self._recent = dict(zip(facts["recent"], recent.astype(float), strict=True))
 
-    def _judge(self, losses: np.ndarray) -> Spike | None:
+    def _judge(self, losses: np.ndarray, multiple: float) -> Spike | None:
         loss = self.means[-1]
         if not self.ordinary:
             return None
         history = np.array([self.means[epoch - 1] for epoch in self.ordinary])
         baseline, scale = (float(value) for value in forecast(np.array(self.ordinary), history, self.epoch))
-        limit = float(threshold(baseline, scale, self._smallest_share))
+        limit = float(threshold(baseline, scale, self._smallest_share, multiple))
         if loss - baseline <= limit:
             return None
         spike = Spike(

@@ -310,16 +310,12 @@ def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
 
 
 def before_event(scene: Scene, event: Event) -> Probe | None:
-    """The weights just before the event: the share of the rise that came after it; and the loss soon after it. Two passes."""
+    """The weights just before the event: the share of the rise that came after it. One pass."""
     earlier = [weights for step, weights in scene.path if step <= event.step]
-    later = [(step, weights) for step, weights in scene.path if step > event.step]
-    if not earlier or not later:
+    if not earlier:
         return None
     there = scene.raw(earlier[-1]) if event.step else scene.reference_losses
-    at, weights = later[0]
-    soon = float(scene.raw(weights).mean())
-    facts = {**event.as_dict(), "loss": float(there.mean()), "soon": soon, "at": at}
-    return scene.probe("before_event", there - scene.reference_losses, passes=1 + int(event.step > 0), **facts)
+    return scene.probe("before_event", there - scene.reference_losses, passes=int(event.step > 0), **event.as_dict())
 
 
 def average(path: Sequence[tuple[int, Weights]]) -> Weights:

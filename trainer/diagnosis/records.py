@@ -123,6 +123,10 @@ class Training:
     length_at: int = 0
     length_after: tuple[float, ...] = ()
     """For each event: the same, over the steps after it."""
+    jumps: tuple[float, ...] = ()
+    """For each event: how far the moving statistics went where it happened, in multiples of the farthest elsewhere."""
+    astray: float = 0.0
+    """Loss of the last batches, as they were trained on, above the usual, in standard deviations."""
     gradient: float = 1.0
     """Gradient norms (root mean square) in the first half of the epoch, in multiples of the usual."""
     straightness: float = 0.0

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from trainer.diagnosis.records import Case, Event
+from trainer.diagnosis.steps import JUMP
 from trainer.diagnosis.suspects import look, suspects
 
 CHANGE = 0.05
@@ -18,6 +19,11 @@ Sentences = tuple[str, str]
 def explain(name: str, case: Case, event: Event | None = None) -> Sentences:
     """One sentence of evidence and one of what to do. `event`: the one that is blamed."""
     return _event(case, event) if name == "run_event" else SENTENCES[name](case)
+
+
+def _part(share: float) -> str:
+    """A condition may remove more than the rise: to a reader that is all of it."""
+    return f"{min(max(share, 0), 1):.0%}"
 
 
 def _divergence(case: Case) -> Sentences:
@@ -87,11 +93,12 @@ def _event(case: Case, event: Event | None) -> Sentences:
         evidence = f"Between steps {start} and {stop} the weights moved {excess:.3g} farther than these steps are long."
         return evidence, "find what else writes the weights: a restore, a callback, another process, faulty memory."
     told, remedy = _told(event)
-    evidence = f"{told} before step {event.step + 1} of the epoch; {max(case.share('before_event'), 0):.0%} of the rise came after"
-    if (longer := case.training.length_after[list(case.events).index(event)]) >= 1.5:
+    evidence = f"{told} before step {event.step + 1} of the epoch; {_part(case.share('before_event'))} of the rise came after"
+    number = list(case.events).index(event)
+    if (longer := case.training.length_after[number]) >= 1.5:
         evidence += f", with steps up to {longer:.1f} times as long as their gradients explain"
-    if case.share("statistics") >= 0.5:
-        evidence += f", {case.share('statistics'):.0%} of it through BatchNorm's moving statistics"
+    if (jump := case.training.jumps[number]) >= JUMP:
+        evidence += f"; there BatchNorm's moving statistics went {jump:.0f} times as far as anywhere else in the epoch"
     return f"{evidence}.", remedy
 
 
@@ -120,7 +127,7 @@ def _bad_batch(case: Case) -> Sentences:
     odd = set(facts["batches"]) <= set(facts["odd"])
     had = "had activations far from those of others, and" if odd else "had"
     evidence = f"For the weights of the epoch before, {which} of {case.settings.steps} {had} a loss of {loss:.2f}, others "
-    evidence += f"{facts['usual']:.2f}; undoing the steps from there on removes {case.share('bad_batches'):.0%} of the rise."
+    evidence += f"{facts['usual']:.2f}; undoing the steps from there on removes {_part(case.share('bad_batches'))} of the rise."
     return evidence, f"look at the images and labels of {which}."
 
 
@@ -146,7 +153,7 @@ def _overshoot(case: Case) -> Sentences:
 
 def _gradient_noise(case: Case) -> Sentences:
     larger = case.training.gradient
-    evidence = f"Weights averaged over the epoch do not show {case.share('averaged'):.0%} of the rise"
+    evidence = f"Weights averaged over the epoch do not show {_part(case.share('averaged'))} of the rise"
     evidence += f"; gradients were {larger:.1f} times as large as before." if larger >= 1.5 else "."
     batch = case.settings.batch_size
     wider = f"a batch of {4 * batch} instead of {batch} images" if batch else "a larger batch"
@@ -156,7 +163,7 @@ def _gradient_noise(case: Case) -> Sentences:
 def _statistics(case: Case) -> Sentences:
     probe, settings = case.probes["statistics"], case.settings
     evidence = f"With moving statistics estimated anew on training batches the loss is {probe.facts['now']:.3f}: "
-    evidence += f"{probe.share:.0%} of the rise is gone."
+    evidence += f"{_part(probe.share)} of the rise is gone."
     if not np.isfinite(settings.momentum) or not settings.steps:
         return evidence, "lower BatchNormalization's momentum, or estimate its statistics anew before evaluating."
     half = np.log(0.5) / np.log(settings.momentum)
@@ -168,7 +175,7 @@ def _statistics(case: Case) -> Sentences:
 def _unexplained(case: Case) -> Sentences:
     tried = [probe for probe in case.probes.values() if probe.passes]
     best = max(tried, key=lambda probe: probe.share, default=None)
-    most = f" (most, {max(best.share, 0):.0%}: {best.name.replace('_', ' ')})" if best else ""
+    most = f" (most, {_part(best.share)}: {best.name.replace('_', ' ')})" if best else ""
     evidence = f"No single condition that was changed accounts for half of the rise{most}."
     return evidence, "compare code, data and settings of this epoch with the one before."
 

@@ -12,6 +12,8 @@ LOSS, CORRECT, GRADIENT, LOCAL_SQUARE, UPDATE = range(5)
 """Columns of a record."""
 TAIL = 20
 """Steps during which momentum may still carry an earlier gradient on (0.9^20 = 0.12)."""
+JUMP = 3.0
+"""Times as far as anywhere else in the epoch, beyond which moving statistics were lost."""
 
 
 def gradient_ratios(steps: np.ndarray, earlier: np.ndarray) -> np.ndarray:
@@ -35,6 +37,31 @@ def unexplained_lengths(steps: np.ndarray, earlier: np.ndarray) -> np.ndarray:
     gradients = np.maximum(gradient_ratios(steps, earlier), 1)
     behind = np.array([gradients[max(0, i - TAIL) : i + 1].max() for i in range(len(gradients))])
     return step_ratios(steps, earlier) / behind
+
+
+def astray(steps: np.ndarray, earlier: np.ndarray) -> float:
+    """By how many standard deviations the median loss of the last tenth of the batches, as they were trained on, lies above that
+    of earlier batches: statistics that lag do not show in it, weights that were led astray do."""
+    usual = np.median(earlier[:, LOSS])
+    deviation = 1.4826 * np.median(np.abs(earlier[:, LOSS] - usual)) + 1e-3 * usual + 1e-12
+    return float((np.median(steps[-max(len(steps) // 10, 5) :, LOSS]) - usual) / deviation)
+
+
+def jump(path: Sequence[tuple[int, Sequence[np.ndarray]]], step: int, statistics: Sequence[int]) -> float:
+    """How far the moving statistics went in the stretch of `path` (after so many steps: weights) that holds `step`, as a
+    multiple of the farthest in any other stretch: about 1 where they drift, even to a new level; 0 where that cannot be told.
+    The way back does not count: statistics that were lost come back, soon or late as their momentum is."""
+    sizes = [(i, max(float(np.linalg.norm(weights[i])) for _, weights in path) + 1e-12) for i in statistics]
+    moves: dict[bool, list[np.ndarray]] = {}
+    for (start, left), (stop, right) in itertools.pairwise(path):
+        move = np.concatenate([(right[i] - left[i]).ravel() / size for i, size in sizes] or [np.zeros(1)])
+        moves.setdefault(start <= step < stop, []).append(move)
+    if len(moves) < 2:
+        return 0.0
+    there = float(np.linalg.norm(moves[True][0]))
+    onward = moves[True][0] / (there + 1e-12)
+    elsewhere = max(float(np.linalg.norm(move - np.minimum(move @ onward, 0) * onward)) for move in moves[False])
+    return there / elsewhere if elsewhere else 0.0
 
 
 def outliers(values: np.ndarray, *, times: float = 2.0, deviations: float = 6.0) -> np.ndarray:

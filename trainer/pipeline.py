@@ -48,7 +48,9 @@ class Feed:
         if not self.resident:
             shape = (part, *self.rows.images.shape[1:])
             data = data.map(lambda *batch: (_read(self.rows, batch[0], shape), *batch[1:]))
-        batches = iter(data.prefetch(2))
+        fixed = tf.data.Options()
+        fixed.autotune.enabled = False  # there is nothing to tune, and an epoch's end would wait for the tuner: 1 to 3 s
+        batches = iter(data.prefetch(2).with_options(fixed))
         while True:
             began = time.perf_counter()
             batch = next(batches, None)

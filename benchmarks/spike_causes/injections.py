@@ -294,7 +294,7 @@ class FlippedBatches(Injection):
 
     name, cause = "batches with wrong labels", "bad_batch"
     decoy = True
-    tune, report = (2, 3, 4), (2, 3, 4)
+    tune, report = (3, 4, 6), (3, 5, 6)
     needs = HOT
 
     def begin(self, run: Run) -> None:
@@ -376,7 +376,7 @@ class Explosion(Injection):
     """The learning rate is raised so far, for good, that the network is lost."""
 
     name, cause = "explosion", "divergence"
-    tune, report = (1000, 3000, 1e5), (2000, 5000, 1e6)
+    tune, report = (3000, 1e4, 1e5), (5000, 3e4, 1e6)
     patience = 3
 
     def begin(self, run: Run) -> None:

@@ -28,7 +28,6 @@ from trainer.layers import BatchNormalization
 if TYPE_CHECKING:
     from benchmarks.spike_causes.injections import Injection
 
-IMAGES = 1400
 DROPOUT = (0.25, 0.25, 0.5)
 SETTLES = 8
 """Epochs after which the learning rate is lowered."""
@@ -106,9 +105,9 @@ ARCHITECTURES: dict[str, Callable[[tuple[int, ...], int, float], keras.Model]] =
 
 
 @lru_cache(4)
-def images(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def images(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, H, W, C] and labels int32 [N] of a data set, made once."""
-    return DATA[name](IMAGES, seed)
+    return DATA[name](count, seed)
 
 
 class Run:
@@ -116,10 +115,9 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        pixels, labels = images(config.data, config.seed)
+        pixels, labels = images(config.data, config.training + config.validation, config.seed)
         order = np.random.default_rng([config.seed, 1]).permutation(len(labels))
-        ends = np.cumsum([config.training, config.validation])
-        training, validation, _ = np.split(order, ends)
+        training, validation = np.split(order, [config.training])
         self.training = (pixels[training], labels[training])
         self.validation = (pixels[validation], labels[validation])
         """Images and labels that are evaluated. May be changed."""

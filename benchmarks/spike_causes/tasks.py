@@ -9,9 +9,11 @@ from typing import Any
 
 HEALTHY_EPOCHS = 100
 OVERFITTING_EPOCHS = 60
-SMALL: dict[str, Any] = {"training": 256, "validation": 200, "sample": 100}
+SMALL: dict[str, Any] = {"training": 512, "validation": 200, "sample": 100}
 HEALTHY: tuple[dict[str, Any], ...] = (SMALL, {**SMALL, "learning_rate": 1e-4, "settled": 1.0})
 """Config of healthy runs with even and odd seeds: the rates of the injected runs, and the question's constant one."""
+ENOUGH = {"photographs": 2400}
+"""Training images of injected runs, where 800 are too few to learn from: what a network does not know it cannot lose."""
 PAST = 18
 """Healthy epochs before an injection, and up to 3 more, by seed."""
 
@@ -32,8 +34,8 @@ class Plan:
 
 BOTH = ("question", "residual")
 PLANS = {
-    "tune": Plan(("textures", "shapes"), BOTH, (0, 1), (100, 101), "tune"),
-    "report": Plan(("photographs", "digits"), BOTH, (10, 11), tuple(range(200, 210)), "report"),
+    "tune": Plan(("textures", "shapes", "digits"), BOTH, (0, 1), (100, 101), "tune"),
+    "report": Plan(("photographs", "letters"), BOTH, (30, 31), tuple(range(300, 310)), "report"),
     "quick": Plan(("digits",), BOTH, (20,), (), "report"),
 }
 
@@ -107,7 +109,7 @@ def perform(task: Task) -> list[dict[str, Any]]:
     about: dict[str, Any] = {"data": task.data, "architecture": task.architecture, "seed": task.seed}
     if task.kind == "injection":
         kinds = {kind.__name__: kind for kind in load(task.file)}
-        run = Run(Config(**about, **dict(task.needs)))
+        run = Run(Config(**about, training=ENOUGH.get(task.data, Config.training), **dict(task.needs)))
         for _ in range(PAST + task.seed % 4):
             run.train_epoch()
         past = run.save()

@@ -240,5 +240,6 @@ def _whole(found: bytes | StoreError, size: int) -> bytes:
 
 @lru_cache(maxsize=1)
 def _opened(source: bytes) -> Store:
-    """The pickled store, once per worker process: its connections outlive a block."""
+    """The store as the driver pickled it, and Ray handed it on (nothing from a bucket is ever unpickled), once per worker process:
+    its connections outlive a block."""
     return pickle.loads(source)

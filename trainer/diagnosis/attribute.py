@@ -18,7 +18,7 @@ re-estimating them removes most of the rise, yet the steps are the cause.
     10  gradient_noise               gradients were larger from the start, and averaged weights do not show it
     11  batchnorm_statistics         re-estimated statistics remove it, and the last batches were trained on as well as ever
     12  gradient_noise               weights went to and fro; their average does not show it, and it came early
-    13  sampling_noise               as 4, where validation images come from few groups: any draw of so few may be without the rise
+    13  sampling_noise               as 5, where validation images come from few groups: any draw of so few may be without the rise
     14  overfitting                  training images do not rise with it, and validation had been climbing before
         distribution_shift           training images do not rise with it
     15  unexplained                  nothing above removes half of the rise

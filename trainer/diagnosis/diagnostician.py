@@ -220,7 +220,7 @@ class Diagnostician:
             length_at=int(lengths.argmax()),
             length_after=tuple(float(lengths[event.step :].max(initial=1.0)) for event in events),
             jumps=tuple(records.jump(scene.path, event.step, self.network.statistics) for event in events),
-            astray=records.astray(steps=scene.steps, earlier=scene.earlier),
+            astray=records.astray(scene.steps, scene.earlier),
             gradient=records.gradient_ratio(scene.steps[: len(scene.steps) // 2 + 1], scene.earlier),
             straightness=records.straightness(scene.path, trainable),
             foreign=records.foreign(scene.path, scene.steps, trainable),

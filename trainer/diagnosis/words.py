@@ -170,14 +170,14 @@ def _advice(groups: Sequence[Sequence[Diagnosis]], overfitting: Overfitting | No
     diagnoses = [diagnosis for same in groups for diagnosis in same]
     groups = sorted(groups, key=lambda same: same[-1].verdict.name in HARMLESS)  # what did harm comes first
     fine = all(d.verdict.name in HARMLESS and d.spike.outcome in ("recovered", "open") for d in diagnoses)
-    todo = []
+    advice = []
     for same in groups:
         last = same[-1]
         if last.verdict.name == "few_examples":
-            todo.append(f"look at the images of {_epochs(same)}")
+            advice.append(f"look at the images of {_epochs(same)}")
         elif last.verdict.name != "unexplained":
-            todo.append(last.verdict.remedy.partition(" (")[0].rstrip("."))
-    text = "; ".join(printable(one) for one in todo[:3])
+            advice.append(last.verdict.remedy.partition(" (")[0].rstrip("."))
+    text = "; ".join(printable(one) for one in advice[:3])
     if fine and not overfitting:
         return [f"Your model is fine; {text}."]
     if fine:

@@ -98,6 +98,13 @@ def test_few_groups_are_no_excuse():
     assert "5 groups of validation images" in ranked[1].remedy
 
 
+def test_nobody_asks_for_chance_where_a_step_was_absurdly_long():
+    """A small rise after a step 300 times too long would be called luck, and the next one break the network."""
+    spike = replace(SPIKE, error=0.3, low=-0.2, high=1.0)
+    assert attribute(case([STABLE, LINE], spike=spike, training=LONG))[0].name == "sampling_noise"
+    assert attribute(case([STABLE, LINE], spike=spike, training=replace(LONG, length=300.0)))[0].name == "overshoot"
+
+
 RESTART = Event("restart", 9, 10)
 AFTER = probe("before_event", 0.97, **RESTART.as_dict())
 

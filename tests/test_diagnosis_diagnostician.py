@@ -1,5 +1,7 @@
 """From a spike made on purpose to its name."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from tests.test_golden import SHAPE, _Rows
 from trainer import config
 from trainer.diagnosis import words
 from trainer.diagnosis.diagnostician import Diagnostician, diagnosis_from
+from trainer.diagnosis.records import Event
 from trainer.network import TrainedNetwork
 from trainer.pipeline import Feed
 from trainer.step import Group, Learner
@@ -33,7 +36,7 @@ class _Training:
     def evaluate(self) -> np.ndarray:
         return self.learner.evaluate(VALIDATION, self.labels)[0]
 
-    def epoch(self, number: int, before_evaluation=lambda: None):
+    def epoch(self, number: int, before_evaluation=lambda: None, events=()):
         marks, steps = self.diagnostician.marks(self.feed.steps), []
         self.network.begin(number)
         for batch in self.feed.batches(number):
@@ -43,7 +46,7 @@ class _Training:
             if len(steps) in marks:
                 self.diagnostician.mark(len(steps))
         sample, _ = self.learner.evaluate(np.arange(100), self.feed.rows.labels[:100])
-        return self.diagnostician.close_epoch(self.evaluate(), sample, np.array(steps), learning_rate=1e-4)
+        return self.diagnostician.close_epoch(self.evaluate(), sample, np.array(steps), learning_rate=1e-4, events=events)
 
 
 @pytest.fixture
@@ -101,3 +104,18 @@ def test_a_network_that_forgot_its_images_is_called_lost(training):
     news = [training.epoch(EPOCHS + 1 + number, destroy) for number in range(6)]
     resolved = [found.resolved for found in news if found.resolved]
     assert [diagnosis.verdict.name for diagnosis in resolved] == ["divergence"]
+
+
+@pytest.mark.parametrize(("later", "verdict"), [(1, "run_event"), (3, "overshoot")])
+def test_a_raised_learning_rate_is_remembered_for_two_epochs(training, later, verdict):
+    """Harm often comes an epoch after a warm restart, and the user would be told of long steps but not where they came from."""
+    training.epoch(EPOCHS + 1, events=[Event("learning_rate", EPOCHS + 1, 0, 1e-4, 10.0)])
+    for number in range(EPOCHS + 2, EPOCHS + 1 + later):
+        training.epoch(number)
+    facts, arrays = training.diagnostician.state()
+    training.diagnostician.restore(json.loads(json.dumps(facts)), arrays, at_epoch_end=True)
+    training.learner.optimizer.learning_rate.assign(10.0)
+    news = training.epoch(EPOCHS + 1 + later)
+    assert news.diagnosis is not None
+    assert news.diagnosis.verdict.name == verdict
+    assert (f"in epoch {EPOCHS + 1};" in news.diagnosis.verdict.evidence) == (verdict == "run_event")

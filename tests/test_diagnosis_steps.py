@@ -82,3 +82,16 @@ def test_to_and_fro_is_told_from_straight_on():
     back = [(i, [np.full(3, float(i % 2))]) for i in range(9)]
     assert records.straightness(straight, [0]) == pytest.approx(1)
     assert records.straightness(back, [0]) < 0.1
+
+
+@pytest.mark.parametrize("bad", [1, 3, 6])
+def test_bad_batches_stand_out_however_many_there_are_in_a_row(bad):
+    """Six batches with wrong labels in a row would look usual to each other, and the cause would be called anything else."""
+    usual, values = _epoch()[:, records.LOSS], _epoch()[:, records.LOSS]
+    values[40 : 40 + bad] *= 5
+    assert list(np.flatnonzero(records.outliers(values, usual))) == list(range(40, 40 + bad))
+
+
+def test_an_epoch_that_went_as_usual_has_no_outliers():
+    """Every diagnosis would look for harm in batches that did none, one pass each."""
+    assert not any(records.outliers(_epoch()[:, records.LOSS], _epoch()[:, records.LOSS]).any() for _ in range(50))

@@ -10,7 +10,7 @@ re-estimating them removes most of the rise, yet the steps are the cause.
                                      and the rise came after it; the earlier weights, evaluated today, do not show it
      4  few_examples                 without at most 2 % of the images there would be no alarm, and half of the rise is gone;
                                      steps were not too long, or the earlier weights, evaluated today, show it as well
-     5  sampling_noise               on other draws of the validation images there might be no rise
+     5  sampling_noise               on other draws of the validation images there might be no rise; steps were not far too long
      6  distribution_shift           the earlier weights, evaluated today, show the rise: the images or their preparation changed
      7  bad_batch                    batches stand out for the earlier weights too; undoing the steps from them on removes it
      8  variance_shift               dropout spoils the statistics by as much, and did not before
@@ -48,6 +48,8 @@ FEW_GROUPS = 20
 """Groups of validation images below which a draw of them says little: what explains the rise goes before chance then."""
 LONGER = 2.0
 """Times its usual length, given the gradient, beyond which a step is too long."""
+FAR_LONGER = 30.0
+"""The same, beyond which nobody would ask whether it was chance."""
 TRACE = 1.5
 """The same for steps after an event."""
 ASTRAY = 3.0
@@ -116,7 +118,7 @@ def _few_examples(case: Case) -> Claim | None:
 
 def _sampling_noise(case: Case) -> Claim | None:
     spike = case.spike
-    return None if _from_few_groups(spike) else _chance(spike)
+    return None if _from_few_groups(spike) or case.training.length >= FAR_LONGER else _chance(spike)
 
 
 def _few_groups(case: Case) -> Claim | None:

@@ -23,6 +23,8 @@ from trainer.diagnosis.suspects import suspects
 MARKS = 8
 """Times an epoch that the weights are copied."""
 RECORDS = 7
+RECENT = 2
+"""Epochs for which a learning rate that was raised is still told of: its harm may come a little later."""
 
 Predict = Callable[[Sequence[int]], dict[int, tuple[str, str, float]]]
 """Numbers of validation images -> label, prediction, probability of the prediction, now."""
@@ -73,6 +75,8 @@ class Diagnostician:
         self._samples: list[float] = []
         self._before: list[_Epoch] = []
         self._path: list[tuple[int, Weights]] = []
+        self._rate: Event | None = None
+        """The last change of the learning rate."""
 
     def marks(self, steps: int) -> frozenset[int]:
         """After how many steps of an epoch of so many `mark` wants to be called."""
@@ -109,6 +113,7 @@ class Diagnostician:
                 update.spike, causes, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
             )
             self.diagnoses.append(diagnosis)
+        self._rate = next((event for event in reversed(events) if event.kind == "learning_rate"), self._rate)
         if self.detector.ordinary[-1:] == [epoch]:
             average = probes.average(self._path) if len(self._path) > 1 else None
             weights = self._path[-1][1]
@@ -132,12 +137,14 @@ class Diagnostician:
         for number, before in enumerate(self._before):
             arrays |= {f"{number}/losses": before.losses.astype(np.float32), f"{number}/steps": before.steps}
         kept = {"detector": facts, "samples": self._samples, "before": [before.sample for before in self._before]}
-        return kept | {"diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses]}, arrays
+        rate = self._rate.as_dict() if self._rate else None
+        return kept | {"rate": rate, "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses]}, arrays
 
     def restore(self, facts: dict[str, Any], arrays: dict[str, np.ndarray], *, at_epoch_end: bool) -> None:
         """Takes a `state` over. `at_epoch_end`: the network's weights are those with which the last epoch ended."""
         self.detector.restore(facts["detector"], arrays["recent"])
         self._samples = list(facts["samples"])
+        self._rate = Event(**facts["rate"]) if facts.get("rate") else None
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
         self._before = [
             _Epoch(arrays[f"{number}/losses"].astype(float), sample, arrays[f"{number}/steps"])
@@ -181,6 +188,8 @@ class Diagnostician:
         predict: Predict | None,
     ) -> Case:
         """Everything that attribution is to know, probes included."""
+        if self._rate and spike.epoch - self._rate.epoch <= RECENT:
+            events = [*events, replace(self._rate, step=0)]
         settings = replace(self._settings, learning_rate=learning_rate, steps=len(steps))
         self._settings = settings
         case = Case(spike, settings=settings, events=events, keys=self._keys, overfitting=self.overfitting)

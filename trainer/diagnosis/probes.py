@@ -282,7 +282,7 @@ def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
     share is what undoing the stretch of steps from them on removes. One pass."""
     network = scene.network
     window = list(range(max(0, first - records.TAIL), last))
-    flagged = records.outliers(scene.steps[:, records.LOSS]) | records.outliers(scene.steps[:, records.GRADIENT])
+    flagged = np.any([records.outliers(scene.steps[:, k], scene.earlier[:, k]) for k in (records.LOSS, records.GRADIENT)], 0)
     suspects = {i for i in window if flagged[i]}
     network.assign(scene.reference)
     others = [int(i) for i in np.linspace(0, len(scene.steps) - 1, 4 * COMPARED) if not flagged[int(i)]]
@@ -297,7 +297,7 @@ def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
     usual = [float(network.batch_losses(i).mean()) for i in dict.fromkeys(others) if i not in odd | suspects][:COMPARED]
     each = {i: network.batch_losses(i) for i in chosen[:6]}
     losses = {i: float(values.mean()) for i, values in each.items()}
-    limit = 2 * max(usual, default=np.inf) if usual else np.inf
+    limit = max(2 * max(usual, default=np.inf), np.quantile(scene.earlier[:, records.LOSS], 0.99))
     bad = sorted(i for i in losses if i in odd or losses[i] > limit)
     if not bad:
         return None

@@ -93,7 +93,8 @@ def _event(case: Case, event: Event | None) -> Sentences:
         evidence = f"Between steps {start} and {stop} the weights moved {excess:.3g} farther than these steps are long."
         return evidence, "find what else writes the weights: a restore, a callback, another process, faulty memory."
     told, remedy = _told(event)
-    evidence = f"{told} before step {event.step + 1} of the epoch; {_part(case.share('before_event'))} of the rise came after"
+    when = f"before step {event.step + 1} of the epoch" if event.epoch == case.spike.epoch else f"in epoch {event.epoch}"
+    evidence = f"{told} {when}; {_part(case.share('before_event'))} of the rise came after"
     number = list(case.events).index(event)
     if (longer := case.training.length_after[number]) >= 1.5:
         evidence += f", with steps up to {longer:.1f} times as long as their gradients explain"

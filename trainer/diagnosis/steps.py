@@ -64,15 +64,22 @@ def jump(path: Sequence[tuple[int, Sequence[np.ndarray]]], step: int, statistics
     return there / elsewhere if elsewhere else 0.0
 
 
-def outliers(values: np.ndarray, *, times: float = 2.0, deviations: float = 6.0) -> np.ndarray:
-    """Which values [s] stand out upwards from those around them: by so many standard deviations, and by so many times."""
+def outliers(values: np.ndarray, earlier: np.ndarray, *, times: float = 2.0, deviations: float = 6.0) -> np.ndarray:
+    """Which values [s] stand out upwards, by so many standard deviations and so many times, from those around them or, since bad
+    batches may be most of those around each other, from those [e] of the epochs before, whichever are lower. Where most of the
+    epoch is above the epochs before, it is not single batches that are unusual."""
     if len(values) < 5:
         return np.zeros(len(values), bool)
+
+    def above(around: np.ndarray) -> np.ndarray:
+        deviation = 1.4826 * np.nanmedian(np.abs(values - around)) + 1e-12
+        with np.errstate(invalid="ignore"):
+            return ~np.isfinite(values) | ((values - around > deviations * deviation) & (values > times * around))
+
     padded = np.pad(values, 5, mode="reflect") if len(values) > 5 else values
     around = np.array([np.nanmedian(padded[i : i + 11]) for i in range(len(values))])
-    deviation = 1.4826 * np.nanmedian(np.abs(values - around)) + 1e-12
-    with np.errstate(invalid="ignore"):
-        return ~np.isfinite(values) | ((values - around > deviations * deviation) & (values > times * around))
+    found = above(np.fmin(around, np.nanmedian(earlier) if len(earlier) else np.inf))
+    return found if found.mean() <= 0.5 else above(around)
 
 
 def foreign(

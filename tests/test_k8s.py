@@ -207,6 +207,13 @@ def test_rayjob_head_takes_no_gpu():
     assert "nvidia.com/gpu" not in head["resources"]["limits"]
 
 
+def test_rayjob_head_is_found():
+    """KubeRay would wait for a port named dashboard for ever, and never start the driver."""
+    head = _main("local", "rayjob")["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in head["ports"]}
+    assert ports == {"metrics": 9400, "gcs-server": 6379, "dashboard": 8265}
+
+
 def test_kueue():
     """Kueue would not know the run, or pods would start before it admits them."""
     for shape in manifests.SHAPES:

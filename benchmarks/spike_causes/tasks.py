@@ -12,7 +12,7 @@ OVERFITTING_EPOCHS = 60
 SMALL: dict[str, Any] = {"training": 512, "validation": 200, "sample": 100}
 HEALTHY: tuple[dict[str, Any], ...] = (SMALL, {**SMALL, "learning_rate": 1e-4, "settled": 1.0})
 """Config of healthy runs with even and odd seeds: the rates of the injected runs, and the question's constant one."""
-ENOUGH = {"photographs": 2400}
+ENOUGH = {"photographs": 2400, "letters": 2400}
 """Training images of injected runs, where 800 are too few to learn from: what a network does not know it cannot lose."""
 PAST = 18
 """Healthy epochs before an injection, and up to 3 more, by seed."""

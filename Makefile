@@ -39,11 +39,11 @@ train: $(READY) ## train: make train CONFIG=jobs/configs/question.toml SET="data
 
 test: $(READY) lint ## lint, unit tests, then the tests with real components
 	@command -v prometheus >/dev/null || echo "no prometheus on this machine: its tests are left out (Debian: apt install prometheus)"
-	$(BIN)/python -m pytest -m "not integration"
+	$(BIN)/python -m pytest -n 2 -m "not integration"
 	$(BIN)/python -m pytest -m "integration $$(command -v prometheus >/dev/null || echo 'and not prometheus')"
 
 unit: $(READY) ## the fast tests alone
-	$(BIN)/python -m pytest -m "not integration"
+	$(BIN)/python -m pytest -n 2 -m "not integration"
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -161,7 +161,7 @@ def test_pods_agree_with_the_program(objects):
         if container["name"] == "submitter":
             continue
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-        assert ports == {"metrics": SETTINGS.metrics.port, "ray": pod.PORT}
+        assert ports.items() >= {"metrics": SETTINGS.metrics.port, "gcs-server": pod.PORT}.items()
         assert mounts["config"] == str(Path(pod.CONFIG).parent)
         environment = {variable["name"] for variable in container["env"]}
         assert set(re.findall(r'_environment\("(\w+)"\)', Path(pod.__file__).read_text())) - {"JOB_COMPLETION_INDEX"} <= environment

@@ -1,6 +1,6 @@
 """How often is the named cause right? Runs with one injected cause each, and healthy ones; prints JSON.
 
-    python -m benchmarks.spike_causes                          the reporting set: some two hours of one core
+    python -m benchmarks.spike_causes                          the reporting set: about an hour on two cores
     python -m benchmarks.spike_causes --quick                  a small part of it: minutes
     python -m benchmarks.spike_causes --set tune               the set that thresholds were tuned on
     python -m benchmarks.spike_causes --injections my_file.py  your own injections (see README.md) instead

@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.diagnosis import sentences
+from trainer.diagnosis.detect import FEW_GROUPS
 from trainer.diagnosis.records import Case, Cause, Event, Probe, Spike
 from trainer.diagnosis.steps import JUMP
 
@@ -44,8 +45,6 @@ make on an accelerator."""
 CERTAIN = 3.3
 """Standard errors of the rise below which it may be chance: an alarm is the worst of up to 100 epochs, and chance alone makes
 one of so many in 5 % of runs."""
-FEW_GROUPS = 20
-"""Groups of validation images below which a draw of them says little: what explains the rise goes before chance then."""
 LONGER = 2.0
 """Times its usual length, given the gradient, beyond which a step is too long."""
 FAR_LONGER = 30.0

@@ -39,6 +39,8 @@ REFERENCES = 3
 """Ordinary epochs before a spike whose mean loss of each image is what its rise is measured against."""
 FEW = 0.02
 """Share of the validation images that counts as a few."""
+FEW_GROUPS = 20
+"""Groups of validation images below which a draw of them says little: what explains the rise goes before chance then."""
 RESAMPLES = 1000
 
 Values = np.ndarray | float

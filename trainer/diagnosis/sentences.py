@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from trainer.diagnosis.detect import FEW_GROUPS
 from trainer.diagnosis.records import Case, Event
 from trainer.diagnosis.steps import JUMP
 from trainer.diagnosis.suspects import look, suspects
@@ -63,8 +64,10 @@ def _sampling_noise(case: Case) -> Sentences:
     grouped = spike.groups is not None and spike.groups < spike.images
     count, what = (spike.groups, "groups of validation images") if grouped else (spike.images, "validation images")
     assert count is not None
-    needed = max(round(count * (1.96 * spike.error / CHANGE) ** 2, -1), 10)
     evidence = f"On other draws of {count} {what} the rise would lie between {spike.low:.3f} and {spike.high:.3f}."
+    if grouped and count < FEW_GROUPS:  # too few even to say how many would do
+        return evidence, f"there are {count} {what}, and one of them makes the mean: take them from {FEW_GROUPS} or more."
+    needed = max(round(count * (1.96 * spike.error / CHANGE) ** 2, -1), 10)
     return evidence, f"there are {count} {what}: about {needed:,.0f} are needed to see a change of {CHANGE}."
 
 

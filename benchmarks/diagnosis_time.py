@@ -1,4 +1,4 @@
-"""What the diagnosis costs in epochs without a spike, as a share of the rest of the run, by steps an epoch. Two minutes; prints JSON.
+"""What the diagnosis costs in epochs without a spike, as a share of the rest of the run, by steps an epoch. Prints JSON in minutes.
 
     python -m benchmarks.diagnosis_time
 

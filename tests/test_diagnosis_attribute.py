@@ -91,11 +91,13 @@ def test_few_groups_are_no_excuse():
     """On validation images from five photographs every spike would be chance, and lagging statistics never be named."""
     spike = replace(SPIKE, error=0.3, low=-0.2, high=1.0)
     assert attribute(case([STABLE, STATISTICS], spike=spike))[0].name == "sampling_noise"
-    few = replace(spike, groups=5)
+    few = replace(spike, groups=5, group="rocket", group_share=0.8)
     ranked = attribute(case([STABLE, STATISTICS], spike=few))
     assert [cause.name for cause in ranked] == ["batchnorm_statistics", "sampling_noise"]
     assert attribute(case([STABLE], spike=few))[0].name == "sampling_noise"
-    assert "there are 5 groups of validation images, and one of them makes the mean: take them from 20 or more" in ranked[1].remedy
+    assert "80% of it comes from the images of rocket" in ranked[1].evidence
+    assert "only 5 groups of validation images" in ranked[1].remedy
+    assert "take 20 or more" in ranked[1].remedy
 
 
 def test_nobody_asks_for_chance_where_a_step_was_absurdly_long():

@@ -97,6 +97,19 @@ def test_images_of_one_source_count_as_one():
     assert unnamed == pytest.approx(alone, rel=0.1)
 
 
+def test_the_group_that_rose_most_is_named():
+    """Who is told that five photographs are too few asks which of them it was."""
+    change, groups = np.repeat([0.1, 3.0, -0.1], 4), [name for name in ("cat", "rocket", "moon") for _ in range(4)]
+    assert Resampler(12, groups).largest(change) == ("rocket", pytest.approx(1.0))
+    assert Resampler(12).largest(change)[0] is None
+    detector = Detector(groups)
+    for loss in (0.5, 0.5, 0.5):
+        detector.update(np.full(12, loss))
+    spike = detector.update(0.5 + change).spike
+    assert spike is not None
+    assert (spike.groups, spike.group, spike.group_share) == (3, "rocket", pytest.approx(1.0))
+
+
 @pytest.mark.parametrize(
     ("after", "outcome", "when"),
     [

@@ -41,6 +41,7 @@ def test_two_servers_at_once_and_data_that_stays(tmp_path: Path, monkeypatch: py
 def test_the_server_ends_with_its_starter(tmp_path: Path, signal_number: int) -> None:
     """Servers would pile up on the machine after every interrupted run."""
     command = [sys.executable, "-m", "jobs.object_store", "--folder", str(tmp_path / "data")]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background job it is ignored, in all that it starts too
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         lines = [starter.stdout.readline().strip() for _ in range(5)]

@@ -90,16 +90,24 @@ class Resampler:
 
     def __init__(self, images: int, groups: Sequence[Hashable] | None = None, resamples: int = RESAMPLES) -> None:
         """`groups` [n]: images with equal ones are drawn together; those with None or "" are drawn alone."""
-        numbers: dict[Hashable, int] = {}
+        numbers: dict[tuple[Hashable, int], int] = {}
         keys = [(g, i if g in (None, "") else -1) for i, g in enumerate(groups or [None] * images)]
         self._members = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
         self.groups = count = len(numbers)
+        self._names = [name for name, _ in numbers]
         self._weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples).astype(np.float32)
         self._sizes = self._weights @ np.bincount(self._members).astype(np.float32)
 
     def means(self, values: np.ndarray) -> np.ndarray:
         """[n] -> its mean in each draw [r]."""
         return (self._weights @ np.bincount(self._members, values)) / self._sizes
+
+    def largest(self, values: np.ndarray) -> tuple[str | None, float]:
+        """The group with the largest sum of values [n], and its part of the sum of all; no name where images are drawn alone."""
+        sums = np.bincount(self._members, values)
+        number = int(np.argmax(sums))
+        name = self._names[number]
+        return None if name in (None, "") else str(name), float(sums[number] / sums.sum())
 
 
 class Update(NamedTuple):
@@ -208,7 +216,9 @@ class Detector:
         resampler = self.resampler(len(losses))
         draws = rise + resampler.means(change) - change.mean()
         low, high = (float(value) for value in np.quantile(draws, [0.025, 0.975]))
-        return replace(spike, rise=rise, low=low, high=high, error=float(draws.std()), groups=resampler.groups)
+        group, part = resampler.largest(change)
+        spike = replace(spike, groups=resampler.groups, group=group, group_share=part)
+        return replace(spike, rise=rise, low=low, high=high, error=float(draws.std()))
 
     def _outcome(self, spike: Spike, now: Spike | None, lost: bool | None) -> Outcome:
         if now is None:

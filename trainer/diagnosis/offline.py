@@ -8,6 +8,7 @@ Shapes: n validation examples, k batches.
 
 import time
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -56,6 +57,8 @@ def explain(
     limit = float(threshold(baseline, 0.0))
     error = float(draws.std())
     spike = Spike(epoch, float(now.mean()), baseline, 0.0, limit, rise, low, high, error, len(now), groups=resampler.groups)
+    group, part = resampler.largest(now - before)
+    spike = replace(spike, group=group, group_share=part)
     scene = Scene(
         network=None,  # type: ignore[arg-type]  # the losses alone do not need one
         spike=spike,

@@ -56,6 +56,10 @@ class Spike:
     outcome_epoch: int | None = None
     groups: int | None = None
     """Of images that are drawn together; n where each is drawn for itself. None: not known."""
+    group: str | None = None
+    """The group whose images' losses rose most, in sum; None where images are drawn for themselves."""
+    group_share: float = 0.0
+    """Its part of the rise of all images; above 1 where others fell."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

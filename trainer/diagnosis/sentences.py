@@ -64,9 +64,12 @@ def _sampling_noise(case: Case) -> Sentences:
     grouped = spike.groups is not None and spike.groups < spike.images
     count, what = (spike.groups, "groups of validation images") if grouped else (spike.images, "validation images")
     assert count is not None
-    evidence = f"On other draws of {count} {what} the rise would lie between {spike.low:.3f} and {spike.high:.3f}."
+    evidence = f"On other draws of {count} {what} the rise would lie between {spike.low:.3f} and {spike.high:.3f}"
+    if spike.group is not None and spike.group_share >= 0.5:
+        evidence += f"; {_part(spike.group_share)} of it comes from the images of {spike.group}"
+    evidence += "."
     if grouped and count < FEW_GROUPS:  # too few even to say how many would do
-        return evidence, f"there are {count} {what}, and one of them makes the mean: take them from {FEW_GROUPS} or more."
+        return evidence, f"there are only {count} {what}, so that one of them can move the mean: take {FEW_GROUPS} or more."
     needed = max(round(count * (1.96 * spike.error / CHANGE) ** 2, -1), 10)
     return evidence, f"there are {count} {what}: about {needed:,.0f} are needed to see a change of {CHANGE}."
 

@@ -49,9 +49,9 @@ def render(overlay: str, shape: str) -> list[Manifest]:
 
 
 def fit(objects: list[Manifest], settings: config.Config, run: str, image: str, secret: str | None) -> list[Manifest]:
-    """The objects of this run; the Job or RayJob is first, as `owner` expects. Raises KubernetesError."""
+    """The objects of this run; the Job or RayJob is last, because its pods need the others. Raises KubernetesError."""
     fitted: list[Manifest] = _rename(objects, run)
-    fitted.sort(key=lambda found: found["kind"] not in SHAPES.values())
+    fitted.sort(key=lambda found: found["kind"] in SHAPES.values())
     main = owner(fitted)
     if main["kind"] == "RayJob" and len(main["metadata"]["name"]) > LONGEST_RAYJOB:
         most = LONGEST_RAYJOB - len(object_name(""))
@@ -73,14 +73,14 @@ def fit(objects: list[Manifest], settings: config.Config, run: str, image: str, 
 
 def owner(objects: list[Manifest]) -> Manifest:
     """The Job or RayJob, which owns the others."""
-    return objects[0]
+    return objects[-1]
 
 
 def owned(objects: list[Manifest], uid: str) -> list[Manifest]:
     """All but the owner, owned by it: they go when it goes, whoever deletes it."""
     main = owner(objects)
     reference = {"apiVersion": main["apiVersion"], "kind": main["kind"], "name": main["metadata"]["name"], "uid": uid}
-    return [{**found, "metadata": {**found["metadata"], "ownerReferences": [reference]}} for found in objects[1:]]
+    return [{**found, "metadata": {**found["metadata"], "ownerReferences": [reference]}} for found in objects[:-1]]
 
 
 def containers(main: Manifest) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ def test_object_store_valid():
 
 def test_restricted(objects):
     """A namespace that enforces Pod Security "restricted" would take no pod of the run."""
-    for spec in [*_pods(objects[0]), *_pods(_deployment())]:
+    for spec in [*_pods(objects[-1]), *_pods(_deployment())]:
         assert spec["securityContext"]["runAsNonRoot"]
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec["automountServiceAccountToken"] is False
@@ -118,7 +118,7 @@ def test_nothing_of_the_template_is_left(objects):
     """Two runs would share an object, or a pod would look for an image that nobody has built."""
     text = json.dumps(objects)
     assert manifests.STANDS_FOR_RUN not in text
-    assert {container["image"] for container in manifests.containers(objects[0])} == {"registry.example/spikewise:1"}
+    assert {container["image"] for container in manifests.containers(objects[-1])} == {"registry.example/spikewise:1"}
     for found in objects:
         assert found["metadata"]["name"] == "run-first"
         assert found["metadata"]["labels"][manifests.LABEL] == "first"
@@ -127,8 +127,8 @@ def test_nothing_of_the_template_is_left(objects):
 def test_every_pod_is_labelled(objects):
     """Metrics, network policy, status and cancel find pods by these labels."""
     labels = {manifests.LABEL: "first", "app.kubernetes.io/name": "spikewise"}
-    templates = _templates(objects[0]["spec"])
-    assert len(templates) == len(_pods(objects[0]))
+    templates = _templates(objects[-1]["spec"])
+    assert len(templates) == len(_pods(objects[-1]))
     for template in templates:
         assert labels.items() <= template["metadata"]["labels"].items()
 
@@ -143,8 +143,8 @@ def _templates(value: Any) -> list[dict[str, Any]]:
 
 def test_workers(objects):
     """The driver would wait for pods that nobody starts."""
-    spec = objects[0]["spec"]
-    if objects[0]["kind"] == "Job":
+    spec = objects[-1]["spec"]
+    if objects[-1]["kind"] == "Job":
         assert (spec["completions"], spec["parallelism"]) == (4, 4)
     else:
         (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
@@ -154,7 +154,7 @@ def test_workers(objects):
 
 def test_pods_agree_with_the_program(objects):
     """A pod would start without its configuration, its ports or its scratch space."""
-    for spec in _pods(objects[0]):
+    for spec in _pods(objects[-1]):
         (container,) = spec["containers"]
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         assert mounts.keys() == {volume["name"] for volume in spec["volumes"]}
@@ -175,7 +175,7 @@ def test_pods_agree_with_the_program(objects):
 
 def test_time_to_save(objects):
     """A pod would be killed before the checkpoint is saved."""
-    for spec in _pods(objects[0]):
+    for spec in _pods(objects[-1]):
         for variable in spec["containers"][0]["env"]:
             if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S":
                 assert float(variable["value"]) + 10 <= spec["terminationGracePeriodSeconds"]
@@ -185,7 +185,7 @@ def test_ray_knows_its_settings(objects):
     """A new version of Ray would drain no node, or take half a minute to notice."""
     package = Path(importlib.util.find_spec("ray").origin).parent
     constants = "".join((package / file).read_text() for file in ("_private/ray_constants.py", "train/v2/_internal/constants.py"))
-    for container in manifests.containers(objects[0]):
+    for container in manifests.containers(objects[-1]):
         for variable in container["env"]:
             assert not variable["name"].startswith("RAY_") or f'"{variable["name"]}"' in constants
 

@@ -51,16 +51,17 @@ def status(kubectl: Kubectl, run: str, watch: Watch) -> int:
     """Prints how the run is. Returns 0, or the code of a run that failed."""
     main, found = watch.look()
     say(f"run {run} in namespace {kubectl.namespace} of context {kubectl.context}, since {main['metadata']['creationTimestamp']}")
-    say(pods.summary(main, found))
-    ended = pods.end(main, found)
-    head = pods.head_pod(main, found)
-    if ended:
+    if ended := pods.end(main, found):
+        say(pods.summary(main, found))
         say(f"{'failed: ' * bool(ended.code)}{ended.line}")
-    elif head and pods.has_started(head):
+        return ended.code
+    say(pods.summary(main, found, watch.refusal(main, found)))
+    head = pods.head_pod(main, found)
+    if head and pods.has_started(head):
         say(progress(_metrics(kubectl, head)))
-    if reason := pods.trouble(found):
-        say(reason)
-    return ended.code if ended else 0
+    for line in pods.losses(found):
+        say(line)
+    return 0
 
 
 def cancel(kubectl: Kubectl, run: str, watch: Watch) -> None:

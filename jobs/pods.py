@@ -10,8 +10,11 @@ from typing import Any
 from jobs.kubernetes import Manifest
 
 INDEX = "batch.kubernetes.io/job-completion-index"
+SAID_CODES = (1, 2)
+"""Exit codes of jobs.train for a run that failed and for what a user has to mend; k8s/job ends the Job on them."""
 _NOT_PULLABLE = {"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 _NOT_CREATABLE = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+_REFUSED = {"FailedCreate", "FailedToCreateWorkerPod", "FailedToCreateHeadPod"}
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,31 @@ def has_started(pod: Manifest) -> bool:
     return any("running" in status["state"] or "terminated" in status["state"] for status in _statuses(pod))
 
 
-def summary(main: Manifest, pods: list[Manifest]) -> str:
-    """One line: how many pods are where, and why those that wait do."""
+def missing(main: Manifest, pods: list[Manifest]) -> bool:
+    """Whether the cluster has made fewer pods than the run needs."""
+    there = sum(_place(pod) not in ("ending", "failed", "succeeded") for pod in pods)
+    return not main["spec"].get("suspend") and there < _wanted(main)
+
+
+def all_run(main: Manifest, pods: list[Manifest]) -> bool:
+    return sum(_place(pod) == "running" for pod in pods) >= _wanted(main)
+
+
+def _wanted(main: Manifest) -> int:
+    """Pods that have to run; of a RayJob without the submitter, which comes after them."""
+    if main["kind"] == "Job":
+        return main["spec"]["parallelism"]
+    return 1 + sum(group["replicas"] for group in main["spec"]["rayClusterSpec"]["workerGroupSpecs"])
+
+
+def summary(main: Manifest, pods: list[Manifest], refused: str | None = None) -> str:
+    """One line: how many pods are where, and why those that wait do. `refused`: why some are not made."""
     if main["spec"].get("suspend"):
         queue = _labels(main).get("kueue.x-k8s.io/queue-name")
         return f"suspended: waiting in Kueue's queue {queue}" if queue else "suspended"
     counts = Counter(_place(pod) for pod in pods)
     line = ", ".join(f"{count} {place}" for place, count in sorted(counts.items())) or "none yet"
-    waiting = unschedulable(pods)
+    waiting = unschedulable(pods) or not_pullable(pods) or not_creatable(pods) or (refused and f"more are not made: {refused}")
     return f"pods: {line}" + (f" ({waiting})" if waiting else "")
 
 
@@ -63,28 +83,45 @@ def unschedulable(pods: list[Manifest]) -> str | None:
     return None
 
 
-def trouble(pods: list[Manifest]) -> str | None:
-    """What keeps a pod from starting for good, with the way out."""
+def not_pullable(pods: list[Manifest]) -> str | None:
+    """Whose image no node gets, with the way out."""
     for pod in pods:
         for status in _statuses(pod):
-            waiting = status["state"].get("waiting", {})
-            reason, message = waiting.get("reason"), " ".join(waiting.get("message", "").split())
+            reason, message = _waits(status)
             if reason in _NOT_PULLABLE:
                 return (
                     f"image {status['image']} cannot be pulled: push it where the nodes can reach it and name it with IMAGE=, "
                     f"or give the ServiceAccount its imagePullSecrets ({reason}: {message or 'no such image on the node'})"
                 )
+    return None
+
+
+def not_creatable(pods: list[Manifest]) -> str | None:
+    """Which pod's container the node does not start, and why; under load it may go by itself."""
+    for pod in pods:
+        for status in _statuses(pod):
+            reason, message = _waits(status)
             if reason in _NOT_CREATABLE:
                 return f"pod {_name(pod)} cannot start: {message} ({reason})"
     return None
 
 
-def refusal(events: list[Manifest]) -> str | None:
-    """Why no pod is made: a quota, a limit, the namespace's Pod Security."""
-    refused = [
-        event for event in events if event.get("reason") in ("FailedCreate", "FailedToCreateWorkerPod", "FailedToCreateHeadPod")
-    ]
-    return " ".join(refused[-1]["message"].split()) if refused else None
+def refusal(main: Manifest, events: list[Manifest]) -> str | None:
+    """Why no more pods are made: a quota, a limit, the namespace's Pod Security."""
+    ray_cluster = main.get("status", {}).get("rayClusterName")
+    refused = []
+    for event in events:
+        about = event["involvedObject"]
+        of_this_run = about.get("uid") == main["metadata"]["uid"] or (ray_cluster and about.get("name") == ray_cluster)
+        if event.get("reason") in _REFUSED and of_this_run:
+            refused.append(event)
+    newest = max(refused, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", default=None)
+    return " ".join(newest["message"].split()) if newest else None
+
+
+def losses(pods: list[Manifest]) -> list[str]:
+    """A line for each pod that ran out of memory or was evicted, the newest first."""
+    return [line for pod in sorted(pods, key=_created, reverse=True) if (line := _loss(pod))]
 
 
 def end(main: Manifest, pods: list[Manifest]) -> End | None:
@@ -101,7 +138,17 @@ def _end_of_job(main: Manifest, pods: list[Manifest]) -> End | None:
     failed = conditions["Failed"]
     if failed["reason"] == "DeadlineExceeded":
         return _deadline(main)
-    return _out_of_memory(pods) or _of_driver(driver_pod(main, pods)) or End(1, f"{failed.get('message', failed['reason'])}")
+    if failed["reason"] == "PodFailurePolicy":
+        ended = [pod for pod in pods if _exit_code(pod) in SAID_CODES]
+        return _of_exit(max(ended, key=_created, default=None)) or End(1, _said_by(failed))
+    # An index has lost its pod too often. What happened to pods that were replaced since is not the cause.
+    newest = {_labels(pod).get(INDEX): pod for pod in sorted(pods, key=_created)}
+    lost = losses(list(newest.values()))
+    return End(1, lost[0]) if lost else _of_exit(newest.get("0")) or End(1, _said_by(failed))
+
+
+def _said_by(condition: dict[str, Any]) -> str:
+    return condition.get("message") or condition["reason"]
 
 
 def _end_of_rayjob(main: Manifest, pods: list[Manifest]) -> End | None:
@@ -113,7 +160,7 @@ def _end_of_rayjob(main: Manifest, pods: list[Manifest]) -> End | None:
             if status.get("reason") == "DeadlineExceeded":
                 return _deadline(main)
             said = " ".join(status.get("message", "").split())
-            return _out_of_memory(pods) or End(1, said or status.get("reason") or "failed")
+            return End(1, next(iter(losses(pods)), said or status.get("reason") or "failed"))
     return None
 
 
@@ -122,35 +169,45 @@ def _deadline(main: Manifest) -> End:
     return End(1, f"not done after {seconds} s (activeDeadlineSeconds): submit it again under its name to go on, or raise that")
 
 
-def _out_of_memory(pods: list[Manifest]) -> End | None:
-    for pod in sorted(pods, key=_created, reverse=True):
-        for status in _statuses(pod):
-            if _terminated(status).get("reason") == "OOMKilled":
-                limit = pod["spec"]["containers"][0]["resources"].get("limits", {}).get("memory", "the node's memory")
-                return End(
-                    1, f"out of memory: pod {_name(pod)} needed more than {limit}: raise resources.limits.memory in the overlay"
-                )
-        if pod["status"].get("reason") == "Evicted":
-            return End(1, f"pod {_name(pod)} was evicted: {pod['status'].get('message', '')}")
+def _loss(pod: Manifest) -> str | None:
+    if any(_terminated(status).get("reason") == "OOMKilled" for status in _statuses(pod)):
+        limit = pod["spec"]["containers"][0]["resources"].get("limits", {}).get("memory", "the node's memory")
+        return f"out of memory: pod {_name(pod)} needed more than {limit}: raise resources.limits.memory in the overlay"
+    if pod["status"].get("reason") == "Evicted":
+        return f"pod {_name(pod)} was evicted: {pod['status'].get('message', '')}"
     return None
 
 
-def _of_driver(pod: Manifest | None) -> End | None:
-    for status in _statuses(pod) if pod else ():
-        if code := _terminated(status).get("exitCode"):
-            return End(code, f"the driver ended with exit code {code}; why is in its log: make logs")
-    return None
+def _of_exit(pod: Manifest | None) -> End | None:
+    """What the exit code of a pod's own program says; None if it was ended from outside."""
+    code = _exit_code(pod) if pod else None
+    if pod is None or not code or code > 128:
+        return None
+    who, log = (
+        ("the driver", "make logs") if _labels(pod).get(INDEX) == "0" else (f"pod {_name(pod)}", f"kubectl logs {_name(pod)}")
+    )
+    return End(code if code in SAID_CODES else 1, f"{who} ended with exit code {code}; why is in its log: {log}")
+
+
+def _exit_code(pod: Manifest) -> int | None:
+    return next((_terminated(status).get("exitCode") for status in _statuses(pod)), None)
 
 
 def _terminated(status: dict[str, Any]) -> dict[str, Any]:
     return status["state"].get("terminated") or status.get("lastState", {}).get("terminated") or {}
 
 
+def _waits(status: dict[str, Any]) -> tuple[str | None, str]:
+    """Why a container waits: the reason and the message."""
+    waiting = status["state"].get("waiting", {})
+    return waiting.get("reason"), " ".join(waiting.get("message", "").split())
+
+
 def _place(pod: Manifest) -> str:
     if "deletionTimestamp" in pod["metadata"]:
         return "ending"
     for status in _statuses(pod):
-        reason = status["state"].get("waiting", {}).get("reason")
+        reason, _ = _waits(status)
         if reason:
             return "starting" if reason in ("ContainerCreating", "PodInitializing") else f"waiting: {reason}"
     return pod["status"]["phase"].lower()

@@ -1,7 +1,7 @@
 """A run on a cluster, watched: its pods in a line whenever something changes, the driver's log as it comes, the end.
 
-Owns: how long an odd state is borne before the run is given up: a pod that finds no node for launch.start_timeout, an image that
-cannot be pulled, a RayJob on which nobody acts.
+Owns: how long an odd state is borne before a run that is starting is given up: a pod that finds no node or is not made for
+launch.start_timeout, an image that cannot be pulled, a RayJob on which nobody acts. A run is not given up once all its pods ran.
 """
 
 import time
@@ -17,7 +17,9 @@ UNREACHABLE_SECONDS = 120.0
 UNMANAGED_SECONDS = 30.0
 """After which a RayJob without any status has no operator."""
 UNMADE_SECONDS = 10.0
-"""After which a refusal to make pods counts; a controller tries again by itself."""
+"""After which a refusal to make any pod counts; a controller tries again by itself."""
+UNCREATED_SECONDS = 60.0
+"""After which a container that cannot be started counts; the kubelet tries again by itself."""
 
 
 class StartError(KubernetesError):
@@ -32,13 +34,24 @@ class Watch:
         self._say = say
         self._log = Log(kubectl, say)
         self._said = ""
-        self._wanting: float | None = None
+        self._lost: set[str] = set()
+        self._started = False
+        self._since: dict[str, float] = {}
 
     def look(self) -> tuple[Manifest, list[Manifest]]:
         """The run's main object and its pods, now. Raises KubernetesError when there is none."""
         main = self._kubectl.get(self._kind, object_name(self._run))
         found = self._kubectl.get("pods", "-l", f"{LABEL}={self._run}")["items"]
         return main, found
+
+    def refusal(self, main: Manifest, found: list[Manifest]) -> str | None:
+        """Why the cluster makes fewer pods than the run needs, as far as it says."""
+        if not pods.missing(main, found):
+            return None
+        try:
+            return pods.refusal(main, self._kubectl.get("events")["items"])
+        except KubernetesError:  # without that right, or in time, the pods themselves have to tell
+            return None
 
     def until_end(self, start_timeout: float) -> pods.End:
         """Tells how the run goes until it ends. Raises StartError, and KubernetesError when the cluster or the run is gone."""
@@ -57,11 +70,15 @@ class Watch:
                     ) from None
                 time.sleep(POLL_SECONDS)
                 continue
-            self._tell(main, found)
-            if end := pods.end(main, found):
+            end = pods.end(main, found)
+            refused = None if end else self.refusal(main, found)
+            self._tell(main, found, refused)
+            if end:
                 self._log.finish(10)
                 return end
-            self._check_start(main, found, start_timeout, heard - began)
+            self._started |= pods.all_run(main, found)
+            if not self._started:
+                self._check_start(main, found, refused, start_timeout, heard - began)
             time.sleep(POLL_SECONDS)
 
     def follow_log(self) -> None:
@@ -74,36 +91,43 @@ class Watch:
         """Waits for the last lines of the log, at most so long."""
         self._log.finish(seconds)
 
-    def _tell(self, main: Manifest, found: list[Manifest]) -> None:
-        line = pods.summary(main, found)
+    def _tell(self, main: Manifest, found: list[Manifest], refused: str | None) -> None:
+        line = pods.summary(main, found, refused)
         if line != self._said:
             self._said = line
             self._say(line)
+        for lost in pods.losses(found):
+            if lost not in self._lost:
+                self._lost.add(lost)
+                self._say(lost)
         driver = pods.driver_pod(main, found)
         if driver and pods.has_started(driver):
             self._log.follow(driver)
 
-    def _check_start(self, main: Manifest, found: list[Manifest], start_timeout: float, age: float) -> None:
-        if reason := pods.trouble(found):
+    def _check_start(self, main: Manifest, found: list[Manifest], refused: str | None, start_timeout: float, age: float) -> None:
+        """Raises StartError for what will not get better by itself."""
+        if reason := pods.not_pullable(found):
+            raise StartError(reason)
+        reason = pods.not_creatable(found)
+        if self._lasts("not created", reason) > UNCREATED_SECONDS:
             raise StartError(reason)
         if self._kind == "rayjob" and not main.get("status", {}).get("jobDeploymentStatus") and age > UNMANAGED_SECONDS:
             raise StartError("KubeRay's RayJob is known here, but nobody acts on it: start KubeRay's operator, or use SHAPE=job")
-        if not found and not main["spec"].get("suspend") and age > UNMADE_SECONDS and (reason := self._refusal()):
-            raise StartError(f"the cluster makes no pods: {reason}")
-        lacking = pods.unschedulable(found)
-        if not lacking:
-            self._wanting = None
-        elif self._wanting is None:
-            self._wanting = time.monotonic()
-        elif time.monotonic() - self._wanting > start_timeout:
+        if refused and not found and age > UNMADE_SECONDS:
+            raise StartError(f"the cluster makes no pods: {refused}")
+        lacking = pods.unschedulable(found) or refused
+        if self._lasts("lacking", lacking) > start_timeout:
             raise StartError(
                 f"{lacking} (for {start_timeout:g} s, launch.start_timeout): lower the requests in the overlay or launch.workers, "
-                "or add nodes"
+                "or add nodes or quota"
             )
 
-    def _refusal(self) -> str | None:
-        events = self._kubectl.get("events")["items"]
-        return pods.refusal([each for each in events if each["involvedObject"]["name"].startswith(object_name(self._run))])
+    def _lasts(self, what: str, reason: str | None) -> float:
+        """Seconds since when there has been a reason for `what`, whichever."""
+        if reason is None:
+            self._since.pop(what, None)
+            return 0.0
+        return time.monotonic() - self._since.setdefault(what, time.monotonic())
 
     def _still_there(self) -> bool:
         try:

@@ -5,13 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from jobs import cluster, manifests, pods, submit
-from jobs.kubernetes import Manifest
+from jobs import cluster, manifests, pods, submit, watch
+from jobs.kubernetes import KubernetesError, Manifest
 from trainer import config
 from trainer.exporter import Exporter
 from trainer.records import EpochReport
@@ -118,8 +119,8 @@ def _pod(index: int, phase: str = "Running", state: dict[str, Any] | None = None
 def _job(*conditions: dict[str, Any]) -> Manifest:
     return {
         "kind": "Job",
-        "metadata": {"name": "run-first", "labels": {}},
-        "spec": {"activeDeadlineSeconds": 60},
+        "metadata": {"name": "run-first", "uid": "u", "labels": {}},
+        "spec": {"activeDeadlineSeconds": 60, "parallelism": 2},
         "status": {"conditions": list(conditions)},
     }
 
@@ -149,8 +150,102 @@ def test_pods_in_a_line():
 def test_image_that_cannot_be_pulled():
     """The run would wait for an image that does not exist until its deadline."""
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
-    assert "image registry.example/spikewise:1 cannot be pulled" in (pods.trouble([_pod(0, "Pending", waiting)]) or "")
-    assert pods.trouble([_pod(0, "Pending", {"waiting": {"reason": "ErrImagePull"}})]) is None  # may be better the next time
+    assert "image registry.example/spikewise:1 cannot be pulled" in (pods.not_pullable([_pod(0, "Pending", waiting)]) or "")
+    assert pods.not_pullable([_pod(0, "Pending", {"waiting": {"reason": "ErrImagePull"}})]) is None  # may be better the next time
+
+
+def test_refusals_of_this_run_alone():
+    """A run would be given up because of an event of another run, or of an earlier one of its name."""
+
+    def event(name: str, uid: str, message: str, time: str = "2026-01-01T00:00:01Z") -> Manifest:
+        return {
+            "reason": "FailedCreate",
+            "involvedObject": {"name": name, "uid": uid},
+            "message": message,
+            "lastTimestamp": time,
+        }
+
+    others = [event("run-first", "earlier", "no"), event("run-first-two", "v", "no"), event("run-first-x1y2z", "w", "no")]
+    assert pods.refusal(_job(), others) is None
+    newest = event("run-first", "u", "exceeded quota:\n  pods", "2026-01-01T00:00:03Z")
+    assert pods.refusal(_job(), [newest, event("run-first", "u", "old"), *others]) == "exceeded quota: pods"
+    rayjob = _job() | {"kind": "RayJob", "status": {"rayClusterName": "run-first-x1y2z"}}
+    assert pods.refusal(rayjob, others) == "no"
+
+
+class _Cluster:
+    """Answers what a test says, a list for each look: the run's main object, its pods and the events."""
+
+    def __init__(self, main: Manifest, *looks: list[Manifest], events: list[Manifest] | None = None) -> None:
+        self.main, self.looks, self.events = main, list(looks), events
+
+    def get(self, kind: str, *_: str) -> Any:
+        if kind == "job":
+            return self.main
+        if kind == "events" and self.events is None:
+            raise KubernetesError("may not list events")
+        if kind == "pods" and not self.looks:
+            raise KeyboardInterrupt
+        return {"items": self.looks.pop(0) if kind == "pods" else self.events}
+
+
+def _watched(monkeypatch: pytest.MonkeyPatch, cluster: _Cluster, start_timeout: float = 0.0) -> tuple[list[str], str]:
+    """What is said until it ends, and how; time goes by 40 s from one look to the next. Logs are not followed."""
+    clock, said = [0.0], []
+    time = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda _: clock.__setitem__(0, clock[0] + 40))
+    monkeypatch.setattr(watch, "time", time)
+    monkeypatch.setattr(pods, "has_started", lambda _: False)
+    try:
+        end = watch.Watch(cluster, "first", "job", said.append).until_end(start_timeout)
+    except (KubernetesError, KeyboardInterrupt) as error:
+        return said, str(error) or "goes on"
+    return said, end.line
+
+
+def _homeless() -> Manifest:
+    pod = _pod(1, "Pending")
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "Insufficient cpu."}
+    pod["status"] = {"phase": "Pending", "conditions": [condition]}
+    return pod
+
+
+def test_a_run_that_has_started_is_never_given_up(monkeypatch):
+    """After forty hours the run would be deleted because a spot node is gone or a registry hiccups."""
+    unpullable, uncreatable = (
+        _pod(1, "Pending", {"waiting": {"reason": reason, "message": "m"}})
+        for reason in ("ImagePullBackOff", "CreateContainerError")
+    )
+    refusal = {"reason": "FailedCreate", "involvedObject": {"uid": "u"}, "message": "exceeded quota"}
+    running = [_pod(0), _pod(1)]
+    for bad in ([_pod(0), _homeless()], [_pod(0), unpullable], [_pod(0), uncreatable], [_pod(0)]):
+        said, how = _watched(monkeypatch, _Cluster(_job(), running, *[bad] * 5, running, events=[refusal]))
+        assert how == "goes on"
+        assert re.search("finds no node|cannot be pulled|cannot start|not made: exceeded quota", said[1]), said
+        assert said[-1] == said[0] == "pods: 2 running"
+
+
+def test_what_keeps_a_run_from_starting(monkeypatch):
+    """A run that is admitted in part would hold its pods idle for two days; one pod that is slow would end it at once."""
+    refusal = {"reason": "FailedCreate", "involvedObject": {"uid": "u"}, "message": "exceeded quota"}
+    uncreatable = _pod(1, "Pending", {"waiting": {"reason": "CreateContainerError", "message": "busy"}})
+    for looks, events, how in (
+        ([[_pod(0)]] * 3, [refusal], r"exceeded quota \(for 60 s, launch.start_timeout\): .* quota"),
+        ([[_pod(0)]] * 9, None, "goes on"),
+        ([[]] * 2, [refusal], "the cluster makes no pods: exceeded quota"),
+        ([[_pod(0), _homeless()]] * 3, [], "pod run-first-1-abcde finds no node: .*"),
+        ([[_pod(0), _homeless()], [_pod(0)]] * 4, [], "goes on"),
+        ([[_pod(0), uncreatable]] * 3, [], "pod run-first-1-abcde cannot start: busy .*"),
+        ([[_pod(0), uncreatable], [_pod(0)]] * 4, [], "goes on"),
+    ):
+        ended = _watched(monkeypatch, _Cluster(_job(), *looks, events=events), 60.0)[1]
+        assert re.fullmatch(how, ended), ended
+
+
+def test_losses_are_said_when_they_happen(monkeypatch):
+    """A run whose worker runs out of memory again and again would look as if it only started slowly."""
+    lost = _pod(1, "Failed", {"terminated": {"exitCode": 137, "reason": "OOMKilled"}})
+    said, _ = _watched(monkeypatch, _Cluster(_job(), [_pod(0), _pod(1)], *[[_pod(0), lost]] * 2, events=[]))
+    assert [line for line in said if "out of memory: pod run-first-1-abcde needed more than 4Gi" in line] == said[-1:]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +272,27 @@ def test_end_of_a_job(condition, terminated, code, line):
     found = pods.end(_job(condition), [_pod(0, "Failed", {"terminated": terminated})])
     assert found is not None
     assert (found.code, found.line.startswith(line)) == (code, True)
+
+
+def test_the_end_is_named_by_its_cause():
+    """A person would give memory to a run whose images are missing, because a pod of hours ago ran out of it."""
+    policy, backoff = (
+        _job({"type": "Failed", "status": "True", "reason": reason, "message": "too often"})
+        for reason in ("PodFailurePolicy", "FailedIndexes")
+    )
+    survived = _pod(0, "Failed", {"terminated": {"exitCode": 137, "reason": "OOMKilled"}})
+    later = {"creationTimestamp": "2026-01-01T00:00:09Z"}
+
+    def ended(index: int, code: int) -> Manifest:
+        pod = _pod(index, "Failed", {"terminated": {"exitCode": code}})
+        return pod | {"metadata": pod["metadata"] | later}
+
+    driver, log = "the driver ended with exit code", "why is in its log: make logs"
+    assert pods.end(policy, [survived, ended(0, 2)]) == pods.End(2, f"{driver} 2; {log}")
+    worker = pods.end(policy, [ended(0, 143), ended(1, 2)])
+    assert worker == pods.End(2, "pod run-first-1-abcde ended with exit code 2; why is in its log: kubectl logs run-first-1-abcde")
+    assert pods.end(backoff, [survived, ended(0, 75)]) == pods.End(1, f"{driver} 75; {log}")
+    assert pods.end(backoff, [ended(0, 143), ended(1, 137)]) == pods.End(1, "too often")
 
 
 def test_running_has_no_end():

@@ -72,8 +72,8 @@ submit: $(READY) ## run on a cluster: make submit CONFIG=F OVERLAY=local|gpu|spo
 manifests: $(READY) ## print what submit would apply, and touch nothing
 	@$(SUBMIT) --dry-run
 
-status: $(READY) ## of a run on a cluster: make status RUN=first (without RUN: the newest)
-	@$(BIN)/python -m jobs.cluster status $(RUN:%=--run %) $(ON_CLUSTER)
+status: $(READY) ## of a run on a cluster: make status RUN=first (without RUN: the newest; when it is gone from there: STORAGE=s3://...)
+	@$(BIN)/python -m jobs.cluster status $(RUN:%=--run %) $(STORAGE:%=--storage %) $(ON_CLUSTER)
 
 logs: $(READY) ## the driver's log, followed: make logs RUN=first
 	@$(BIN)/python -m jobs.cluster logs $(RUN:%=--run %) $(ON_CLUSTER)

@@ -1,9 +1,11 @@
 """Follows the runs on a Kubernetes cluster, from any machine with its kubeconfig: `python -m jobs.cluster status|logs|cancel`.
 
-What is asked: Kubernetes about the pods, the driver's metrics (through the API server) about the training, and the driver's log.
+What is asked: Kubernetes about the pods, the driver's metrics (through the API server) about the training, and the driver's log;
+about a run that has ended or is gone from the cluster, its bucket.
 """
 
 import argparse
+import os
 import re
 import sys
 import tomllib
@@ -14,10 +16,14 @@ from jobs.kubernetes import Kubectl, KubernetesError, Manifest
 from jobs.manifests import LABEL, SHAPES, object_name
 from jobs.submit import remove, say
 from jobs.watch import Watch
-from trainer import UserError
+from trainer import UserError, config
 from trainer.console import duration
 
 METRIC = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
+
+
+class NoRun(KubernetesError):  # noqa: N818
+    """The cluster knows no such run."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,10 +31,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=["status", "logs", "cancel"])
     parser.add_argument("--run", metavar="NAME", help="default: the newest one in the namespace")
     parser.add_argument("--namespace", metavar="NAME", help="default: the context's")
+    parser.add_argument("--storage", metavar="URL", help="run.storage of a run that is no longer on the cluster, for its status")
     arguments = parser.parse_args(argv)
     try:
         kubectl = Kubectl(arguments.namespace)
-        found = _find(kubectl, arguments.run)
+        try:
+            found = _find(kubectl, arguments.run)
+        except NoRun as error:
+            if not (arguments.command == "status" and arguments.run and arguments.storage):
+                raise
+            say(f"{error}; its bucket says:")
+            # Most servers other than AWS want the bucket's name in the path.
+            say(stored(arguments.run, arguments.storage, config.S3(path_style="AWS_ENDPOINT_URL" in os.environ)))
+            return 0
         run = found["metadata"]["labels"][LABEL]
         watch = Watch(kubectl, run, found["kind"].lower(), say)
         match arguments.command:
@@ -54,11 +69,19 @@ def status(kubectl: Kubectl, run: str, watch: Watch) -> int:
     if ended := pods.end(main, found):
         say(pods.summary(main, found))
         say(f"{'failed: ' * bool(ended.code)}{ended.line}")
+        try:
+            settings = _settings(kubectl, run)
+            say(stored(run, settings.run.storage, settings.s3))
+        except UserError as error:
+            say(f"nothing to learn from its bucket: {error}")
         return ended.code
     say(pods.summary(main, found, watch.refusal(main, found)))
     head = pods.head_pod(main, found)
     if head and pods.has_started(head):
-        say(progress(_metrics(kubectl, head)))
+        try:
+            say(progress(_metrics(kubectl, head)))
+        except KubernetesError as error:
+            say(f"its metrics cannot be read from here: {error}")
     for line in pods.losses(found):
         say(line)
     return 0
@@ -66,7 +89,7 @@ def status(kubectl: Kubectl, run: str, watch: Watch) -> int:
 
 def cancel(kubectl: Kubectl, run: str, watch: Watch) -> None:
     """Ends the run; its driver saves a checkpoint first."""
-    storage = _storage(kubectl, run)
+    storage = _settings(kubectl, run).run.storage
     watch.follow_log()
     remove(kubectl, run)
     watch.finish(5)
@@ -90,28 +113,57 @@ def progress(text: str) -> str:
     if epoch is not None:
         lines[0] += f", {duration(value('trainer_eta_seconds') or 0)} left"
         losses = [value("trainer_loss", f'split="{split}"') for split in ("train", "train_inference", "validation")]
-        lines.append(
-            f"epoch {epoch:.0f} of {planned:.0f}: loss {losses[0]:.4f}, of training images in inference mode {losses[1]:.4f}, "
-            f"of validation images {losses[2]:.4f}"
-        )
+        lines.append(_epoch(epoch, planned, *losses))
         if (best := value("trainer_best_epoch")) is not None:
-            lines.append(f"lowest validation loss: {value('trainer_best_validation_loss'):.4f} in epoch {best:.0f}")
+            lines.append(_best(value("trainer_best_validation_loss"), best))
     return "\n".join(lines)
 
 
+def stored(run: str, storage: str, s3: config.S3) -> str:
+    """What the run's bucket knows of it, as lines for people. Raises StoreError, and UserError when it knows nothing."""
+    from trainer import results  # with numpy and more
+    from trainer.objectstore import open_store
+
+    store = open_store(storage, s3.model_copy(update={"max_attempts": 2}))
+    facts = results.get_run(store, run)
+    if facts is None:
+        raise UserError(f"{store.url} holds no run {run}: correct RUN= or STORAGE=, or the run has not begun to train")
+    lines = [facts.get("outcome", "no outcome: it goes on, or has ended without a word")]
+    if history := results.get_history(store, run):
+        last, best = history[-1], results.best(history)
+        losses = last.train_loss, last.train_loss_inference, last.validation_loss
+        lines.append(_epoch(last.epoch, facts["config"]["training"]["epochs"], *losses))
+        if best:
+            lines.append(_best(best.validation_loss, best.epoch))
+    return "\n".join(lines)
+
+
+def _epoch(epoch: Any, planned: Any, train: Any, inference: Any, validation: Any) -> str:
+    return (
+        f"epoch {epoch:.0f} of {planned:.0f}: loss {train:.4f}, of training images in inference mode {inference:.4f}, "
+        f"of validation images {validation:.4f}"
+    )
+
+
+def _best(loss: Any, epoch: Any) -> str:
+    return f"lowest validation loss: {loss:.4f} in epoch {epoch:.0f}"
+
+
 def _metrics(kubectl: Kubectl, head: Manifest) -> str:
-    """Empty while the driver does not serve them."""
+    """Empty while the driver does not serve them. Raises KubernetesError."""
     container = head["spec"]["containers"][0]
     port = next(port["containerPort"] for port in container["ports"] if port["name"] == "metrics")
     pod = f"/api/v1/namespaces/{kubectl.namespace}/pods/{head['metadata']['name']}:{port}"
     try:
         return kubectl.run("get", "--raw", f"{pod}/proxy/status")  # any path serves them, but /metrics counts as a scrape
-    except KubernetesError:
+    except KubernetesError as error:
+        if "connection refused" not in str(error):
+            raise
         return ""
 
 
 def _find(kubectl: Kubectl, run: str | None) -> Manifest:
-    """The main object of the run, or the newest one. Raises KubernetesError when there is none."""
+    """The main object of the run, or the newest one. Raises NoRun when there is none."""
     selector = f"{LABEL}={run}" if run else LABEL
     found: list[dict[str, Any]] = []
     for kind in SHAPES:
@@ -125,13 +177,13 @@ def _find(kubectl: Kubectl, run: str | None) -> Manifest:
     mains = [each for each in found if not each["metadata"].get("ownerReferences")]
     if not mains:
         what = f"there is no run {run}" if run else "there is no run"
-        raise KubernetesError(f"{what} in namespace {kubectl.namespace} of context {kubectl.context}")
+        raise NoRun(f"{what} in namespace {kubectl.namespace} of context {kubectl.context}")
     return max(mains, key=lambda each: each["metadata"]["creationTimestamp"])
 
 
-def _storage(kubectl: Kubectl, run: str) -> str:
+def _settings(kubectl: Kubectl, run: str) -> config.Config:
     text = kubectl.get("configmap", object_name(run))["data"]["config.toml"]
-    return tomllib.loads(text)["run"]["storage"]
+    return config.parse(tomllib.loads(text), f"configuration of run {run}")
 
 
 if __name__ == "__main__":

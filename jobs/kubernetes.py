@@ -26,6 +26,10 @@ class KubernetesError(UserError):
     """The cluster cannot be reached, or refuses; one line with the way out."""
 
 
+class Forbidden(KubernetesError):  # noqa: N818
+    """The cluster denies this user what was asked."""
+
+
 def kubectl_program() -> str:
     """Raises KubernetesError where there is none."""
     program = shutil.which("kubectl", path=sysconfig.get_path("scripts")) or shutil.which("kubectl")
@@ -90,28 +94,28 @@ class Kubectl:
         except subprocess.TimeoutExpired:
             raise KubernetesError(f"{self._where()} did not answer `kubectl {arguments[0]}` within {timeout:g} s") from None
         if done.returncode:
-            raise KubernetesError(self._explain(done.stderr))
+            raise self._explain(done.stderr)
         return done.stdout, done.stderr
 
     def _where(self) -> str:
         return f"the cluster of context {self.context} ({self.server})"
 
-    def _explain(self, stderr: str) -> str:
+    def _explain(self, stderr: str) -> KubernetesError:
         line = _last_line(stderr)
         if _UNREACHABLE.search(line):
-            return f"{self._where()} does not answer ({line}): is it running, and KUBECONFIG the right one?"
+            return KubernetesError(f"{self._where()} does not answer ({line}): is it running, and KUBECONFIG the right one?")
         if re.search(r'namespaces "[^"]*" not found', line):
-            return f"{self._where()} has no namespace {self.namespace}: kubectl create namespace {self.namespace}"
+            return KubernetesError(f"{self._where()} has no namespace {self.namespace}: kubectl create namespace {self.namespace}")
         if kind := re.search(r'no matches for kind "(\w+)"|doesn\'t have a resource type "(\w+)"', stderr):
-            return _not_installed(next(filter(None, kind.groups())))
+            return KubernetesError(_not_installed(next(filter(None, kind.groups()))))
         if denied := re.search(r'User "([^"]*)" cannot (\w+) resource "([^"]*)"', line):
             user, verb, resource = denied.groups()
-            return (
+            return Forbidden(
                 f'user "{user}" may not {verb} {resource} in namespace {self.namespace}: ask for that right, or use another context'
             )
         if "Unauthorized" in line or "provide credentials" in line:
-            return f"{self._where()} does not accept this kubeconfig's credentials: log in again ({line})"
-        return f"{self._where()}: {line}"
+            return KubernetesError(f"{self._where()} does not accept this kubeconfig's credentials: log in again ({line})")
+        return KubernetesError(f"{self._where()}: {line}")
 
 
 class Log:

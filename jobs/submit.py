@@ -7,13 +7,12 @@ Ctrl-C only stops watching.
 
 import argparse
 import json
-import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs import manifests
-from jobs.kubernetes import Kubectl, KubernetesError, Manifest
+from jobs.kubernetes import Forbidden, Kubectl, KubernetesError, Manifest
 from jobs.pods import end
 from jobs.watch import StartError, Watch
 from trainer import UserError, config
@@ -47,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         kubectl = Kubectl(arguments.namespace)
         _check_cluster(kubectl, manifests.owner(objects))
-        _check_bucket(settings, run, kubectl, manifests.owner(objects))
+        if _check_secrets(kubectl, manifests.owner(objects)):
+            _check_bucket(settings, run)
         say(
             f"run {run}: {settings.launch.workers} worker{'s' * (settings.launch.workers > 1)}, image {arguments.image}, overlay "
             f"{arguments.overlay}, {manifests.SHAPES[arguments.shape]} {manifests.object_name(run)}"
@@ -76,7 +76,7 @@ def create(kubectl: Kubectl, objects: list[Manifest], run: str) -> None:
         uid = kubectl.get(main["kind"], main["metadata"]["name"])["metadata"]["uid"]
         kubectl.apply(manifests.owned(objects, uid))
     except BaseException:
-        remove(kubectl, run)
+        _undo(kubectl, run)
         raise
 
 
@@ -88,6 +88,14 @@ def remove(kubectl: Kubectl, run: str, timeout: float = 300) -> None:
         kinds = f"rayjob,{kinds}"
     kubectl.run("delete", kinds, "-l", selector, "--cascade=foreground", waiting, timeout=timeout)
     kubectl.run("wait", "pod", "-l", selector, "--for=delete", waiting, timeout=timeout)
+
+
+def _undo(kubectl: Kubectl, run: str) -> None:
+    """Removes what was created, and keeps the way free for the error that made it necessary."""
+    try:
+        remove(kubectl, run)
+    except KubernetesError as error:
+        say(f"warning: what was created is not all gone ({error}): make cancel RUN={run}")
 
 
 def _settings(path: str, overrides: list[str]) -> tuple[config.Config, str]:
@@ -122,37 +130,56 @@ def _check_cluster(kubectl: Kubectl, main: Manifest) -> None:
             f"Kubernetes {version[0]}.{version[1]}: an Indexed Job with a success policy needs {OLDEST[0]}.{OLDEST[1]}: "
             "upgrade the cluster, or use KubeRay with SHAPE=rayjob"
         )
-    for secret, optional in manifests.secrets(main).items():
-        if kubectl.exists("secret", secret):
-            continue
-        if not optional:
-            raise KubernetesError(
-                f"namespace {kubectl.namespace} has no Secret {secret}, from which the pods take their credentials for the bucket: "
-                "create it as docs/cluster.md says, or name another with SECRET="
-            )
-        say(f"no Secret {secret}: the pods rely on the identity of their ServiceAccount")
     if (queue := manifests.queue(main)) and not kubectl.exists("localqueue.kueue.x-k8s.io", queue):
         raise KubernetesError(
             f"namespace {kubectl.namespace} has no LocalQueue {queue} of Kueue: create it, or choose another OVERLAY"
         )
 
 
-def _check_bucket(settings: config.Config, run: str, kubectl: Kubectl, main: Manifest) -> None:
-    """Reads what can be read from here. The cluster's own object store cannot, and without credentials nothing can."""
-    if "AWS_ACCESS_KEY_ID" not in os.environ and "AWS_PROFILE" not in os.environ:
-        say("bucket: not looked at, there are no AWS credentials in this environment")
-        return
-    if any("AWS_ENDPOINT_URL" in _keys(kubectl, secret) for secret in manifests.secrets(main)):
-        return  # another store than the one that this environment names
+def _check_secrets(kubectl: Kubectl, main: Manifest) -> bool:
+    """Whether the pods' bucket is the one that this environment reaches, as far as their Secrets tell. Raises KubernetesError."""
+    ours = True
+    for secret, optional in manifests.secrets(main).items():
+        try:
+            keys = _keys(kubectl, secret)
+        except Forbidden as error:
+            say(f"Secret {secret}: not looked at, nor the bucket that it may lead to: {error}")
+            ours = False
+            continue
+        if keys is None and not optional:
+            raise KubernetesError(
+                f"namespace {kubectl.namespace} has no Secret {secret}, from which the pods take their credentials for the bucket: "
+                "create it as docs/cluster.md says, or name another with SECRET="
+            )
+        if keys is None:
+            say(f"no Secret {secret}: the pods rely on the identity of their ServiceAccount")
+        elif "AWS_ENDPOINT_URL" in keys:  # such as the cluster's own object store
+            ours = False
+    return ours
+
+
+def _keys(kubectl: Kubectl, secret: str) -> list[str] | None:
+    """None: there is no such Secret."""
+    template = "go-template={{.metadata.name}}{{range $key, $_ := .data}} {{$key}}{{end}}"
+    found = kubectl.run("get", "secret", secret, "--ignore-not-found", "-o", template).split()
+    return found[1:] if found else None
+
+
+def _check_bucket(settings: config.Config, run: str) -> None:
+    """Reads what can be read from here. Raises UserError for what the pods would not get any further with either."""
+    from trainer.objectstore import StoreError, has_credentials
     from trainer.plan import plan  # with numpy and more, which `make status` has no need of
 
-    say(plan(settings, run))
-
-
-def _keys(kubectl: Kubectl, secret: str) -> list[str]:
-    if not kubectl.exists("secret", secret):
-        return []
-    return kubectl.run("get", "secret", secret, "-o", "go-template={{range $key, $_ := .data}}{{$key}} {{end}}").split()
+    if not has_credentials():
+        say("bucket: not looked at, there are no AWS credentials in this environment")
+        return
+    hasty = settings.model_copy(update={"s3": settings.s3.model_copy(update={"max_attempts": 2})})
+    try:
+        say(plan(hasty, run))
+    except StoreError as error:
+        if not error.transient:
+            raise
+        say(f"warning: the bucket was not looked at: {error}")  # it may answer the cluster alone
 
 
 def _make_way(kubectl: Kubectl, run: str) -> None:
@@ -178,7 +205,7 @@ def _watch(kubectl: Kubectl, objects: list[Manifest], run: str, settings: config
     try:
         ended = Watch(kubectl, run, kind, say).until_end(settings.launch.start_timeout)
     except StartError:
-        remove(kubectl, run)
+        _undo(kubectl, run)
         raise
     except KeyboardInterrupt:
         say(f"the run goes on: make status RUN={run}, make logs RUN={run}, make cancel RUN={run}")

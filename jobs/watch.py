@@ -108,9 +108,9 @@ class Watch:
         """Raises StartError for what will not get better by itself."""
         if reason := pods.not_pullable(found):
             raise StartError(reason)
-        reason = pods.not_creatable(found)
-        if self._lasts("not created", reason) > UNCREATED_SECONDS:
-            raise StartError(reason)
+        stuck = pods.not_creatable(found)
+        if self._lasts("stuck", stuck) > UNCREATED_SECONDS:
+            raise StartError(f"{stuck} (for {UNCREATED_SECONDS:g} s)")
         if self._kind == "rayjob" and not main.get("status", {}).get("jobDeploymentStatus") and age > UNMANAGED_SECONDS:
             raise StartError("KubeRay's RayJob is known here, but nobody acts on it: start KubeRay's operator, or use SHAPE=job")
         if refused and not found and age > UNMADE_SECONDS:

@@ -1,11 +1,13 @@
 """trainer.objectstore against SeaweedFS, and against answers that go wrong on the way."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, IncompleteReadError, NoCredentialsError
 
 from jobs.object_store import ObjectStore
 from tests.faultproxy import FaultProxy, Kind
@@ -41,6 +43,41 @@ def impatient(shaky: S3Store, proxy: FaultProxy) -> S3Store:
 def message(error: pytest.ExceptionInfo[StoreError]) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_what_may_pass_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job on a cluster would end for good in a short outage; or try a misspelled bucket again and again."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    store = S3Store("s3://bucket", S3(endpoint_url="http://127.0.0.1:9", region="us-east-1"))
+
+    def answer(status: int, code: str) -> ClientError:
+        return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+
+    passing = [
+        answer(503, "SlowDown"),
+        EndpointConnectionError(endpoint_url="http://127.0.0.1:9"),
+        IncompleteReadError(actual_bytes=1, expected_bytes=2),
+    ]
+    lasting = [answer(403, "AccessDenied"), answer(404, "NoSuchBucket"), answer(403, "SignatureDoesNotMatch"), NoCredentialsError()]
+    assert [store._explain(error, "where").transient for error in passing] == [True] * 3
+    assert [store._explain(error, "where").transient for error in lasting] == [False] * 4
+
+
+def test_credentials_of_the_usual_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who logs in by profile or single sign-on would be told that there are no credentials, and the bucket not be looked at."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    assert not objectstore.has_credentials()
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = id\naws_secret_access_key = key\n")
+    assert objectstore.has_credentials()
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StoreError, match=r"AWS credentials: .*nobody") as error:
+        objectstore.has_credentials()
+    message(error)
 
 
 @pytest.mark.integration

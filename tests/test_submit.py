@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from jobs import cluster, manifests, pods, submit, watch
-from jobs.kubernetes import KubernetesError, Manifest
-from trainer import config
+from jobs.kubernetes import Forbidden, KubernetesError, Manifest
+from trainer import UserError, config
 from trainer.exporter import Exporter
 from trainer.records import EpochReport
 
@@ -319,6 +319,91 @@ def test_status_from_the_metrics():
         "epoch 2 of 8: loss 0.5000, of training images in inference mode 0.5000, of validation images 0.5000",
         "lowest validation loss: 0.5000 in epoch 2",
     ]
+
+
+def test_status_from_the_bucket(tmp_path):
+    """Of a run that is cancelled or a week old nobody could say how far it came."""
+    from trainer import results
+    from trainer.objectstore import open_store
+
+    store = open_store(str(tmp_path), config.S3())
+    with pytest.raises(UserError, match=r"holds no run first: correct RUN= or STORAGE="):
+        cluster.stored("first", str(tmp_path), config.S3())
+    facts = {"config": {"training": {"epochs": 8}}, "manifest": "m", "environment": {}}
+    results.put_run(store, "first", facts)
+    assert cluster.stored("first", str(tmp_path), config.S3()) == "no outcome: it goes on, or has ended without a word"
+    values = dict.fromkeys(EpochReport.__dataclass_fields__, 0.5) | {"epoch": 1}
+    results.put_epoch(store, "first", EpochReport(**values), {})
+    results.put_run(store, "first", facts | {"outcome": "interrupted"})
+    assert cluster.stored("first", str(tmp_path), config.S3()).splitlines() == [
+        "interrupted",
+        "epoch 1 of 8: loss 0.5000, of training images in inference mode 0.5000, of validation images 0.5000",
+        "lowest validation loss: 0.5000 in epoch 1",
+    ]
+
+
+class _Secrets:
+    """A cluster with these Secrets and their keys; None: the user may not look."""
+
+    namespace = "training"
+
+    def __init__(self, keys: dict[str, str | None]) -> None:
+        self.keys = keys
+
+    def run(self, _get: str, _kind: str, name: str, *_: str) -> str:
+        if self.keys.get(name, "") is None:
+            raise Forbidden('user "jane" may not get secrets')
+        return f"{name} {self.keys[name]}" if name in self.keys else ""
+
+
+@pytest.mark.parametrize(
+    ("keys", "optional", "ours", "line"),
+    [
+        ({"s": "AWS_ACCESS_KEY_ID"}, False, True, ""),
+        ({"s": ""}, False, True, ""),
+        ({"s": "AWS_ENDPOINT_URL AWS_ACCESS_KEY_ID"}, False, False, ""),
+        ({}, True, True, "no Secret s: the pods rely on the identity"),
+        ({"s": None}, False, False, 'Secret s: not looked at, .* user "jane" may not get secrets'),
+    ],
+)
+def test_secrets_that_may_not_be_read(capsys, keys, optional, ours, line):
+    """Where people may not read Secrets nobody could submit; or another bucket than the pods' would be looked at."""
+    container = {"envFrom": [{"secretRef": {"name": "s", "optional": optional}}]}
+    main = {"spec": {"template": {"spec": {"containers": [container]}}}}
+    assert submit._check_secrets(_Secrets(keys), main) is ours
+    assert re.match(line, capsys.readouterr().out)
+    if not optional:
+        with pytest.raises(KubernetesError, match="namespace training has no Secret s"):
+            submit._check_secrets(_Secrets({}), main)
+
+
+def test_a_bucket_for_the_cluster_alone(capsys, monkeypatch):
+    """A bucket behind the cluster's own network could not be used; or a misspelt one would be found out by the pods."""
+    from trainer import objectstore, plan
+
+    said = [objectstore.StoreError("no answer", transient=True), objectstore.StoreError("no such bucket")]
+
+    def refuse(*_: Any) -> str:
+        raise said.pop(0)
+
+    monkeypatch.setattr(objectstore, "has_credentials", lambda: True)
+    monkeypatch.setattr(plan, "plan", refuse)
+    settings = config.load("jobs/configs/demo.toml")
+    submit._check_bucket(settings, "first")
+    assert capsys.readouterr().out == "warning: the bucket was not looked at: no answer\n"
+    with pytest.raises(UserError, match="no such bucket"):
+        submit._check_bucket(settings, "first")
+
+
+def test_the_reason_outlives_the_removal(capsys, monkeypatch):
+    """A person would read of a deletion that timed out, and not why the run did not start."""
+
+    def remove(*_: Any) -> None:
+        raise KubernetesError("did not answer `kubectl delete` within 300 s")
+
+    monkeypatch.setattr(submit, "remove", remove)
+    submit._undo(None, "first")
+    assert "not all gone (did not answer `kubectl delete` within 300 s): make cancel RUN=first" in capsys.readouterr().out
 
 
 def test_help_needs_no_tensorflow():

@@ -31,3 +31,8 @@ __version__ = "0.1.0"
 
 class UserError(ValueError):
     """Something that a user can mend. The message is for them: what was wrong, the value, the bound, the way out."""
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        """`transient`: the same may succeed a while later, as with storage that does not answer."""
+        super().__init__(message)
+        self.transient = transient

@@ -33,7 +33,18 @@ from s3transfer.exceptions import S3DownloadFailedError
 from trainer import config
 from trainer.store import MAX_THREADS, PART, THREADS, Exists, FolderStore, NotFound, Object, Store, StoreError, one_line
 
-__all__ = ["MAX_THREADS", "Exists", "FolderStore", "NotFound", "Object", "S3Store", "Store", "StoreError", "open_store"]
+__all__ = [
+    "MAX_THREADS",
+    "Exists",
+    "FolderStore",
+    "NotFound",
+    "Object",
+    "S3Store",
+    "Store",
+    "StoreError",
+    "has_credentials",
+    "open_store",
+]
 
 _NETWORK = (HTTPClientError, BotoConnectionError, IncompleteReadError)
 _TRANSIENT = frozenset({429, 500, 502, 503, 504, 509})  # HTTP states after which another try may succeed
@@ -219,17 +230,20 @@ class S3Store(Store):
         if isinstance(error, ReadTimeoutError):
             return StoreError(
                 f"{where}: {endpoint} sent nothing for {self._s3.read_timeout:g} s, {tried}: "
-                "see whether it is overloaded, or raise s3.read_timeout or s3.max_attempts"
+                "see whether it is overloaded, or raise s3.read_timeout or s3.max_attempts",
+                transient=True,
             )
         if isinstance(error, BotoConnectionError):
             return StoreError(
                 f"{where}: {endpoint} cannot be reached, {tried}: is the server running, and s3.endpoint_url (or AWS_ENDPOINT_URL) "
-                f"right? Servers other than AWS often want s3.path_style = true. ({one_line(error)})"
+                f"right? Servers other than AWS often want s3.path_style = true. ({one_line(error)})",
+                transient=True,
             )
         if isinstance(error, _NETWORK):
             return StoreError(
                 f"{where}: {endpoint} broke off its answer, {tried}: see its log and the network between, "
-                f"or raise s3.max_attempts. ({one_line(error)})"
+                f"or raise s3.max_attempts. ({one_line(error)})",
+                transient=True,
             )
         if isinstance(error, BotoCoreError):
             return StoreError(f"{where}: {one_line(error)}")
@@ -247,7 +261,8 @@ class S3Store(Store):
         if status in _TRANSIENT:
             return StoreError(
                 f"{answered}, tried {_retries(error) + 1} times: wait until the server has recovered, "
-                f"or raise s3.max_attempts (now {self._s3.max_attempts})"
+                f"or raise s3.max_attempts (now {self._s3.max_attempts})",
+                transient=True,
             )
         if bare and not error.operation_name.startswith("Head"):
             return StoreError(f"{answered} and no word why, unlike an S3 server: check s3.endpoint_url (or AWS_ENDPOINT_URL)")
@@ -269,6 +284,14 @@ def open_store(url: str, s3: config.S3) -> Store:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]", bucket):
         raise StoreError(f"{url!r}: {bucket!r} is no bucket's name (3-63 letters, digits, dots, dashes): write s3://bucket/prefix")
     return S3Store(url, s3)
+
+
+def has_credentials() -> bool:
+    """Whether the usual chain (environment, profile, single sign-on, the machine's role) has any. Raises StoreError."""
+    try:
+        return boto3.session.Session().get_credentials() is not None
+    except BotoCoreError as error:
+        raise StoreError(f"AWS credentials: {one_line(error)}") from None
 
 
 def _content_type(content_type: str | None) -> dict[str, str]:

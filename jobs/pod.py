@@ -4,6 +4,8 @@ Owns: how the pods of one Indexed Job (k8s/job) become a Ray cluster. The pod wi
 result is the pod's; the others join it, and join its successor when it was replaced. In a RayJob KubeRay starts Ray itself, and
 `--driver` alone is needed there.
 
+Exit codes: 1 and 2 end the Job; with any other one Kubernetes starts another pod, which goes on from the last checkpoint.
+
 SIGTERM: a worker's Ray node drains, so that the workers save a checkpoint and the others need not wait for it to be missed; the
 driver saves a checkpoint and ends.
 """
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import traceback
 from typing import Any, NoReturn
 
 from trainer import UserError, config
@@ -49,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
             follow(settings)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return os.EX_TEMPFAIL if error.transient else 2
+    except Exception:  # of Ray, whose head may have gone meanwhile
+        traceback.print_exc()
+        return os.EX_TEMPFAIL
     except _Terminated:
         pass
     return TERMINATED  # never 0: a worker that says it is done would not be replaced
@@ -62,7 +68,9 @@ def lead(settings: config.Config) -> NoReturn:
     started = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if started.returncode:
         *_, said = started.stdout.strip().splitlines() or [f"exit code {started.returncode}"]
-        raise UserError(f"Ray's head did not start: {said.strip()} (resources in the overlay, launch.object_store_bytes)")
+        raise UserError(
+            f"Ray's head did not start: {said.strip()} (resources in the overlay, launch.object_store_bytes)", transient=True
+        )
     os.environ["RAY_ADDRESS"] = address
     drive(settings)
 
@@ -80,7 +88,7 @@ def drive(settings: config.Config) -> NoReturn:
             print(f"waiting for the workers: {joined} of {workers} pods are there", flush=True)
         time.sleep(1)
     ray.shutdown()
-    os.execv(sys.executable, [sys.executable, "-m", "jobs.train", "--config", CONFIG])
+    os.execv(sys.executable, [sys.executable, "-m", "jobs.train", "--retried", "--config", CONFIG])
 
 
 def follow(settings: config.Config) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and touch nothing")
+    parser.add_argument("--retried", action="store_true", help=f"exit with {os.EX_TEMPFAIL} where another try may go better")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     try:
@@ -33,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             outcome = launch(settings, name, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return os.EX_TEMPFAIL if error.transient and arguments.retried else 2
     if outcome.outcome.startswith("failed"):
         print(f"error: run {outcome.run} {outcome.outcome}", file=sys.stderr)
         return 1

@@ -366,7 +366,8 @@ class Lease:
 
     def _in_use(self, record: Mapping[str, Any]) -> RunInUse:
         return RunInUse(
-            f'run "{self._run}" is in use by {_holder(record)}: wait for that job, stop it, or choose another name (run.name)'
+            f'run "{self._run}" is in use by {_holder(record)}: wait for that job, stop it, or choose another name (run.name)',
+            transient=True,
         )
 
     def _key(self, number: int) -> str:

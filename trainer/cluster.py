@@ -57,7 +57,7 @@ def _start(settings: config.Config) -> None:
     try:
         ray.init(**options)
     except Exception as error:  # of many kinds
-        raise ClusterError(f"{failed}: {one_line(error)} ({way_out})") from None
+        raise ClusterError(f"{failed}: {one_line(error)} ({way_out})", transient=True) from None
     finally:
         signal.signal(signal.SIGTERM, ours)  # Ray has put its own there, which ends the driver on the spot
 
@@ -70,7 +70,9 @@ def _check_answers(address: str, way_out: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"RAY_ADDRESS = {address}: no cluster answers there ({one_line(error)}): start it, {way_out}") from None
+        raise ClusterError(
+            f"RAY_ADDRESS = {address}: no cluster answers there ({one_line(error)}): start it, {way_out}", transient=True
+        ) from None
 
 
 def cores_for_a_worker(settings: config.Config) -> int:

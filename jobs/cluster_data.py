@@ -10,12 +10,15 @@ import base64
 import os
 import secrets
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import yaml
 
 from jobs import demo_data
+from jobs.demo import SOURCE
 from jobs.kubernetes import Kubectl, KubernetesError, kustomize
 from jobs.manifests import FOLDER
 from trainer import UserError
@@ -37,9 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         start(kubectl, arguments.image)
         with forwarded(kubectl) as environment:
             os.environ |= environment
-            return demo_data.main(
-                ["--images", str(arguments.images), "--size", str(arguments.size), f"s3://spikewise/photographs-{arguments.images}"]
-            )
+            return demo_data.main(["--images", str(arguments.images), "--size", str(arguments.size), SOURCE])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -75,6 +76,8 @@ def forwarded(kubectl: Kubectl) -> Iterator[dict[str, str]]:
         if not said.startswith("Forwarding from 127.0.0.1:"):
             raise KubernetesError(f"the object store cannot be reached through port-forward of context {kubectl.context}")
         port = said.split(":")[1].split(" ")[0]
+        # It says a line for each connection, and would stand still once nobody had read them for long.
+        threading.Thread(target=deque, args=(process.stdout, 0), daemon=True, name="port-forward").start()
         yield values | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
     finally:
         process.terminate()

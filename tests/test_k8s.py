@@ -91,6 +91,32 @@ def test_object_store_valid():
         assert found["metadata"]["name"] == cluster_data.NAME
 
 
+def test_rights_of_submitters(objects):
+    """Somebody with the documented rights could not submit, or not cancel again."""
+    role = yaml.safe_load(Path("k8s/submitter-role.yaml").read_text())
+    kubernetes_validate.validate(role, VERSION, strict=True)
+    kinds, *_ = role["rules"]
+    for found in objects:
+        resource = "networkpolicies" if found["kind"] == "NetworkPolicy" else found["kind"].lower() + "s"
+        assert found["apiVersion"].rpartition("/")[0] in kinds["apiGroups"]
+        assert resource in kinds["resources"]
+    assert {"get", "list", "watch", "create", "patch", "delete"} == set(kinds["verbs"])
+
+
+def test_operator_may_be_told_apart():
+    """The patch that docs/operations.md shows would open the head to others instead."""
+    policy = next(each for each in manifests.render("local", "rayjob") if each["kind"] == "NetworkPolicy")
+    _, path = Path("docs/operations.md").read_text().split("path: /spec/ingress/")
+    number, *rest = path.split()[0].split("/")
+    assert rest == ["from", "0", "namespaceSelector", "matchLabels"]
+    assert policy["spec"]["ingress"][int(number)]["from"][0]["namespaceSelector"] == {}
+
+
+def test_object_store_holds_the_demo():
+    """The run that docs/cluster.md submits would find no images."""
+    assert SETTINGS.data.source == cluster_data.SOURCE
+
+
 def test_restricted(objects):
     """A namespace that enforces Pod Security "restricted" would take no pod of the run."""
     for spec in [*_pods(objects[-1]), *_pods(_deployment())]:

@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' trainer/__init__.py)
-IMAGE ?= localhost/spikewise:$(VERSION)
+IMAGE ?= localhost/spikewise:$(VERSION)$(VARIANT:%=-%)
 OBJECT_STORE_IMAGE ?= localhost/spikewise-object-store:$(VERSION)
-CONFIG ?= jobs/configs/question.toml
+CONFIG ?= jobs/configs/$(if $(filter submit manifests,$(MAKECMDGOALS)),gpu,question).toml
 OVERLAY ?= gpu
 SHAPE ?= job
 ON_CLUSTER = $(NAMESPACE:%=--namespace %)

@@ -63,10 +63,16 @@ class _Worker:
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(task.threads)
-        for gpu in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(gpu, True)
         self.task = task
         self.settings = config.parse(task.settings)
+        gpus = tf.config.list_physical_devices("GPU")
+        if self.settings.launch.gpu and not gpus:  # it would train on the cores, without a word
+            raise TrainingError(
+                f"launch.gpu = true, but TensorFlow {tf.__version__} sees no GPU: use an image built with VARIANT=gpu (elsewhere "
+                "pip install 'spikewise[gpu]'), and an NVIDIA driver new enough for its CUDA"
+            )
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
         self.store = open_store(self.settings.run.storage, self.settings.s3)
         rows = open_rows(task.pack, self.store, Path(self.settings.pipeline.cache_dir))
         self.validation = np.array(task.split.validation)

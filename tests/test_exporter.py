@@ -251,7 +251,9 @@ def test_waits_for_a_scrape_that_began_after_the_last_update() -> None:
     exporter = filled()
     port = exporter.serve("127.0.0.1", 0)
     try:
+        assert not exporter.scraped
         scrape(port)
+        assert exporter.scraped
         exporter.enter("completed")
         scrape(port, "/healthz")
         assert not exporter.wait_for_scrape(0.05)

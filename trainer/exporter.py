@@ -284,6 +284,11 @@ class Exporter(Collector):
         self._served_since = time.monotonic()
         return self._server.server_port
 
+    @property
+    def scraped(self) -> bool:
+        """Whether anybody ever scraped."""
+        return self._scraped >= 0
+
     def wait_for_scrape(self, seconds: float) -> bool:
         """Waits up to `seconds` until a scrape that began after the last update was answered; says whether it was.
 
@@ -291,7 +296,7 @@ class Exporter(Collector):
         `GET /metrics` is a scrape, so point health probes to another path.
         """
         with self._changed:
-            deserted = self._scraped < 0 and time.monotonic() - self._served_since >= seconds
+            deserted = not self.scraped and time.monotonic() - self._served_since >= seconds
             if self._server is None or deserted:
                 return False
             last = self._updates

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from trainer.store import one_line
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.3
+STOP_SECONDS = 20.0
+"""Longest wait for a scrape of a run that was asked to stop: one of the PodMonitor's intervals, well within a pod's grace."""
 END_SECONDS = 60.0
 """Longest wait for Ray Train to notice that a run has failed for good."""
 FREE_TO_CHANGE = {"run", "s3", "launch", "checkpoint", "metrics"}
@@ -191,7 +193,11 @@ def launch(settings: config.Config, name: str, console: Console) -> Outcome:
                 exporter.wait_for_scrape(settings.metrics.linger if run.started else 0.0)
                 raise
         exporter.enter("completed" if outcome.succeeded else "interrupted" if outcome.outcome == "interrupted" else "failed")
-        exporter.wait_for_scrape(0.0 if outcome.outcome == "interrupted" else settings.metrics.linger)
+        linger = settings.metrics.linger
+        if outcome.outcome == "interrupted":  # who never scraped misses nothing, and somebody sits at the terminal
+            linger = min(linger, STOP_SECONDS) if exporter.scraped else 0.0
+        with suppress(KeyboardInterrupt):  # ends the wait
+            exporter.wait_for_scrape(linger)
         return outcome
     finally:
         exporter.close()
@@ -362,6 +368,7 @@ def _train(run: _Run, lease: Lease, packed: Pack, sides: Split, cores: int) -> N
                 raise Stopped
             asked = True
             run.console.say("asked to stop: saving a checkpoint")
+            run.exporter.enter("interrupted")  # said now: a node that goes may leave no time for it later
             mailbox.ask_to_stop.remote()
         thread.join(POLL_SECONDS)
     if run.failure:

@@ -56,7 +56,7 @@ def fit(objects: list[Manifest], settings: config.Config, run: str, image: str, 
     if main["kind"] == "RayJob" and len(main["metadata"]["name"]) > LONGEST_RAYJOB:
         most = LONGEST_RAYJOB - len(object_name(""))
         raise KubernetesError(f"run.name = {run}: with SHAPE=rayjob a name has at most {most} characters, this one has {len(run)}")
-    _set_workers(main, settings.launch.workers)
+    _size(main, settings.launch)
     for found in fitted:
         if found["kind"] == "ConfigMap":
             found["data"]["config.toml"] = write_toml(settings)
@@ -85,20 +85,20 @@ def owned(objects: list[Manifest], uid: str) -> list[Manifest]:
 
 def containers(main: Manifest) -> list[dict[str, Any]]:
     """Of all pods of a Job or RayJob."""
-    return [container for pod in pod_specs(main["spec"]) for container in pod["containers"]]
+    return [container for template in pod_templates(main["spec"]) for container in template["spec"]["containers"]]
 
 
-def pod_specs(value: Any) -> Iterator[dict[str, Any]]:
-    """All pods' specs within an object's."""
+def pod_templates(value: Any) -> Iterator[dict[str, Any]]:
+    """All pods' templates within an object's spec."""
     if isinstance(value, dict):
-        if "containers" in value:
+        if "containers" in value.get("spec", ()):
             yield value
         else:
             for inner in value.values():
-                yield from pod_specs(inner)
+                yield from pod_templates(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from pod_specs(inner)
+            yield from pod_templates(inner)
 
 
 def secrets(main: Manifest) -> dict[str, bool]:
@@ -146,12 +146,15 @@ def _rename(value: Any, run: str) -> Any:
     return value
 
 
-def _set_workers(main: Manifest, workers: int) -> None:
-    spec = main["spec"]
+def _size(main: Manifest, launch: config.Launch) -> None:
+    spec, workers = main["spec"], launch.workers
     if main["kind"] == "Job":
         spec["completions"] = spec["parallelism"] = workers
-    else:
-        spec["rayClusterSpec"]["workerGroupSpecs"][0] |= {"replicas": workers, "minReplicas": workers, "maxReplicas": workers}
+        return
+    cluster = spec["rayClusterSpec"]
+    cluster["workerGroupSpecs"][0] |= {"replicas": workers, "minReplicas": workers, "maxReplicas": workers}
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):  # jobs.pod says it where KubeRay does not start Ray
+        group["rayStartParams"]["object-store-memory"] = str(launch.object_store_bytes)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -8,8 +8,6 @@ Ctrl-C only stops watching.
 import argparse
 import json
 import sys
-from datetime import UTC, datetime
-from pathlib import Path
 
 from jobs import manifests
 from jobs.kubernetes import Forbidden, Kubectl, KubernetesError, Manifest
@@ -101,7 +99,7 @@ def _undo(kubectl: Kubectl, run: str) -> None:
 def _settings(path: str, overrides: list[str]) -> tuple[config.Config, str]:
     """The configuration as the pods get it, with the run's name in it. Raises ConfigError."""
     settings = config.load(path, overrides)
-    run = settings.run.name or f"{Path(path).stem.lower()}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    run = config.run_name(settings, path)
     for key, url in (("data.source", settings.data.source), ("run.storage", settings.run.storage)):
         if not url.startswith("s3://"):
             raise UserError(f"{key} = {url!r}: the pods share no folder: write s3://bucket/prefix")

@@ -4,8 +4,6 @@ import argparse
 import logging
 import os
 import sys
-from datetime import UTC, datetime
-from pathlib import Path
 
 from trainer import UserError, config
 from trainer.console import Console
@@ -23,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     try:
         settings = config.load(arguments.config, arguments.set)
-        name = settings.run.name or f"{Path(arguments.config).stem.lower()}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        name = config.run_name(settings, arguments.config)
         if arguments.dry_run:
             from trainer.plan import plan
 

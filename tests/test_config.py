@@ -118,3 +118,17 @@ def test_the_shipped_configurations_are_valid(name):
     if name == "question":
         assert (settings.training.epochs, settings.training.batch_size, settings.training.learning_rate) == (100, 32, 1e-4)
         assert settings.model == config.Model()
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("my_config.toml", "my-config"), (f"{'x' * 40}.toml", "x" * 27), ("Größe 2.toml", "gr-e-2"), ("_.toml", "run")],
+)
+def test_a_run_without_a_name_gets_a_valid_one(tmp_path, file, name):
+    """The name that we made up would be refused as if the user had chosen it; or be too long for a RayJob."""
+    path = tmp_path / file
+    path.write_text('[data]\nsource = "images"\nclasses = { a = "a/", b = "b/" }\n')
+    made = config.run_name(config.load(path), path)
+    assert made[:-16] == name
+    assert config.load(path, [f"run.name={made}"]).run.name == made
+    assert config.run_name(config.load(path, ["run.name=mine"]), path) == "mine"

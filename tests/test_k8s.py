@@ -55,7 +55,7 @@ def _closed(schema: Any) -> Any:
 
 
 def _pods(main: Manifest) -> list[dict[str, Any]]:
-    return list(manifests.pod_specs(main["spec"]))
+    return [template["spec"] for template in manifests.pod_templates(main["spec"])]
 
 
 def test_valid(objects):
@@ -153,18 +153,10 @@ def test_nothing_of_the_template_is_left(objects):
 def test_every_pod_is_labelled(objects):
     """Metrics, network policy, status and cancel find pods by these labels."""
     labels = {manifests.LABEL: "first", "app.kubernetes.io/name": "spikewise"}
-    templates = _templates(objects[-1]["spec"])
-    assert len(templates) == len(_pods(objects[-1]))
+    templates = list(manifests.pod_templates(objects[-1]["spec"]))
+    assert len(templates) == {"Job": 1, "RayJob": 3}[objects[-1]["kind"]]
     for template in templates:
         assert labels.items() <= template["metadata"]["labels"].items()
-
-
-def _templates(value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, dict):
-        return [found for each in value for found in _templates(each)] if isinstance(value, list) else []
-    if "containers" in value.get("spec", ()):
-        return [value]
-    return [found for each in value.values() for found in _templates(each)]
 
 
 def test_workers(objects):
@@ -176,6 +168,8 @@ def test_workers(objects):
         (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
         assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (4, 4, 4)
         assert spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        for each in (group, spec["rayClusterSpec"]["headGroupSpec"]):  # Ray takes more than /dev/shm has if it is not told
+            assert each["rayStartParams"]["object-store-memory"] == str(SETTINGS.launch.object_store_bytes)
 
 
 def test_pods_agree_with_the_program(objects):

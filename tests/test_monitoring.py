@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
+from jobs.kubernetes import kustomize
 from jobs.manifests import LABEL
 from k8s.monitoring import dashboard
 from tests.test_exporter import filled
@@ -119,6 +119,15 @@ def test_the_dashboard_fits_together() -> None:
     assert all(annotation["useValueForTime"] and annotation["enable"] for annotation in DASHBOARD["annotations"]["list"])
 
 
+def test_the_gpus_of_the_chosen_run_alone() -> None:
+    """The panel would show the GPUs of another run whose name begins alike, or none of a RayJob's."""
+    (pattern,) = set(re.findall(r'pod=~"([^"]*)"', PANELS["Utilization"]["targets"][0]["expr"]))
+    ours = ["run-first-0-abcde", "run-first-11-abcde", "run-first-x1y2z-head-abcde", "run-first-x1y2z-workers-worker-abcde"]
+    others = ["run-first-two-0-abcde", "run-first-2-0-abcde", "run-first-two-x1y2z-workers-worker-abcde", "run-my-first-0-abcde"]
+    found = [pod for pod in (*ours, *others) if re.fullmatch(pattern.replace("$run", "(first)"), pod)]
+    assert found == ours
+
+
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_alert_has_a_runbook(alert: str) -> None:
     """Whoever is woken would not know what to do."""
@@ -129,16 +138,13 @@ def test_every_alert_has_a_runbook(alert: str) -> None:
     assert set(re.findall(r"\$labels\.(\w+)", annotations["summary"])) <= groupings(ALERTS[alert]["expr"])
 
 
-def kustomized(folder: str) -> dict[str, dict[str, Any]]:
-    kubectl = Path(sys.executable).parent / "kubectl"
-    rendered = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, timeout=60)
-    assert rendered.returncode == 0, rendered.stderr
-    return {document["kind"]: document for document in yaml.safe_load_all(rendered.stdout)}
+def kustomized(folder: Path) -> dict[str, dict[str, Any]]:
+    return {document["kind"]: document for document in yaml.safe_load_all(kustomize(folder))}
 
 
 def test_the_sidecar_finds_the_dashboard() -> None:
     """Grafana would not show it: its sidecar takes config maps with this label, and files that end in .json."""
-    rendered = kustomized(str(FOLDER))
+    rendered = kustomized(FOLDER)
     assert rendered.keys() == {"ConfigMap", "PodMonitor", "PrometheusRule"}
     assert rendered["ConfigMap"]["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(rendered["ConfigMap"]["data"]["spikewise.json"]) == DASHBOARD
@@ -148,7 +154,7 @@ def test_the_sidecar_finds_the_dashboard() -> None:
 @pytest.mark.parametrize(("shape", "heads"), [("job", "Job"), ("rayjob", "RayJob")])
 def test_the_pods_are_found(shape: str, heads: str) -> None:
     """Prometheus would scrape nothing: the pods lack the label, or the port has another name or number."""
-    spec = kustomized(f"k8s/overlays/local/{shape}")[heads]["spec"]
+    spec = kustomized(Path("k8s/overlays/local", shape))[heads]["spec"]
     template = spec["template"] if shape == "job" else spec["rayClusterSpec"]["headGroupSpec"]["template"]
     labels = template["metadata"]["labels"]
     (endpoint,) = MONITOR["spec"]["podMetricsEndpoints"]

@@ -7,6 +7,7 @@ with the data or the cluster at hand (a class without images, more workers than 
 import json
 import re
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -219,6 +220,12 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     for override in overrides:
         _override(values, override)
     return parse(values, str(path))
+
+
+def run_name(settings: Config, path: str | Path) -> str:
+    """`run.name`, or one made of the file's name and the time; 43 characters at most, as a RayJob takes them."""
+    stem = re.sub("[^a-z0-9]+", "-", Path(path).stem.lower())[:27].strip("-") or "run"
+    return settings.run.name or f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def parse(values: dict[str, Any], origin: str = "configuration") -> Config:

@@ -37,7 +37,10 @@ def loss(split: str) -> str:
 
 
 def gpu(metric: str) -> str:
-    return f'max by (pod, gpu) ({metric}{{pod=~".*$run.*"}})'
+    """Of the chosen runs' pods, whose label is `exported_pod` where the scrape does not honour the exporter's own labels."""
+    pods = '"run-$run-[a-z0-9]+(-head|-workers-worker)?-[a-z0-9]+"'
+    moved = f'label_replace({metric}{{exported_pod=~{pods}}}, "pod", "$1", "exported_pod", "(.*)")'
+    return f"max by (pod, gpu) ({metric}{{pod=~{pods}}} or {moved})"
 
 
 Panel = tuple[str, str, str, str, int]

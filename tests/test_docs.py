@@ -47,3 +47,18 @@ def test_the_examples_of_the_diagnosis_run_and_print_what_is_shown():
 def test_every_cause_and_probe_is_described():
     """A verdict that is nowhere explained helps nobody."""
     assert not [name for name in (*CAUSES, *words.PROBES) if f"`{name}`" not in DIAGNOSIS]
+
+
+def test_commands_of_the_cluster_exist():
+    """Whoever follows docs/cluster.md to the dashboard would be stuck at a target or a folder that has another name by now."""
+    targets = set(re.findall(r"^([a-z0-9-]+):", Path("Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for document in ("README.md", "docs/cluster.md", "docs/operations.md"):
+        commands = re.findall(r"^\$ (.*)", Path(document).read_text(encoding="utf-8"), re.MULTILINE)
+        for command in commands:
+            if command.startswith("make "):
+                named = {word for word in command.partition("#")[0].split()[1:] if re.fullmatch("[a-z0-9-]+", word)}
+                assert named
+                assert named <= targets, command
+            for path in re.findall(r"(?:k8s|jobs/configs|docker)/[\w./-]+", command):
+                assert Path(path).exists(), command
+    assert "kubectl apply --server-side -k k8s/monitoring -n monitoring" in Path("docs/cluster.md").read_text(encoding="utf-8")

@@ -20,10 +20,11 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+import yaml
 
 from jobs import cluster_data
 from jobs.kubernetes import Kubectl, Manifest
-from jobs.manifests import LABEL, SHAPES, overlays
+from jobs.manifests import FOLDER, LABEL, SHAPES, overlays, pod_templates
 from tests import jobs
 from trainer import __version__, config
 from trainer.objectstore import open_store
@@ -36,9 +37,10 @@ OBJECT_STORE_IMAGE = os.environ.get("SPIKEWISE_OBJECT_STORE_IMAGE", f"localhost/
 PROMETHEUS = os.environ.get("SPIKEWISE_PROMETHEUS")
 STORAGE = "s3://spikewise/e2e"
 RESTORED = r"resumed from the checkpoint of step \d+"
-EPOCHS = 50
-"""A second or two each: long enough for three accidents and the scrapes between them."""
-LAST_EPOCH = rf"epoch {EPOCHS}/{EPOCHS}  loss"
+SAVED = r"checkpoint of step \d+ saved"
+EPOCH = r"epoch +\d+/1000  loss"
+ENDLESS = "training.epochs=1000"
+"""For runs that are cancelled: how many epochs a machine makes meanwhile nobody knows."""
 SAME = 1e-6
 """Relative difference of losses that counts as none."""
 
@@ -47,7 +49,8 @@ SAME = 1e-6
 def kubectl() -> Iterator[Kubectl]:
     everywhere = Kubectl()
     everywhere.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s", timeout=180)
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    # Of a Job that it would let make no pod the server only warns.
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
     everywhere.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}])
     here = Kubectl(NAMESPACE)
     if PROMETHEUS:
@@ -80,8 +83,9 @@ class Submission(jobs.Job):
     deadline = 600.0
 
     def __init__(self, configuration: Path, name: str, *overrides: str, overlay: str = "local", image: str = IMAGE) -> None:
+        self.name = name
         linger = 60 if PROMETHEUS else 0  # its monitor takes the last values every 15 s
-        values = (f"run.name={name}", "metrics.port=9400", f"metrics.linger={linger}", f"training.epochs={EPOCHS}", *overrides)
+        values = (f"run.name={name}", "metrics.port=9400", f"metrics.linger={linger}", *overrides)
         self._start(
             [
                 *[sys.executable, "-m", "jobs.submit", "--config", str(configuration), "--overlay", overlay, "--image", image],
@@ -90,17 +94,27 @@ class Submission(jobs.Job):
             ]
         )
 
+    def count(self, pattern: str) -> int:
+        return sum(bool(re.search(pattern, line)) for line in list(self.lines))
+
     def await_count(self, pattern: str, count: int) -> None:
         """Waits until so many lines match."""
         end = time.monotonic() + Submission.deadline
-        while sum(bool(re.search(pattern, line)) for line in list(self.lines)) < count:
+        while self.count(pattern) < count:
             assert self.process.poll() is None, f"ended with {self.process.returncode} before {count} x {pattern!r}:\n{self.output}"
             assert time.monotonic() < end, f"not {count} lines {pattern!r} within {Submission.deadline} s:\n{self.output}"
             time.sleep(0.2)
 
+    def cancel(self) -> None:
+        cancelled = command("cancel", self.name)
+        assert cancelled.returncode == 0, cancelled.stderr
+        assert self.wait() == 2
+        assert f"error: run {self.name} is no longer on the cluster" in self.output
+        assert re.search(SAVED, cancelled.stdout + self.output)
 
-def command(name: str, run: str) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-m", "jobs.cluster", name, "--run", run, "--namespace", NAMESPACE]
+
+def command(name: str, run: str, *options: str) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-m", "jobs.cluster", name, "--run", run, "--namespace", NAMESPACE, *options]
     return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
 
 
@@ -138,6 +152,8 @@ def left(kubectl: Kubectl, run: str) -> list[str]:
 @pytest.mark.parametrize("overlay", overlays())
 def test_accepted_by_the_server(kubectl, configuration, overlay, shape):
     """A field would be refused that the schemas allow; or the namespace's Pod Security would take no pod."""
+    if shape == "rayjob" and not kubectl.run("api-resources", "--api-group=ray.io", "-o", "name").strip():
+        pytest.skip("this cluster does not know KubeRay's RayJob")
     gpu = f"launch.gpu={'true' if overlay == 'gpu' else 'false'}"
     printed = subprocess.run(
         [
@@ -148,65 +164,80 @@ def test_accepted_by_the_server(kubectl, configuration, overlay, shape):
         text=True,
         check=True,
     ).stdout
-    done = kubectl.run("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=printed)
-    assert "/run-dry serverside-applied" in done
+    objects = list(yaml.safe_load_all(printed))
+    pods = [  # which alone tell what Pod Security says of a RayJob's templates; the run's ServiceAccount is not there in a dry run
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"dry-{number}"}}
+        | {"spec": template["spec"] | {"serviceAccountName": "default"}}
+        for number, template in enumerate(pod_templates(objects[-1]["spec"]))
+    ]
+    assert kubectl.apply([*objects, *pods], dry_run=True) == []
 
 
 @pytest.fixture(scope="module")
-def calm(storage: str, configuration: Path) -> Submission:  # noqa: ARG001
-    """A run that nobody disturbs."""
-    run = Submission(configuration, "calm")
+def stormy(kubectl: Kubectl, storage: str, configuration: Path) -> Submission:  # noqa: ARG001
+    """A run that loses a worker, its head and a drained worker, goes on after each, and is cancelled a few epochs later."""
+    run = Submission(configuration, "stormy", ENDLESS)
+    run.await_count(EPOCH, 2)
+    if PROMETHEUS:  # what it has not seen before the first restart, it cannot count
+        until(lambda: query(kubectl, 'trainer_restarts_total{run="stormy"} == 0'), "the run's metrics in Prometheus")
+    for index, gently in ((1, False), (0, False), (1, True)):
+        restored, saved = run.count(RESTORED), run.count(SAVED)
+        how = ["--wait=false"] if gently else ["--force", "--grace-period=0"]  # SIGTERM, as when its node is drained
+        kubectl.run("delete", "pod", pod(kubectl, "stormy", index), *how)
+        if gently:
+            run.await_count(SAVED, saved + 1)
+        run.await_count(RESTORED, restored + 1)
+        run.await_count(EPOCH, run.count(EPOCH) + 3)
+        status = command("status", "stormy")
+        assert re.search(r"training, \d+% done", status.stdout), status.stdout + status.stderr
+    if PROMETHEUS:
+        until(lambda: query(kubectl, 'trainer_restarts_total{run="stormy"} >= 3'), "three restarts in Prometheus")
+    run.cancel()
+    return run
+
+
+@pytest.fixture(scope="module")
+def calm(storage: str, configuration: Path, stormy: Submission) -> Submission:
+    """A run that nobody disturbs, of as many epochs as the disturbed one made."""
+    run = Submission(configuration, "calm", f"training.epochs={len(jobs.curves(storage, stormy.name))}")
     run.succeed()
     return run
 
 
 def test_success(storage, calm):
     """The job would not do on a cluster what it does on a laptop."""
-    calm.await_line(LAST_EPOCH)
+    last = len(jobs.curves(storage, "calm"))
+    last_epoch = rf"epoch +{last}/{last}  loss"
+    calm.await_line(last_epoch)
     calm.await_line(rf"run calm: completed; report and model are at {STORAGE}/storage/runs/calm")
     keys = {each.key for each in open_store(f"{storage}/storage/runs/calm", config.S3(path_style=True)).list()}
     assert {"model.keras", "report.html", "report.json"} <= keys
     status = command("status", "calm")
     assert (status.returncode, "completed" in status.stdout) == (0, True), status.stdout + status.stderr
+    assert f"epoch {last} of {last}: loss " in status.stdout, status.stdout
     logs = command("logs", "calm")
-    assert re.search(LAST_EPOCH, logs.stdout)
+    assert re.search(last_epoch, logs.stdout)
 
 
-@pytest.mark.usefixtures("calm")
-def test_pods_die(kubectl, storage, configuration):
+def test_pods_die(storage, stormy, calm):
     """A lost node would cost the run, or the losses after it would be others."""
-    run = Submission(configuration, "stormy")
-    run.await_line(rf"epoch  2/{EPOCHS}  loss")
-    if PROMETHEUS:  # what it has not seen before the first restart, it cannot count
-        until(lambda: query(kubectl, 'trainer_restarts_total{run="stormy"} == 0'), "the run's metrics in Prometheus")
-    kubectl.run("delete", "pod", pod(kubectl, "stormy", 1), "--force", "--grace-period=0")
-    run.await_count(RESTORED, 1)
-    run.await_count(r"training: 2 workers", 2)
-    status = command("status", "stormy")
-    assert re.search(r"training, \d+% done", status.stdout), status.stdout + status.stderr
-    kubectl.run("delete", "pod", pod(kubectl, "stormy", 0), "--force", "--grace-period=0")
-    run.await_count(RESTORED, 2)
-    kubectl.run("delete", "pod", pod(kubectl, "stormy", 1), "--wait=false")  # SIGTERM, as when its node is drained
-    run.await_line(r"checkpoint of step \d+ saved")
-    run.await_count(RESTORED, 3)
-    run.succeed()
-    np.testing.assert_allclose(jobs.curves(storage, "stormy"), jobs.curves(storage, "calm"), rtol=SAME)
+    assert stormy.count(RESTORED) >= 3
+    np.testing.assert_allclose(jobs.curves(storage, stormy.name), jobs.curves(storage, calm.name), rtol=SAME)
 
 
 @pytest.mark.usefixtures("calm")
 def test_cancel_and_resume(kubectl, storage, configuration):
-    """What was trained until somebody needed the nodes would be lost."""
-    run = Submission(configuration, "stopped", "training.epochs=1000")
+    """What was trained until somebody needed the nodes would be lost; or nobody could say how far it came."""
+    run = Submission(configuration, "stopped", ENDLESS)
     run.await_line(r"epoch +3/1000  loss")
     again = Submission(configuration, "stopped")
     assert again.wait() == 2
     assert "error: run stopped is on this cluster already" in again.output
-    cancelled = command("cancel", "stopped")
-    assert cancelled.returncode == 0, cancelled.stderr
-    assert re.search(r"checkpoint of step \d+ saved", cancelled.stdout + run.output)
-    assert run.wait() == 2
-    assert "error: run stopped is no longer on the cluster" in run.output
+    run.cancel()
     assert left(kubectl, "stopped") == []
+    assert command("status", "stopped").returncode == 2
+    status = command("status", "stopped", "--storage", f"{STORAGE}/storage")
+    assert re.search(r"interrupted\nepoch \d+ of 1000: loss ", status.stdout), status.stdout + status.stderr
     done = len(jobs.curves(storage, "stopped"))
     resumed = Submission(configuration, "stopped", f"training.epochs={done + 2}")
     resumed.await_line(RESTORED)
@@ -216,24 +247,37 @@ def test_cancel_and_resume(kubectl, storage, configuration):
     np.testing.assert_allclose(after[: len(before)], before[: len(after)], rtol=SAME)
 
 
+def huge(folder: Path) -> Path:
+    """An overlay whose pods no node of any cluster has room for."""
+    parts = os.path.relpath(FOLDER, folder)
+    patch = [
+        {"op": "replace", "path": f"/spec/template/spec/containers/0/resources/{which}/cpu", "value": "100000"}
+        for which in ("requests", "limits")
+    ]
+    kustomization = {
+        "resources": [f"{parts}/pod"],
+        "components": [f"{parts}/job"],
+        "patches": [{"target": {"kind": "Job"}, "patch": json.dumps(patch)}],
+    }
+    (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("overrides", "options", "code", "line"),
     [
         (["training.epochs=0"], {}, 2, r"error: .*job.toml: training.epochs = 0"),
         ([], {"image": "localhost/spikewise:never-built"}, 2, r"error: image localhost/spikewise:never-built cannot be pulled"),
-        (
-            ["launch.workers=8", "launch.start_timeout=5"],
-            {"overlay": "spot"},
-            2,
-            r"error: pod run-\S+ finds no node: .*for 5 s, launch",
-        ),
+        (["launch.start_timeout=5"], {}, 2, r"error: pod run-\S+ finds no node: .*for 5 s, launch"),
         (["data.source=s3://spikewise/nothing"], {}, 2, r"error: run .*: the driver ended with exit code 2"),
     ],
     ids=["configuration", "image", "request", "data"],
 )
-def test_mistakes_end_in_a_line(kubectl, configuration, request, overrides, options, code, line):
+def test_mistakes_end_in_a_line(kubectl, configuration, tmp_path, request, overrides, options, code, line):
     """A person would not learn what to mend, or would find what is left of the mistake a week later."""
     name = f"mistake-{request.node.callspec.id}"
+    if name == "mistake-request":
+        options = {"overlay": str(huge(tmp_path))}
     run = Submission(configuration, name, *overrides, **options)
     assert run.wait() == code, run.output
     assert re.search(line, run.output), run.output
@@ -242,13 +286,17 @@ def test_mistakes_end_in_a_line(kubectl, configuration, request, overrides, opti
 
 
 @pytest.mark.skipif(not PROMETHEUS, reason="SPIKEWISE_PROMETHEUS names no Prometheus")
-@pytest.mark.usefixtures("calm")
-def test_prometheus(kubectl, storage):
+def test_prometheus(kubectl, storage, stormy, calm):
     """Nobody would see the losses, or learn of a run that dies again and again; or a run that has ended would raise alarms."""
     (found,) = query(kubectl, 'last_over_time(trainer_loss{split="validation", run="stormy"}[1h])')[-1:]
-    assert any(np.isclose(float(found["value"][1]), losses[2]) for losses in jobs.curves(storage, "stormy"))
+    assert any(np.isclose(float(found["value"][1]), losses[2]) for losses in jobs.curves(storage, stormy.name))
     firing = 'ALERTS{run="stormy", alertname="SpikewiseRestarts", alertstate="firing"}'
     alert = until(lambda: query(kubectl, firing), "an alert of the restarts")[0]
     assert alert["metric"]["namespace"] == NAMESPACE
-    assert query(kubectl, 'last_over_time(trainer_state{run="calm", state="completed"}[1h]) == 1')
-    assert not query(kubectl, 'ALERTS{run="calm", alertname="SpikewiseNoProgress"}')
+    for run, state in ((calm.name, "completed"), (stormy.name, "interrupted")):
+        assert query(kubectl, f'last_over_time(trainer_state{{run="{run}", state="{state}"}}[1h]) == 1'), run
+    rules = yaml.safe_load((FOLDER / "monitoring/prometheusrule.yaml").read_text())["spec"]["groups"][0]["rules"]
+    (expression,) = [rule["expr"] for rule in rules if rule["alert"] == "SpikewiseNoProgress"]
+    assert "> 900" in expression
+    stuck = query(kubectl, expression.replace("> 900", "> 1"))  # the alert itself would take a quarter of an hour
+    assert not {each["metric"]["run"] for each in stuck} & {calm.name, stormy.name}

@@ -114,12 +114,12 @@ COURSES = [
     ),
     Course(
         *("SpikewiseRestarts", "of the workers", {"trainer_restarts_total": "0 0 1 2 3"}, 4),
-        "Run a-run in ml was resumed 3 times within the last hour.",
+        "Run a-run in ml was started again 3 times within the last hour.",
     ),
     Course(
         *("SpikewiseRestarts", "of the pod"),
         {f'trainer_restarts_total{{pod="{n}"}}': f"{'_ ' * 3 * n}{n} {n} stale" for n in range(4)},
-        *(11, "Run a-run in ml was resumed 3 times within the last hour."),
+        *(11, "Run a-run in ml was started again 3 times within the last hour."),
     ),
     Course("SpikewiseRestarts", "twice", {"trainer_restarts_total": "0 0 1 2 2"}, 4, None),
     Course("SpikewiseRestarts", "seven, weeks ago", {"trainer_restarts_total": "_ _ 7 7 7"}, 4, None),

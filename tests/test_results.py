@@ -37,6 +37,12 @@ def test_what_is_not_there_is_empty(store):
     assert results.get_arrays(store, "none", 1) == {}
 
 
+def test_starts_are_counted(store):
+    """A run that dies again and again before its next checkpoint would look as if it had died once: no alert."""
+    assert [results.count_start(store, "a-run") for _ in range(3)] == [0, 1, 2]
+    assert results.count_start(store, "another") == 0
+
+
 def test_reports_of_another_version_are_read():
     """After an update, runs of before could not be resumed or reported."""
     report = demo().history[0]

@@ -46,7 +46,7 @@ METRICS: dict[str, Described] = {
     ),
     "trainer_last_success_timestamp_seconds": Described("gauge", "seconds", "Unix time at which the run completed."),
     "trainer_workers": Described("gauge", "", "Workers of the run."),
-    "trainer_restarts_total": Described("counter", "", "Times that the run was resumed from a checkpoint, by any process."),
+    "trainer_restarts_total": Described("counter", "", "Times that the run's workers were started again, by any process."),
     "trainer_restart_timestamp_seconds": Described("gauge", "seconds", "Unix time at which it was resumed last."),
     "trainer_dataset_images": Described("gauge", "", "Images on each side of the split.", ("split",)),
     "trainer_quarantined_images": Described("gauge", "", "Images left out because they could not be decoded."),
@@ -163,7 +163,7 @@ class Exporter(Collector):
             self._updates += 1
 
     def begin(self, restarts: int) -> None:
-        """Training begins, after the run was resumed `restarts` times; fewer than were known change nothing."""
+        """Training begins, after the workers were started again `restarts` times; fewer than were known change nothing."""
         with self._changed:
             known = self._values["trainer_restarts_total"].get((), 0.0)
             if restarts > known:

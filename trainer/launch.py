@@ -101,14 +101,13 @@ class _Run:
                 if self.started:
                     self.console.warn("a worker died: all were started again")
                 self.started = True
-                self.exporter.begin(0)
+                self.exporter.begin(event["restarts"])
                 where = "in memory" if event["resident"] else "on the local disk"
                 workers = f"{event['workers']} worker{'s' * (event['workers'] > 1)}"
                 self.console.say(f"training: {workers}, {event['steps']} steps an epoch, images {where}")
             case {"kind": "resumed"}:
                 self.history = [results.report_from(values) for values in event["history"]]
                 self.diagnoses = event["diagnoses"]
-                self.exporter.begin(event["restarts"])
                 self.exporter.update_spikes(self.diagnoses)
                 self.console.say(
                     f"resumed from the checkpoint of step {event['step']}, in epoch {event['epoch']} (restart {event['restarts']})"

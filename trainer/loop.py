@@ -107,7 +107,8 @@ class _Worker:
 
     def run(self) -> None:
         self._resume()
-        self.line.tell({"kind": "started", "workers": self.group.size, "steps": self.feed.steps, "resident": self.feed.resident})
+        here = {"workers": self.group.size, "steps": self.feed.steps, "resident": self.feed.resident}
+        self.line.tell({"kind": "started", "restarts": self.restarts, **here})
         outcome = "completed"
         while self.epoch <= self.settings.training.epochs:
             began = time.perf_counter()
@@ -126,6 +127,7 @@ class _Worker:
         2. weights, statistics, optimizer (its step count places the dropout masks);
         3. history, epoch and the steps already made in it (they place the order of the images).
         """
+        self.restarts = results.count_start(self.store, self.task.run) if self.chief else 0
         found = self.checkpoints.latest() if self.chief else None
         step = ray.train.collective.broadcast_from_rank_zero(found.step if found else None)
         if step is None:
@@ -136,13 +138,10 @@ class _Worker:
         self.learner.restore(state)
         self.history = [results.report_from(values) for values in meta["history"]]
         self.epoch = meta["epoch"]
-        self.restarts = meta["restarts"] + 1
         self.diagnostician.restore(meta["diagnosis"], memory, at_epoch_end=not len(self.done))
         self._note_changes(meta)
-        self.line.tell(
-            {"kind": "resumed", "step": step, "epoch": self.epoch, "restarts": self.restarts, "history": meta["history"]}
-            | {"diagnoses": list(self.diagnostician.diagnoses)}
-        )
+        known = {"history": meta["history"], "diagnoses": list(self.diagnostician.diagnoses)}
+        self.line.tell({"kind": "resumed", "step": step, "epoch": self.epoch, "restarts": self.restarts, **known})
 
     def _note_changes(self, meta: dict[str, Any]) -> None:
         """What is different from the run before the restart, for the diagnosis."""
@@ -292,7 +291,7 @@ class _Worker:
         diagnosis, memory = self.diagnostician.state()
         state = self.learner.state() | {"epoch/steps": self.done.copy()} | {MEMORY + name: array for name, array in memory.items()}
         history = [report.as_dict() for report in self.history]
-        meta = {"epoch": self.epoch, "restarts": self.restarts, "history": history, "diagnosis": diagnosis}
+        meta = {"epoch": self.epoch, "history": history, "diagnosis": diagnosis}
         if validation_loss is not None:
             meta["validation_loss"] = validation_loss
         return state, meta | {"settings": self.task.settings}

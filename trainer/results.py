@@ -1,6 +1,7 @@
 """What a run stores about itself beside its checkpoints, and how it is read again.
 
 runs/<run>/run.json           the resolved configuration, the data set's digest, the environment, at the end the outcome
+runs/<run>/starts             how often workers have started on it
 runs/<run>/spikes.json        a Diagnosis for each spike
 runs/<run>/epochs/0001.json   the epoch's EpochReport
 runs/<run>/epochs/0001.npz    losses [n], probabilities [n, K] of the n validation images, in the order of the split;
@@ -50,6 +51,18 @@ def get_run(store: Store, run: str) -> dict[str, Any] | None:
         raise ResultsError(
             f"{store.url}/{key} is damaged ({error}): delete it to go on from the run's checkpoints, or choose another run.name"
         ) from None
+
+
+def count_start(store: Store, run: str) -> int:
+    """Counts a start of the run's workers, and returns how many there were before. A checkpoint could not tell: what dies before
+    the next one would not be counted. Raises StoreError."""
+    key = f"runs/{run}/starts"
+    try:
+        before = int(store.get(key))
+    except (NotFound, ValueError):
+        before = 0
+    store.put(key, str(before + 1).encode())
+    return before
 
 
 def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, np.ndarray]) -> None:

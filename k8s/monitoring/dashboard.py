@@ -68,7 +68,7 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
             "{{run}} {{split}}": of_run("trainer_dataset_images", "run, split"),
             "{{run}} quarantined": of_run("trainer_quarantined_images"),
         },
-        ("Workers, restarts", "Workers now; times that the run was resumed.", "none", "number", 6): {
+        ("Workers, restarts", "Workers now; times that they were started again.", "none", "number", 6): {
             "{{run}} workers": of_run("trainer_workers"),
             "{{run}} restarts": of_run("trainer_restarts_total"),
         },

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         return os.EX_TEMPFAIL if error.transient and arguments.retried else 2
     if outcome.outcome.startswith("failed"):
         print(f"error: run {outcome.run} {outcome.outcome}", file=sys.stderr)
-        return 1
+        return os.EX_TEMPFAIL if outcome.transient and arguments.retried else 1
     print(f"run {outcome.run}: {outcome.outcome}", file=sys.stdout if outcome.succeeded else sys.stderr)
     return 0 if outcome.succeeded else 143
 

@@ -58,6 +58,10 @@ def test_overrides_are_written_as_in_toml(tmp_path, override, expected):
         ("[launch]\nworkers = 3\n", ["training.batch_size = 32", "launch.workers = 3", "30 or 33"]),
         ('[run]\nname = "Not A Name"\n', ["run.name = 'Not A Name'", "pattern"]),
         ("[model]\ndropout = [0.1, 0.2]\n", ["model.dropout"]),
+        (
+            '[model]\nprecision = "float64"\nbatch_normalization = "fused"\n',
+            ['batch_normalization = "fused"', 'precision = "float64"'],
+        ),
         ("[model]\nmomentum = 1.0\n", ["model.momentum = 1.0", "less than 1"]),
         ("[metrics]\nport = 70000\n", ["metrics.port = 70000", "65535"]),
         ('[run]\nname = "a"\n[training]\nepochs = 0\nbatch_size = 0\n', ["training.epochs = 0", "training.batch_size = 0"]),

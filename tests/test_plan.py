@@ -28,6 +28,14 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, capsys)
         assert part in shown
 
 
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
+    """It would promise epochs of 0 steps, and the run end with an error."""
+    jobs.put_images(str(tmp_path), images=60)
+    configuration = jobs.write_config(tmp_path, str(tmp_path))
+    assert train.main(["--config", str(configuration), "--set", "training.batch_size=64", "--dry-run"]) == 2
+    assert "training.batch_size = 64 is larger than the training set of about 42 images" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("shape", "classes"), [((64, 64, 3), 2), ((33, 50, 1), 5)])
 def test_the_parameters_are_counted_as_keras_does(shape, classes):
     """The memory that a dry run promises would be wrong."""

@@ -199,6 +199,10 @@ class Config(Section):
                 f"training.batch_size = {self.training.batch_size} cannot be divided evenly among launch.workers = "
                 f"{self.launch.workers}: {fits} would fit"
             )
+        if (self.model.precision, self.model.batch_normalization) == ("float64", "fused"):
+            raise ValueError(
+                'model.batch_normalization = "fused" has no kernel for model.precision = "float64": take "synchronized" or "keras"'
+            )
         return self
 
     def digestible(self) -> dict[str, Any]:

@@ -69,6 +69,8 @@ class Outcome:
     """completed, stopped early, interrupted, or failed: why."""
     folder: Path
     """Local folder of the report."""
+    transient: bool = False
+    """Failed of something that may be over a while later, such as storage that does not answer."""
 
     @property
     def succeeded(self) -> bool:
@@ -91,6 +93,7 @@ class _Run:
     started: bool = False
     finished: dict[str, Any] | None = None
     failure: str | None = None
+    transient: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
     def hear(self, event: dict[str, Any]) -> None:
@@ -141,7 +144,8 @@ class _Run:
                 trained = self.history and self.history[-1].epoch == epochs
                 way_out = "run again under this name to go on from the last checkpoint"
                 but = f"all {epochs} epochs are trained, but the model is not stored ({way_out}): " if trained else ""
-                self.failure = self.failure or but + event["message"]
+                if not self.failure:
+                    self.failure, self.transient = but + event["message"], event["transient"]
             case {"kind": "finished"}:
                 self.finished = event
                 self.exporter.update_checkpoint(event["checkpoint"])
@@ -187,12 +191,14 @@ def launch(settings: config.Config, name: str, console: Console) -> Outcome:
                 outcome = _run(run, lease)
             except Stopped:
                 outcome = Outcome(name, "interrupted", folder)
+            except SystemExit:  # the second Ctrl-C
+                raise
             except BaseException:
                 exporter.enter("failed")
                 exporter.wait_for_scrape(settings.metrics.linger if run.started else 0.0)
                 raise
         exporter.enter("completed" if outcome.succeeded else "interrupted" if outcome.outcome == "interrupted" else "failed")
-        linger = settings.metrics.linger
+        linger = settings.metrics.linger if run.started else 0.0
         if outcome.outcome == "interrupted":  # who never scraped misses nothing, and somebody sits at the terminal
             linger = min(linger, STOP_SECONDS) if exporter.scraped else 0.0
         with suppress(KeyboardInterrupt):  # ends the wait
@@ -230,14 +236,22 @@ def _run(run: _Run, lease: Lease) -> Outcome:
         what = one_line(error) if isinstance(error, UserError | OSError) else repr(error)
         way_out = f"when that is mended, python -m jobs.report --config FILE --run {run.name} makes it"
         run.console.warn(f"the report is not complete: {what}; {way_out}")
-    return Outcome(run.name, outcome, run.folder)
+    return Outcome(run.name, outcome, run.folder, run.transient)
 
 
 def _manifest(run: _Run, previous: dict[str, Any] | None) -> Manifest | Pack:
     """What there is to train on: for a resumed run the pack that it began with, even if the source has changed meanwhile."""
     data = run.settings.data
     known = previous and load_pack(run.storage, previous["manifest"], (*data.image_size, 3))
-    return known or build_manifest(open_store(data.source, run.settings.s3), data)
+    if known:
+        return known
+    manifest = build_manifest(open_store(data.source, run.settings.s3), data)
+    if previous and manifest.digest != previous["manifest"]:
+        raise LaunchError(
+            f"run {run.name} began with other images than are at {manifest.source} now (digest {previous['manifest'][:16]}, now "
+            f"{manifest.digest[:16]}), and its packed ones are gone: bring the source back, or choose another run.name"
+        )
+    return manifest
 
 
 def _packed(run: _Run, manifest: Manifest | Pack) -> Pack:

@@ -21,7 +21,7 @@ import ray.train
 import ray.train.collective
 
 from trainer import UserError, config, model, results
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import CheckpointError, Checkpoints
 from trainer.diagnosis.diagnostician import Diagnostician, News
 from trainer.diagnosis.records import Diagnosis, Event, Overfitting
 from trainer.network import TrainedNetwork
@@ -54,7 +54,7 @@ def work(task: Task) -> None:
     try:
         _Worker(task).run()
     except UserError as error:
-        ray.get(task.mailbox.post.remote({"kind": "failed", "message": str(error)}))
+        ray.get(task.mailbox.post.remote({"kind": "failed", "message": str(error), "transient": error.transient}))
         raise
 
 
@@ -111,14 +111,14 @@ class _Worker:
         self.line.tell({"kind": "started", "restarts": self.restarts, **here})
         outcome = "completed"
         while self.epoch <= self.settings.training.epochs:
+            if self._no_longer_improving():
+                outcome = "stopped early"
+                break
             began = time.perf_counter()
             if not self._train_epoch():
                 outcome = "interrupted"
                 break
             self._close_epoch(began)
-            if self._no_longer_improving():
-                outcome = "stopped early"
-                break
         self._finish(outcome)
 
     def _resume(self) -> None:
@@ -127,7 +127,10 @@ class _Worker:
         2. weights, statistics, optimizer (its step count places the dropout masks);
         3. history, epoch and the steps already made in it (they place the order of the images).
         """
-        self.restarts = results.count_start(self.store, self.task.run) if self.chief else 0
+        try:
+            self.restarts = results.count_start(self.store, self.task.run) if self.chief else 0
+        except StoreError as error:  # training does not die of its monitoring
+            log.warning("this start was not counted: %s", error)
         found = self.checkpoints.latest() if self.chief else None
         step = ray.train.collective.broadcast_from_rank_zero(found.step if found else None)
         if step is None:
@@ -218,7 +221,7 @@ class _Worker:
         self.history.append(report)
         news = self._diagnose(losses, probabilities, sample_losses)
         overfitting = None if news is None else self.diagnostician.overfitting
-        broken = np.flatnonzero(~np.isfinite(steps.loss))
+        broken = np.flatnonzero(~_finite(self.done))
         if self.chief:
             arrays = {
                 "losses": losses,
@@ -248,7 +251,7 @@ class _Worker:
             self._flush()
             first = report.step - len(steps.loss) + broken[0] + 1
             raise TrainingError(
-                f"the training loss of epoch {report.epoch} is not finite from step {first} on: set training.learning_rate below "
+                f"training is not finite in epoch {report.epoch} from step {first} on: set training.learning_rate below "
                 f"{report.learning_rate:g} and run again, under this name to go on from the last checkpoint"
             )
 
@@ -297,9 +300,18 @@ class _Worker:
         return state, meta | {"settings": self.task.settings}
 
     def _save_inside_epoch(self) -> None:
-        if self.chief:
-            self.checkpoints.save(int(self.learner.optimizer.iterations), *self._checkpoint())
-        self.line.tell({"kind": "saved", "step": int(self.learner.optimizer.iterations), "checkpoint": self.checkpoints.stats})
+        """The last thing that a worker may be able to do: what fails here costs the epoch so far, not the run."""
+        self.learner.average_statistics()
+        if not self.chief:
+            return
+        step = int(self.learner.optimizer.iterations)
+        try:
+            if not _finite(self.done).all():  # or nobody could go on from before it
+                raise CheckpointError("the network is not finite")
+            self.checkpoints.save(step, *self._checkpoint())
+            self.line.tell({"kind": "saved", "step": step, "checkpoint": self.checkpoints.stats})
+        except (CheckpointError, StoreError) as error:
+            log.warning("no checkpoint inside epoch %d: %s", self.epoch, error)
 
     def _record(
         self,
@@ -371,6 +383,12 @@ class _Line:
             except ray.exceptions.RayError as error:  # training does not die of its monitoring
                 log.warning("the head does not answer: %s", error)
             self._answer = None
+
+
+def _finite(steps: np.ndarray) -> np.ndarray:
+    """Whether loss and update of each step were finite: StepStats [s, 7] -> bool [s]."""
+    numbers = StepStats(*steps.T)
+    return np.isfinite(numbers.loss) & np.isfinite(numbers.update_norm)
 
 
 def _numbers(steps: list[StepStats]) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections import Counter
 
 from trainer import config, results
 from trainer.console import size
-from trainer.index import build_manifest
+from trainer.index import DataError, build_manifest
 from trainer.objectstore import open_store
 from trainer.pack import load_pack
 
@@ -20,6 +20,10 @@ def plan(settings: config.Config, name: str) -> str:
     share = settings.data.validation_share
     training = round(len(manifest.images) * (1 - share))
     batch, workers = settings.training.batch_size, settings.launch.workers
+    if training < batch:
+        raise DataError(
+            f"training.batch_size = {batch} is larger than the training set of about {training} images: lower it or add images"
+        )
     height, width = settings.data.image_size
     pixels = len(manifest.images) * height * width * 3
     weights = 4 * parameters((height, width, 3), len(manifest.classes))

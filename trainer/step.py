@@ -127,7 +127,7 @@ class Learner:
         """Makes BatchNormalization's moving statistics equal on all workers where each keeps its own."""
         if self.group.size > 1 and not self._synchronized:
             for variable in self.model.non_trainable_variables:
-                if variable.dtype == "float32":
+                if "float" in variable.dtype:  # not the dropouts' seeds
                     variable.assign(self.group.sum(variable.numpy()) / self.group.size)
 
     def checksum(self) -> float:

@@ -214,6 +214,7 @@ class Diagnostician:
             scene.path = [(0, before.weights), *self._path]
         found = self._probe(scene, events)
         training = self._training(scene, events, sampled - before.sample, before.sample)
+        training = replace(training, validation_rise=float(scene.rise.mean()))
         few = found.get("few_examples")
         images = [entry["image"] for entry in few.facts["images"]] if few else []
         return replace(case, probes=found, training=training, predicted=predict(images) if predict and images else {})

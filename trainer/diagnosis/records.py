@@ -141,6 +141,8 @@ class Training:
     """Of the sampled training images in inference mode since the reference epoch, nats."""
     train_loss: float = float("nan")
     """Theirs at the reference epoch."""
+    validation_rise: float | None = None
+    """Of the validation images since the same epoch; None: it is the spike's."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

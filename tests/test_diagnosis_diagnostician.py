@@ -167,3 +167,22 @@ def test_a_rise_over_two_epochs_that_training_images_share_is_no_shift_of_the_va
     assert found.training.validation_rise == pytest.approx(found.training.train_rise)
     assert found.training.train_rise == pytest.approx(0.025)
     assert found.verdict.name == "unexplained"
+
+
+def test_images_without_a_finite_loss_are_named():
+    """Two damaged images would make a spike that nothing explains."""
+    losses = np.full((8, 300), 0.5) + 0.01 * np.sin(np.arange(8))[:, None]
+    losses[-1, [7, 90]] = np.inf, np.nan
+    found = _told(losses, losses[:, 0], lambda images: dict.fromkeys(images, ("cat", "dog", 0.99)))
+    assert found.spike.outcome == "open"
+    assert found.verdict.name == "few_examples"
+    assert sorted(one.image for one in found.suspects) == [7, 90]
+    assert words.name(found) == "2 images, probably mislabelled"
+
+
+def test_a_first_epoch_without_a_finite_loss_is_told():
+    """A run that was broken from the start would have no diagnosis, or one of a loss that was expected to be nan."""
+    found = _told(np.full((1, 300), np.nan), [np.nan])
+    assert found.verdict.name == "divergence"
+    assert "nan" not in words.block(found)
+    assert found.verdict.remedy == "start again with a lower learning rate."

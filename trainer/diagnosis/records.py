@@ -38,7 +38,7 @@ class Spike:
     """From 1."""
     loss: float
     baseline: float
-    """The loss that the trend of the epochs before led to expect."""
+    """The loss that the trend of the epochs before led to expect; this and the next two are NaN if there were none."""
     scale: float
     """The run's own wiggle from epoch to epoch, as a standard deviation."""
     threshold: float

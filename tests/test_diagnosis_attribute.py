@@ -150,6 +150,21 @@ def test_a_probe_as_noisy_as_the_rise_decides_nothing(one):
     assert attribute(case([STABLE, replace(one, low=-0.05)], training=LONG))[0].name == "unexplained"
 
 
+@pytest.mark.parametrize(
+    ("validation_rise", "train_rise", "verdict"),
+    [
+        (0.05, 0.004, "unexplained"),
+        (0.3, 0.07, "unexplained"),
+        (0.3, 0.01, "distribution_shift"),
+        (None, 0.01, "distribution_shift"),
+    ],
+)
+def test_training_images_are_compared_with_validation_images_over_the_same_epochs(validation_rise, train_rise, verdict):
+    """A rise that built over two epochs, and training images with it, would be blamed on the validation images."""
+    training = replace(QUIET, train_rise=train_rise, train_loss=1.0, validation_rise=validation_rise)
+    assert attribute(case([STABLE], training=training))[0].name == verdict
+
+
 def test_a_loss_that_is_no_number_needs_no_probe():
     """A run that blew up would get no diagnosis at all."""
     inf = np.inf

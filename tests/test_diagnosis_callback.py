@@ -18,6 +18,7 @@ from trainer.diagnosis.steps import GRADIENT, LOSS, UPDATE
 IMAGES, LABELS = load_digits().images / 16, load_digits().target
 VALIDATION = IMAGES[1200:], LABELS[1200:]
 DAMAGED, EPOCHS = 30, 7
+ACCUMULATES = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(gradient_accumulation_steps=4))
 
 
 class Damaged(keras.utils.PyDataset):
@@ -197,6 +198,7 @@ def _fit(data, *, fresh=None, train=(IMAGES[:64], LABELS[:64]), **options):
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION).shuffle(597).batch(99)), "in another order each time"),
         (lambda: _fit(VALIDATION, keys=["a"]), "keys: there are 1 for 597"),
         (lambda: _fit(VALIDATION, fresh=_compiled(steps_per_execution=4)), "steps_per_execution=4"),
+        (lambda: _fit(VALIDATION, fresh=network(optimizer=ACCUMULATES)), "gradient_accumulation_steps=4"),
         (lambda: explain(np.ones(3), np.ones(4)), r"got shapes \(3,\) and \(4,\)"),
         (lambda: explain(np.ones(3), np.ones(3)), "did not rise: 1 before, 1 now"),
         (lambda: explain(np.ones(3), np.full(3, np.nan)), "must be a finite number"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import false_alarms
-from trainer.diagnosis import detect
+from trainer.diagnosis import detect, words
 from trainer.diagnosis.detect import Detector, Resampler, forecast, overfitting
 
 
@@ -151,6 +151,20 @@ def test_a_loss_that_is_no_number_is_a_divergence_at_once():
     """A broken run would crash its diagnosis, or look healthy."""
     (spike,) = _spikes([0.7, 0.6, 0.5, np.nan, 0.5])
     assert (spike.epoch, spike.outcome, spike.rise) == (4, "divergence", np.inf)
+
+
+def test_a_loss_that_stays_no_number_is_one_divergence():
+    """A broken run would be told anew every epoch, and its one cause be drowned in alarms."""
+    assert [s.epoch for s in _spikes([0.7, 0.6, 0.5, *[np.nan] * 6])] == [4]
+    assert [s.epoch for s in _spikes([0.7, 0.6, 0.5, np.nan, np.nan, 0.5, np.nan])] == [4, 7]
+
+
+def test_a_loss_that_never_was_a_number_is_a_divergence():
+    """A run that was broken from the start would be called one without a spike."""
+    (spike,) = _spikes([np.nan] * 8)
+    assert (spike.epoch, spike.outcome) == (1, "divergence")
+    assert "nan" not in words.headline(spike)
+    assert [s.epoch for s in _spikes([np.nan, 0.7, 0.6, 0.6, 2.0])] == [1, 5]
 
 
 def test_a_few_images_without_a_finite_loss_are_not_a_divergence():

@@ -1,6 +1,7 @@
 """From a spike made on purpose to its name."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -119,3 +120,69 @@ def test_a_raised_learning_rate_is_remembered_for_two_epochs(training, later, ve
     assert news.diagnosis is not None
     assert news.diagnosis.verdict.name == verdict
     assert (f"in epoch {EPOCHS + 1};" in news.diagnosis.verdict.evidence) == (verdict == "run_event")
+
+
+class _Told:
+    """A network whose losses are told: those of its only weight, the number of the epoch."""
+
+    statistics: tuple[int, ...] = ()
+    drops = False
+
+    def __init__(self, losses) -> None:
+        self.losses, self.weight = losses, 0.0
+
+    def untouched(self):
+        return nullcontext()
+
+    def weights(self):
+        return [np.array([self.weight])]
+
+    def assign(self, weights) -> None:
+        self.weight = float(weights[0][0])
+
+    def evaluate(self):
+        return self.losses[round(self.weight)]
+
+    def batch_losses(self, batch):  # noqa: ARG002
+        return np.full(8, 0.3)
+
+
+def _told(losses, sampled, predict=None):
+    """The diagnosis of an epoch with the last of these validation losses [k, n], training losses [k] given."""
+    network = _Told(losses)
+    diagnostician = Diagnostician(network, batch_size=8)
+    steps = np.tile([0.3, 6, 1, 1, 2, 0, 0], (10, 1))
+    for number, sample in enumerate(sampled):
+        network.weight = float(number)
+        news = diagnostician.close_epoch(losses[number], np.full(8, sample), steps, predict=predict)
+    return news.diagnosis
+
+
+def test_a_rise_over_two_epochs_that_training_images_share_is_no_shift_of_the_validation_images():
+    """The second epoch's training images would be compared with both epochs' validation images."""
+    means = np.array([*(0.7 + 0.005 * np.sin(np.arange(16))), 0.84, 0.865])
+    losses = means[:, None] + np.random.default_rng(0).normal(0, 0.05, 300)
+    found = _told(losses, means - 0.2)
+    assert found.spike.rise > 0.14
+    assert found.training.validation_rise == pytest.approx(found.training.train_rise)
+    assert found.training.train_rise == pytest.approx(0.025)
+    assert found.verdict.name == "unexplained"
+
+
+def test_images_without_a_finite_loss_are_named():
+    """Two damaged images would make a spike that nothing explains."""
+    losses = np.full((8, 300), 0.5) + 0.01 * np.sin(np.arange(8))[:, None]
+    losses[-1, [7, 90]] = np.inf, np.nan
+    found = _told(losses, losses[:, 0], lambda images: dict.fromkeys(images, ("cat", "dog", 0.99)))
+    assert found.spike.outcome == "open"
+    assert found.verdict.name == "few_examples"
+    assert sorted(one.image for one in found.suspects) == [7, 90]
+    assert words.name(found) == "2 images, probably mislabelled"
+
+
+def test_a_first_epoch_without_a_finite_loss_is_told():
+    """A run that was broken from the start would have no diagnosis, or one of a loss that was expected to be nan."""
+    found = _told(np.full((1, 300), np.nan), [np.nan])
+    assert found.verdict.name == "divergence"
+    assert "nan" not in words.block(found)
+    assert found.verdict.remedy == "start again with a lower learning rate."

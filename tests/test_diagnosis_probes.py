@@ -303,3 +303,52 @@ def test_what_came_after_an_event_is_told_from_what_came_before(training):
     at_event, too_late = (probes.before_event(scene, Event("restart", 9, step)) for step in (12, 19))
     assert at_event.share > 0.5
     assert too_late.share < 0.5
+
+
+@pytest.mark.parametrize("how", ["trainable=False", "training=False"])
+def test_statistics_that_training_does_not_move_are_not_estimated_anew(how):
+    """In transfer learning a frozen base would be probed with mean 0 and variance 0, and what is found mean nothing."""
+    base_norm, head_norm = keras.layers.BatchNormalization(momentum=0.999), keras.layers.BatchNormalization(momentum=0.9)
+    base = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), base_norm])
+    base.trainable = how != "trainable=False"
+
+    class Model(keras.Model):  # a functional one hands its own `training` to all its layers
+        def __init__(self) -> None:
+            super().__init__()
+            self.base, self.norm, self.drop, self.last = base, head_norm, keras.layers.Dropout(0.5), keras.layers.Dense(2)
+
+        def call(self, x, training=None):
+            features = self.base(x, training=False if how == "training=False" else training)
+            return self.last(self.drop(self.norm(features, training=training), training=training))
+
+    model = Model()
+    x = np.random.default_rng(0).normal(2, 3, (BATCH, 6)).astype(np.float32)
+    model(x)
+    loss = keras.losses.SparseCategoricalCrossentropy(True, reduction=None)
+    network = KerasNetwork(model, lambda: np.zeros(1), lambda _: (x, np.zeros(BATCH, int)), loss)
+    before = [variable.numpy() for variable in model.variables]
+    assert {id(model.weights[i]) for i in network.statistics} == {id(head_norm.moving_mean), id(head_norm.moving_variance)}
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    assert network.momentum == 0.9 or how == "training=False"  # two layers may train: which one is not told
+    with network.untouched():
+        anew = probes.reestimated(network, network.weights(), [0])
+    head = base(x, training=False).numpy()
+    np.testing.assert_allclose(anew[network.statistics[0]], head.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(anew[network.statistics[1]], head.var(0), rtol=1e-4, atol=1e-5)
+    kept = [i for i in range(len(anew)) if i not in network.statistics]
+    assert all(np.array_equal(anew[i], network.weights()[i]) for i in kept)
+
+
+def test_without_moving_statistics_nothing_is_evaluated_twice(training):
+    """A network without BatchNormalization would pay three passes more than its probes report."""
+    scene = training.scene(*training.epoch())
+    seen, evaluate = [], training.network.evaluate
+    training.network.evaluate = lambda: seen.append(1) or evaluate()
+    training.network.statistics, kept = [], training.network.statistics
+    try:
+        with training.network.untouched():
+            found = [*probes.evaluation(scene), probes.line(scene), probes.averaged(scene)]
+    finally:
+        training.network.statistics = kept
+    assert len(seen) == sum(probe.passes for probe in found) == 7

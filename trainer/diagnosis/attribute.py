@@ -201,8 +201,11 @@ def _averaged(case: Case, noisy: bool) -> Claim | None:
 
 
 def _not_in_training(case: Case) -> Claim | None:
-    training = case.training
-    part = training.train_rise / case.spike.rise
+    training, rise = case.training, case.training.validation_rise
+    rise = case.spike.rise if rise is None else rise
+    if rise < HALF * case.spike.rise:  # most of it was there at the epoch that training images are compared with
+        return None
+    part = training.train_rise / rise
     if not np.isfinite(training.train_loss) or part > SHARED or training.train_rise > 0.1 * max(training.train_loss, 0.05):
         return None
     share = float(np.clip(1 - part, 0, 1))

@@ -99,6 +99,11 @@ class SpikeDiagnosis(keras.callbacks.Callback):
             raise UserError(
                 f"compile(steps_per_execution={model.steps_per_execution}): the diagnosis looks at every step, it must be 1"
             )
+        inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        if (accumulated := inner.gradient_accumulation_steps or 1) != 1:
+            raise UserError(
+                f"gradient_accumulation_steps={accumulated}: the diagnosis compares step with step, it must be 1 or None"
+            )
         if model.distribute_strategy.num_replicas_in_sync > 1:
             raise UserError("the diagnosis callback watches one device: for several, train with `python -m jobs.train`")
         self._model = model

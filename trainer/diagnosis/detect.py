@@ -162,6 +162,8 @@ class Detector:
             if outcome != "recovered":
                 self.ordinary = [e for e in range(open_.epoch, self.epoch) if np.isfinite(self.means[e - 1])]
                 self._recent = {}
+        if self.epoch > 1 and not np.isfinite(self.means[-2:]).any():
+            spike = None  # that it is not finite was told before
         if spike is not None:
             self.spikes.append(spike)
         elif np.isfinite(self.means[-1]):
@@ -198,12 +200,12 @@ class Detector:
 
     def _judge(self, losses: np.ndarray, multiple: float) -> Spike | None:
         loss = self.means[-1]
-        if not self.ordinary:
-            return None
-        history = np.array([self.means[epoch - 1] for epoch in self.ordinary])
-        baseline, scale = (float(value) for value in forecast(np.array(self.ordinary), history, self.epoch))
-        limit = float(threshold(baseline, scale, self._smallest_share, multiple))
-        if loss - baseline <= limit:
+        baseline = scale = limit = np.nan
+        if self.ordinary:
+            history = np.array([self.means[epoch - 1] for epoch in self.ordinary])
+            baseline, scale = (float(value) for value in forecast(np.array(self.ordinary), history, self.epoch))
+            limit = float(threshold(baseline, scale, self._smallest_share, multiple))
+        if loss - baseline <= limit or (not self.ordinary and np.isfinite(loss)):
             return None
         spike = Spike(
             self.epoch, loss, baseline, scale, limit, rise=np.inf, low=np.inf, high=np.inf, error=np.inf, images=len(losses)

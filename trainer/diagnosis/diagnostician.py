@@ -193,7 +193,7 @@ class Diagnostician:
         settings = replace(self._settings, learning_rate=learning_rate, steps=len(steps))
         self._settings = settings
         case = Case(spike, settings=settings, events=events, keys=self._keys, overfitting=self.overfitting)
-        if not self._before or not np.isfinite(spike.loss) or spike.outcome == "divergence":
+        if not self._before or spike.outcome == "divergence":
             return case
         before = self._before[-1]
         earlier = np.concatenate([epoch.steps for epoch in self._before])
@@ -213,7 +213,10 @@ class Diagnostician:
         if before.weights is not None and self.detector.ordinary[-1] == spike.epoch - 1:
             scene.path = [(0, before.weights), *self._path]
         found = self._probe(scene, events)
-        training = self._training(scene, events, sampled - before.sample, before.sample)
+        training = case.training
+        if np.isfinite(spike.loss):
+            training = self._training(scene, events, sampled - before.sample, before.sample)
+            training = replace(training, validation_rise=float(scene.rise.mean()))
         few = found.get("few_examples")
         images = [entry["image"] for entry in few.facts["images"]] if few else []
         return replace(case, probes=found, training=training, predicted=predict(images) if predict and images else {})
@@ -239,7 +242,7 @@ class Diagnostician:
 
     def _probe(self, scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:
         found: list[Probe | None] = [probes.few_examples(scene)]
-        if scene.reference and scene.path:
+        if scene.reference and scene.path and np.isfinite(scene.spike.loss):
             with self.network.untouched():
                 found += probes.evaluation(scene)
                 where = probes.path(scene)

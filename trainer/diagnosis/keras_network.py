@@ -5,6 +5,7 @@ Shapes: b images of a batch, k batches, C channels.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -35,18 +36,34 @@ class KerasNetwork:
         self._loss = loss
         self._variables = [*model.variables, *variables]
         layers = list(model._flatten_layers(include_self=False, recursive=True))
-        norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-        self._moving = [(v, layer.momentum) for layer in norms for v in (layer.moving_mean, layer.moving_variance)]
+        self._norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
         self._dropouts = [layer for layer in layers if isinstance(layer, DROPOUT)]
         self._weights = model.weights
         self._read = tf.function(lambda: [tf.identity(v.value) for v in self._weights])  # one by one takes up to four times as long
-        places = {id(v): i for i, v in enumerate(self._weights)}
-        self.statistics = [places[id(v)] for v, _ in self._moving]
         self.drops = bool(self._dropouts)
         self._forward: dict[tuple[float, ...], Callable[..., Any]] = {}
-        self.momentum = float(norms[0].momentum) if norms else float("nan")
-        """BatchNormalization's."""
+        momenta = {float(layer.momentum) for layer in self._norms}
+        self.momentum = momenta.pop() if len(momenta) == 1 else float("nan")
+        """BatchNormalization's, where all layers that train have the same."""
         self.infer = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+
+    @cached_property
+    def _moving(self) -> list[tuple[keras.Variable, float]]:
+        """Moving statistics and their momentum, of the layers whose statistics training moves. One that a model of one's own calls
+        with training=False keeps them, which only a step in training mode shows."""
+        if not self._norms:
+            return []
+        with self.untouched():
+            for layer in self._norms:
+                layer.moving_variance.assign(tf.ones(layer.moving_variance.shape))
+            self._move(0, dropout=True)
+            moved = [layer for layer in self._norms if np.any(layer.moving_variance.numpy() != 1)]
+        return [(v, layer.momentum) for layer in moved for v in (layer.moving_mean, layer.moving_variance)]
+
+    @cached_property
+    def statistics(self) -> Sequence[int]:
+        places = {id(v): i for i, v in enumerate(self._weights)}
+        return [places[id(v)] for v, _ in self._moving]
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
@@ -65,24 +82,28 @@ class KerasNetwork:
             variable.assign(value)
 
     def moments(self, batches: Sequence[int], *, dropout: bool) -> list[np.ndarray]:
+        found: list[list[np.ndarray]] = [[] for _ in self._moving]
+        for number in batches:
+            for variable, _ in self._moving:  # from zero, one step leaves (1 - momentum) of the batch's own moments
+                variable.assign(tf.zeros(variable.shape))
+            self._move(number, dropout=dropout)
+            for values, (variable, momentum) in zip(found, self._moving, strict=True):
+                values.append(variable.value.numpy() / np.float32(1 - momentum))
+        return [np.array(values) for values in found]
+
+    def _move(self, number: int, *, dropout: bool) -> None:
+        """Moving statistics take this batch in, as in training."""
         rates = [layer.rate for layer in self._dropouts]
         key = tuple(rates) if dropout else ()
-        found: list[list[np.ndarray]] = [[] for _ in self._moving]
         try:
             for layer, rate in zip(self._dropouts, rates, strict=True):
                 layer.rate = rate if dropout else 0.0
             if key not in self._forward:  # a layer's rate is a constant of the compiled function
                 self._forward[key] = tf.function(lambda x: self.model(x, training=True), reduce_retracing=True)
-            for number in batches:
-                for variable, _ in self._moving:  # from zero, one step leaves (1 - momentum) of the batch's own moments
-                    variable.assign(tf.zeros(variable.shape))
-                self._forward[key](tf.convert_to_tensor(self._batch(number)[0]))
-                for values, (variable, momentum) in zip(found, self._moving, strict=True):
-                    values.append(variable.value.numpy() / np.float32(1 - momentum))
+            self._forward[key](tf.convert_to_tensor(self._batch(number)[0]))
         finally:
             for layer, rate in zip(self._dropouts, rates, strict=True):
                 layer.rate = rate
-        return [np.array(values) for values in found]
 
     def batch_losses(self, batch: int) -> np.ndarray:
         x, y = self._batch(batch)

@@ -110,13 +110,20 @@ class Scene:
         return self.raw(reestimated(self.network, weights, self.batches[part], dropout=dropout))
 
     @cached_property
+    def again(self) -> tuple[np.ndarray, np.ndarray]:
+        """Losses [n] of the weights now and of the reference's, statistics included, evaluated today."""
+        return self.raw(self.now), self.raw(self.reference)
+
+    @cached_property
     def clean_now(self) -> tuple[np.ndarray, np.ndarray]:
         """Losses [n] now with re-estimated statistics, on each of the two sets of batches."""
+        if not self.network.statistics:
+            return self.again[0], self.again[0]
         return self.cleaned(self.now, 0), self.cleaned(self.now, 1)
 
     @cached_property
     def clean_reference(self) -> np.ndarray:
-        return self.cleaned(self.reference, 0)
+        return self.cleaned(self.reference, 0) if self.network.statistics else self.again[1]
 
     @cached_property
     def noise(self) -> float:
@@ -173,7 +180,7 @@ def strange(moments: list[np.ndarray]) -> np.ndarray:
 
 def evaluation(scene: Scene) -> list[Probe]:
     """Evaluates the same weights a second time, and the reference's weights today. Two passes."""
-    again, before = scene.raw(scene.now), scene.raw(scene.reference)
+    again, before = scene.again
     difference = float(np.mean(np.abs(again - scene.losses)))
     moved = before - scene.reference_losses
     return [

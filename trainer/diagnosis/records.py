@@ -38,7 +38,7 @@ class Spike:
     """From 1."""
     loss: float
     baseline: float
-    """The loss that the trend of the epochs before led to expect."""
+    """The loss that the trend of the epochs before led to expect; this and the next two are NaN if there were none."""
     scale: float
     """The run's own wiggle from epoch to epoch, as a standard deviation."""
     threshold: float
@@ -141,6 +141,8 @@ class Training:
     """Of the sampled training images in inference mode since the reference epoch, nats."""
     train_loss: float = float("nan")
     """Theirs at the reference epoch."""
+    validation_rise: float | None = None
+    """Of the validation images since the same epoch; None: it is the spike's."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -29,9 +29,10 @@ def _part(share: float) -> str:
 
 def _divergence(case: Case) -> Sentences:
     rate = case.settings.learning_rate
-    slower = f" and a learning rate of {rate / 10:.2g}" if np.isfinite(rate) else " and a lower learning rate"
+    slower = f"a learning rate of {rate / 10:.2g}" if np.isfinite(rate) else "a lower learning rate"
     what = "has not come back" if np.isfinite(case.spike.loss) else "is not finite"
-    return f"The loss {what}.", f"start again from a checkpoint before epoch {case.spike.epoch}{slower}."
+    start = f"from a checkpoint before epoch {case.spike.epoch} and" if case.spike.epoch > 1 else "with"
+    return f"The loss {what}.", f"start again {start} {slower}."
 
 
 def _nondeterministic(case: Case) -> Sentences:

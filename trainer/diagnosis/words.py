@@ -103,10 +103,14 @@ def headline(spike: Spike) -> str:
         "level shift": " It has stayed at the new level since.",
         "divergence": " It has not come back: training diverged.",
     }[spike.outcome]
-    what, expected = f"After epoch {spike.epoch} the validation loss was", f"where {spike.baseline:.3f} was expected"
+    what, expected = f"After epoch {spike.epoch} the validation loss was", _expected(spike)
     if not math.isfinite(spike.loss):
-        return f"{what} not a finite number {expected}.{end}"
-    return f"{what} {spike.loss:.3f} {expected}: {spike.rise:.3f} more (95 %: {spike.low:.3f} to {spike.high:.3f}).{end}"
+        return f"{what} not a finite number{expected}.{end}"
+    return f"{what} {spike.loss:.3f}{expected}: {spike.rise:.3f} more (95 %: {spike.low:.3f} to {spike.high:.3f}).{end}"
+
+
+def _expected(spike: Spike) -> str:
+    return f" where {spike.baseline:.3f} was expected" if math.isfinite(spike.baseline) else ""
 
 
 def block(diagnosis: Diagnosis) -> str:
@@ -115,9 +119,9 @@ def block(diagnosis: Diagnosis) -> str:
     where = f"SPIKE in epoch {spike.epoch}: validation loss"
     if math.isfinite(spike.loss):
         interval = f"(95 %: {spike.low:+.3f} to {spike.high:+.3f})"
-        lines = [f"{where} {spike.loss:.3f} where {spike.baseline:.3f} was expected, {spike.rise:+.3f} {interval}"]
+        lines = [f"{where} {spike.loss:.3f}{_expected(spike)}, {spike.rise:+.3f} {interval}"]
     else:
-        lines = [f"{where} is not finite where {spike.baseline:.3f} was expected"]
+        lines = [f"{where} is not finite{_expected(spike)}"]
     for number, cause in enumerate(diagnosis.causes[:SHOWN], 1):
         called = name(diagnosis) if cause is diagnosis.verdict else CAUSES[cause.name]
         plain = "" if called == cause.name else f" ({cause.name})"

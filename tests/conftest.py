@@ -4,6 +4,8 @@ import os
 import secrets
 from collections.abc import Iterator
 
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as a job sets it (trainer/cluster.py), before TensorFlow is imported
+
 import pytest
 
 from jobs.object_store import ObjectStore, local_object_store

@@ -32,6 +32,7 @@ class ClusterError(UserError):
 def connect(settings: config.Config) -> Iterator[None]:
     """A Ray cluster: the one that RAY_ADDRESS names, or one on this machine for the time of this job. Raises ClusterError."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # without it, where a CPU lacks AVX-512, channels_first does not train
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(settings.launch.start_timeout))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

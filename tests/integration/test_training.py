@@ -128,6 +128,18 @@ def test_a_second_live_run_of_the_same_name_is_refused(place):
         job.kill()
 
 
+def test_a_run_that_stopped_early_stays_as_it_is(place):
+    """Submitted again, say by Kubernetes, it would train an epoch more each time; or its best network would not be the one kept."""
+    storage, folder, configuration, _ = place
+    for _ in range(2):
+        job = Job(configuration, "stopped-early", "training.epochs=100", "training.early_stopping=1", "training.keep=best")
+        job.succeed()
+        assert "stopped early" in job.output
+        losses = jobs.curves(storage, "stopped-early")[:, 2]
+        assert len(losses) == np.argmin(losses) + 2
+        assert jobs.report(folder, "stopped-early")["validation"]["loss"]["value"] == pytest.approx(losses.min())
+
+
 def test_a_resumed_run_keeps_what_it_learned_with(place):
     """A run would silently continue with other settings than it began with."""
     _, _, configuration, _ = place

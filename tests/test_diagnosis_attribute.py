@@ -121,6 +121,17 @@ def test_a_restart_is_blamed_only_for_what_it_lost():
     assert attribute(case([STABLE, AFTER, STATISTICS], training=kept, events=(RESTART,)))[0].name == "batchnorm_statistics"
 
 
+def test_what_was_changed_with_a_restart_goes_before_the_restart():
+    """Who resumes with ten times the learning rate would be told to look for what the checkpoint lost."""
+    events = (RESTART, RATE)
+    both = replace(LONG, length_after=(4.0, 4.0), jumps=(1.0, 1.0))
+    verdict = attribute(case([STABLE, AFTER], training=both, events=events))[0]
+    assert (verdict.name, verdict.event) == ("run_event", "learning_rate")
+    assert "The learning rate was changed from 0.0001 to 0.001" in verdict.evidence
+    lower = (RESTART, replace(RATE, after=1e-5))
+    assert attribute(case([STABLE, AFTER], training=both, events=lower))[0].event == "restart"
+
+
 def test_what_was_done_to_the_weights_goes_before_chance_and_before_its_victims():
     """On few images overwritten weights would be called bad luck, and of long steps the images be blamed that suffer most."""
     spike = replace(SPIKE, error=0.3, low=-0.2, high=1.0)

@@ -44,6 +44,11 @@ def of(cause: str, epoch: int = 4, outcome: str = "recovered") -> Diagnosis:
     return Diagnosis(spike(epoch, outcome), (Cause(cause, 0.8, 0.7, 0.9, "Evidence.", "do this (like so)."),))
 
 
+def event(kind: str) -> Diagnosis:
+    """That is blamed."""
+    return Diagnosis(spike(), (Cause("run_event", 0.8, 0.7, 0.9, "Evidence.", "do this.", kind),))
+
+
 CLIMBS = (
     "Apart from spikes the validation loss has been climbing by 0.013 an epoch since epoch 12, "
     "while training images get better: the network memorizes them (overfitting)."
@@ -128,10 +133,11 @@ def test_every_cause_has_words(cause: str) -> None:
         (replace(images(4), suspects=(Suspect(0, 0.3, 9.0, "cat", "cat", 0.4),)), "1 image"),
         (replace(images(4), suspects=()), "a few images"),
         (
-            replace(of("run_event"), probes=(Probe("before_event", 1, 1, 1, facts=Event("learning_rate", 4).as_dict()),)),
+            replace(event("learning_rate"), probes=(Probe("before_event", 1, 1, 1, facts=Event("restart", 4).as_dict()),)),
             "a raised learning rate",
         ),
         (replace(of("run_event"), training=Training(foreign=(3, 4, 0.5))), "weights written from outside"),
+        (replace(event("optimizer_reset"), training=Training(foreign=(3, 4, 0.5))), "a lost optimizer state"),
         (of("run_event"), "an event in the run"),
     ],
 )

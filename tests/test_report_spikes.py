@@ -74,6 +74,7 @@ def diagnosed(result: report.RunResult, epochs: tuple[int, ...] = (5, 13, 29), *
                 line + 0.02,
                 "The learning rate was changed from 0.0001 to 0.001 at step 75 of this epoch.",
                 "go back to a learning rate of 0.0001, or warm up to the new one.",
+                "learning_rate",
             ),
             Cause(
                 "bad_batch",

@@ -81,7 +81,10 @@ def attribute(case: Case) -> tuple[Cause, ...]:
     for claim in sorted(claims, key=lambda claim: -claim.share):
         if claim.share >= 0.1:
             ranked.setdefault(claim.name, claim)
-    return tuple(Cause(*claim[:4], *sentences.explain(claim.name, case, claim.event)) for claim in ranked.values())
+    return tuple(
+        Cause(*claim[:4], *sentences.explain(claim.name, case, claim.event), claim.event.kind if claim.event else None)
+        for claim in ranked.values()
+    )
 
 
 def _of(probe: Probe, name: str, *, also: bool = True, event: Event | None = None) -> Claim:
@@ -145,7 +148,8 @@ def _event(case: Case) -> Claim | None:
         return None
     if case.training.foreign is not None and case.share("bad_batches") < HALF:
         return Claim("run_event", 1.0, 1.0, 1.0, True)
-    for number, event in enumerate(case.events):
+    # what was changed with a restart leaves the same trace as a restart that lost something: it is asked first
+    for number, event in sorted(enumerate(case.events), key=lambda pair: pair[1].kind == "restart"):
         probe = case.probes.get("before_event")
         if probe is not None and probe.facts["step"] == event.step and _left_a_trace(case, event, number):
             return _of(probe, "run_event", event=event)

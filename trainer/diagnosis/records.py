@@ -158,6 +158,8 @@ class Cause:
     """One sentence."""
     remedy: str
     """One concrete thing to do."""
+    event: str | None = None
+    """Kind of the event that it blames."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -81,8 +81,9 @@ def name(diagnosis: Diagnosis) -> str:
     """What the verdict is called: "4 images, probably mislabelled"."""
     verdict, images = diagnosis.verdict.name, diagnosis.suspects
     if verdict == "run_event":
-        event = next((probe.facts["kind"] for probe in diagnosis.probes if probe.name == "before_event"), "")
-        return "weights written from outside" if diagnosis.training.foreign else EVENTS.get(event, CAUSES[verdict])
+        if diagnosis.training.foreign and not diagnosis.verdict.event:
+            return "weights written from outside"
+        return EVENTS.get(diagnosis.verdict.event or "", CAUSES[verdict])
     if verdict != "few_examples" or not images:
         return CAUSES[verdict]
     looks = look(images)

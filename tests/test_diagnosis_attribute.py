@@ -176,6 +176,39 @@ def test_training_images_are_compared_with_validation_images_over_the_same_epoch
     assert attribute(case([STABLE], training=training))[0].name == verdict
 
 
+PATH = Probe("path", 0.95, 0.95, 0.95, passes=3, facts={"first": 0, "last": 10})
+
+
+@pytest.mark.parametrize(
+    ("one", "training", "told"),
+    [
+        (replace(STATISTICS, share=0.4), QUIET, "half of the rise (most, 40%: BatchNorm statistics estimated anew)."),
+        (replace(STATISTICS, low=-0.1), QUIET, "90%, is gone with one (BatchNorm statistics estimated anew), but its interval"),
+        (STATISTICS, replace(QUIET, astray=8.0), "but the last batches were trained on worse than usual"),
+        (LINE, QUIET, "but no step was longer than its gradient explains."),
+        (MEAN, QUIET, "but gradients were not unusual"),
+        (PATH, QUIET, "accounts for half of the rise (most, 0%: evaluated a second time)."),
+    ],
+)
+def test_what_is_not_explained_is_not_contradicted(one, training, told):
+    """\"Nothing accounts for half of it (most, 95%)\" and nobody believes the rest."""
+    verdict = attribute(case([STABLE, PATH, one], training=training))[0]
+    assert verdict.name == "unexplained"
+    assert told in verdict.evidence
+
+
+@pytest.mark.parametrize(
+    ("rise", "error", "low", "said", "needed"),
+    [(0.05, 0.02, 0.01, "the rise is 2.5 standard errors", "530"), (0.4, 0.3, -0.2, "between -0.200 and", "1,840")],
+)
+def test_so_many_images_are_asked_for_as_would_tell(rise, error, low, said, needed):
+    """\"There are 300: about 180 are needed", of a rise whose interval lies above 0, is no answer."""
+    verdict = attribute(case([STABLE], spike=replace(SPIKE, rise=rise, error=error, low=low)))[0]
+    assert verdict.name == "sampling_noise"
+    assert said in verdict.evidence
+    assert verdict.remedy == f"there are 300 validation images: with about {needed} a rise of {rise:.3f} would be more than chance."
+
+
 def test_a_loss_that_is_no_number_needs_no_probe():
     """A run that blew up would get no diagnosis at all."""
     inf = np.inf

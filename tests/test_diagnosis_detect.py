@@ -102,6 +102,7 @@ def test_the_group_that_rose_most_is_named():
     change, groups = np.repeat([0.1, 3.0, -0.1], 4), [name for name in ("cat", "rocket", "moon") for _ in range(4)]
     assert Resampler(12, groups).largest(change) == ("rocket", pytest.approx(1.0))
     assert Resampler(12).largest(change)[0] is None
+    assert Resampler(12, [*groups[:8], *[""] * 4]).largest(-change)[0] is None
     detector = Detector(groups)
     for loss in (0.5, 0.5, 0.5):
         detector.update(np.full(12, loss))

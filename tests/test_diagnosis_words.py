@@ -79,7 +79,7 @@ TREND = Overfitting(epoch=12, loss=0.4, climb=0.013, gap=0.5)
             [of("overshoot", 9, "level shift")],
             None,
             "1 spike in 100 epochs: steps that were too long (epoch 9). "
-            "Since epoch 9 the loss has stayed high (a level shift). Do this.",
+            "After epoch 9 the loss stayed high for at least 5 epochs (a level shift). Do this.",
         ),
         (
             [of("divergence", 9, "divergence")],
@@ -103,6 +103,7 @@ def test_no_model_is_called_fine_that_is_not() -> None:
     for told in (
         words.summary([statistics(4)], TREND, 100),
         words.summary([statistics(4, "level shift")], None, 100),
+        words.summary([statistics(100, "open")], None, 100),
         words.summary([statistics(4), of("bad_batch")], None, 100),
         words.summary([of("unexplained")], None, 100),
     ):
@@ -195,7 +196,7 @@ def test_a_loss_that_is_no_number_is_said() -> None:
     [
         ("open", "0.490)."),
         ("recovered", "It was back after epoch 5."),
-        ("level shift", "It has stayed at the new level since."),
+        ("level shift", "It stayed high for at least 5 epochs."),
         ("divergence", "training diverged."),
     ],
 )

@@ -93,7 +93,7 @@ class _Worker:
         self.diagnostician = Diagnostician(
             self.network,
             batch_size=self.settings.training.batch_size,
-            groups=[rows.groups[row] or rows.keys[row] for row in self.validation],
+            groups=[rows.groups[row] for row in self.validation],
             keys=[rows.keys[row] for row in self.validation],
             labels=rows.labels[self.validation],
             momentum=self.settings.model.momentum,

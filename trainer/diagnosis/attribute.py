@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.diagnosis import sentences
-from trainer.diagnosis.detect import FEW_GROUPS
+from trainer.diagnosis.detect import CERTAIN, FEW_GROUPS
 from trainer.diagnosis.records import Case, Cause, Event, Probe, Spike
 from trainer.diagnosis.steps import JUMP
 
@@ -42,9 +42,6 @@ HALF = 0.5
 ROUNDING = 0.01
 """Mean difference of an image's loss between two evaluations of the same weights, as a share of the rise, that rounding may
 make on an accelerator."""
-CERTAIN = 3.3
-"""Standard errors of the rise below which it may be chance: an alarm is the worst of up to 100 epochs, and chance alone makes
-one of so many in 5 % of runs."""
 LONGER = 2.0
 """Times its usual length, given the gradient, beyond which a step is too long."""
 FAR_LONGER = 30.0

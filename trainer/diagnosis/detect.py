@@ -41,6 +41,9 @@ FEW = 0.02
 """Share of the validation images that counts as a few."""
 FEW_GROUPS = 20
 """Groups of validation images below which a draw of them says little: what explains the rise goes before chance then."""
+CERTAIN = 3.3
+"""Standard errors of the rise below which it may be chance: an alarm is the worst of up to 100 epochs, and chance alone makes
+one of so many in 5 % of runs."""
 RESAMPLES = 1000
 
 Values = np.ndarray | float

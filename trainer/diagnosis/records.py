@@ -27,7 +27,7 @@ CAUSES = (
     "overfitting",
     "unexplained",
 )
-"""All causes, in the order of precedence that attribute.py documents."""
+"""All causes; their order of precedence is attribute.py's."""
 
 
 @dataclass(frozen=True, slots=True)

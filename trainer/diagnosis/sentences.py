@@ -4,13 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trainer.diagnosis.detect import FEW_GROUPS
+from trainer.diagnosis.detect import CERTAIN, FEW_GROUPS
 from trainer.diagnosis.records import Case, Event
 from trainer.diagnosis.steps import JUMP
-from trainer.diagnosis.suspects import look, suspects
+from trainer.diagnosis.suspects import HALF, look, suspects
+from trainer.diagnosis.words import PROBES
 
-CHANGE = 0.05
-"""Nats; the change for which the needed number of validation images is stated."""
 SHOWN = 7
 """Images that are named."""
 
@@ -37,7 +36,7 @@ def _divergence(case: Case) -> Sentences:
 
 def _nondeterministic(case: Case) -> Sentences:
     difference = case.probes["repetition"].facts["difference"]
-    evidence = f"The same weights evaluated twice differ by {difference:.3f} an image."
+    evidence = f"The losses of the same weights, evaluated twice, differ by {difference:.3f} an image."
     return evidence, "evaluate every validation image once, in inference mode, without augmentation, shuffling or sampling."
 
 
@@ -50,7 +49,7 @@ def _few_examples(case: Case) -> Sentences:
     evidence = f"{whose} loss went from {before:.2f} to {now:.2f}; without {them} {max(facts['left'], 0):.3f} of the rise is left."
     looks = look(suspects(case))
     if looks == "damaged":
-        what = f"{'was' if one else 'were'} replaced or damaged since the epoch before"
+        what = f"{'was' if one else 'were'} replaced, damaged or labelled anew since the epoch before"
     elif looks == "mislabelled":
         what = f"{'looks' if one else 'look'} mislabelled"
     else:
@@ -68,11 +67,14 @@ def _sampling_noise(case: Case) -> Sentences:
     evidence = f"On other draws of {count} {what} the rise would lie between {spike.low:.3f} and {spike.high:.3f}"
     if spike.group is not None and spike.group_share >= 0.5:
         evidence += f"; {_part(spike.group_share)} of it comes from the images of {spike.group}"
+    if spike.low > 0:
+        evidence += f"; the rise is {spike.rise / spike.error:.1f} standard errors, and chance alone makes one of {CERTAIN} "
+        evidence += "in one of 20 runs of 100 epochs"
     evidence += "."
     if grouped and count < FEW_GROUPS:  # too few even to say how many would do
         return evidence, f"there are only {count} {what}, so that one of them can move the mean: take {FEW_GROUPS} or more."
-    needed = max(round(count * (1.96 * spike.error / CHANGE) ** 2, -1), 10)
-    return evidence, f"there are {count} {what}: about {needed:,.0f} are needed to see a change of {CHANGE}."
+    needed = 10 * np.ceil(count * (CERTAIN * spike.error / spike.rise) ** 2 / 10)
+    return evidence, f"there are {count} {what}: with about {needed:,.0f} a rise of {spike.rise:.3f} would be more than chance."
 
 
 def _distribution_shift(case: Case) -> Sentences:
@@ -89,9 +91,10 @@ def _overfitting(case: Case) -> Sentences:
 
 
 def _training_did(case: Case) -> str:
-    change = case.training.train_rise
+    change, rise = case.training.train_rise, case.training.validation_rise
+    rise = case.spike.rise if rise is None else rise
     did = f"rose by {change:.3f}" if change > 0 else f"fell by {-change:.3f}"
-    return f"The loss of training images, in inference mode, {did} while that of validation images rose by {case.spike.rise:.3f}."
+    return f"The loss of training images, in inference mode, {did} while that of validation images rose by {rise:.3f}."
 
 
 def _event(case: Case, event: Event | None) -> Sentences:
@@ -154,9 +157,7 @@ def _overshoot(case: Case) -> Sentences:
     facts, training = case.probes["line"].facts, case.training
     evidence = f"Steps were up to {training.length:.1f} times as long as their gradients explain (step {training.length_at + 1}); "
     evidence += f"with steps of the usual length the loss would be {facts['losses'][facts['at']]:.3f}."
-    rate = case.settings.learning_rate
-    slower = f"keep the learning rate below {rate * 2 / training.length:.2g}" if np.isfinite(rate) else "lower the learning rate"
-    return evidence, f"{slower}, warm it up, or clip the length of a step."
+    return evidence, "lower the learning rate, warm it up, or clip the length of a step."
 
 
 def _gradient_noise(case: Case) -> Sentences:
@@ -181,11 +182,24 @@ def _statistics(case: Case) -> Sentences:
 
 
 def _unexplained(case: Case) -> Sentences:
-    tried = [probe for probe in case.probes.values() if probe.passes]
+    tried = [probe for probe in case.probes.values() if probe.passes and probe.name != "path"]  # which changes no condition
     best = max(tried, key=lambda probe: probe.share, default=None)
-    most = f" (most, {_part(best.share)}: {best.name.replace('_', ' ')})" if best else ""
+    most = f" (most, {_part(best.share)}: {PROBES[best.name]})" if best else ""
     evidence = f"No single condition that was changed accounts for half of the rise{most}."
+    if best and best.share >= HALF:
+        why = "its interval holds 0" if best.low <= 0 else UNDECIDED.get(best.name, "other signs of that cause are missing")
+        evidence = f"No single condition that was changed explains the rise: most of it, {_part(best.share)}, is gone "
+        evidence += f"with one ({PROBES[best.name]}), but {why}."
     return evidence, "compare code, data and settings of this epoch with the one before."
+
+
+UNDECIDED = {
+    "before_event": "the event left no trace in the steps after it",
+    "statistics": "the last batches were trained on worse than usual, or the loss is still far too high",
+    "line": "no step was longer than its gradient explains",
+    "averaged": "gradients were not unusual, or the loss is still far too high",
+}
+"""Why a probe that removes half of the rise may still not decide."""
 
 
 SENTENCES: dict[str, Callable[[Case], Sentences]] = {

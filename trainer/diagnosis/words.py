@@ -7,6 +7,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 
+from trainer.diagnosis.detect import PATIENCE
 from trainer.diagnosis.records import Cause, Diagnosis, Overfitting, Spike
 from trainer.diagnosis.suspects import look
 
@@ -101,7 +102,7 @@ def headline(spike: Spike) -> str:
     end = {
         "open": "",
         "recovered": f" It was back after epoch {spike.outcome_epoch}.",
-        "level shift": " It has stayed at the new level since.",
+        "level shift": f" It stayed high for at least {PATIENCE} epochs.",
         "divergence": " It has not come back: training diverged.",
     }[spike.outcome]
     what, expected = f"After epoch {spike.epoch} the validation loss was", _expected(spike)
@@ -160,7 +161,7 @@ def _ends(diagnoses: Sequence[Diagnosis]) -> list[str]:
     if "divergence" in ended:
         told.append(f"Training diverged in {_epochs(ended['divergence'])}.")
     if "level shift" in ended:
-        told.append(f"Since {_epochs(ended['level shift'])} the loss has stayed high (a level shift).")
+        told.append(f"After {_epochs(ended['level shift'])} the loss stayed high for at least {PATIENCE} epochs (a level shift).")
     if "open" in ended:
         told.append(f"Whether it comes back after {_epochs(ended['open'])} is not known yet.")
     if list(ended) == ["recovered"]:
@@ -174,7 +175,7 @@ def _advice(groups: Sequence[Sequence[Diagnosis]], overfitting: Overfitting | No
     """Whether the network is fine, and what to do: for the three most frequent causes, as their last spike says it."""
     diagnoses = [diagnosis for same in groups for diagnosis in same]
     groups = sorted(groups, key=lambda same: same[-1].verdict.name in HARMLESS)  # what did harm comes first
-    fine = all(d.verdict.name in HARMLESS and d.spike.outcome in ("recovered", "open") for d in diagnoses)
+    fine = all(d.verdict.name in HARMLESS and d.spike.outcome == "recovered" for d in diagnoses)
     advice = []
     for same in groups:
         last = same[-1]

@@ -35,7 +35,7 @@ class Plan:
 BOTH = ("question", "residual")
 PLANS = {
     "tune": Plan(("textures", "shapes", "digits"), BOTH, (0, 1), (100, 101), "tune"),
-    "report": Plan(("photographs", "letters"), BOTH, (30, 31), tuple(range(300, 310)), "report"),
+    "report": Plan(("photographs", "letters"), BOTH, (40, 41), tuple(range(400, 410)), "report"),
     "quick": Plan(("digits",), BOTH, (20,), (), "report"),
 }
 

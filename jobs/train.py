@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 
 from trainer import UserError, config
 from trainer.console import Console
@@ -34,6 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return os.EX_TEMPFAIL if error.transient and arguments.retried else 2
+    except Exception:  # of Ray, or a fault of ours: another try costs little
+        if not arguments.retried:
+            raise
+        traceback.print_exc()
+        return os.EX_TEMPFAIL
     if outcome.outcome.startswith("failed"):
         print(f"error: run {outcome.run} {outcome.outcome}", file=sys.stderr)
         return os.EX_TEMPFAIL if outcome.transient and arguments.retried else 1

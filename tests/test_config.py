@@ -1,5 +1,6 @@
 """What may be configured, and what a user is told about the rest."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,26 @@ def test_a_resolved_configuration_reads_back(tmp_path):
     """The configuration stored with a run could not start the run again."""
     settings = _load(tmp_path, MINIMAL, "run.name=first", "data.image_size=[32, 48]")
     assert config.parse(settings.digestible()) == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "refused"),
+    [
+        ("run.seed=1", "run.seed = 0, now it is 1"),
+        ("model.momentum=0.9", "model.momentum = 0.99, now it is 0.9"),
+        ("data.image_size=[32, 32]", r"data.image_size = \[64, 64\], now it is \[32, 32\]"),
+        ("training.learning_rate=0.01", None),
+        ("launch.workers=2", None),
+        ("run.output=elsewhere", None),
+        ("s3.region=elsewhere", None),
+    ],
+)
+def test_what_a_resumed_run_may_change(tmp_path, override, refused):
+    """One curve would be of two runs; or a lower learning rate could not be tried on a run that goes astray."""
+    before = _load(tmp_path, MINIMAL).digestible()
+    now = _load(tmp_path, MINIMAL, override)
+    with pytest.raises(config.ConfigError, match=f"first was started with {refused}") if refused else nullcontext():
+        config.check_resumable(now, before, "first")
 
 
 @pytest.mark.parametrize(

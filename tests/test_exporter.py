@@ -47,7 +47,7 @@ def filled() -> Exporter:
     exporter.update(report(), best=report(), images=320, input_waits=[0.1, 0.25])
     exporter.update_checkpoint(Stats(step=10, committed=1.7e9, seconds=0.5, failures=1, last_error="full"))
     exporter.update_object_store("driver", requests={"get": 5, "put": 2}, retries=3, errors=1)
-    exporter.begin(1)
+    exporter.begin(1, steps=0, images=0)
     exporter.update_spikes([a_diagnosis("few_examples", 3)])
     exporter.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("unexplained", 4)])
     exporter.enter("completed")
@@ -162,16 +162,27 @@ def test_restarts_of_earlier_processes_are_no_news() -> None:
     series must begin where the run stands, and grow by what happens to it."""
     exporter = Exporter()
     assert value(exporter, "trainer_restarts_total") is None
-    exporter.begin(0)
+    exporter.begin(0, steps=0, images=0)
     assert value(exporter, "trainer_restarts_total") == 0
     assert value(exporter, "trainer_restart_timestamp_seconds") is None
-    exporter.begin(1)
-    exporter.begin(0)
+    exporter.begin(1, steps=0, images=0)
+    exporter.begin(0, steps=0, images=0)
     assert value(exporter, "trainer_restarts_total") == 1
     resumed = Exporter()
-    resumed.begin(7)
+    resumed.begin(7, steps=500, images=16_000)
     assert value(resumed, "trainer_restarts_total") == 7
     assert time.time() - (value(resumed, "trainer_restart_timestamp_seconds") or 0) < 60
+
+
+def test_steps_of_earlier_processes_are_no_rate() -> None:
+    """A driver that is started again would show thousands of steps a second: all those of before, since its first scrape."""
+    exporter = Exporter()
+    names = {"trainer_steps_total": 500, "trainer_images_processed_total": 16_000}
+    assert all(value(exporter, name) is None for name in names)
+    exporter.begin(1, steps=500, images=16_000)
+    assert {name: value(exporter, name) for name in names} == names
+    exporter.begin(2, steps=490, images=15_680)
+    assert {name: value(exporter, name) for name in names} == names
 
 
 def test_events_carry_the_time_at_which_they_happened() -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +11,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from trainer.config import Data
+from tests import jobs
+from trainer.config import Data, load
 from trainer.index import build_manifest
 from trainer.objectstore import FolderStore, StoreError
-from trainer.pack import PackError, _decode_block, _listed, load_pack, pack
+from trainer.pack import PackError, _decode_block, _listed, images_of, load_pack, pack
 from trainer.records import Pack, Quarantined, Shard
 
 SHAPE = (8, 10, 3)
@@ -41,7 +42,7 @@ def decoded(source: FolderStore, change=None) -> pa.Table:
     images = build_manifest(source, DATA).images
     if change:
         change(source.root)
-    return _decode_block(_listed(images), pickle.dumps(source), SHAPE, DATA.max_pixels)
+    return _decode_block(_listed(images), source, SHAPE, DATA.max_pixels)
 
 
 def test_a_block_keeps_keys_labels_groups_and_pixels_together(source):
@@ -86,17 +87,49 @@ def test_a_failing_store_ends_the_job(source):
         (root / "Au/p3.png").symlink_to(root / "Au/p3.png")
 
     (row,) = decoded(source, change).to_pylist()
-    assert list(row) == ["failure"]
     assert "Au/p3.png: Too many levels of symbolic links" in row["failure"]
+    assert row["transient"] is False
+
+
+def test_an_outage_while_packing_is_one_that_may_be_over_later(source):
+    """A Job whose images are packed while storage is away would end for good, instead of being tried again."""
+
+    class Away(FolderStore):
+        def get(self, *_):
+            raise StoreError("storage does not answer", transient=True)
+
+    images = build_manifest(source, DATA).images
+    (row,) = _decode_block(_listed(images), Away(source.root / ".." / "source"), SHAPE, DATA.max_pixels).to_pylist()
+    assert row == {"failure": "storage does not answer", "transient": True}
+
+
+@pytest.mark.parametrize("change", [shutil.rmtree, lambda root: [path.unlink() for path in root.rglob("*.png")]])
+def test_a_machine_without_the_data_folder_ends_the_job(source, change):
+    """Its images would be quarantined as gone in a pack that every later run takes."""
+    (row,) = decoded(source, change).to_pylist()
+    assert "finds nothing there: mount data.source on every machine" in row["failure"]
 
 
 def test_objects_too_large_for_an_image_are_not_read(source):
     """Else a film among the images takes all memory of a worker."""
     images = build_manifest(source, DATA).images
     images = (replace(images[0], size=10**12), *images[1:])
-    rows = _decode_block(_listed(images), pickle.dumps(source), SHAPE, DATA.max_pixels).to_pylist()
+    rows = _decode_block(_listed(images), source, SHAPE, DATA.max_pixels).to_pylist()
     assert rows[0]["reason"] == "has 1000000000000 bytes, more than an image within data.max_pixels = 100000000 takes"
     assert [row["reason"] for row in rows[1:]] == [None] * 5
+
+
+def test_a_resumed_run_whose_images_have_changed_is_refused(tmp_path):
+    """It would go on with other images than it learned, and other validation images than its losses are of."""
+    jobs.put_images(str(tmp_path), images=40)
+    settings = load(jobs.write_config(tmp_path, str(tmp_path)))
+    storage = FolderStore(settings.run.storage)
+    manifest = images_of("first", settings, storage, None)
+    assert images_of("first", settings, storage, {"manifest": manifest.digest}) == manifest
+    jobs.put_images(str(tmp_path), images=42)
+    with pytest.raises(PackError, match="run first began with other images than are at"):
+        images_of("first", settings, storage, {"manifest": manifest.digest})
+    assert images_of("first", settings, storage, None).digest != manifest.digest
 
 
 # Packs that are there

@@ -34,7 +34,10 @@ def test_which_endings_are_tried_again(monkeypatch, capsys, error, code):
     assert (code in fails["onExitCodes"]["values"]) == (error is MISTAKE)
 
 
-@pytest.mark.parametrize(("error", "flags", "code"), [(OUTAGE, ["--retried"], 75), (OUTAGE, [], 2), (MISTAKE, ["--retried"], 2)])
+@pytest.mark.parametrize(
+    ("error", "flags", "code"),
+    [(OUTAGE, ["--retried"], 75), (OUTAGE, [], 2), (MISTAKE, ["--retried"], 2), (ConnectionError("of Ray"), ["--retried"], 75)],
+)
 def test_the_driver_says_so_too(monkeypatch, error, flags, code):
     """The driver takes the pod's place, so its exit code is the pod's."""
 

@@ -37,6 +37,25 @@ def test_what_is_not_there_is_empty(store):
     assert results.get_arrays(store, "none", 1) == {}
 
 
+def test_the_stored_epochs_are_made_those_of_the_checkpoint(store):
+    """A run that died between a checkpoint and its epoch's record has a hole in its curve for ever; one that went back shows epochs
+    of two ways as one curve."""
+    first, second, third, fourth = demo().history[:4]
+    arrays = {"losses": np.zeros(2, np.float32)}
+    for report in (first, third, fourth):
+        results.put_epoch(store, "a-run", report, arrays)
+    store.put("runs/a-run/epochs/notes.txt", b"somebody's own")
+    results.mend_history(store, "a-run", [first, second, third])
+    assert results.get_history(store, "a-run") == [first, second, third]
+    assert results.get_arrays(store, "a-run", 3).keys() == arrays.keys()
+    assert results.get_arrays(store, "a-run", 4) == {}
+    assert store.get("runs/a-run/epochs/notes.txt") == b"somebody's own"
+    results.mend_history(store, "a-run", [])
+    assert results.get_history(store, "a-run") == []
+    results.mend_history(store, "another", [first])
+    assert results.get_history(store, "another") == [first]
+
+
 def test_starts_are_counted(store):
     """A run that dies again and again before its next checkpoint would look as if it had died once: no alert."""
     assert [results.count_start(store, "a-run") for _ in range(3)] == [0, 1, 2]

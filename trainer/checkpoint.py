@@ -119,17 +119,12 @@ class Checkpoints:
         One that is torn, altered or incomplete is passed over with a warning. Raises StoreError when storage does not answer:
         that says nothing about the checkpoint, and an older one would throw work away.
         """
-        for step in reversed(self._committed(self._stored())):
-            try:
-                return self.load(step)
-            except CheckpointError as error:
-                log.warning("checkpoint of step %d is passed over: %s", step, error)
-        return None
+        return self._first_intact(reversed(self._committed(self._stored())))
 
-    def best(self) -> int | None:
-        """The step of the committed checkpoint with the lowest finite validation loss, the earlier of equals; None if there is
-        none."""
-        return self._best(self._committed(self._stored()))
+    def best(self) -> Restored | None:
+        """The intact checkpoint with the lowest finite validation loss, the earlier of equals; None if there is none. One that is
+        damaged is passed over with a warning. Raises StoreError."""
+        return self._first_intact(self._by_loss(self._committed(self._stored())))
 
     def load(self, step: int) -> Restored:
         """Raises CheckpointError when `step` has no commit, or a file is missing or not what was committed."""
@@ -206,10 +201,18 @@ class Checkpoints:
     def _committed(self, stored: Mapping[int, list[str]]) -> list[int]:
         return sorted(step for step, keys in stored.items() if self._folder(step) + COMMIT in keys)
 
-    def _best(self, committed: Iterable[int]) -> int | None:
+    def _first_intact(self, steps: Iterable[int]) -> Restored | None:
+        for step in steps:
+            try:
+                return self.load(step)
+            except CheckpointError as error:
+                log.warning("checkpoint of step %d is passed over: %s", step, error)
+        return None
+
+    def _by_loss(self, committed: Iterable[int]) -> list[int]:
+        """Those with a finite validation loss, the best first."""
         losses = {step: self._stored_loss(step) for step in committed}
-        finite = [step for step, loss in losses.items() if loss < math.inf]
-        return min(finite, key=lambda step: (losses[step], step), default=None)
+        return sorted((step for step, loss in losses.items() if loss < math.inf), key=lambda step: (losses[step], step))
 
     def _stored_loss(self, step: int) -> float:
         try:
@@ -222,7 +225,7 @@ class Checkpoints:
         for later in [step for step in stored if step > newest]:
             self._remove(stored.pop(later))
         committed = self._committed(stored)
-        kept = {*committed[-self._keep_last :], self._best(committed)}
+        kept = {*committed[-self._keep_last :], *self._by_loss(committed)[:1]}
         for step in stored.keys() - kept:
             self._remove(stored[step])
 

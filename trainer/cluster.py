@@ -77,20 +77,24 @@ def _check_answers(address: str, way_out: str) -> None:
 
 
 def cores_for_a_worker(settings: config.Config) -> int:
-    """Cores for each worker; raises ClusterError when the cluster has too few cores or GPUs for all of them."""
+    """Cores for each worker; raises ClusterError when the cluster has too few cores or GPUs for all of them: for now, where others
+    run it, since a machine may have left it that moment."""
     have = ray.cluster_resources()
+    others = "RAY_ADDRESS" in os.environ
     workers = settings.launch.workers
     cores = settings.launch.cpus_per_worker or max(1, int(have.get("CPU", 0)) // workers)
     gpus, all_cores = have.get("GPU", 0), have.get("CPU", 0)
     if settings.launch.gpu and gpus < workers:
         raise ClusterError(
             f"launch.workers = {workers} need a GPU each, and the cluster has {gpus:.0f}: lower it, add machines or set "
-            "launch.gpu = false"
+            "launch.gpu = false",
+            transient=others,
         )
     if all_cores < cores * workers:
         raise ClusterError(
             f"launch.workers = {workers} need {cores * workers} cores, {cores} each, and the cluster has {all_cores:.0f}: lower it "
-            "or launch.cpus_per_worker, or add machines"
+            "or launch.cpus_per_worker, or add machines",
+            transient=others,
         )
     return cores
 

@@ -21,6 +21,23 @@ Seconds = Annotated[float, Field(gt=0, le=1e6)]  # longer ones, infinity among t
 Bytes = Annotated[int, Field(ge=1)]
 
 
+FREE_TO_CHANGE = {"s3", "launch", "checkpoint", "metrics"}
+"""Sections that a resumed run may change, besides the keys below: nothing there changes what is learned."""
+KEYS_FREE_TO_CHANGE = {
+    ("run", "name"),
+    ("run", "storage"),
+    ("run", "output"),
+    ("pipeline", "memory_bytes"),
+    ("pipeline", "cache_dir"),
+    ("training", "epochs"),
+    ("training", "learning_rate"),
+    ("training", "early_stopping"),
+    ("training", "keep"),
+    ("data", "min_validation"),
+    ("data", "max_quarantined"),
+}
+
+
 class ConfigError(UserError):
     """The configuration is wrong; the message has one line for each problem, naming key, value and bound."""
 
@@ -239,6 +256,18 @@ def parse(values: dict[str, Any], origin: str = "configuration") -> Config:
     except ValidationError as error:
         lines = [f"{origin}: {_line(dict(problem))}" for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def check_resumable(now: Config, before: dict[str, Any], name: str) -> None:
+    """Raises ConfigError when run `name`, started with `before` (`digestible`), cannot go on with `now`."""
+    for section, values in now.digestible().items():
+        for key, value in values.items():
+            was = before.get(section, {}).get(key, value)
+            if was != value and section not in FREE_TO_CHANGE and (section, key) not in KEYS_FREE_TO_CHANGE:
+                raise ConfigError(
+                    f"run {name} was started with {section}.{key} = {was!r}, now it is {value!r}: keep it to resume that run, "
+                    "or choose another run.name"
+                )
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -115,7 +115,8 @@ class Exporter(Collector):
         for name, metric in METRICS.items():
             if metric.type == "counter" and not metric.labels:
                 self._values[name][()] = 0.0  # a counter begins at 0, or Prometheus cannot tell the first increase
-        del self._values["trainer_restarts_total"][()]  # but earlier processes may have counted this one: see `begin`
+        for name in ("trainer_restarts_total", "trainer_steps_total", "trainer_images_processed_total"):
+            del self._values[name][()]  # but earlier processes may have counted these: see `begin`
         self.registry.register(self)
         self.enter("starting")
 
@@ -162,9 +163,11 @@ class Exporter(Collector):
             self._set("trainer_last_progress_timestamp_seconds", time.time())
             self._updates += 1
 
-    def begin(self, restarts: int) -> None:
-        """Training begins, after the workers were started again `restarts` times; fewer than were known change nothing."""
+    def begin(self, restarts: int, *, steps: int, images: int) -> None:
+        """Training begins, after the workers were started again `restarts` times, and so many steps with so many images that a
+        checkpoint holds; fewer than were known change nothing."""
         with self._changed:
+            self._advance({"trainer_steps_total": steps, "trainer_images_processed_total": images})
             known = self._values["trainer_restarts_total"].get((), 0.0)
             if restarts > known:
                 self._set("trainer_restart_timestamp_seconds", time.time())
@@ -215,11 +218,7 @@ class Exporter(Collector):
                     self._set("trainer_best_timestamp_seconds", time.time())
                 self._set("trainer_best_epoch", best.epoch)
                 self._set("trainer_best_validation_loss", best.validation_loss)
-            for name, total in {
-                "trainer_steps_total": report.step,
-                "trainer_images_processed_total": images,
-            }.items():
-                self._set(name, max(total, self._values[name][()]))
+            self._advance({"trainer_steps_total": report.step, "trainer_images_processed_total": images})
             if planned := self._values["trainer_epochs_planned"].get(()):
                 self._set("trainer_progress_ratio", report.epoch / planned)
                 self._set("trainer_eta_seconds", max(0.0, planned - report.epoch) * report.seconds)
@@ -325,6 +324,10 @@ class Exporter(Collector):
 
     def _set(self, name: str, value: float) -> None:
         self._values[name][()] = float(value)
+
+    def _advance(self, totals: Mapping[str, int]) -> None:
+        for name, total in totals.items():
+            self._set(name, max(total, self._values[name].get((), 0.0)))
 
     def _count(self, name: str, labels: Labels, total: float, process: str) -> None:
         """Advances a counter by what `process` counted since last time; a lower total is that of a process that began anew."""

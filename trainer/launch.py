@@ -26,9 +26,9 @@ from trainer.diagnosis import words
 from trainer.diagnosis.diagnostician import News
 from trainer.diagnosis.records import Diagnosis
 from trainer.exporter import Exporter, MetricsError
-from trainer.index import DataError, build_manifest, split
+from trainer.index import DataError, split
 from trainer.objectstore import Store, open_store
-from trainer.pack import PackedRows, load_pack, open_rows, pack
+from trainer.pack import PackedRows, images_of, open_rows, pack
 from trainer.records import EpochReport, Manifest, Pack, Split, Task
 from trainer.report import write
 from trainer.store import one_line
@@ -40,18 +40,6 @@ STOP_SECONDS = 20.0
 """Longest wait for a scrape of a run that was asked to stop: one of the PodMonitor's intervals, well within a pod's grace."""
 END_SECONDS = 60.0
 """Longest wait for Ray Train to notice that a run has failed for good."""
-FREE_TO_CHANGE = {"run", "s3", "launch", "checkpoint", "metrics"}
-"""Sections that a resumed run may change, besides the keys below: nothing there changes what is learned."""
-KEYS_FREE_TO_CHANGE = {
-    ("pipeline", "memory_bytes"),
-    ("pipeline", "cache_dir"),
-    ("training", "epochs"),
-    ("training", "learning_rate"),
-    ("training", "early_stopping"),
-    ("training", "keep"),
-    ("data", "min_validation"),
-    ("data", "max_quarantined"),
-}
 
 
 class LaunchError(UserError):
@@ -104,7 +92,8 @@ class _Run:
                 if self.started:
                     self.console.warn("a worker died: all were started again")
                 self.started = True
-                self.exporter.begin(event["restarts"])
+                images = event["step"] * self.settings.training.batch_size
+                self.exporter.begin(event["restarts"], steps=event["step"], images=images)
                 where = "in memory" if event["resident"] else "on the local disk"
                 workers = f"{event['workers']} worker{'s' * (event['workers'] > 1)}"
                 self.console.say(f"training: {workers}, {event['steps']} steps an epoch, images {where}")
@@ -211,8 +200,8 @@ def launch(settings: config.Config, name: str, console: Console) -> Outcome:
 def _run(run: _Run, lease: Lease) -> Outcome:
     previous = results.get_run(run.storage, run.name)
     if previous:
-        _check_resumable(run.settings, previous["config"], run.name)
-    manifest = _manifest(run, previous)
+        config.check_resumable(run.settings, previous["config"], run.name)
+    manifest = images_of(run.name, run.settings, run.storage, previous)
     _check_output(run.settings.run.output)
     with cluster.connect(run.settings):
         cores = cluster.cores_for_a_worker(run.settings)
@@ -228,8 +217,11 @@ def _run(run: _Run, lease: Lease) -> Outcome:
         run.exporter.enter("training")
         _train(run, lease, packed, sides, cores)
     outcome = run.finished["outcome"] if run.finished else f"failed: {run.failure}"
+    facts["outcome"] = outcome
+    if run.finished and outcome != "interrupted":
+        facts["epoch"] = run.finished["epoch"]  # that model.keras is of
     try:
-        results.put_run(run.storage, run.name, {**facts, "outcome": outcome})
+        results.put_run(run.storage, run.name, facts)
         if run.history:
             _report(run, outcome, packed, rows, sides)
     except Exception as error:  # whatever it is, the run is what it is
@@ -237,21 +229,6 @@ def _run(run: _Run, lease: Lease) -> Outcome:
         way_out = f"when that is mended, python -m jobs.report --config FILE --run {run.name} makes it"
         run.console.warn(f"the report is not complete: {what}; {way_out}")
     return Outcome(run.name, outcome, run.folder, run.transient)
-
-
-def _manifest(run: _Run, previous: dict[str, Any] | None) -> Manifest | Pack:
-    """What there is to train on: for a resumed run the pack that it began with, even if the source has changed meanwhile."""
-    data = run.settings.data
-    known = previous and load_pack(run.storage, previous["manifest"], (*data.image_size, 3))
-    if known:
-        return known
-    manifest = build_manifest(open_store(data.source, run.settings.s3), data)
-    if previous and manifest.digest != previous["manifest"]:
-        raise LaunchError(
-            f"run {run.name} began with other images than are at {manifest.source} now (digest {previous['manifest'][:16]}, now "
-            f"{manifest.digest[:16]}), and its packed ones are gone: bring the source back, or choose another run.name"
-        )
-    return manifest
 
 
 def _packed(run: _Run, manifest: Manifest | Pack) -> Pack:
@@ -301,21 +278,6 @@ def _check_data(settings: config.Config, sides: Split) -> None:
         raise DataError(
             f"training.batch_size = {batch} is larger than the training set of {len(sides.training)} images: lower it or add images"
         )
-
-
-def _check_resumable(now: config.Config, before: dict[str, Any], name: str) -> None:
-    for section, values in now.digestible().items():
-        if section in FREE_TO_CHANGE and section != "run":
-            continue
-        for key, value in values.items():
-            was = before.get(section, {}).get(key, value)
-            if (section, key) in KEYS_FREE_TO_CHANGE or (section == "run" and key != "seed"):
-                continue
-            if was != value:
-                raise LaunchError(
-                    f"run {name} was started with {section}.{key} = {was!r}, now it is {value!r}: keep it to resume that run, "
-                    "or choose another run.name"
-                )
 
 
 def _say_data(run: _Run, packed: Pack, sides: Split) -> None:

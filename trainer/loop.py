@@ -108,7 +108,8 @@ class _Worker:
     def run(self) -> None:
         self._resume()
         here = {"workers": self.group.size, "steps": self.feed.steps, "resident": self.feed.resident}
-        self.line.tell({"kind": "started", "restarts": self.restarts, **here})
+        step = int(self.learner.optimizer.iterations)
+        self.line.tell({"kind": "started", "step": step, "restarts": self.restarts, **here})
         outcome = "completed"
         while self.epoch <= self.settings.training.epochs:
             if self._no_longer_improving():
@@ -140,11 +141,21 @@ class _Worker:
         memory = {name.removeprefix(MEMORY): state.pop(name) for name in list(state) if name.startswith(MEMORY)}
         self.learner.restore(state)
         self.history = [results.report_from(values) for values in meta["history"]]
+        if self.chief:
+            self._mend_records()
         self.epoch = meta["epoch"]
         self.diagnostician.restore(meta["diagnosis"], memory, at_epoch_end=not len(self.done))
         self._note_changes(meta)
         known = {"history": meta["history"], "diagnoses": list(self.diagnostician.diagnoses)}
         self.line.tell({"kind": "resumed", "step": step, "epoch": self.epoch, "restarts": self.restarts, **known})
+
+    def _mend_records(self) -> None:
+        """The run may have died, or storage failed, between an epoch's checkpoint and its record; and after going back, records of
+        the epochs given up are still there."""
+        try:
+            results.mend_history(self.store, self.task.run, self.history)
+        except StoreError as error:  # training does not die of its report
+            log.warning("the report may lack epochs: %s", error)
 
     def _note_changes(self, meta: dict[str, Any]) -> None:
         """What is different from the run before the restart, for the diagnosis."""
@@ -275,8 +286,8 @@ class _Worker:
         except ray.exceptions.RayError:
             raise
         except Exception as error:  # training does not die of its diagnosis
-            log.exception("the diagnosis of epoch %d failed", self.epoch)
-            self.line.tell({"kind": "warning", "message": f"the diagnosis of epoch {self.epoch} failed: {error!r}"})
+            if self.chief:  # all workers meet the same
+                log.exception("the diagnosis of epoch %d failed: %r", self.epoch, error)
             return None
         finally:
             self.events = []
@@ -342,10 +353,12 @@ class _Worker:
         self._flush()
         epoch = self.history[-1].epoch if self.history else 0
         if outcome != "interrupted":
-            if self.settings.training.keep == "best" and (step := self.checkpoints.best()) is not None:
-                state = self.checkpoints.load(step).state
-                self.learner.restore({name: array for name, array in state.items() if name.startswith(("model/", "optimizer/"))})
-                epoch = next(report.epoch for report in self.history if report.step == step)
+            if self.settings.training.keep == "best" and (found := self.checkpoints.best()) is not None:
+                weights = {name: array for name, array in found.state.items() if name.startswith(("model/", "optimizer/"))}
+                self.learner.restore(weights)
+                epoch = next(report.epoch for report in self.history if report.step == found.step)
+                if (lowest := results.best(self.history)) and lowest.epoch != epoch:
+                    log.warning("model.keras is of epoch %d: the checkpoint of the best, %d, is not there", epoch, lowest.epoch)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.keras")
                 model.export(self.learner.model, self.task.pack.image_shape, self.settings.model, path)

@@ -15,13 +15,11 @@ objects of different names. The first pack.json wins, and both train on it.
 import hashlib
 import json
 import logging
-import pickle
 import re
 import socket
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,16 +27,17 @@ import pyarrow as pa
 
 from trainer import config
 from trainer.decode import DecodeError, decode
-from trainer.objectstore import Exists, NotFound, Store, StoreError
+from trainer.index import build_manifest
+from trainer.objectstore import Exists, NotFound, Store, StoreError, open_store
 from trainer.records import Image, Manifest, Pack, Quarantined, Shard
 from trainer.shards import PackedRows, PackError, ShardWriter, folder_name, open_rows
 
-__all__ = ["PackError", "PackedRows", "load_pack", "open_rows", "pack"]
+__all__ = ["PackError", "PackedRows", "images_of", "load_pack", "open_rows", "pack"]
 
 BLOCK_BYTES, BLOCK_IMAGES = 32_000_000, 64
 """Most pixels and most images of one task."""
-READS = 8
-"""Images that one task has under way at the same time."""
+READS, READ_BYTES = 8, 256_000_000
+"""Most images that one task reads at the same time, and most bytes of files that it holds where they are large (but two files)."""
 FILE_BYTES_PER_PIXEL, METADATA_BYTES = 8, 64_000_000
 """No uncompressed image needs more than four 16-bit channels and its metadata: larger objects are not even read."""
 
@@ -63,6 +62,24 @@ def pack(
         found = _pack(manifest, source, storage, data, progress)
     _check_quarantine(found, storage, data)
     return found
+
+
+def images_of(run: str, settings: config.Config, storage: Store, previous: Mapping[str, Any] | None) -> Manifest | Pack:
+    """What a run is to train on: what its source lists; where it began before (`previous`: its run.json), the pack that it began
+    with, even if the source has changed meanwhile.
+
+    Raises PackError when that one is gone and the source has changed; DataError and StoreError.
+    """
+    data = settings.data
+    if previous and (known := load_pack(storage, previous["manifest"], (*data.image_size, 3))):
+        return known
+    manifest = build_manifest(open_store(data.source, settings.s3), data)
+    if previous and manifest.digest != previous["manifest"]:
+        raise PackError(
+            f"run {run} began with other images than are at {manifest.source} now (digest {previous['manifest'][:16]}, now "
+            f"{manifest.digest[:16]}), and its packed ones are gone: bring the source back, or choose another run.name"
+        )
+    return manifest
 
 
 def load_pack(storage: Store, manifest_digest: str, image_shape: tuple[int, ...]) -> Pack | None:
@@ -103,7 +120,8 @@ def _pack(
     ):
         for block in blocks:
             if "failure" in block.column_names:
-                raise StoreError(block["failure"][0].as_py())
+                failure = block.to_pylist()[0]
+                raise StoreError(failure["failure"], transient=failure["transient"])
             bad = block.filter(block["reason"].is_valid())
             quarantined += [Quarantined(row["key"], row["reason"]) for row in bad.select(["key", "reason"]).to_pylist()]
             writer.add(block.filter(block["reason"].is_null()))
@@ -150,6 +168,9 @@ def _check_quarantine(found: Pack, storage: Store, data: config.Data) -> None:
 
 # Decoding, in Ray's workers
 
+_stores: dict[str, Store] = {}
+"""By URL; those of this process: their connections outlive a block."""
+
 
 def _decoded(manifest: Manifest, source: Store, image_shape: tuple[int, int, int], data: config.Data) -> Generator[pa.Table]:
     """The decoded blocks in the manifest's order; see _decode_block."""
@@ -168,7 +189,7 @@ def _decoded(manifest: Manifest, source: Store, image_shape: tuple[int, int, int
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=1,
-            fn_kwargs={"source": pickle.dumps(source), "image_shape": image_shape, "max_pixels": data.max_pixels},
+            fn_kwargs={"source": source, "image_shape": image_shape, "max_pixels": data.max_pixels},
         )
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
@@ -196,24 +217,27 @@ def _listed(images: tuple[Image, ...]) -> pa.Table:
     )
 
 
-def _decode_block(block: pa.Table, source: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> pa.Table:
+def _decode_block(block: pa.Table, source: Store, image_shape: tuple[int, int, int], max_pixels: int) -> pa.Table:
     """Columns key, label, group and image, content; or a `reason` why there is no image; or a `failure` of the store, which ends
     the job. A failure is handed on as a value, because Ray would print a raised one with several tracebacks."""
     keys, sizes = block["key"].to_pylist(), block["size"].to_pylist()
     most = FILE_BYTES_PER_PIXEL * max_pixels + METADATA_BYTES
-    read = _opened(source).get_many([key for key, size in zip(keys, sizes, strict=True) if size <= most], threads=READS)
+    wanted = {key: size for key, size in zip(keys, sizes, strict=True) if size <= most}
+    threads = READ_BYTES // (2 * max(wanted.values(), default=1) or 1)  # get_many holds two objects for each
+    source = _stores.setdefault(source.url, source)
+    read = source.get_many(wanted, threads=max(1, min(READS, threads)))
     rows: list[tuple[bytes | None, str | None, str | None]] = []
     for size in sizes:
         try:
             if size > most:
                 raise DecodeError(f"has {size} bytes, more than an image within data.max_pixels = {max_pixels} takes")
-            content = _whole(next(read)[1], size)
+            content = _whole(next(read)[1], size, source)
             pixels = decode(content, image_shape, max_pixels).tobytes()
             rows.append((pixels, hashlib.blake2b(content, digest_size=16).hexdigest(), None))
         except DecodeError as error:
             rows.append((None, None, str(error)))
         except StoreError as error:
-            return pa.table({"failure": [str(error)]})
+            return pa.table({"failure": [str(error)], "transient": [error.transient]})
     images, contents, reasons = zip(*rows, strict=True)
     return pa.table(
         {
@@ -227,10 +251,13 @@ def _decode_block(block: pa.Table, source: bytes, image_shape: tuple[int, int, i
     )
 
 
-def _whole(found: bytes | StoreError, size: int) -> bytes:
+def _whole(found: bytes | StoreError, size: int, source: Store) -> bytes:
     """Raises DecodeError for what cost this image only, StoreError for what would cost every other one too."""
     if isinstance(found, NotFound):
-        raise DecodeError(f"was listed and is gone (seen from machine {socket.gethostname()})")
+        machine = socket.gethostname()
+        if not _has_anything(source):  # or a pack without these images would be kept, and used by every later run
+            raise StoreError(f"{source.url}: machine {machine} finds nothing there: mount data.source on every machine")
+        raise DecodeError(f"was listed and is gone (seen from machine {machine})")
     if isinstance(found, StoreError):
         raise found
     if len(found) != size:
@@ -238,8 +265,8 @@ def _whole(found: bytes | StoreError, size: int) -> bytes:
     return found
 
 
-@lru_cache(maxsize=1)
-def _opened(source: bytes) -> Store:
-    """The store as the driver pickled it, and Ray handed it on (nothing from a bucket is ever unpickled), once per worker process:
-    its connections outlive a block."""
-    return pickle.loads(source)
+def _has_anything(source: Store) -> bool:
+    try:
+        return any(True for _ in source.list())
+    except NotFound:
+        return False

@@ -314,7 +314,8 @@ def _explained(document: dict[str, Any]) -> list[dict[str, Any]]:
                 ticks=3,
             )
             chart.legend = []
-            drawn.append(("Around it", "Colours as above. Dashed: the loss that was expected.", chart))
+            known = one["spike"]["baseline"] is not None  # not of a first epoch
+            drawn.append(("Around it", "Colours as above." + " Dashed: the loss that was expected." * known, chart))
         if points := _points(probes.get("path")):
             chart = charts.along(f"Loss within epoch {epoch}", points, x_name="step of the epoch")
             drawn.append(("Within the epoch", "Validation loss after so many of its steps.", chart))

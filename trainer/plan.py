@@ -4,41 +4,50 @@ from collections import Counter
 
 from trainer import config, results
 from trainer.console import size
-from trainer.index import DataError, build_manifest
+from trainer.index import DataError
 from trainer.objectstore import open_store
-from trainer.pack import load_pack
+from trainer.pack import images_of, load_pack
+from trainer.records import Pack
 
 
 def plan(settings: config.Config, name: str) -> str:
-    """The plan as text, one line for each part of the run. Raises DataError and StoreError as the run itself would."""
+    """The plan as text, one line for each part of the run. Raises ConfigError, DataError and StoreError as the run itself would."""
     storage = open_store(settings.run.storage, settings.s3)
-    manifest = build_manifest(open_store(settings.data.source, settings.s3), settings.data)
-    packed = load_pack(storage, manifest.digest, (*settings.data.image_size, 3))
-    epochs = len(results.get_history(storage, name)) if settings.run.name else 0
-
-    counts = Counter(image.label for image in manifest.images)
+    previous = results.get_run(storage, name) if settings.run.name else None
+    if previous:
+        config.check_resumable(settings, previous["config"], name)
+    epochs = len(results.get_history(storage, name)) if previous else 0
+    found = images_of(name, settings, storage, previous)
     share = settings.data.validation_share
-    training = round(len(manifest.images) * (1 - share))
+    split, classes = ("group" if settings.data.group_by else "content"), ", ".join(found.classes)
+    if isinstance(found, Pack):
+        images, packed = found.images, True
+        data = f"{images:,} images, packed when the run began"
+    else:
+        images, packed = len(found.images), load_pack(storage, found.digest, (*settings.data.image_size, 3)) is not None
+        data = f"{found.source}: {images:,} images of {size(sum(image.size for image in found.images))}, "
+        data += f"{found.ignored:,} other objects ignored"
+        counts = Counter(image.label for image in found.images)
+        classes = ", ".join(f"{each} {counts[label]:,}" for label, each in enumerate(found.classes))
+        if groups := len({image.group for image in found.images if image.group}):
+            split += f" ({groups:,} groups)"
+    training = round(images * (1 - share))
     batch, workers = settings.training.batch_size, settings.launch.workers
     if training < batch:
         raise DataError(
             f"training.batch_size = {batch} is larger than the training set of about {training} images: lower it or add images"
         )
     height, width = settings.data.image_size
-    pixels = len(manifest.images) * height * width * 3
-    weights = 4 * parameters((height, width, 3), len(manifest.classes))
+    pixels = images * height * width * 3
+    weights = 4 * parameters((height, width, 3), len(found.classes))
     bound = settings.pipeline.memory_bytes
     in_memory = size(pixels) if pixels <= bound else "stay on disk"
-    groups = len({image.group for image in manifest.images if image.group})
     each = "a GPU" if settings.launch.gpu else f"{settings.launch.cpus_per_worker or 'an even share of the'} cores"
     lines = {
         "run": f"{name} in {storage.url}" + (f", resumes after epoch {epochs}" if epochs else ", new"),
-        "data": f"{manifest.source}: {len(manifest.images):,} images of {size(sum(image.size for image in manifest.images))}, "
-        f"{manifest.ignored:,} other objects ignored, digest {manifest.digest[:16]}",
-        "classes": ", ".join(f"{each} {counts[label]:,}" for label, each in enumerate(manifest.classes)),
-        "split": f"{share:.0%} for validation by "
-        + (f"group ({groups:,} groups)" if groups else "content")
-        + f": about {training:,} to train on",
+        "data": f"{data}, digest {found.digest[:16]}",
+        "classes": classes,
+        "split": f"{share:.0%} for validation by {split}: about {training:,} to train on",
         "pack": f"{height}x{width}x3: {size(pixels)} in storage, " + ("already there" if packed else "to be made"),
         "training": f"{settings.training.epochs} epochs of {training // batch} steps of {batch} images "
         f"at learning rate {settings.training.learning_rate:g}",

@@ -1,6 +1,7 @@
 """What a run stores about itself beside its checkpoints, and how it is read again.
 
-runs/<run>/run.json           the resolved configuration, the data set's digest, the environment, at the end the outcome
+runs/<run>/run.json           the resolved configuration, the data set's digest, the environment, at the end the outcome and
+                              the epoch that model.keras is of
 runs/<run>/starts             how often workers have started on it
 runs/<run>/spikes.json        a Diagnosis for each spike
 runs/<run>/epochs/0001.json   the epoch's EpochReport
@@ -70,6 +71,10 @@ def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, 
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     store.put(_key(run, report.epoch, "npz"), buffer.getvalue())
+    _put_report(store, run, report)
+
+
+def _put_report(store: Store, run: str, report: EpochReport) -> None:
     store.put(_key(run, report.epoch, "json"), json.dumps(report.as_dict()).encode(), content_type="application/json")
 
 
@@ -102,6 +107,21 @@ def get_history(store: Store, run: str) -> list[EpochReport]:
             raise ResultsError(f"{store.url}/{key} is damaged ({error}): delete it to leave that epoch out") from None
         assert key == _key(run, reports[-1].epoch, "json")
     return reports
+
+
+def mend_history(store: Store, run: str, history: Sequence[EpochReport]) -> None:
+    """Makes the stored epochs those of `history`: stores the reports that are missing, deletes what is of later epochs. Raises
+    StoreError."""
+    try:
+        stored = {entry.key for entry in store.list(f"runs/{run}/epochs/")}
+    except NotFound:  # a storage folder without any
+        stored = set()
+    for report in history:
+        if _key(run, report.epoch, "json") not in stored:
+            _put_report(store, run, report)
+    numbers = {key: key.rpartition("/")[2].partition(".")[0] for key in sorted(stored)}
+    last = history[-1].epoch if history else 0
+    store.delete(key for key, number in numbers.items() if number.isdecimal() and int(number) > last)
 
 
 def put_diagnoses(store: Store, run: str, diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None) -> None:
@@ -149,9 +169,9 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
         raise UserError(f"run {name} has not finished an epoch: there is nothing to report yet")
     arrays = [get_arrays(storage, name, report.epoch) for report in history]
     diagnoses, overfitting = get_diagnoses(storage, name)
-    lowest = best(history)
-    kept = lowest if facts["config"]["training"]["keep"] == "best" else None
-    chosen = history.index(kept or history[-1])
+    kept = best(history) if facts["config"]["training"]["keep"] == "best" else None
+    exported = next((report for report in history if report.epoch == facts.get("epoch")), None)
+    chosen = history.index(exported or kept or history[-1])
     validation = np.array(sides.validation)
     missing = np.full(len(validation), np.nan, np.float32)
     classes = len(packed.classes)

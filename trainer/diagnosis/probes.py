@@ -10,7 +10,7 @@ Shapes: n validation images, s steps of the epoch, b images of a batch, k batche
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -82,9 +82,6 @@ class Scene:
     earlier: np.ndarray
     """[e, 7] of ordinary epochs before."""
     batch_size: int
-    events: tuple[Event, ...] = ()
-    """Of this epoch."""
-    cache: dict[str, Any] = field(default_factory=dict)
 
     @property
     def now(self) -> Weights:

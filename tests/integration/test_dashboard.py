@@ -36,7 +36,7 @@ def test_every_query_of_the_dashboard_has_an_answer(object_store: Any, tmp_path:
         with prometheus(tmp_path, target, rare_target) as api:
             rare.update_spikes([])
             until(lambda: query(api, "trainer_validation_spikes_total"))
-            rare.begin(1)
+            rare.begin(1, steps=0, images=0)
             rare.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("unexplained", 4)])
             until(lambda: query(api, "trainer_validation_spike_timestamp_seconds"))
             job.succeed()

@@ -8,7 +8,7 @@ from trainer.diagnosis.detect import CERTAIN, FEW_GROUPS
 from trainer.diagnosis.records import Case, Event
 from trainer.diagnosis.steps import JUMP
 from trainer.diagnosis.suspects import HALF, look, suspects
-from trainer.diagnosis.words import PROBES
+from trainer.diagnosis.words import PROBES, part
 
 SHOWN = 7
 """Images that are named."""
@@ -19,11 +19,6 @@ Sentences = tuple[str, str]
 def explain(name: str, case: Case, event: Event | None = None) -> Sentences:
     """One sentence of evidence and one of what to do. `event`: the one that is blamed."""
     return _event(case, event) if name == "run_event" else SENTENCES[name](case)
-
-
-def _part(share: float) -> str:
-    """A condition may remove more than the rise: to a reader that is all of it."""
-    return f"{min(max(share, 0), 1):.0%}"
 
 
 def _divergence(case: Case) -> Sentences:
@@ -66,7 +61,7 @@ def _sampling_noise(case: Case) -> Sentences:
     assert count is not None
     evidence = f"On other draws of {count} {what} the rise would lie between {spike.low:.3f} and {spike.high:.3f}"
     if spike.group is not None and spike.group_share >= 0.5:
-        evidence += f"; {_part(spike.group_share)} of it comes from the images of {spike.group}"
+        evidence += f"; {part(spike.group_share)} of it comes from the images of {spike.group}"
     if spike.low > 0:
         evidence += f"; the rise is {spike.rise / spike.error:.1f} standard errors, and chance alone makes one of {CERTAIN} "
         evidence += "in one of 20 runs of 100 epochs"
@@ -104,7 +99,7 @@ def _event(case: Case, event: Event | None) -> Sentences:
         return evidence, "find what else writes the weights: a restore, a callback, another process, faulty memory."
     told, remedy = _told(event)
     when = f"before step {event.step + 1} of the epoch" if event.epoch == case.spike.epoch else f"in epoch {event.epoch}"
-    evidence = f"{told} {when}; {_part(case.share('before_event'))} of the rise came after"
+    evidence = f"{told} {when}; {part(case.share('before_event'))} of the rise came after"
     number = list(case.events).index(event)
     if (longer := case.training.length_after[number]) >= 1.5:
         evidence += f", with steps up to {longer:.1f} times as long as their gradients explain"
@@ -135,10 +130,11 @@ def _bad_batch(case: Case) -> Sentences:
     facts = case.probes["bad_batches"].facts
     numbers, loss = [batch + 1 for batch in facts["batches"]], float(np.mean(facts["losses"]))
     which = f"batch {numbers[0]}" if len(numbers) == 1 else f"batches {', '.join(map(str, numbers))}"
-    odd = set(facts["batches"]) <= set(facts["odd"])
-    had = "had activations far from those of others, and" if odd else "had"
-    evidence = f"For the weights of the epoch before, {which} of {case.settings.steps} {had} a loss of {loss:.2f}, others "
-    evidence += f"{facts['usual']:.2f}; undoing the steps from there on removes {_part(case.share('bad_batches'))} of the rise."
+    had = ["activations far from those of others"] * (set(facts["batches"]) <= set(facts["odd"]))
+    if loss > facts["usual"] or not had:
+        had.append(f"a loss of {loss:.2f}, others {facts['usual']:.2f}")
+    evidence = f"For the weights of the epoch before, {which} of {case.settings.steps} had {', and '.join(had)}; undoing the steps "
+    evidence += f"from there on removes {part(case.share('bad_batches'))} of the rise."
     return evidence, f"look at the images and labels of {which}."
 
 
@@ -162,7 +158,7 @@ def _overshoot(case: Case) -> Sentences:
 
 def _gradient_noise(case: Case) -> Sentences:
     larger = case.training.gradient
-    evidence = f"Weights averaged over the epoch do not show {_part(case.share('averaged'))} of the rise"
+    evidence = f"With weights averaged over the epoch {part(case.share('averaged'))} of the rise is gone"
     evidence += f"; gradients were {larger:.1f} times as large as before." if larger >= 1.5 else "."
     batch = case.settings.batch_size
     wider = f"a batch of {4 * batch} instead of {batch} images" if batch else "a larger batch"
@@ -172,7 +168,7 @@ def _gradient_noise(case: Case) -> Sentences:
 def _statistics(case: Case) -> Sentences:
     probe, settings = case.probes["statistics"], case.settings
     evidence = f"With moving statistics estimated anew on training batches the loss is {probe.facts['now']:.3f}: "
-    evidence += f"{_part(probe.share)} of the rise is gone."
+    evidence += f"{part(probe.share)} of the rise is gone."
     if not np.isfinite(settings.momentum) or not settings.steps:
         return evidence, "lower BatchNormalization's momentum, or estimate its statistics anew before evaluating."
     half = np.log(0.5) / np.log(settings.momentum)
@@ -184,11 +180,11 @@ def _statistics(case: Case) -> Sentences:
 def _unexplained(case: Case) -> Sentences:
     tried = [probe for probe in case.probes.values() if probe.passes and probe.name != "path"]  # which changes no condition
     best = max(tried, key=lambda probe: probe.share, default=None)
-    most = f" (most, {_part(best.share)}: {PROBES[best.name]})" if best else ""
+    most = f" (most, {part(best.share)}: {PROBES[best.name]})" if best else ""
     evidence = f"No single condition that was changed accounts for half of the rise{most}."
     if best and best.share >= HALF:
         why = "its interval holds 0" if best.low <= 0 else UNDECIDED.get(best.name, "other signs of that cause are missing")
-        evidence = f"No single condition that was changed explains the rise: most of it, {_part(best.share)}, is gone "
+        evidence = f"No single condition that was changed explains the rise: most of it, {part(best.share)}, is gone "
         evidence += f"with one ({PROBES[best.name]}), but {why}."
     return evidence, "compare code, data and settings of this epoch with the one before."
 

@@ -142,7 +142,15 @@ def printable(text: str) -> str:
 
 def _share(cause: Cause) -> str:
     """Nothing where no probe measured it: a cause that is simply known has no interval."""
-    return f": {cause.share:.0%} of the rise ({cause.low:.0%} to {cause.high:.0%})" if cause.low < cause.high else ""
+    share, low, high = (part(value) for value in (cause.share, cause.low, cause.high))
+    if cause.low >= cause.high:
+        return ""
+    return f": {share} of the rise" + (f" ({low} to {high})" if low != high else "")
+
+
+def part(share: float) -> str:
+    """Without a condition the loss may be lower than before, or the rise larger: to a reader that is all of it, or nothing."""
+    return f"{min(max(share, 0), 1):.0%}"
 
 
 def _trend(overfitting: Overfitting) -> str:

@@ -44,7 +44,7 @@ BOUNDS = {
     "driver": "one shard (96 MB) while packing, whatever the size of the data; else Ray's client",
     "worker": "TensorFlow, the network's activations (training.batch_size x data.image_size) and the packed images, if they are "
     "no more than pipeline.memory_bytes; otherwise they stay on disk",
-    "Ray's tasks": "packing: a block of 64 images (at most 32 MB of pixels) and the files it reads, for each core",
+    "Ray's tasks": "packing, for each core: a block of 64 images (at most 32 MB of pixels) and 256 MB of the files it reads",
     "Ray itself": "launch.object_store_bytes for its shared memory, of which each process' resident set shows what it touched",
 }
 

@@ -185,7 +185,7 @@ PATH = Probe("path", 0.95, 0.95, 0.95, passes=3, facts={"first": 0, "last": 10})
         (replace(STATISTICS, share=0.4), QUIET, "half of the rise (most, 40%: BatchNorm statistics estimated anew)."),
         (replace(STATISTICS, low=-0.1), QUIET, "90%, is gone with one (BatchNorm statistics estimated anew), but its interval"),
         (STATISTICS, replace(QUIET, astray=8.0), "but the last batches were trained on worse than usual"),
-        (LINE, QUIET, "but no step was longer than its gradient explains."),
+        (LINE, QUIET, "but no step was twice as long as its gradient explains."),
         (MEAN, QUIET, "but gradients were not unusual"),
         (PATH, QUIET, "accounts for half of the rise (most, 0%: evaluated a second time)."),
     ],

@@ -77,10 +77,10 @@ def _check_answers(address: str, way_out: str) -> None:
 
 
 def cores_for_a_worker(settings: config.Config) -> int:
-    """Cores for each worker; raises ClusterError when the cluster has too few cores or GPUs for all of them: for now, where others
-    run it, since a machine may have left it that moment."""
+    """Cores for each worker; raises ClusterError when the cluster has too few cores or GPUs for all of them, for now where it has
+    fewer machines than workers: one may have left it that moment."""
     have = ray.cluster_resources()
-    others = "RAY_ADDRESS" in os.environ
+    fewer = "RAY_ADDRESS" in os.environ and sum(node["Alive"] for node in ray.nodes()) < settings.launch.workers
     workers = settings.launch.workers
     cores = settings.launch.cpus_per_worker or max(1, int(have.get("CPU", 0)) // workers)
     gpus, all_cores = have.get("GPU", 0), have.get("CPU", 0)
@@ -88,13 +88,13 @@ def cores_for_a_worker(settings: config.Config) -> int:
         raise ClusterError(
             f"launch.workers = {workers} need a GPU each, and the cluster has {gpus:.0f}: lower it, add machines or set "
             "launch.gpu = false",
-            transient=others,
+            transient=fewer,
         )
     if all_cores < cores * workers:
         raise ClusterError(
             f"launch.workers = {workers} need {cores * workers} cores, {cores} each, and the cluster has {all_cores:.0f}: lower it "
             "or launch.cpus_per_worker, or add machines",
-            transient=others,
+            transient=fewer,
         )
     return cores
 

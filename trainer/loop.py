@@ -135,25 +135,29 @@ class _Worker:
         found = self.checkpoints.latest() if self.chief else None
         step = ray.train.collective.broadcast_from_rank_zero(found.step if found else None)
         if step is None:
+            self._mend_records()
             return
         _, state, meta = found or self.checkpoints.load(step)
         self.done = state.pop("epoch/steps")
         memory = {name.removeprefix(MEMORY): state.pop(name) for name in list(state) if name.startswith(MEMORY)}
         self.learner.restore(state)
         self.history = [results.report_from(values) for values in meta["history"]]
-        if self.chief:
-            self._mend_records()
         self.epoch = meta["epoch"]
         self.diagnostician.restore(meta["diagnosis"], memory, at_epoch_end=not len(self.done))
+        self._mend_records()
         self._note_changes(meta)
         known = {"history": meta["history"], "diagnoses": list(self.diagnostician.diagnoses)}
         self.line.tell({"kind": "resumed", "step": step, "epoch": self.epoch, "restarts": self.restarts, **known})
 
     def _mend_records(self) -> None:
-        """The run may have died, or storage failed, between an epoch's checkpoint and its record; and after going back, records of
-        the epochs given up are still there."""
+        """What is stored for the report is made what this run knows: it may have died, or storage failed, between an epoch's
+        checkpoint and its record; and after going back, records of the epochs given up are still there."""
+        if not self.chief:
+            return
         try:
             results.mend_history(self.store, self.task.run, self.history)
+            if self.history and self.diagnostician.detector.epoch == len(self.history):  # else it has failed: nobody knows
+                results.put_diagnoses(self.store, self.task.run, list(self.diagnostician.diagnoses), self.diagnostician.overfitting)
         except StoreError as error:  # training does not die of its report
             log.warning("the report may lack epochs: %s", error)
 
@@ -351,14 +355,16 @@ class _Worker:
         if not self.chief:
             return
         self._flush()
+        self._mend_records()
         epoch = self.history[-1].epoch if self.history else 0
         if outcome != "interrupted":
-            if self.settings.training.keep == "best" and (found := self.checkpoints.best()) is not None:
+            keep_best = self.settings.training.keep == "best"
+            if keep_best and (found := self.checkpoints.best()) is not None:
                 weights = {name: array for name, array in found.state.items() if name.startswith(("model/", "optimizer/"))}
                 self.learner.restore(weights)
                 epoch = next(report.epoch for report in self.history if report.step == found.step)
-                if (lowest := results.best(self.history)) and lowest.epoch != epoch:
-                    log.warning("model.keras is of epoch %d: the checkpoint of the best, %d, is not there", epoch, lowest.epoch)
+            if keep_best and (lowest := results.best(self.history)) and lowest.epoch != epoch:
+                log.warning("model.keras is of epoch %d: the checkpoint of the best, %d, is not there", epoch, lowest.epoch)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.keras")
                 model.export(self.learner.model, self.task.pack.image_shape, self.settings.model, path)

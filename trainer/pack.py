@@ -28,7 +28,7 @@ import pyarrow as pa
 from trainer import config
 from trainer.decode import DecodeError, decode
 from trainer.index import build_manifest
-from trainer.objectstore import Exists, NotFound, Store, StoreError, open_store
+from trainer.objectstore import Exists, FolderStore, NotFound, Store, StoreError, open_store
 from trainer.records import Image, Manifest, Pack, Quarantined, Shard
 from trainer.shards import PackedRows, PackError, ShardWriter, folder_name, open_rows
 
@@ -255,7 +255,7 @@ def _whole(found: bytes | StoreError, size: int, source: Store) -> bytes:
     """Raises DecodeError for what cost this image only, StoreError for what would cost every other one too."""
     if isinstance(found, NotFound):
         machine = socket.gethostname()
-        if not _has_anything(source):  # or a pack without these images would be kept, and used by every later run
+        if isinstance(source, FolderStore) and not _has_anything(source):  # or a pack without these images would be kept for ever
             raise StoreError(f"{source.url}: machine {machine} finds nothing there: mount data.source on every machine")
         raise DecodeError(f"was listed and is gone (seen from machine {machine})")
     if isinstance(found, StoreError):

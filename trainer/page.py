@@ -400,7 +400,7 @@ def _interval(one: dict[str, Any], write: Callable[[float], str], prefix: str = 
     if one["low"] is None:
         return ""
     low, high = write(one["low"]), write(one["high"])
-    return f"{prefix}{low.removesuffix(' %')} – {high}"
+    return f"{prefix}{low.removesuffix(' %')} – {high}" if low != high else ""
 
 
 def _mistakes(document: dict[str, Any]) -> list[tuple[str, str, int]] | None:

@@ -1,4 +1,4 @@
-"""What a run would do, for `--dry-run`: lists the source, reads no image, writes nothing."""
+"""What a run would do, for `--dry-run`: lists the source of a new one, reads no image, writes nothing."""
 
 from collections import Counter
 
@@ -44,7 +44,7 @@ def plan(settings: config.Config, name: str) -> str:
     in_memory = size(pixels) if pixels <= bound else "stay on disk"
     each = "a GPU" if settings.launch.gpu else f"{settings.launch.cpus_per_worker or 'an even share of the'} cores"
     lines = {
-        "run": f"{name} in {storage.url}" + (f", resumes after epoch {epochs}" if epochs else ", new"),
+        "run": f"{name} in {storage.url}" + (f", resumes after epoch {epochs}" if previous else ", new"),
         "data": f"{data}, digest {found.digest[:16]}",
         "classes": classes,
         "split": f"{share:.0%} for validation by {split}: about {training:,} to train on",

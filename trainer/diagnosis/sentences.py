@@ -178,7 +178,7 @@ def _statistics(case: Case) -> Sentences:
 
 
 def _unexplained(case: Case) -> Sentences:
-    tried = [probe for probe in case.probes.values() if probe.passes and probe.name != "path"]  # which changes no condition
+    tried = [probe for probe in case.probes.values() if probe.name != "path"]  # which changes no condition
     best = max(tried, key=lambda probe: probe.share, default=None)
     most = f" (most, {part(best.share)}: {PROBES[best.name]})" if best else ""
     evidence = f"No single condition that was changed accounts for half of the rise{most}."
@@ -191,8 +191,9 @@ def _unexplained(case: Case) -> Sentences:
 
 UNDECIDED = {
     "before_event": "the event left no trace in the steps after it",
+    "few_examples": "there would be an alarm without them as well, or steps were so long that these images are their victims",
     "statistics": "the last batches were trained on worse than usual, or the loss is still far too high",
-    "line": "no step was longer than its gradient explains",
+    "line": "no step was twice as long as its gradient explains",
     "averaged": "gradients were not unusual, or the loss is still far too high",
 }
 """Why a probe that removes half of the rise may still not decide."""

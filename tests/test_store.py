@@ -165,7 +165,7 @@ class TestBothStores:
         assert [entry.key for entry in store.list()] == ["a/2"]
 
     def test_pickled_stores_work(self, store: Store) -> None:
-        """Ray could not hand a store to its workers."""
+        """Ray, which pickles what it hands to its workers, could not hand them a store."""
         store.put("key", b"data")
         assert pickle.loads(pickle.dumps(store)).get("key") == b"data"
 

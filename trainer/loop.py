@@ -107,6 +107,7 @@ class _Worker:
 
     def run(self) -> None:
         self._resume()
+        self._mend_records()
         here = {"workers": self.group.size, "steps": self.feed.steps, "resident": self.feed.resident}
         step = int(self.learner.optimizer.iterations)
         self.line.tell({"kind": "started", "step": step, "restarts": self.restarts, **here})
@@ -135,7 +136,6 @@ class _Worker:
         found = self.checkpoints.latest() if self.chief else None
         step = ray.train.collective.broadcast_from_rank_zero(found.step if found else None)
         if step is None:
-            self._mend_records()
             return
         _, state, meta = found or self.checkpoints.load(step)
         self.done = state.pop("epoch/steps")
@@ -144,7 +144,6 @@ class _Worker:
         self.history = [results.report_from(values) for values in meta["history"]]
         self.epoch = meta["epoch"]
         self.diagnostician.restore(meta["diagnosis"], memory, at_epoch_end=not len(self.done))
-        self._mend_records()
         self._note_changes(meta)
         known = {"history": meta["history"], "diagnoses": list(self.diagnostician.diagnoses)}
         self.line.tell({"kind": "resumed", "step": step, "epoch": self.epoch, "restarts": self.restarts, **known})

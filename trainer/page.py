@@ -391,8 +391,8 @@ def _words(value: Any) -> str:
 
 
 def _whole(share: float | None) -> str:
-    """A share of a rise, as words.part has it: its interval is wider than a decimal is worth."""
-    return "–" if share is None else f"{100 * min(max(share, 0), 1):.0f} %"
+    """A share of a rise: its interval is wider than a decimal is worth."""
+    return "–" if share is None else words.part(share).replace("%", " %")
 
 
 def _interval(one: dict[str, Any], write: Callable[[float], str], prefix: str = "") -> str:

@@ -153,7 +153,7 @@ def left(kubectl: Kubectl, run: str) -> list[str]:
 def test_accepted_by_the_server(kubectl, configuration, overlay, shape):
     """A field would be refused that the schemas allow; or the namespace's Pod Security would take no pod."""
     if shape == "rayjob" and not kubectl.run("api-resources", "--api-group=ray.io", "-o", "name").strip():
-        pytest.skip("this cluster does not know KubeRay's RayJob")
+        pytest.skip("KubeRay, which `--shape job` does without, is not on this cluster: there is no RayJob to be refused")
     gpu = f"launch.gpu={'true' if overlay == 'gpu' else 'false'}"
     printed = subprocess.run(
         [

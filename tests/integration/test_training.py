@@ -140,6 +140,20 @@ def test_a_run_that_stopped_early_stays_as_it_is(place):
         assert jobs.report(folder, "stopped-early")["validation"]["loss"]["value"] == pytest.approx(losses.min())
 
 
+def test_records_that_were_lost_are_stored_again(place):
+    """A run that died between the last checkpoint and its epoch's record would have a hole in its report, and a spike less, for
+    ever; one that went back would show epochs of two ways as one curve."""
+    storage, folder, configuration, _ = place
+    store = open_store(f"{storage}/storage/runs/records", config.S3(path_style=True))
+    Job(configuration, "records").succeed()
+    curves, report = jobs.curves(storage, "records"), jobs.report(folder, "records")
+    store.put("epochs/0009.json", store.get("epochs/0004.json").replace(b'"epoch": 4', b'"epoch": 9'))
+    store.delete(["epochs/0002.json", "spikes.json"])
+    Job(configuration, "records").succeed()
+    np.testing.assert_array_equal(jobs.curves(storage, "records"), curves)
+    assert jobs.report(folder, "records")["spikes"] == report["spikes"]
+
+
 def test_a_resumed_run_keeps_what_it_learned_with(place):
     """A run would silently continue with other settings than it began with."""
     _, _, configuration, _ = place

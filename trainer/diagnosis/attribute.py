@@ -37,8 +37,8 @@ from trainer.diagnosis import sentences
 from trainer.diagnosis.detect import CERTAIN, FEW_GROUPS
 from trainer.diagnosis.records import Case, Cause, Event, Probe, Spike
 from trainer.diagnosis.steps import JUMP
+from trainer.diagnosis.suspects import HALF
 
-HALF = 0.5
 ROUNDING = 0.01
 """Mean difference of an image's loss between two evaluations of the same weights, as a share of the rise, that rounding may
 make on an accelerator."""

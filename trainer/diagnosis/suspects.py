@@ -7,6 +7,7 @@ from trainer.diagnosis.records import Case, Look, Suspect
 SURE = 0.9
 """Probability of another class, above which a label looks wrong."""
 HALF = 0.5
+"""Share of the rise from which a condition that removes it explains it."""
 
 
 def suspects(case: Case) -> tuple[Suspect, ...]:

@@ -132,6 +132,15 @@ def test_what_was_changed_with_a_restart_goes_before_the_restart():
     assert attribute(case([STABLE, AFTER], training=both, events=lower))[0].event == "restart"
 
 
+def test_a_restart_that_lost_statistics_goes_before_what_was_changed_an_epoch_ago():
+    """Who raised the learning rate yesterday would be told to lower it, and the checkpoint that lacks statistics stay as it is."""
+    events = (RESTART, replace(RATE, epoch=RESTART.epoch - 1))
+    lost = replace(LONG, length_after=(4.0, 4.0), jumps=(7.0, 1.0))
+    assert attribute(case([STABLE, AFTER], training=lost, events=events))[0].event == "restart"
+    kept = replace(lost, jumps=(1.2, 1.0))
+    assert attribute(case([STABLE, AFTER], training=kept, events=events))[0].event == "learning_rate"
+
+
 def test_what_was_done_to_the_weights_goes_before_chance_and_before_its_victims():
     """On few images overwritten weights would be called bad luck, and of long steps the images be blamed that suffer most."""
     spike = replace(SPIKE, error=0.3, low=-0.2, high=1.0)

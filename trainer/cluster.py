@@ -53,6 +53,7 @@ def _start(settings: config.Config) -> None:
         cores = max(os.cpu_count() or 1, settings.launch.workers * max(1, settings.launch.cpus_per_worker))
         store = settings.launch.object_store_bytes
         options |= {"address": "local", "num_cpus": cores, "object_store_memory": store, "include_dashboard": False}
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # no node can go alone; an idle process less
         failed, way_out = "Ray does not start on this machine", f"launch.object_store_bytes = {store}, {cores} cores"
     ours = signal.getsignal(signal.SIGTERM)
     try:

@@ -37,8 +37,8 @@ MEMORY = "diagnosis/"
 """Begins the names of the diagnosis' arrays in a checkpoint."""
 LAG = 4
 """Steps after which a step's numbers are looked at, so that a GPU is never waited for."""
-LOOK = 16
-"""Steps between two questions to Ray whether a node is about to go: each is a round trip of all workers (2 to 7 ms)."""
+LOOK = 32
+"""Steps between two questions to Ray whether a node is about to go: each is a round trip of all workers (2 to 9 ms)."""
 PROGRESS_SECONDS = 1.0
 
 

@@ -8,7 +8,9 @@ Shapes: N packed images, n training images, B images of a global batch, b of one
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +20,8 @@ from trainer.pack import PackedRows
 from trainer.step import Batch
 
 EVALUATION_BATCH = 128
+READ_AHEAD = 2
+"""Batches."""
 
 
 class Feed:
@@ -44,20 +48,24 @@ class Feed:
         part = self.settings.training.batch_size // self.size
         mine = slice(self.rank * part, (self.rank + 1) * part)
         indices, changes = self.training[order[start:, mine]], changes[start:, mine]
-        data = tf.data.Dataset.from_tensor_slices((indices, self.rows.labels[indices], changes))
-        if not self.resident:
-            shape = (part, *self.rows.images.shape[1:])
-            data = data.map(lambda *batch: (_read(self.rows, batch[0], shape), *batch[1:]))
-        fixed = tf.data.Options()
-        fixed.autotune.enabled = False  # there is nothing to tune, and an epoch's end would wait for the tuner: 1 to 3 s
-        batches = iter(data.prefetch(2).with_options(fixed))
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
+        images = indices if self.resident else self._read_ahead(indices)
+        began = time.perf_counter()
+        for batch in zip(images, self.rows.labels[indices], changes, strict=True):
+            tensors = Batch(*map(tf.constant, batch))
             self.waited += time.perf_counter() - began
-            if batch is None:
-                return
-            yield Batch(*batch)
+            yield tensors
+            began = time.perf_counter()
+
+    def _read_ahead(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Row numbers [s, b] -> pixels uint8 [b, H, W, C] of each batch, read while the one before is trained on."""
+        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+            reads: deque[Future[np.ndarray]] = deque()
+            for rows in indices:
+                reads.append(reader.submit(self.rows.images.take, rows))
+                if len(reads) > READ_AHEAD:
+                    yield reads.popleft().result()
+            while reads:
+                yield reads.popleft().result()
 
     def evaluation(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """This worker's share of `rows`: positions within `rows`, images (or resident row numbers) and labels of each batch.
@@ -80,8 +88,3 @@ def epoch_order(images: int, epoch: int, settings: config.Config) -> tuple[np.nd
     mirror = generator.integers(0, 2, (steps, size, 1)) * settings.pipeline.flip
     changes = np.concatenate([mirror, generator.integers(-shift, shift + 1, (steps, size, 2))], -1)
     return order, changes.astype(np.int32)
-
-
-def _read(rows: PackedRows, indices: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    images = tf.numpy_function(rows.images.take, [indices], tf.uint8, stateful=False)
-    return tf.ensure_shape(images, shape)

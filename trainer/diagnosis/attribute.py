@@ -145,8 +145,16 @@ def _event(case: Case) -> Claim | None:
         return None
     if case.training.foreign is not None and case.share("bad_batches") < HALF:
         return Claim("run_event", 1.0, 1.0, 1.0, True)
-    # what was changed with a restart leaves the same trace as a restart that lost something: it is asked first
-    for number, event in sorted(enumerate(case.events), key=lambda pair: pair[1].kind == "restart"):
+
+    def turn(pair: tuple[int, Event]) -> int:
+        """What was changed with a restart leaves the same trace as a restart that lost something, and is asked first; what was
+        changed in an epoch before goes after a restart that lost statistics."""
+        number, event = pair
+        if event.kind == "restart":
+            return 1 if case.training.jumps[number] >= JUMP else 3
+        return 0 if event.epoch == case.spike.epoch else 2
+
+    for number, event in sorted(enumerate(case.events), key=turn):
         probe = case.probes.get("before_event")
         if probe is not None and probe.facts["step"] == event.step and _left_a_trace(case, event, number):
             return _of(probe, "run_event", event=event)

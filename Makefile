@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' trainer/__init__.py)
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' spikewise/__init__.py)
 IMAGE ?= localhost/spikewise:$(VERSION)$(VARIANT:%=-%)
 OBJECT_STORE_IMAGE ?= localhost/spikewise-object-store:$(VERSION)
 CONFIG ?= jobs/configs/$(if $(filter submit manifests,$(MAKECMDGOALS)),gpu,question).toml
@@ -38,9 +38,8 @@ train: $(READY) ## train: make train CONFIG=jobs/configs/question.toml SET="data
 	$(BIN)/python -m jobs.train --config $(CONFIG) $(SET:%=--set %)
 
 test: $(READY) lint ## lint, unit tests, then the tests with real components
-	@command -v prometheus >/dev/null || echo "no prometheus on this machine: its tests are left out (Debian: apt install prometheus)"
 	$(BIN)/python -m pytest -n 2 -m "not integration"
-	$(BIN)/python -m pytest -m "integration $$(command -v prometheus >/dev/null || echo 'and not prometheus')"
+	$(BIN)/python -m pytest -m integration
 
 unit: $(READY) ## the fast tests alone
 	$(BIN)/python -m pytest -n 2 -m "not integration"
@@ -82,17 +81,17 @@ cancel: $(READY) ## end a run; it saves a checkpoint first: make cancel RUN=firs
 	@$(BIN)/python -m jobs.cluster cancel $(RUN:%=--run %) $(ON_CLUSTER)
 
 e2e: $(READY) ## runs, failures and mistakes on the cluster of the current context (about half an hour; images: see docs/cluster.md)
-	SPIKEWISE_IMAGE=$(IMAGE) SPIKEWISE_OBJECT_STORE_IMAGE=$(OBJECT_STORE_IMAGE) $(BIN)/python -m pytest tests/e2e/cluster.py
+	SPIKEWISE_IMAGE=$(IMAGE) SPIKEWISE_OBJECT_STORE_IMAGE=$(OBJECT_STORE_IMAGE) $(BIN)/python -m pytest tests/e2e/run_on_cluster.py
 
 dashboard: $(READY) ## write the Grafana dashboard's JSON anew
 	$(BIN)/python -m k8s.monitoring.dashboard > k8s/monitoring/dashboard.json
 
 lock: $(READY) ## resolve the dependencies of pyproject.toml anew
-	$(BIN)/uv pip compile $(LOCK) --output-file requirements.lock pyproject.toml
-	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock --extra demo --extra cluster --extra dev --output-file requirements-dev.lock pyproject.toml
-	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock --override docker/requirements-cpu.override --output-file docker/requirements-cpu.lock pyproject.toml docker/requirements-cpu.in
-	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock --extra gpu --output-file docker/requirements-gpu.lock pyproject.toml
-LOCK := --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
+	$(LOCK) --output-file requirements.lock --group job
+	$(LOCK) --constraint requirements.lock --output-file requirements-dev.lock --group job --group cluster --group demo --group dev
+	$(LOCK) --constraint requirements.lock --override docker/requirements-cpu.override --output-file docker/requirements-cpu.lock --group job docker/requirements-cpu.in
+	$(LOCK) --constraint requirements.lock --output-file docker/requirements-gpu.lock --group job --group gpu
+LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
 clean: ## remove caches, shards and demo data, but no run's report
 	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache

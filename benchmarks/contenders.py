@@ -1,6 +1,6 @@
 """What the job is compared with, each in a process of its own: `python -m benchmarks.contenders NAME FOLDER [--epochs E]`.
 
-Owns: the same network on the same images (jobs.demo_data's, in FOLDER) without Ray and without an object store. Prints JSON.
+Owns: the same network on the same images (jobs.demo.images's, in FOLDER) without Ray and without an object store. Prints JSON.
 
     memory       the job's own training step, fed with batches that are ready in memory
     step         the same step, in turns with Keras' own BatchNormalization
@@ -26,8 +26,10 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import config
-from trainer.pipeline import epoch_order
-from trainer.step import Batch, Group, Learner
+from trainer.data.loader import Batch
+from trainer.data.order import epoch_order
+from trainer.engine.group import Group
+from trainer.engine.step import Learner
 
 QUESTION = "jobs/configs/question.toml"
 NICENESS = 15

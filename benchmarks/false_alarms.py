@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.diagnosis import detect
+from spikewise import detect
 
 EPOCHS = 100
 

@@ -1,6 +1,6 @@
 """Speed and memory of the job: `python -m benchmarks.speed [--quick]`. Prints one JSON object; `make bench`.
 
-On photographs (jobs.demo_data) in the local object store, the question's network, 64x64, batches of 32. What is compared runs
+On photographs (jobs.demo.images) in the local object store, the question's network, 64x64, batches of 32. What is compared runs
 in turns within one call, ROUNDS times, because machines differ and drift: only ratios mean something.
 
     a  the job through Ray, one worker, against the same steps on data in memory without Ray     (target: 0.95)
@@ -26,11 +26,11 @@ from pathlib import Path
 
 import psutil
 
-from jobs.object_store import local_object_store
-from tests.faultproxy import FaultProxy
-from tests.jobs import Job, report
+from jobs.demo.s3_server import local_object_store
+from tests.support.faultproxy import FaultProxy
+from tests.support.jobs import Job, report
 from trainer import config
-from trainer.objectstore import open_store
+from trainer.storage import open_store
 
 IMAGES, SIZE = 2000, 128
 ROUNDS, EPOCHS = 3, 8
@@ -56,7 +56,7 @@ class Bench:
         self.folder = folder
         self.images = folder / "images"
         size = ["--images", str(images), "--size", str(SIZE)]
-        subprocess.run([sys.executable, "-m", "jobs.demo_data", *size, str(self.images)], stdout=sys.stderr, check=True)
+        subprocess.run([sys.executable, "-m", "jobs.demo.images", *size, str(self.images)], stdout=sys.stderr, check=True)
         here, there = open_store(str(self.images), S3), open_store(SOURCE, S3)
         for entry in here.list():
             there.put(entry.key, here.get(entry.key))

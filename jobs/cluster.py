@@ -11,13 +11,13 @@ import sys
 import tomllib
 from typing import Any
 
-from jobs import pods
-from jobs.kubernetes import Kubectl, KubernetesError, Manifest
-from jobs.manifests import LABEL, SHAPES, object_name
+from jobs.kubernetes import pods
+from jobs.kubernetes.kubectl import Kubectl, KubernetesError, Manifest
+from jobs.kubernetes.manifests import LABEL, SHAPES, object_name
+from jobs.kubernetes.watch import Watch
 from jobs.submit import remove, say
-from jobs.watch import Watch
 from trainer import UserError, config
-from trainer.console import duration
+from trainer.formatting import duration
 
 METRIC = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
 
@@ -121,8 +121,7 @@ def progress(text: str) -> str:
 
 def stored(run: str, storage: str, s3: config.S3) -> str:
     """What the run's bucket knows of it, as lines for people. Raises StoreError, and UserError when it knows nothing."""
-    from trainer import results  # with numpy and more
-    from trainer.objectstore import open_store
+    from trainer.storage import open_store, results
 
     store = open_store(storage, s3.model_copy(update={"max_attempts": 2}))
     facts = results.get_run(store, run)

@@ -17,10 +17,9 @@ from contextlib import contextmanager
 
 import yaml
 
-from jobs import demo_data
-from jobs.demo import SOURCE
-from jobs.kubernetes import Kubectl, KubernetesError, kustomize
-from jobs.manifests import FOLDER
+from jobs.demo import SOURCE, images
+from jobs.kubernetes.kubectl import Kubectl, KubernetesError, kustomize
+from jobs.kubernetes.manifests import FOLDER
 from trainer import UserError
 
 NAME = "object-store"
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         start(kubectl, arguments.image)
         with forwarded(kubectl) as environment:
             os.environ |= environment
-            return demo_data.main(["--images", str(arguments.images), "--size", str(arguments.size), SOURCE])
+            return images.main(["--images", str(arguments.images), "--size", str(arguments.size), SOURCE])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

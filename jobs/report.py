@@ -4,12 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from trainer import UserError, config, results
-from trainer.index import split
-from trainer.objectstore import open_store
-from trainer.pack import load_pack, open_rows
-from trainer.report import write
-from trainer.store import one_line
+from trainer import UserError, config
+from trainer.data.index import split
+from trainer.data.pack import load_pack
+from trainer.data.shards import open_rows
+from trainer.formatting import one_line
+from trainer.report.load import load
+from trainer.report.summary import write
+from trainer.storage import open_store, results
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = open_rows(packed, storage, Path(settings.pipeline.cache_dir))
         sides = split(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes, data)
         folder = Path(settings.run.output, arguments.run)
-        write(results.load(arguments.run, storage, packed, rows, sides), folder)
+        write(load(arguments.run, storage, packed, rows, sides), folder)
     except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Runs a job on a Kubernetes cluster: `python -m jobs.submit --config FILE --overlay NAME --image IMAGE`.
 
 Owns: the checks before anything is created, the order of creation, and that nothing stays behind when the run cannot start. What is
-created is said in k8s/ and jobs.manifests; submitting a run's name again resumes it, as everywhere. Ends with the job's result;
+created is said in k8s/ and manifests.py; submitting a run's name again resumes it, as everywhere. Ends with the job's result;
 Ctrl-C only stops watching.
 """
 
@@ -9,10 +9,10 @@ import argparse
 import json
 import sys
 
-from jobs import manifests
-from jobs.kubernetes import Forbidden, Kubectl, KubernetesError, Manifest
-from jobs.pods import end
-from jobs.watch import StartError, Watch
+from jobs.kubernetes import manifests
+from jobs.kubernetes.kubectl import Forbidden, Kubectl, KubernetesError, Manifest
+from jobs.kubernetes.pods import end
+from jobs.kubernetes.watch import StartError, Watch
 from trainer import UserError, config
 
 OLDEST = (1, 33)
@@ -165,8 +165,9 @@ def _keys(kubectl: Kubectl, secret: str) -> list[str] | None:
 
 def _check_bucket(settings: config.Config, run: str) -> None:
     """Reads what can be read from here. Raises UserError for what the pods would not get any further with either."""
-    from trainer.objectstore import StoreError, has_credentials
-    from trainer.plan import plan  # with numpy and more, which `make status` has no need of
+    from trainer.run.plan import plan
+    from trainer.storage import StoreError
+    from trainer.storage.s3 import has_credentials
 
     if not has_credentials():
         say("bucket: not looked at, there are no AWS credentials in this environment")

@@ -7,7 +7,7 @@ import sys
 import traceback
 
 from trainer import UserError, config
-from trainer.console import Console
+from trainer.run.console import Console
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,11 +24,11 @@ def main(argv: list[str] | None = None) -> int:
         settings = config.load(arguments.config, arguments.set)
         name = config.run_name(settings, arguments.config)
         if arguments.dry_run:
-            from trainer.plan import plan
+            from trainer.run.plan import plan
 
             print(plan(settings, name))
             return 0
-        from trainer.launch import launch
+        from trainer.run.driver import launch
 
         with Console() as console:
             outcome = launch(settings, name, console)

@@ -1,14 +1,44 @@
-"""What tests of several modules share: a real S3 server, started once for all of them."""
+"""What tests of several modules share: a real S3 server, started once for all of them; and which tests this machine lacks
+something for."""
 
 import os
 import secrets
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as a job sets it (trainer/cluster.py), before TensorFlow is imported
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as a job sets it (trainer/run/ray_cluster.py), before TensorFlow is imported
 
 import pytest
 
-from jobs.object_store import ObjectStore, local_object_store
+from jobs.demo.s3_server import ObjectStore, local_object_store
+
+NEEDS = {
+    "prometheus": (
+        lambda: shutil.which("prometheus") and shutil.which("promtool"),
+        "no prometheus here (Debian: apt install prometheus)",
+    ),
+    "crds": (
+        lambda: "SPIKEWISE_CRDS" in os.environ,
+        "SPIKEWISE_CRDS is not set: it names the folder with the schemas of KubeRay, Kueue and the Prometheus operator",
+    ),
+}
+"""Marker -> whether this machine has what such tests need, and what is said where it has not."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker, (there, reason) in NEEDS.items():
+        if not there():
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was left out and why, a line for each reason."""
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ()))
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"left out: {count} test{'s' * (count > 1)}: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trainer.diagnosis import words
-from trainer.diagnosis.records import CAUSES
+from spikewise import describe
+from spikewise.records import CAUSES
 
 DIAGNOSIS = Path("docs/diagnosis.md").read_text(encoding="utf-8")
 SETUP = """
@@ -46,7 +46,7 @@ def test_the_examples_of_the_diagnosis_run_and_print_what_is_shown():
 
 def test_every_cause_and_probe_is_described():
     """A verdict that is nowhere explained helps nobody."""
-    assert not [name for name in (*CAUSES, *words.PROBES) if f"`{name}`" not in DIAGNOSIS]
+    assert not [name for name in (*CAUSES, *describe.PROBES) if f"`{name}`" not in DIAGNOSIS]
 
 
 def test_commands_of_the_cluster_exist():

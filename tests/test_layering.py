@@ -1,72 +1,124 @@
-"""The import graph: layers are one-way, and each vendor has one door."""
+"""The import graph: rooms are layers, an arrow never points back up, and each vendor has one door."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ORDER = [
-    *["config", "records", "store", "objectstore", "index", "decode", "shards", "pack"],
-    *["layers", "model", "step", "pipeline", "checkpoint", "exporter", "scores", "charts", "console", "page", "report", "results"],
-    *["network", "loop", "cluster", "plan", "launch"],
+ROOMS = [
+    "spikewise",
+    "spikewise.keras",
+    "trainer",
+    "trainer.storage",
+    "trainer.data",
+    "trainer.model",
+    "trainer.engine",
+    "trainer.metrics",
+    "trainer.report",
+    "trainer.run",
+    "jobs.demo",
+    "jobs.kubernetes",
+    "jobs",
+    "jobs.demo.__main__",
+    "benchmarks",
 ]
+"""From bottom to top. A module belongs to the longest name that it begins with."""
 DOORS = {
-    "boto3": {"objectstore"},
-    "prometheus_client": {"exporter"},
-    "tf.distribute": {"step"},
-    "ray.train": {"loop", "cluster", "launch"},
+    "boto3": {"trainer.storage.s3"},
+    "botocore": {"trainer.storage.s3"},
+    "jinja2": {"trainer.report.page"},
+    "keras": {"spikewise.keras", "trainer.model", "trainer.engine", "benchmarks"},
+    "matplotlib": {"trainer.report"},
+    "prometheus_client": {"trainer.metrics"},
+    "pyarrow": {"trainer.data"},
+    "pydantic": {"trainer.config"},
+    "ray": {"trainer.run", "trainer.data.pack", "jobs.kubernetes.entrypoint", "benchmarks"},
+    "rich": {"trainer.run.console"},
+    "safetensors": {"trainer.storage.checkpoint"},
+    "simplejpeg": {"trainer.data.decode"},
+    "tensorflow": {"spikewise.keras", "trainer.data", "trainer.model", "trainer.engine", "trainer.run.worker", "benchmarks"},
+    "tf.distribute": {"trainer.engine.group"},
+    "yaml": {"jobs"},
 }
-MODULES = {path.stem: path for path in Path("trainer").glob("*.py") if path.stem != "__init__"}
+"""Package, or a part of one: the rooms and modules that may use it."""
+PATHS = {
+    ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("spikewise", "trainer", "jobs", "benchmarks")
+    for path in Path(package).rglob("*.py")
+}
 
 
 def _imports(path: Path) -> set[str]:
-    """Modules that a file imports anywhere, as dotted names."""
+    """Everything that a file imports anywhere, as dotted names of modules and of what is taken from them."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            found |= {module} | {f"{module}.{name.name}" for name in node.names}
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {f"{node.module}.{name.name}" for name in node.names}
     return found
 
 
-def test_every_module_has_its_place():
-    """A new module would have no layer, and nothing would keep it in one."""
-    assert set(MODULES) == set(ORDER)
+IMPORTS = {module: _imports(path) for module, path in PATHS.items()}
 
 
-@pytest.mark.parametrize("module", ORDER)
+def _module(name: str) -> str | None:
+    """Our module that `name` is, or is taken from."""
+    while name and name not in PATHS:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def _room(module: str) -> int:
+    return ROOMS.index(max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len))
+
+
+OURS = {module: {_module(name) for name in names} - {None, module} for module, names in IMPORTS.items()}
+
+
+@pytest.mark.parametrize("module", sorted(PATHS))
 def test_no_import_points_back_up(module):
-    """A change at the top would break what lies below it; cycles would be patched over."""
-    below = set(ORDER[: ORDER.index(module)])
-    imported = {name.split(".")[1] for name in _imports(MODULES[module]) if name.startswith("trainer.")} & set(ORDER)
-    assert imported <= below, f"{module} imports {sorted(imported - below)}, which stand above it"
+    """A change at the top would break what lies below it."""
+    above = sorted(other for other in OURS[module] if _room(other) > _room(module))
+    assert not above, f"{module} imports {above} from rooms above its own"
 
 
-@pytest.mark.parametrize("vendor", DOORS)
+def test_no_cycle():
+    """Modules that need each other can be neither read nor tested one by one."""
+    graphlib.TopologicalSorter(OURS).prepare()
+
+
+@pytest.mark.parametrize("vendor", sorted(DOORS))
 def test_each_vendor_has_one_door(vendor):
     """A change of a vendor's interface would have to be followed all over the code."""
-    users = {module for module, path in MODULES.items() if any(f"{name}.".startswith(f"{vendor}.") for name in _imports(path))}
+    users = {module for module, names in IMPORTS.items() if any(f"{name}.".startswith(f"{vendor}.") for name in names)}
     if vendor == "tf.distribute":
-        users = {module for module, path in MODULES.items() if "tf.distribute." in path.read_text(encoding="utf-8")}
-    assert users <= DOORS[vendor]
+        users = {module for module, path in PATHS.items() if "tf.distribute." in path.read_text(encoding="utf-8")}
+    strangers = sorted(m for m in users if not any(f"{m}.".startswith(f"{door}.") for door in DOORS[vendor]))
+    assert users, f"nobody uses {vendor}: take it out of DOORS and of the dependencies"
+    assert not strangers, f"{strangers} use {vendor} beside its door, {sorted(DOORS[vendor])}"
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    """Every command, even --help, would take ten seconds."""
-    script = "import sys, trainer, trainer.config, trainer.objectstore, trainer.launch; print(*sys.modules)"
+def test_benchmarks_do_not_use_tests():
+    """Tests may use what benchmarks bring along, never the other way round."""
+    assert not [module for module, names in IMPORTS.items() if any(f"{name}.".startswith("tests.") for name in names)]
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("spikewise", {"keras", "tensorflow", "ray", "pydantic", "boto3", "trainer", "jobs"}),
+        ("spikewise.diagnose", {"keras", "tensorflow", "ray", "pydantic", "boto3", "trainer", "jobs"}),
+        ("trainer.run.driver", {"keras", "tensorflow", "matplotlib", "jinja2"}),
+        ("jobs.submit", {"keras", "tensorflow", "ray", "boto3", "matplotlib"}),
+    ],
+)
+def test_importing_is_light(module, heavy):
+    """A Keras user would have to bring a cluster along; every command, even --help, would take ten seconds."""
+    script = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"tensorflow", "keras", "matplotlib", "jinja2"} & set(loaded)
-
-
-@pytest.mark.parametrize("path", sorted(Path("trainer/diagnosis").glob("*.py")), ids=lambda path: path.stem)
-def test_the_diagnosis_stands_alone(path):
-    """A Keras user would have to bring a cluster along; and the job's driver would load TensorFlow to name a spike."""
-    imported = _imports(path)
-    own = {name for name in imported if name.split(".")[0] == "trainer"}
-    assert {name for name in own if not name.startswith("trainer.diagnosis")} <= {"trainer", "trainer.UserError"}
-    heavy = {name.split(".")[0] for name in imported} & {"keras", "tensorflow", "ray", "boto3", "prometheus_client", "pydantic"}
-    assert heavy <= ({"keras", "tensorflow"} if path.stem in ("callback", "offline", "keras_network", "keras_data") else set())
+    assert not heavy & set(loaded)

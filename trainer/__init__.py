@@ -26,13 +26,7 @@ The map, in the order of a run (an arrow never points back up):
 Importing `trainer` imports nothing heavy.
 """
 
-__version__ = "0.1.0"
+from spikewise import __version__
+from spikewise.errors import UserError
 
-
-class UserError(ValueError):
-    """Something that a user can mend. The message is for them: what was wrong, the value, the bound, the way out."""
-
-    def __init__(self, message: str, *, transient: bool = False) -> None:
-        """`transient`: the same may succeed a while later, as with storage that does not answer."""
-        super().__init__(message)
-        self.transient = transient
+__all__ = ["UserError", "__version__"]

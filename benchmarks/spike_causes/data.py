@@ -17,7 +17,7 @@ SIZE = 32
 
 def photographs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The demo's images: two classes, hard."""
-    from jobs.forgeries import make_pair
+    from jobs.demo.forgeries import make_pair
 
     with ThreadPoolExecutor(2) as pool:
         pairs = list(pool.map(lambda index: make_pair(seed, index, 64), range(count // 2)))

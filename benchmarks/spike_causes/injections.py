@@ -2,7 +2,7 @@
 
 To test the claim with your own: write a file that defines `INJECTIONS`, a list of objects like those below, and run
 `python -m benchmarks.spike_causes --injections my_file.py`. An injection is a subclass of `Injection` with a name, the expected
-cause (one of trainer.diagnosis.records.CAUSES), strengths, and any of the hooks; `run` is a runs.Run, whose fields say what may
+cause (one of spikewise.records.CAUSES), strengths, and any of the hooks; `run` is a runs.Run, whose fields say what may
 be changed. It disturbs one epoch of a run that was healthy until then, or, with `patience`, several.
 """
 
@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from benchmarks.spike_causes.runs import Config, Run
-from trainer.diagnosis.detect import forecast, threshold
-from trainer.diagnosis.records import Event
+from spikewise.detect import forecast, threshold
+from spikewise.records import Event
 
 HOT = (("learning_rate", 2e-3), ("settled", 0.3))
 """A learning rate so high in the end that a few bad steps do harm."""

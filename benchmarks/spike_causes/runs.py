@@ -19,11 +19,11 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.spike_causes.data import DATA
-from trainer.diagnosis.detect import Detector
-from trainer.diagnosis.diagnostician import Diagnostician, News
-from trainer.diagnosis.keras_network import KerasNetwork
-from trainer.diagnosis.records import Event
-from trainer.layers import BatchNormalization
+from spikewise.detect import Detector
+from spikewise.diagnose import Diagnostician, News
+from spikewise.keras.network import KerasNetwork
+from spikewise.records import Event
+from trainer.model.layers import BatchNormalization
 
 if TYPE_CHECKING:
     from benchmarks.spike_causes.injections import Injection

@@ -20,7 +20,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
-from trainer.exporter import STATES
+from trainer.metrics import STATES
 
 
 def of_run(expression: str, by: str = "run") -> str:

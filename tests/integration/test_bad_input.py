@@ -22,15 +22,16 @@ import pytest
 from PIL import Image
 
 from jobs import train
-from jobs.object_store import ObjectStore
-from tests import jobs
-from tests.faultproxy import FaultProxy
-from tests.jobs import Job
-from tests.test_decode import png
+from jobs.demo.s3_server import ObjectStore
+from tests.support import jobs
+from tests.support.faultproxy import FaultProxy
+from tests.support.jobs import Job
+from tests.trainer.data.test_decode import png
 from trainer import config
-from trainer.checkpoint import Checkpoints
-from trainer.objectstore import Store, open_store
-from trainer.pack import load_pack, open_rows
+from trainer.data.pack import load_pack
+from trainer.data.shards import open_rows
+from trainer.storage import Store, open_store
+from trainer.storage.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.integration
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests import jobs
-from tests.jobs import Job
-from tests.prometheus import prometheus, query, until
-from tests.test_exporter import a_diagnosis
-from tests.test_monitoring import DASHBOARD_QUERIES, metrics
-from trainer.exporter import METRICS, Exporter
+from tests.k8s.test_monitoring import DASHBOARD_QUERIES, metrics
+from tests.support import jobs
+from tests.support.jobs import Job
+from tests.support.prometheus import prometheus, query, until
+from tests.trainer.test_metrics import a_diagnosis
+from trainer.metrics import METRICS, Exporter
 
 pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
 

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import pack as packing
-from trainer import shards
 from trainer.config import S3, Data
-from trainer.decode import decode
-from trainer.index import build_manifest, split
-from trainer.objectstore import FolderStore, StoreError, open_store
-from trainer.pack import PackError, load_pack, open_rows, pack
+from trainer.data import pack as packing
+from trainer.data import shards
+from trainer.data.decode import decode
+from trainer.data.index import build_manifest, split
+from trainer.data.pack import load_pack, pack
+from trainer.data.shards import PackError, open_rows
+from trainer.storage import StoreError, open_store
+from trainer.storage.folder import FolderStore
 
 pytestmark = pytest.mark.integration
 SHAPE = (16, 24, 3)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.prometheus import DEADLINE, prometheus, query, until
-from trainer.exporter import METRICS, Exporter
-from trainer.records import EpochReport
+from tests.support.prometheus import DEADLINE, prometheus, query, until
+from trainer.epoch import EpochReport
+from trainer.metrics import METRICS, Exporter
 
 pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
 

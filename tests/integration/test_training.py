@@ -8,12 +8,12 @@ import keras
 import numpy as np
 import pytest
 
-from tests import jobs
-from tests.jobs import Job
-from tests.prometheus import prometheus, query, until
+from tests.support import jobs
+from tests.support.jobs import Job
+from tests.support.prometheus import prometheus, query, until
 from trainer import config
-from trainer.checkpoint import Checkpoints
-from trainer.objectstore import open_store
+from trainer.storage import open_store
+from trainer.storage.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.integration
 

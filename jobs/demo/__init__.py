@@ -1,0 +1,5 @@
+"""The demo: forged photographs, put into a local S3 server, and a training run on them."""
+
+SOURCE = "s3://spikewise/photographs"
+GROUPS = "^[^/]+/([^/]+)/"
+"""`data.group_by` for the demo's keys: all crops of one photograph stay on one side of the split."""

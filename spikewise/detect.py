@@ -1,0 +1,258 @@
+"""Is this epoch's validation loss a spike? Pure numpy: losses in, spikes out; no look-ahead.
+
+An epoch is a spike when its mean loss lies above the trend of the epochs before it by more than MULTIPLE times the run's own
+wiggle, and by enough to matter. The trend is a robust line that follows overfitting upwards but does not extrapolate an
+improvement; the wiggle is measured on second differences, which no trend disturbs. Both start from a prior, so that the second
+epoch can already be judged. MULTIPLE is calibrated, not taken from a table: see benchmarks/false_alarms.py.
+
+Shapes: n validation images, k epochs, G groups of images, r resamples; ... any number of runs at once.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spikewise.records import Outcome, Overfitting, Spike
+
+MULTIPLE = 8.0
+"""Of the wiggle, beyond which a rise is a spike: at most 5 % of healthy runs of 100 epochs have one, with autocorrelated wiggle
+on an overfitting trend and occasional excursions (benchmarks/false_alarms.py)."""
+BACK = 3.0
+"""Of the wiggle, below which a spike is over: between the two it is neither, or a loss that stays high would end its own alarm."""
+SMALLEST_SHARE = 0.1
+"""Of the expected loss, below which a rise does not matter."""
+SMALLEST_RISE = 0.01
+"""Nats, below which a rise does not matter: what a single image at p = 1e-7 adds to the mean of 1,600."""
+PATIENCE = 5
+"""Epochs after which a spike that has not come back is called a level shift or a divergence."""
+WINDOW = 8
+"""Epochs that the trend is fitted to."""
+MEMORY = 30
+"""Differences that the wiggle is measured on."""
+PRIOR = 0.06
+"""The wiggle that is assumed before any is seen, as a share of the loss."""
+PRIOR_WEIGHT = 3.0
+"""How many measured differences the prior is worth."""
+REFERENCES = 3
+"""Ordinary epochs before a spike whose mean loss of each image is what its rise is measured against."""
+FEW = 0.02
+"""Share of the validation images that counts as a few."""
+FEW_GROUPS = 20
+"""Groups of validation images below which a draw of them says little: what explains the rise goes before chance then."""
+CERTAIN = 3.3
+"""Standard errors of the rise below which it may be chance: an alarm is the worst of up to 100 epochs, and chance alone makes
+one of so many in 5 % of runs."""
+RESAMPLES = 1000
+
+Values = np.ndarray | float
+
+
+def forecast(epochs: np.ndarray, losses: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the mean losses [..., k] of earlier `epochs` [k], k >= 1, lead to expect at `epoch`: baseline and wiggle, both [...]."""
+    x, y = np.asarray(epochs, float)[-WINDOW:], losses[..., -WINDOW:]
+    slope, level = line(x, y)
+    baseline = np.maximum(level + np.maximum(slope, 0) * (epoch - x[-1]), 0) if len(x) > 2 else y.mean(-1)
+    prior, k = PRIOR * baseline, losses.shape[-1] - 2
+    if k < 1:
+        return baseline, prior
+    # The last epochs alone where they are calmer than those before: a wild start is forgotten soon.
+    wiggle = np.minimum(_wiggle(losses, MEMORY), 1.5 * _wiggle(losses, WINDOW))
+    k = min(k, MEMORY)
+    return baseline, np.sqrt((PRIOR_WEIGHT * prior**2 + k * wiggle**2) / (PRIOR_WEIGHT + k))
+
+
+def _wiggle(losses: np.ndarray, memory: int) -> np.ndarray:
+    """Standard deviation [...] of losses [..., k], k > 2, around any straight trend, from the last second differences."""
+
+    def deviation(lag: int) -> np.ndarray:
+        differences = losses[..., 2 * lag :] - 2 * losses[..., lag:-lag] + losses[..., : -2 * lag]
+        return 1.4826 * np.median(np.abs(differences[..., -memory:]), -1) / np.sqrt(6)
+
+    # Autocorrelated noise hides from differences of neighbours; a fall that flattens shows in those of distant ones.
+    return np.minimum(deviation(2), 2 * deviation(1)) if losses.shape[-1] > 4 else deviation(1)
+
+
+def line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The robust line (Theil and Sen) through y [..., k] at x [k]: slope and level at the last x, both [...]."""
+    if len(x) < 2:
+        return np.zeros(y.shape[:-1]), y[..., -1]
+    i, j = np.triu_indices(len(x), 1)
+    slope = np.median((y[..., j] - y[..., i]) / (x[j] - x[i]), -1)
+    return slope, np.median(y + slope[..., None] * (x[-1] - x), -1)
+
+
+def threshold(baseline: Values, scale: Values, smallest_share: float = SMALLEST_SHARE, multiple: float = MULTIPLE) -> Values:
+    """The rise [...] beyond which an epoch is a spike."""
+    return np.maximum(np.maximum(multiple * scale, smallest_share * baseline), SMALLEST_RISE)
+
+
+class Resampler:
+    """The same r draws of the validation images for all that is said about a run, by group where groups are known."""
+
+    def __init__(self, images: int, groups: Sequence[Hashable] | None = None, resamples: int = RESAMPLES) -> None:
+        """`groups` [n]: images with equal ones are drawn together; those with None or "" are drawn alone."""
+        numbers: dict[tuple[Hashable, int], int] = {}
+        keys = [(g, i if g in (None, "") else -1) for i, g in enumerate(groups or [None] * images)]
+        self._members = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+        self.groups = count = len(numbers)
+        self._names = [name for name, _ in numbers]
+        self._weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples).astype(np.float32)
+        self._sizes = self._weights @ np.bincount(self._members).astype(np.float32)
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """[n] -> its mean in each draw [r]."""
+        return (self._weights @ np.bincount(self._members, values)) / self._sizes
+
+    def largest(self, values: np.ndarray) -> tuple[str | None, float]:
+        """The group with the largest sum of values [n], and its part of the sum of all; no name where images are drawn alone."""
+        sums = np.bincount(self._members, values)
+        number = int(np.argmax(sums))
+        name = self._names[number]
+        return None if name in (None, "") else str(name), float(sums[number] / sums.sum())
+
+
+class Update(NamedTuple):
+    """What an epoch brought."""
+
+    spike: Spike | None
+    """A new one."""
+    resolved: Spike | None
+    """An earlier one whose outcome is known now."""
+
+
+class Detector:
+    """Takes one epoch after the other. All it knows is in `state`, so that a resumed run sees what an undisturbed one would."""
+
+    def __init__(self, groups: Sequence[Hashable] | None = None, *, smallest_share: float = SMALLEST_SHARE) -> None:
+        """`groups` [n]: of the validation images, see Resampler."""
+        self.means: list[float] = []
+        self.spikes: list[Spike] = []
+        self.ordinary: list[int] = []
+        """Epochs that the trend is made of."""
+        self._recent: dict[int, np.ndarray] = {}
+        """Losses [n] of the last ordinary epochs."""
+        self._groups = groups
+        self._smallest_share = smallest_share
+        self._resampler: Resampler | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The last one seen."""
+        return len(self.means)
+
+    @property
+    def due(self) -> bool:
+        """Whether the next epoch is the one after which a spike that has not come back is given up."""
+        return bool(self.spikes) and self.spikes[-1].outcome == "open" and self.epoch + 1 - self.spikes[-1].epoch >= PATIENCE
+
+    def update(self, losses: np.ndarray, *, lost: bool | None = None) -> Update:
+        """The next epoch's loss of each validation image [n], the images in the same order every time. `lost`: whether the
+        network no longer knows its training images either, so that a lasting rise is a divergence; None if nobody looked. It
+        counts when a spike is `due`."""
+        losses = np.asarray(losses, float)
+        self.means.append(float(np.mean(losses)))
+        open_ = self.spikes[-1] if self.spikes and self.spikes[-1].outcome == "open" else None
+        spike = self._judge(losses, MULTIPLE if open_ is None else BACK)
+        resolved = None
+        if open_ is not None:
+            outcome = self._outcome(open_, spike, lost)
+            if outcome == "open":
+                return Update(None, None)
+            self.spikes[-1] = resolved = replace(open_, outcome=outcome, outcome_epoch=self.epoch)
+            spike = None
+            if outcome != "recovered":
+                self.ordinary = [e for e in range(open_.epoch, self.epoch) if np.isfinite(self.means[e - 1])]
+                self._recent = {}
+        if self.epoch > 1 and not np.isfinite(self.means[-2:]).any():
+            spike = None  # that it is not finite was told before
+        if spike is not None:
+            self.spikes.append(spike)
+        elif np.isfinite(self.means[-1]):
+            self.ordinary.append(self.epoch)
+            self._recent[self.epoch] = losses
+            self._recent = dict(sorted(self._recent.items())[-REFERENCES:])
+        return Update(spike, resolved)
+
+    def reference(self) -> np.ndarray | None:
+        """Loss of each image [n] before the spike: the mean of the last ordinary epochs; None if there were none."""
+        return np.mean(list(self._recent.values()), 0) if self._recent else None
+
+    def resampler(self, images: int) -> Resampler:
+        """For n images; made when first needed."""
+        if self._resampler is None:
+            self._resampler = Resampler(images, self._groups)
+        return self._resampler
+
+    def state(self) -> tuple[dict[str, Any], np.ndarray]:
+        """JSON types, and the losses [k, n] of the last ordinary epochs."""
+        facts = {
+            "means": self.means,
+            "ordinary": self.ordinary,
+            "recent": list(self._recent),
+            "spikes": [asdict(s) for s in self.spikes],
+        }
+        return facts, np.array(list(self._recent.values()), np.float32)
+
+    def restore(self, facts: dict[str, Any], recent: np.ndarray) -> None:
+        """Takes a `state` over."""
+        self.means, self.ordinary = list(facts["means"]), list(facts["ordinary"])
+        self.spikes = [Spike(**values) for values in facts["spikes"]]
+        self._recent = dict(zip(facts["recent"], recent.astype(float), strict=True))
+
+    def _judge(self, losses: np.ndarray, multiple: float) -> Spike | None:
+        loss = self.means[-1]
+        baseline = scale = limit = np.nan
+        if self.ordinary:
+            history = np.array([self.means[epoch - 1] for epoch in self.ordinary])
+            baseline, scale = (float(value) for value in forecast(np.array(self.ordinary), history, self.epoch))
+            limit = float(threshold(baseline, scale, self._smallest_share, multiple))
+        if loss - baseline <= limit or (not self.ordinary and np.isfinite(loss)):
+            return None
+        spike = Spike(
+            self.epoch, loss, baseline, scale, limit, rise=np.inf, low=np.inf, high=np.inf, error=np.inf, images=len(losses)
+        )
+        if not np.isfinite(loss):
+            lost = np.mean(~np.isfinite(losses)) > FEW
+            return replace(spike, outcome="divergence", outcome_epoch=self.epoch) if lost else spike
+        rise = loss - baseline
+        change = losses - reference if (reference := self.reference()) is not None else losses - baseline
+        resampler = self.resampler(len(losses))
+        draws = rise + resampler.means(change) - change.mean()
+        low, high = (float(value) for value in np.quantile(draws, [0.025, 0.975]))
+        group, part = resampler.largest(change)
+        spike = replace(spike, groups=resampler.groups, group=group, group_share=part)
+        return replace(spike, rise=rise, low=low, high=high, error=float(draws.std()))
+
+    def _outcome(self, spike: Spike, now: Spike | None, lost: bool | None) -> Outcome:
+        if now is None:
+            return "recovered"
+        if now.outcome == "divergence":
+            return "divergence"
+        if self.epoch - spike.epoch < PATIENCE:
+            return "open"
+        if lost is None:
+            lost = not now.rise < 2 * spike.rise
+        return "divergence" if lost else "level shift"
+
+
+def overfitting(epochs: Sequence[int], validation: np.ndarray, training: np.ndarray) -> Overfitting | None:
+    """Whether validation losses [k] have been climbing since their best while training losses [k], in inference mode, fell.
+
+    `epochs` [k]: ordinary ones, so that a spike is not taken for a trend.
+    """
+    x, validation, training = np.asarray(epochs, float), np.asarray(validation, float), np.asarray(training, float)
+    if len(x) < 2 * PATIENCE:
+        return None
+    smooth = np.array([np.median(validation[max(0, i - 2) : i + 3]) for i in range(len(x))])
+    best = int(np.argmin(smooth))
+    if len(x) - best < PATIENCE:
+        return None
+    climb, level = line(x[best:], validation[best:])
+    falls, _ = line(x[best:], training[best:])
+    _, wiggle = forecast(x, validation, int(x[-1]) + 1)
+    if level - smooth[best] < max(SMALLEST_SHARE * smooth[best], 3 * wiggle) or climb <= 0 or falls >= 0:
+        return None
+    gap = float(np.median(validation[-3:]) - np.median(training[-3:]))
+    return Overfitting(epoch=int(x[best]), loss=float(validation[best]), climb=float(climb), gap=gap)

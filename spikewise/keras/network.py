@@ -1,0 +1,110 @@
+"""A plain Keras model as the probes' Network; needs no Ray and no worker group.
+
+Shapes: b images of a batch, k batches, C channels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from spikewise.probes import Weights
+
+DROPOUT = (keras.layers.Dropout, keras.layers.GaussianDropout, keras.layers.AlphaDropout)
+
+
+class KerasNetwork:
+    """Weights are those of `model.get_weights()`."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        evaluate: Callable[[], np.ndarray],
+        batch: Callable[[int], tuple[Any, Any]],
+        loss: Callable[[Any, Any], Any],
+        variables: Sequence[keras.Variable] = (),
+    ) -> None:
+        """`evaluate()`: losses of the validation images; `batch(number)`: images and labels of that batch of the epoch;
+        `loss(labels, outputs)`: of each example; `variables`: further ones to keep untouched, such as the optimizer's."""
+        self.model = model
+        self.evaluate = evaluate
+        self._batch = batch
+        self._loss = loss
+        self._variables = [*model.variables, *variables]
+        layers = list(model._flatten_layers(include_self=False, recursive=True))
+        self._norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+        self._dropouts = [layer for layer in layers if isinstance(layer, DROPOUT)]
+        self._weights = model.weights
+        self._read = tf.function(lambda: [tf.identity(v.value) for v in self._weights])  # one by one takes up to four times as long
+        self.drops = bool(self._dropouts)
+        self._forward: dict[tuple[float, ...], Callable[..., Any]] = {}
+        momenta = {float(layer.momentum) for layer in self._norms}
+        self.momentum = momenta.pop() if len(momenta) == 1 else float("nan")
+        """BatchNormalization's, where all layers that train have the same."""
+        self.infer = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+
+    @cached_property
+    def _moving(self) -> list[tuple[keras.Variable, float]]:
+        """Moving statistics and their momentum, of the layers whose statistics training moves. One that a model of one's own calls
+        with training=False keeps them, which only a step in training mode shows."""
+        if not self._norms:
+            return []
+        with self.untouched():
+            for layer in self._norms:
+                layer.moving_variance.assign(tf.ones(layer.moving_variance.shape))
+            self._move(0, dropout=True)
+            moved = [layer for layer in self._norms if np.any(layer.moving_variance.numpy() != 1)]
+        return [(v, layer.momentum) for layer in moved for v in (layer.moving_mean, layer.moving_variance)]
+
+    @cached_property
+    def statistics(self) -> Sequence[int]:
+        places = {id(v): i for i, v in enumerate(self._weights)}
+        return [places[id(v)] for v, _ in self._moving]
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        before = [variable.value.numpy() for variable in self._variables]
+        try:
+            yield
+        finally:
+            for variable, value in zip(self._variables, before, strict=True):
+                variable.assign(value)
+
+    def weights(self) -> Weights:
+        return [value.numpy() for value in self._read()]
+
+    def assign(self, weights: Weights) -> None:
+        for variable, value in zip(self._weights, weights, strict=True):
+            variable.assign(value)
+
+    def moments(self, batches: Sequence[int], *, dropout: bool) -> list[np.ndarray]:
+        found: list[list[np.ndarray]] = [[] for _ in self._moving]
+        for number in batches:
+            for variable, _ in self._moving:  # from zero, one step leaves (1 - momentum) of the batch's own moments
+                variable.assign(tf.zeros(variable.shape))
+            self._move(number, dropout=dropout)
+            for values, (variable, momentum) in zip(found, self._moving, strict=True):
+                values.append(variable.value.numpy() / np.float32(1 - momentum))
+        return [np.array(values) for values in found]
+
+    def _move(self, number: int, *, dropout: bool) -> None:
+        """Moving statistics take this batch in, as in training."""
+        rates = [layer.rate for layer in self._dropouts]
+        key = tuple(rates) if dropout else ()
+        try:
+            for layer, rate in zip(self._dropouts, rates, strict=True):
+                layer.rate = rate if dropout else 0.0
+            if key not in self._forward:  # a layer's rate is a constant of the compiled function
+                self._forward[key] = tf.function(lambda x: self.model(x, training=True), reduce_retracing=True)
+            self._forward[key](tf.convert_to_tensor(self._batch(number)[0]))
+        finally:
+            for layer, rate in zip(self._dropouts, rates, strict=True):
+                layer.rate = rate
+
+    def batch_losses(self, batch: int) -> np.ndarray:
+        x, y = self._batch(batch)
+        return np.asarray(self._loss(tf.convert_to_tensor(y), self.infer(tf.convert_to_tensor(x))))

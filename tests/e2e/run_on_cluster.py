@@ -1,0 +1,302 @@
+"""Runs on a real Kubernetes cluster: the one that the current context names. `make e2e`; no other command collects this file.
+
+Needs two images where the cluster's nodes find them: SPIKEWISE_IMAGE and SPIKEWISE_OBJECT_STORE_IMAGE. Everything happens in the
+namespace `spikewise-e2e`, which enforces Pod Security "restricted", is made anew, and removed at the end.
+
+With SPIKEWISE_PROMETHEUS, the Service of a Prometheus that takes monitors and rules of every namespace (such as
+monitoring/prometheus-operated:9090), the runs have to appear there too.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+import yaml
+from jobs.kubernetes.kubectl import Kubectl, Manifest
+from jobs.kubernetes.manifests import FOLDER, LABEL, SHAPES, overlays, pod_templates
+
+from jobs import cluster_data
+from tests.support import jobs
+from trainer import __version__, config
+from trainer.storage import open_store
+
+pytestmark = [pytest.mark.usefixtures("storage"), pytest.mark.timeout(1800)]
+
+NAMESPACE = "spikewise-e2e"
+IMAGE = os.environ.get("SPIKEWISE_IMAGE", f"localhost/spikewise:{__version__}")
+OBJECT_STORE_IMAGE = os.environ.get("SPIKEWISE_OBJECT_STORE_IMAGE", f"localhost/spikewise-object-store:{__version__}")
+PROMETHEUS = os.environ.get("SPIKEWISE_PROMETHEUS")
+STORAGE = "s3://spikewise/e2e"
+RESTORED = r"resumed from the checkpoint of step \d+"
+SAVED = r"checkpoint of step \d+ saved"
+EPOCH = r"epoch +\d+/1000  loss"
+ENDLESS = "training.epochs=1000"
+"""For runs that are cancelled: how many epochs a machine makes meanwhile nobody knows."""
+SAME = 1e-6
+"""Relative difference of losses that counts as none."""
+
+
+@pytest.fixture(scope="module")
+def kubectl() -> Iterator[Kubectl]:
+    everywhere = Kubectl()
+    everywhere.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s", timeout=180)
+    # Of a Job that it would let make no pod the server only warns.
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+    everywhere.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}])
+    here = Kubectl(NAMESPACE)
+    if PROMETHEUS:
+        here.run("apply", "--server-side", "-k", "k8s/monitoring")
+    yield here
+    everywhere.run("delete", "namespace", NAMESPACE, "--timeout=180s", timeout=180)
+
+
+@pytest.fixture(scope="module")
+def storage(kubectl: Kubectl) -> Iterator[str]:
+    """The cluster's object store, with images; the environment reaches it."""
+    cluster_data.start(kubectl, OBJECT_STORE_IMAGE)
+    with cluster_data.forwarded(kubectl) as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        jobs.put_images(STORAGE)
+        yield STORAGE
+
+
+@pytest.fixture(scope="module")
+def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("e2e") / "job.toml"
+    path.write_text(jobs.CONFIG.format(storage=STORAGE, folder="/tmp", workers=2))
+    return path
+
+
+class Submission(jobs.Job):
+    """`python -m jobs.submit`, running."""
+
+    deadline = 600.0
+
+    def __init__(self, configuration: Path, name: str, *overrides: str, overlay: str = "local", image: str = IMAGE) -> None:
+        self.name = name
+        linger = 60 if PROMETHEUS else 0  # its monitor takes the last values every 15 s
+        values = (f"run.name={name}", "metrics.port=9400", f"metrics.linger={linger}", *overrides)
+        self._start(
+            [
+                *[sys.executable, "-m", "jobs.submit", "--config", str(configuration), "--overlay", overlay, "--image", image],
+                *[argument for value in ("data.image_size=[64, 64]", *values) for argument in ("--set", value)],
+                *["--namespace", NAMESPACE],
+            ]
+        )
+
+    def count(self, pattern: str) -> int:
+        return sum(bool(re.search(pattern, line)) for line in list(self.lines))
+
+    def await_count(self, pattern: str, count: int) -> None:
+        """Waits until so many lines match."""
+        end = time.monotonic() + Submission.deadline
+        while self.count(pattern) < count:
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before {count} x {pattern!r}:\n{self.output}"
+            assert time.monotonic() < end, f"not {count} lines {pattern!r} within {Submission.deadline} s:\n{self.output}"
+            time.sleep(0.2)
+
+    def cancel(self) -> None:
+        cancelled = command("cancel", self.name)
+        assert cancelled.returncode == 0, cancelled.stderr
+        assert self.wait() == 2
+        assert f"error: run {self.name} is no longer on the cluster" in self.output
+        assert re.search(SAVED, cancelled.stdout + self.output)
+
+
+def command(name: str, run: str, *options: str) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-m", "jobs.cluster", name, "--run", run, "--namespace", NAMESPACE, *options]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+
+
+def pod(kubectl: Kubectl, run: str, index: int) -> str:
+    """The name of the live pod with this index."""
+    selector = f"{LABEL}={run},batch.kubernetes.io/job-completion-index={index}"
+    found: list[Manifest] = kubectl.get("pods", "-l", selector, "--field-selector=status.phase=Running")["items"]
+    return next(each["metadata"]["name"] for each in found if "deletionTimestamp" not in each["metadata"])
+
+
+def query(kubectl: Kubectl, expression: str) -> list[dict[str, Any]]:
+    """What Prometheus answers."""
+    namespace, _, service = (PROMETHEUS or "").partition("/")
+    path = f"/api/v1/namespaces/{namespace}/services/{service}/proxy/api/v1/query?query={quote(expression)}"
+    found: list[dict[str, Any]] = json.loads(kubectl.run("get", "--raw", path))["data"]["result"]
+    return found
+
+
+def until(look: Callable[[], list[dict[str, Any]]], what: str) -> list[dict[str, Any]]:
+    """Looks until there is something; returns it."""
+    end = time.monotonic() + Submission.deadline
+    while not (found := look()):
+        assert time.monotonic() < end, f"not within {Submission.deadline} s: {what}"
+        time.sleep(1)
+    return found
+
+
+def left(kubectl: Kubectl, run: str) -> list[str]:
+    return kubectl.run(
+        "get", "job,pod,service,configmap,serviceaccount,networkpolicy", "-l", f"{LABEL}={run}", "-o", "name"
+    ).split()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("overlay", overlays())
+def test_accepted_by_the_server(kubectl, configuration, overlay, shape):
+    """A field would be refused that the schemas allow; or the namespace's Pod Security would take no pod."""
+    if shape == "rayjob" and not kubectl.run("api-resources", "--api-group=ray.io", "-o", "name").strip():
+        pytest.skip("KubeRay, which `--shape job` does without, is not on this cluster: there is no RayJob to be refused")
+    gpu = f"launch.gpu={'true' if overlay == 'gpu' else 'false'}"
+    printed = subprocess.run(
+        [
+            *[sys.executable, "-m", "jobs.submit", "--config", str(configuration), "--overlay", overlay, "--shape", shape],
+            *["--image", IMAGE, "--set", "run.name=dry", "--set", "metrics.port=9400", "--set", gpu, "--dry-run"],
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    objects = list(yaml.safe_load_all(printed))
+    pods = [  # which alone tell what Pod Security says of a RayJob's templates; the run's ServiceAccount is not there in a dry run
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"dry-{number}"}}
+        | {"spec": template["spec"] | {"serviceAccountName": "default"}}
+        for number, template in enumerate(pod_templates(objects[-1]["spec"]))
+    ]
+    assert kubectl.apply([*objects, *pods], dry_run=True) == []
+
+
+@pytest.fixture(scope="module")
+def stormy(kubectl: Kubectl, storage: str, configuration: Path) -> Submission:  # noqa: ARG001
+    """A run that loses a worker, its head and a drained worker, goes on after each, and is cancelled a few epochs later."""
+    run = Submission(configuration, "stormy", ENDLESS)
+    run.await_count(EPOCH, 2)
+    if PROMETHEUS:  # what it has not seen before the first restart, it cannot count
+        until(lambda: query(kubectl, 'trainer_restarts_total{run="stormy"} == 0'), "the run's metrics in Prometheus")
+    for index, gently in ((1, False), (0, False), (1, True)):
+        restored, saved = run.count(RESTORED), run.count(SAVED)
+        how = ["--wait=false"] if gently else ["--force", "--grace-period=0"]  # SIGTERM, as when its node is drained
+        kubectl.run("delete", "pod", pod(kubectl, "stormy", index), *how)
+        if gently:
+            run.await_count(SAVED, saved + 1)
+        run.await_count(RESTORED, restored + 1)
+        run.await_count(EPOCH, run.count(EPOCH) + 3)
+        status = command("status", "stormy")
+        assert re.search(r"training, \d+% done", status.stdout), status.stdout + status.stderr
+    if PROMETHEUS:
+        until(lambda: query(kubectl, 'trainer_restarts_total{run="stormy"} >= 3'), "three restarts in Prometheus")
+    run.cancel()
+    return run
+
+
+@pytest.fixture(scope="module")
+def calm(storage: str, configuration: Path, stormy: Submission) -> Submission:
+    """A run that nobody disturbs, of as many epochs as the disturbed one made."""
+    run = Submission(configuration, "calm", f"training.epochs={len(jobs.curves(storage, stormy.name))}")
+    run.succeed()
+    return run
+
+
+def test_success(storage, calm):
+    """The job would not do on a cluster what it does on a laptop."""
+    last = len(jobs.curves(storage, "calm"))
+    last_epoch = rf"epoch +{last}/{last}  loss"
+    calm.await_line(last_epoch)
+    calm.await_line(rf"run calm: completed; report and model are at {STORAGE}/storage/runs/calm")
+    keys = {each.key for each in open_store(f"{storage}/storage/runs/calm", config.S3(path_style=True)).list()}
+    assert {"model.keras", "report.html", "report.json"} <= keys
+    status = command("status", "calm")
+    assert (status.returncode, "completed" in status.stdout) == (0, True), status.stdout + status.stderr
+    assert f"epoch {last} of {last}: loss " in status.stdout, status.stdout
+    logs = command("logs", "calm")
+    assert re.search(last_epoch, logs.stdout)
+
+
+def test_pods_die(storage, stormy, calm):
+    """A lost node would cost the run, or the losses after it would be others."""
+    assert stormy.count(RESTORED) >= 3
+    np.testing.assert_allclose(jobs.curves(storage, stormy.name), jobs.curves(storage, calm.name), rtol=SAME)
+
+
+@pytest.mark.usefixtures("calm")
+def test_cancel_and_resume(kubectl, storage, configuration):
+    """What was trained until somebody needed the nodes would be lost; or nobody could say how far it came."""
+    run = Submission(configuration, "stopped", ENDLESS)
+    run.await_line(r"epoch +3/1000  loss")
+    again = Submission(configuration, "stopped")
+    assert again.wait() == 2
+    assert "error: run stopped is on this cluster already" in again.output
+    run.cancel()
+    assert left(kubectl, "stopped") == []
+    assert command("status", "stopped").returncode == 2
+    status = command("status", "stopped", "--storage", f"{STORAGE}/storage")
+    assert re.search(r"interrupted\nepoch \d+ of 1000: loss ", status.stdout), status.stdout + status.stderr
+    done = len(jobs.curves(storage, "stopped"))
+    resumed = Submission(configuration, "stopped", f"training.epochs={done + 2}")
+    resumed.await_line(RESTORED)
+    resumed.succeed()
+    before, after = jobs.curves(storage, "calm"), jobs.curves(storage, "stopped")
+    assert len(after) == done + 2
+    np.testing.assert_allclose(after[: len(before)], before[: len(after)], rtol=SAME)
+
+
+def huge(folder: Path) -> Path:
+    """An overlay whose pods no node of any cluster has room for."""
+    parts = os.path.relpath(FOLDER, folder)
+    patch = [
+        {"op": "replace", "path": f"/spec/template/spec/containers/0/resources/{which}/cpu", "value": "100000"}
+        for which in ("requests", "limits")
+    ]
+    kustomization = {
+        "resources": [f"{parts}/pod"],
+        "components": [f"{parts}/job"],
+        "patches": [{"target": {"kind": "Job"}, "patch": json.dumps(patch)}],
+    }
+    (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "code", "line"),
+    [
+        (["training.epochs=0"], {}, 2, r"error: .*job.toml: training.epochs = 0"),
+        ([], {"image": "localhost/spikewise:never-built"}, 2, r"error: image localhost/spikewise:never-built cannot be pulled"),
+        (["launch.start_timeout=5"], {}, 2, r"error: pod run-\S+ finds no node: .*for 5 s, launch"),
+        (["data.source=s3://spikewise/nothing"], {}, 2, r"error: run .*: the driver ended with exit code 2"),
+    ],
+    ids=["configuration", "image", "request", "data"],
+)
+def test_mistakes_end_in_a_line(kubectl, configuration, tmp_path, request, overrides, options, code, line):
+    """A person would not learn what to mend, or would find what is left of the mistake a week later."""
+    name = f"mistake-{request.node.callspec.id}"
+    if name == "mistake-request":
+        options = {"overlay": str(huge(tmp_path))}
+    run = Submission(configuration, name, *overrides, **options)
+    assert run.wait() == code, run.output
+    assert re.search(line, run.output), run.output
+    if name != "mistake-data":  # what has run stays, for its log
+        assert left(kubectl, name) == []
+
+
+@pytest.mark.skipif(not PROMETHEUS, reason="SPIKEWISE_PROMETHEUS names no Prometheus")
+def test_prometheus(kubectl, storage, stormy, calm):
+    """Nobody would see the losses, or learn of a run that dies again and again; or a run that has ended would raise alarms."""
+    (found,) = query(kubectl, 'last_over_time(trainer_loss{split="validation", run="stormy"}[1h])')[-1:]
+    assert any(np.isclose(float(found["value"][1]), losses[2]) for losses in jobs.curves(storage, stormy.name))
+    firing = 'ALERTS{run="stormy", alertname="SpikewiseRestarts", alertstate="firing"}'
+    alert = until(lambda: query(kubectl, firing), "an alert of the restarts")[0]
+    assert alert["metric"]["namespace"] == NAMESPACE
+    for run, state in ((calm.name, "completed"), (stormy.name, "interrupted")):
+        assert query(kubectl, f'last_over_time(trainer_state{{run="{run}", state="{state}"}}[1h]) == 1'), run
+    rules = yaml.safe_load((FOLDER / "monitoring/prometheusrule.yaml").read_text())["spec"]["groups"][0]["rules"]
+    (expression,) = [rule["expr"] for rule in rules if rule["alert"] == "SpikewiseNoProgress"]
+    assert "> 900" in expression
+    stuck = query(kubectl, expression.replace("> 900", "> 1"))  # the alert itself would take a quarter of an hour
+    assert not {each["metric"]["run"] for each in stuck} & {calm.name, stormy.name}

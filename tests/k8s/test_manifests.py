@@ -1,0 +1,297 @@
+"""The manifests: every overlay in both shapes is rendered, valid, restricted, and agrees with the program."""
+
+import importlib.util
+import json
+import os
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from jobs import cluster_data
+from jobs.kubernetes import entrypoint, manifests
+from jobs.kubernetes.kubectl import Manifest, kustomize
+from trainer import config
+
+VERSION = "1.33"
+CASES = [(overlay, shape) for overlay in manifests.overlays() for shape in manifests.SHAPES]
+SETTINGS = config.load("jobs/configs/demo.toml", ["run.name=first", "launch.workers=4"])
+SCHEMAS = {"RayJob": "ray.io_rayjobs.yaml", "LocalQueue": "localqueue_v1beta2.json"}
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def objects(request: pytest.FixtureRequest) -> list[Manifest]:
+    overlay, shape = request.param
+    return manifests.fit(manifests.render(overlay, shape), SETTINGS, "first", "registry.example/spikewise:1", None)
+
+
+@cache
+def _schema(kind: str) -> dict[str, Any]:
+    """Of a custom resource, as its project publishes it."""
+    definition = yaml.load(Path(os.environ["SPIKEWISE_CRDS"], SCHEMAS[kind]).read_text(), yaml.CSafeLoader)
+    if "spec" in definition:
+        (version,) = [each for each in definition["spec"]["versions"] if each["storage"]]
+        definition = version["schema"]["openAPIV3Schema"]
+    return _closed(definition)
+
+
+def _closed(schema: Any) -> Any:
+    """The schema, forbidding what it does not know: an API server drops that in silence."""
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    schema = {key: _closed(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not schema.get("additionalProperties"):
+        schema["additionalProperties"] = bool(schema.get("x-kubernetes-preserve-unknown-fields"))
+    return schema
+
+
+def _pods(main: Manifest) -> list[dict[str, Any]]:
+    return [template["spec"] for template in manifests.pod_templates(main["spec"])]
+
+
+def test_valid(objects):
+    """The API server would refuse the run, or drop a misspelt field without a word."""
+    for found in objects:
+        if found["kind"] not in SCHEMAS:
+            kubernetes_validate.validate(found, VERSION, strict=True)
+    for template in (pod_template for found in objects if found["kind"] == "RayJob" for pod_template in _pods(found)):
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": template}, VERSION, strict=True
+        )
+
+
+@pytest.mark.crds
+def test_valid_for_kuberay(objects):
+    """KubeRay's API would refuse the RayJob, or drop a misspelt field without a word."""
+    for found in objects:
+        if found["kind"] in SCHEMAS:
+            jsonschema.validate(found["spec"], _schema(found["kind"])["properties"]["spec"])
+
+
+@pytest.mark.crds
+def test_valid_for_kueue():
+    """Kueue's API would refuse the queue."""
+    queue = yaml.safe_load(Path("k8s/overlays/kueue/local-queue.yaml").read_text())
+    jsonschema.validate(queue["spec"], _schema("LocalQueue")["properties"]["spec"])
+    assert queue["metadata"]["name"] == manifests.queue(_main("kueue", "job"))
+
+
+def test_object_store_valid():
+    """`python -m jobs.cluster_data` would fail on every cluster."""
+    for found in yaml.safe_load_all(kustomize(manifests.FOLDER / cluster_data.NAME)):
+        kubernetes_validate.validate(found, VERSION, strict=True)
+        assert found["metadata"]["name"] == cluster_data.NAME
+
+
+def test_rights_of_submitters(objects):
+    """Somebody with the documented rights could not submit, or not cancel again."""
+    role = yaml.safe_load(Path("k8s/submitter-role.yaml").read_text())
+    kubernetes_validate.validate(role, VERSION, strict=True)
+    kinds, *_ = role["rules"]
+    for found in objects:
+        resource = "networkpolicies" if found["kind"] == "NetworkPolicy" else found["kind"].lower() + "s"
+        assert found["apiVersion"].rpartition("/")[0] in kinds["apiGroups"]
+        assert resource in kinds["resources"]
+    assert {"get", "list", "watch", "create", "patch", "delete"} == set(kinds["verbs"])
+
+
+def test_operator_may_be_told_apart():
+    """The patch that docs/operations.md shows would open the head to others instead."""
+    policy = next(each for each in manifests.render("local", "rayjob") if each["kind"] == "NetworkPolicy")
+    _, path = Path("docs/operations.md").read_text().split("path: /spec/ingress/")
+    number, *rest = path.split()[0].split("/")
+    assert rest == ["from", "0", "namespaceSelector", "matchLabels"]
+    assert policy["spec"]["ingress"][int(number)]["from"][0]["namespaceSelector"] == {}
+
+
+def test_object_store_holds_the_demo():
+    """The run that docs/cluster.md submits would find no images."""
+    assert SETTINGS.data.source == cluster_data.SOURCE
+
+
+def test_restricted(objects):
+    """A namespace that enforces Pod Security "restricted" would take no pod of the run."""
+    for spec in [*_pods(objects[-1]), *_pods(_deployment())]:
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        assert all({"configMap", "emptyDir"} & set(volume) for volume in spec["volumes"])
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"].keys() == {"requests", "limits"}
+
+
+def _deployment() -> Manifest:
+    return next(
+        each for each in yaml.safe_load_all(kustomize(manifests.FOLDER / cluster_data.NAME)) if each["kind"] == "Deployment"
+    )
+
+
+def test_nothing_of_the_template_is_left(objects):
+    """Two runs would share an object, or a pod would look for an image that nobody has built."""
+    text = json.dumps(objects)
+    assert manifests.STANDS_FOR_RUN not in text
+    assert {container["image"] for container in manifests.containers(objects[-1])} == {"registry.example/spikewise:1"}
+    for found in objects:
+        assert found["metadata"]["name"] == "run-first"
+        assert found["metadata"]["labels"][manifests.LABEL] == "first"
+
+
+def test_every_pod_is_labelled(objects):
+    """Metrics, network policy, status and cancel find pods by these labels."""
+    labels = {manifests.LABEL: "first", "app.kubernetes.io/name": "spikewise"}
+    templates = list(manifests.pod_templates(objects[-1]["spec"]))
+    assert len(templates) == {"Job": 1, "RayJob": 3}[objects[-1]["kind"]]
+    for template in templates:
+        assert labels.items() <= template["metadata"]["labels"].items()
+
+
+def test_workers(objects):
+    """The driver would wait for pods that nobody starts."""
+    spec = objects[-1]["spec"]
+    if objects[-1]["kind"] == "Job":
+        assert (spec["completions"], spec["parallelism"]) == (4, 4)
+    else:
+        (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+        assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (4, 4, 4)
+        assert spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        for each in (group, spec["rayClusterSpec"]["headGroupSpec"]):  # Ray takes more than /dev/shm has if it is not told
+            assert each["rayStartParams"]["object-store-memory"] == str(SETTINGS.launch.object_store_bytes)
+
+
+def test_pods_agree_with_the_program(objects):
+    """A pod would start without its configuration, its ports or its scratch space."""
+    for spec in _pods(objects[-1]):
+        (container,) = spec["containers"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts.keys() == {volume["name"] for volume in spec["volumes"]}
+        if container["name"] == "submitter":
+            continue
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports.items() >= {"metrics": SETTINGS.metrics.port, "gcs-server": entrypoint.PORT}.items()
+        assert mounts["config"] == str(Path(entrypoint.CONFIG).parent)
+        environment = {variable["name"] for variable in container["env"]}
+        assert (
+            set(re.findall(r'_environment\("(\w+)"\)', Path(entrypoint.__file__).read_text())) - {"JOB_COMPLETION_INDEX"}
+            <= environment
+        )
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        shared = volumes["shared-memory"]["emptyDir"]
+        assert shared["medium"] == "Memory"
+        assert int(shared["sizeLimit"].removesuffix("Gi")) * 2**30 >= SETTINGS.launch.object_store_bytes
+        assert mounts["shared-memory"] == "/dev/shm"
+        assert container["workingDir"] == mounts["scratch"] == "/tmp"
+
+
+def test_time_to_save(objects):
+    """A pod would be killed before the checkpoint is saved."""
+    for spec in _pods(objects[-1]):
+        for variable in spec["containers"][0]["env"]:
+            if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S":
+                assert float(variable["value"]) + 10 <= spec["terminationGracePeriodSeconds"]
+
+
+def test_ray_knows_its_settings(objects):
+    """A new version of Ray would drain no node, or take half a minute to notice."""
+    package = Path(importlib.util.find_spec("ray").origin).parent
+    constants = "".join((package / file).read_text() for file in ("_private/ray_constants.py", "train/v2/_internal/constants.py"))
+    for container in manifests.containers(objects[-1]):
+        for variable in container["env"]:
+            assert not variable["name"].startswith("RAY_") or f'"{variable["name"]}"' in constants
+
+
+def test_gpu_requests_equal_limits():
+    """A pod with a GPU would be the first to be evicted, and its neighbours would take its cores."""
+    for shape in manifests.SHAPES:
+        main = _main("gpu", shape)
+        assert manifests.gpus(main) == 1
+        for container in manifests.containers(main):
+            if container["name"] != "submitter":
+                assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_rayjob_head_takes_no_gpu():
+    """A GPU would stand idle under the head."""
+    main = _main("gpu", "rayjob")
+    head = main["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert "nvidia.com/gpu" not in head["resources"]["limits"]
+
+
+def test_rayjob_head_is_found():
+    """KubeRay would wait for a port named dashboard for ever, and never start the driver."""
+    head = _main("local", "rayjob")["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in head["ports"]}
+    assert ports == {"metrics": 9400, "gcs-server": 6379, "dashboard": 8265}
+
+
+def test_kueue():
+    """Kueue would not know the run, or pods would start before it admits them."""
+    for shape in manifests.SHAPES:
+        main = _main("kueue", shape)
+        assert manifests.queue(main) == "spikewise"
+        assert main["spec"]["suspend"] is True
+
+
+def _main(overlay: str, shape: str) -> Manifest:
+    return manifests.owner(manifests.fit(manifests.render(overlay, shape), SETTINGS, "first", "image", None))
+
+
+def test_head_is_found():
+    """Workers would wait for a head whose name nobody resolves."""
+    found = {each["kind"]: each for each in manifests.fit(manifests.render("local", "job"), SETTINGS, "first", "image", None)}
+    service = found["Service"]
+    assert found["Job"]["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"] == found["Job"]["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"].items() <= found["Job"]["spec"]["template"]["metadata"]["labels"].items()
+    assert found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == {manifests.LABEL: "first"}
+
+
+def test_versions_agree():
+    """The image would have another Ray than KubeRay is told, or than the tests ran with."""
+    ray = _main("local", "rayjob")["spec"]["rayClusterSpec"]["rayVersion"]
+    groups = tomllib.loads(Path("pyproject.toml").read_text())["dependency-groups"]
+    assert any(dependency.endswith(f"=={ray}") for dependency in groups["job"] if dependency.startswith("ray["))
+    ours = _pins("requirements.lock")
+    assert {**_pins("docker/requirements-cpu.lock"), "tensorflow": ours["tensorflow"]} == {
+        **ours,
+        "tensorflow-cpu": ours["tensorflow"],
+    }
+    gpu = _pins("docker/requirements-gpu.lock")
+    assert {name: version for name, version in gpu.items() if not name.startswith("nvidia-")} == ours
+
+
+def _pins(path: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", Path(path).read_text(), re.MULTILINE))
+
+
+def test_policy_covers_what_is_called():
+    """A run with least rights would be denied in the middle of it."""
+    statements = json.loads(Path("k8s/s3-policy.json").read_text())["Statement"]
+    allowed = {action for statement in statements for action in statement["Action"]}
+    calls = re.findall(r'client\.(\w+)\(|get_paginator\("(\w+)"\)', Path("trainer/storage/s3.py").read_text())
+    needed = {
+        "get_object": "s3:GetObject",
+        "download_file": "s3:GetObject",
+        "put_object": "s3:PutObject",
+        "upload_fileobj": "s3:PutObject",
+        "delete_object": "s3:DeleteObject",
+        "delete_objects": "s3:DeleteObject",
+        "list_objects_v2": "s3:ListBucket",
+        "get_paginator": "s3:ListBucket",
+    }
+    assert {needed[name] for call in calls for name in call if name} <= allowed

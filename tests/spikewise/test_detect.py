@@ -1,0 +1,206 @@
+"""Detection: what counts as a spike, when, how sure, and what became of it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import false_alarms
+from spikewise import describe, detect
+from spikewise.detect import Detector, Resampler, forecast, overfitting
+
+
+def _epochs(means, n=200, seed=0, spread=0.5):
+    """Losses [k, n] with these means."""
+    images = np.random.default_rng(seed).normal(0, spread, n)
+    return np.asarray(means)[:, None] + images - images.mean()
+
+
+def _spikes(means, **keywords):
+    detector = Detector()
+    for losses in _epochs(means, **keywords):
+        detector.update(losses)
+    return detector.spikes
+
+
+def test_a_jump_is_found_in_its_epoch_with_its_size():
+    """The spike a user sees in the curve would be missed, or reported with a wrong rise."""
+    means = [0.9, 0.8, 0.72, 0.7, 0.69, 0.71, 0.7, 0.69, 0.7, 1.3, 0.7]
+    (spike,) = _spikes(means)
+    assert spike.epoch == 10
+    assert spike.rise == pytest.approx(0.6, abs=0.02)
+    assert spike.low <= spike.rise <= spike.high
+    assert (spike.outcome, spike.outcome_epoch) == ("recovered", 11)
+
+
+def test_the_second_epoch_can_already_be_a_spike():
+    """A run that breaks at once would be silent."""
+    assert [s.epoch for s in _spikes([0.7, 1.4])] == [2]
+    assert not _spikes([0.7, 0.9])
+
+
+def test_overfitting_is_a_trend_and_not_a_spike():
+    """Every late epoch of an overfitting run would raise an alarm."""
+    wiggle = np.random.default_rng(0).normal(0, 0.02, 60)
+    means = 0.7 + 0.02 * np.arange(60) + wiggle
+    assert not _spikes(means)
+    trend = overfitting(range(1, 61), means, 0.7 * np.exp(-np.arange(60) / 20))
+    assert trend is not None
+    assert trend.epoch <= 4
+    assert trend.climb == pytest.approx(0.02, rel=0.1)
+
+
+def test_no_overfitting_is_seen_where_training_images_rise_too_or_nothing_climbs():
+    """A healthy or differently ill run would be called overfitted."""
+    rising, flat = 0.7 + 0.02 * np.arange(30), 0.7 + 0.005 * np.sin(np.arange(30))
+    assert overfitting(range(1, 31), rising, rising) is None
+    assert overfitting(range(1, 31), flat, 1 - rising / 3) is None
+
+
+def test_a_steep_healthy_fall_raises_no_alarm():
+    """The ordinary start of a run would look like trouble, because a falling line was drawn on."""
+    assert not _spikes(0.1 + 2 * np.exp(-np.arange(40) / 3))
+
+
+@pytest.mark.parametrize("kind", ["photographs", "slow wiggle", "independent, excursions"])
+def test_at_most_one_healthy_run_in_twenty_has_an_alarm(kind):
+    """Users would learn to ignore alarms. A sample of the calibration, benchmarks/false_alarms.py, with another seed."""
+    multiples, _ = false_alarms.needed(false_alarms.simulate(false_alarms.KINDS[kind], 600, seed=7))
+    assert np.mean(multiples > detect.MULTIPLE) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 600)
+
+
+def test_the_detector_judges_as_the_calibration_does():
+    """The false-alarm rate would have been measured on something else than what runs."""
+    losses = false_alarms.simulate(false_alarms.KINDS["photographs"], 30, seed=3)
+    multiples, _ = false_alarms.needed(losses)
+    assert [bool(_spikes(run, n=3, spread=0.0)) for run in losses] == list(multiples > detect.MULTIPLE)
+
+
+def test_a_small_validation_set_has_a_wide_interval():
+    """Chance would be reported as a certain rise: one image of twenty that jumps is not a general rise."""
+    losses = _epochs([0.5] * 10, n=20)
+    losses[-1, 0] += 10
+    detector = Detector()
+    for epoch in losses:
+        detector.update(epoch)
+    (spike,) = detector.spikes
+    assert spike.low < 0.01 < spike.high
+
+
+def test_images_of_one_source_count_as_one():
+    """The interval would be too narrow where many images are crops of one photograph."""
+    change = np.repeat(np.random.default_rng(0).normal(0, 1, 20), 10)
+    alone = Resampler(200).means(change).std()
+    together = Resampler(200, [f"photo {i // 10}" for i in range(200)]).means(change).std()
+    unnamed = Resampler(200, [""] * 200).means(change).std()
+    assert together == pytest.approx(np.sqrt(10) * alone, rel=0.15)
+    assert unnamed == pytest.approx(alone, rel=0.1)
+
+
+def test_the_group_that_rose_most_is_named():
+    """Who is told that five photographs are too few asks which of them it was."""
+    change, groups = np.repeat([0.1, 3.0, -0.1], 4), [name for name in ("cat", "rocket", "moon") for _ in range(4)]
+    assert Resampler(12, groups).largest(change) == ("rocket", pytest.approx(1.0))
+    assert Resampler(12).largest(change)[0] is None
+    assert Resampler(12, [*groups[:8], *[""] * 4]).largest(-change)[0] is None
+    detector = Detector(groups)
+    for loss in (0.5, 0.5, 0.5):
+        detector.update(np.full(12, loss))
+    spike = detector.update(0.5 + change).spike
+    assert spike is not None
+    assert (spike.groups, spike.group, spike.group_share) == (3, "rocket", pytest.approx(1.0))
+
+
+@pytest.mark.parametrize(
+    ("after", "outcome", "when"),
+    [
+        ([0.71], "recovered", 11),
+        ([1.2, 1.1, 0.7], "recovered", 13),
+        ([1.3] * 6, "level shift", 15),
+        ([1.5, 2, 3, 4, 5, 6], "divergence", 15),
+        ([1.3, np.nan], "divergence", 12),
+    ],
+)
+def test_what_became_of_it(after, outcome, when):
+    """A user would not learn whether the run came back."""
+    spike = _spikes([0.7, 0.71, 0.69, 0.7, 0.7, 0.71, 0.7, 0.69, 0.7, 1.3, *after])[0]
+    assert (spike.outcome, spike.outcome_epoch) == (outcome, when)
+
+
+def test_a_loss_that_stays_high_has_not_recovered():
+    """Half of a spike would become the norm, and the epochs that follow its wiggle: the rest of a long rise would go unseen."""
+    spikes = _spikes([*[0.7, 0.78] * 8, 2.0, 1.7, 1.15, 1.9, 1.45, 1.6, 1.2, 1.6])
+    assert [(s.epoch, s.outcome, s.outcome_epoch) for s in spikes] == [(17, "level shift", 22)]
+
+
+def test_a_lasting_rise_of_a_network_that_lost_its_training_images_is_a_divergence():
+    """A dead network would be called a level shift."""
+    detector = Detector()
+    for losses in _epochs([0.3] * 8 + [0.7] * 6):
+        detector.update(losses, lost=True)
+    assert [s.outcome for s in detector.spikes] == ["divergence"]
+
+
+def test_after_a_level_shift_the_new_level_is_the_norm():
+    """The rest of the run would be one alarm, or blind."""
+    low, high = 0.7 + 0.01 * np.sin(np.arange(10)), 1.3 + 0.01 * np.sin(np.arange(20))
+    spikes = _spikes([*low, *high, 2.4, 1.3])
+    assert [(s.epoch, s.outcome) for s in spikes] == [(11, "level shift"), (31, "recovered")]
+
+
+def test_a_loss_that_is_no_number_is_a_divergence_at_once():
+    """A broken run would crash its diagnosis, or look healthy."""
+    (spike,) = _spikes([0.7, 0.6, 0.5, np.nan, 0.5])
+    assert (spike.epoch, spike.outcome, spike.rise) == (4, "divergence", np.inf)
+
+
+def test_a_loss_that_stays_no_number_is_one_divergence():
+    """A broken run would be told anew every epoch, and its one cause be drowned in alarms."""
+    assert [s.epoch for s in _spikes([0.7, 0.6, 0.5, *[np.nan] * 6])] == [4]
+    assert [s.epoch for s in _spikes([0.7, 0.6, 0.5, np.nan, np.nan, 0.5, np.nan])] == [4, 7]
+
+
+def test_a_loss_that_never_was_a_number_is_a_divergence():
+    """A run that was broken from the start would be called one without a spike."""
+    (spike,) = _spikes([np.nan] * 8)
+    assert (spike.epoch, spike.outcome) == (1, "divergence")
+    assert "nan" not in describe.headline(spike)
+    assert [s.epoch for s in _spikes([np.nan, 0.7, 0.6, 0.6, 2.0])] == [1, 5]
+
+
+def test_a_few_images_without_a_finite_loss_are_not_a_divergence():
+    """One corrupt image would be called the end of the run."""
+    losses = _epochs([0.5] * 6)
+    losses[-1, :2] = np.inf
+    detector = Detector()
+    for epoch in losses:
+        detector.update(epoch)
+    assert detector.spikes[0].outcome == "open"
+    assert detector.update(losses[0]).resolved.outcome == "recovered"
+
+
+def test_a_resumed_run_sees_what_an_undisturbed_one_sees():
+    """A restart would invent a spike or lose one."""
+    losses = _epochs([0.8, 0.75, 0.7, 0.72, 0.7, 0.69, 0.7, 1.3, 1.2, 0.7, 0.71, 0.7, 1.5]).astype(np.float32)
+    whole = Detector()
+    for epoch in losses:
+        whole.update(epoch)
+    for cut in range(1, len(losses)):
+        first = Detector()
+        for epoch in losses[:cut]:
+            first.update(epoch)
+        facts, recent = first.state()
+        second = Detector()
+        second.restore(json.loads(json.dumps(facts)), recent)
+        for epoch in losses[cut:]:
+            second.update(epoch)
+        assert second.spikes == whole.spikes
+    assert len(whole.spikes) == 2
+
+
+def test_many_runs_at_once_are_each_judged_alone():
+    """The calibration would not hold for a single run."""
+    losses = false_alarms.simulate(false_alarms.KINDS["mixture"], 5, seed=0)[:, :30]
+    baseline, scale = forecast(np.arange(1, 31), losses, 31)
+    for run, b, s in zip(losses, baseline, scale, strict=True):
+        assert (b, s) == forecast(np.arange(1, 31), run, 31)

@@ -1,0 +1,256 @@
+"""trainer.data.index on real folders and on rows of made-up hashes."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from trainer.config import Data
+from trainer.data.index import LISTED, DataError, build_manifest, split
+from trainer.storage import NotFound
+from trainer.storage.folder import FolderStore
+
+PREFIXES = {"authentic": "Au/", "fake": "Tp/"}
+
+
+def folder(tmp_path, *keys: str) -> FolderStore:
+    for key in keys:
+        path = tmp_path / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(key.encode())
+    return FolderStore(tmp_path)
+
+
+def by_prefix(**more) -> Data:
+    return Data(source="unused", classes=PREFIXES, **more)
+
+
+def test_prefixes_label_images_in_the_order_of_the_config(tmp_path):
+    """Else the network learns the classes the wrong way round."""
+    store = folder(tmp_path, "Tp/2.jpg", "Au/1.jpg", "Tp/a/b/3.jpg", "readme.txt", "Tpx/4.jpg")
+    manifest = build_manifest(store, by_prefix())
+    assert manifest.classes == ("authentic", "fake")
+    assert [(image.key, image.label, image.group) for image in manifest.images] == [
+        ("Au/1.jpg", 0, ""),
+        ("Tp/2.jpg", 1, ""),
+        ("Tp/a/b/3.jpg", 1, ""),
+    ]
+    assert manifest.images[0].size == len("Au/1.jpg")
+    assert manifest.ignored == 2
+    other_way = build_manifest(store, Data(source="unused", classes={"fake": "Tp/", "authentic": "Au/"}))
+    assert [image.label for image in other_way.images] == [1, 0, 0]
+
+
+def test_a_pattern_finds_classes_and_numbers_them_by_name(tmp_path):
+    """Else a data set whose classes are in the file names cannot be trained on."""
+    store = folder(tmp_path, "x_real.jpg", "a_fake.jpg", "b_real.jpg", "c_.jpg", "notes")
+    manifest = build_manifest(store, Data(source="unused", class_pattern=r"_(?P<class>[a-z]*)\.jpg$"))
+    assert manifest.classes == ("fake", "real")
+    assert [(image.key, image.label) for image in manifest.images] == [("a_fake.jpg", 0), ("b_real.jpg", 1), ("x_real.jpg", 1)]
+    assert manifest.ignored == 2
+
+
+def test_groups_come_from_the_key(tmp_path):
+    """Else edits of one photograph are spread over both sides of the split."""
+    store = folder(tmp_path, "Au/p17.jpg", "Tp/p17_edit1.jpg", "Tp/p17_edit2.jpg", "Tp/other.jpg")
+    manifest = build_manifest(store, by_prefix(group_by=r"/(p\d+)|unused"))
+    assert {image.key: image.group for image in manifest.images} == {
+        "Au/p17.jpg": "p17",
+        "Tp/p17_edit1.jpg": "p17",
+        "Tp/p17_edit2.jpg": "p17",
+        "Tp/other.jpg": "",
+    }
+
+
+def test_hostile_names_are_ordinary_keys(tmp_path):
+    """Else one odd file name stops a job or moves to another class."""
+    keys = ["Au/..b.jpg", "Au/line\nbreak.jpg", "Au/ü 写真 \U0001f600.jpg", "Au/\"quote'.jpg", "Tp/-rf.jpg", "Tp/%2e%2e.jpg"]
+    manifest = build_manifest(folder(tmp_path, *keys), by_prefix())
+    assert [image.key for image in manifest.images] == sorted(keys)
+
+
+def test_the_digest_names_the_data_set(tmp_path):
+    """Else a changed data set is trained from old shards, or an unchanged one is decoded again."""
+    store = folder(tmp_path / "one", "Au/1.jpg", "Tp/2.jpg")
+    digest = build_manifest(store, by_prefix()).digest
+    assert len(digest) == 64
+    assert build_manifest(store, by_prefix(image_size=(8, 8), validation_share=0.5)).digest == digest
+    (tmp_path / "one" / "readme.txt").write_bytes(b"of no class")
+    assert build_manifest(store, by_prefix()).digest == digest
+    assert build_manifest(store, by_prefix(group_by=r"(\d)")).digest != digest
+    assert build_manifest(store, Data(source="unused", classes={"real": "Au/", "fake": "Tp/"})).digest != digest
+    (tmp_path / "one" / "Au" / "1.jpg").write_bytes(b"changed")
+    changed = build_manifest(store, by_prefix()).digest
+    assert changed != digest
+    (tmp_path / "one" / "Au" / "3.jpg").write_bytes(b"added")
+    assert build_manifest(store, by_prefix()).digest not in (digest, changed)
+
+
+@pytest.mark.parametrize(
+    ("keys", "data", "words"),
+    [
+        ([], by_prefix(), ["data.source = ", "holds no objects", "upload"]),
+        (["Au/1", "Tq/2", "Tq/3"], by_prefix(), ["class 'fake'", "begins with 'Tp/'", "'Tq/' (2), 'Au/' (1)", "data.classes.fake"]),
+        (["x/Au/1", "x/Tp/1"], Data(source="s", classes={"a": "x/Au/", "b": "x/T/"}), ["'x/T/'", "'x/Au/' (1)", "'x/Tp/' (1)"]),
+        (["Au/1", "Au/2"], Data(source="s", class_pattern="^(?P<class>Au)"), ["only the class 'Au' (2 images)", "at least two"]),
+        (["Au/1", "Tp/2"], Data(source="s", class_pattern="(?P<class>cat|dog)"), ["in none of the 2 keys", "'Au/1'", "'Tp/' (1)"]),
+        ([f"d{i}/x" for i in range(30)], by_prefix(), ["class 'authentic'", "and 22 more"]),
+    ],
+)
+def test_what_cannot_be_trained_on_is_said_in_one_line(tmp_path, keys, data, words):
+    """Else a mistyped prefix shows up as a class that is never seen, hours later."""
+    with pytest.raises(DataError) as error:
+        build_manifest(folder(tmp_path, *keys), data)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    for word in words:
+        assert word in message
+
+
+def test_a_missing_folder_is_the_stores_own_line(tmp_path):
+    """Else a mistyped data.source is a traceback."""
+    with pytest.raises(NotFound, match="no such folder"):
+        build_manifest(FolderStore(tmp_path / "missing"), by_prefix())
+
+
+# The split. Rows are made up: the content hash of row i is the hash of i.
+
+
+def rows(n: int, *, groups: int = 0) -> dict:
+    return {
+        "keys": [f"k{i}" for i in range(n)],
+        "labels": np.arange(n) % 2,
+        "groups": [f"g{i % groups}" if groups else "" for i in range(n)],
+        "contents": [hashlib.blake2b(str(i).encode(), digest_size=16).hexdigest() for i in range(n)],
+    }
+
+
+def halves(table: dict, **more) -> tuple[set[str], set[str], dict]:
+    sides = split(**table, classes=("authentic", "fake"), data=by_prefix(**more))
+    named = [{table["keys"][row] for row in side} for side in (sides.training, sides.validation)]
+    json.dumps(sides.facts)
+    return named[0], named[1], sides.facts
+
+
+def test_every_image_is_on_exactly_one_side_in_about_the_right_number():
+    """Else validation images are trained on, or one class is missing on a side."""
+    training, validation, facts = halves(rows(10_000))
+    assert training.isdisjoint(validation)
+    assert len(training | validation) == 10_000
+    for name in PREFIXES:
+        assert facts["counts"]["training"][name] + facts["counts"]["validation"][name] == 5000
+        assert abs(facts["counts"]["validation"][name] - 1000) < 5 * np.sqrt(5000 * 0.2 * 0.8)
+    assert facts["groups"] == {"training": len(training), "validation": len(validation)}
+    assert facts["imbalance_ratio"] == 1.0
+    assert facts["warnings"] == []
+
+
+def test_an_image_never_changes_sides_when_others_are_added():
+    """Else adding data moves validation images into training, and runs before and after cannot be compared."""
+    few, many = rows(2000), rows(20_000)
+    before_training, before_validation, _ = halves(few)
+    after_training, after_validation, _ = halves(many)
+    assert before_training <= after_training
+    assert before_validation <= after_validation
+
+
+def test_a_larger_share_only_adds_to_validation():
+    """Else changing the share reshuffles everything."""
+    _, smaller, _ = halves(rows(2000), validation_share=0.1)
+    _, larger, _ = halves(rows(2000), validation_share=0.3)
+    assert smaller < larger
+
+
+def test_names_and_order_do_not_matter():
+    """Else renaming files or listing them from another store changes the split."""
+    table = rows(1000)
+    _, validation, _ = halves(table)
+    order = np.random.default_rng(0).permutation(1000)
+    shuffled = {name: np.array(values)[order].tolist() for name, values in table.items()} | {"labels": table["labels"][order]}
+    _, again, _ = halves(shuffled)
+    assert again == validation
+
+
+def test_a_group_stays_together():
+    """Else a fake is validated on a network that saw its original."""
+    table = rows(4000, groups=400)
+    training, validation, facts = halves(table)
+    group_of = dict(zip(table["keys"], table["groups"], strict=True))
+    assert {group_of[key] for key in training}.isdisjoint({group_of[key] for key in validation})
+    assert facts["groups"]["training"] + facts["groups"]["validation"] == 400
+    assert abs(facts["groups"]["validation"] - 80) < 40
+
+
+def test_copies_stay_together_and_are_reported():
+    """Else a re-uploaded image is trained on and validated on."""
+    table = rows(1000)
+    table["contents"][501:1000:2] = table["contents"][1:500:2]
+    training, validation, facts = halves(table)
+    for i in range(1, 500, 2):
+        assert (f"k{i}" in training) == (f"k{i + 500}" in training) != (f"k{i}" in validation)
+    assert facts["duplicates"]["contents"] == facts["duplicates"]["images"] == 250
+    assert facts["duplicates"]["keys"][0] == ["k1", "k501"]
+    assert len(facts["duplicates"]["keys"]) == LISTED
+    assert facts["leaked"]["images"] == facts["conflicting_labels"]["images"] == 0
+    assert "250 images are exact copies of others, such as 'k1' and 'k501'" in facts["warnings"][0]
+
+
+def test_copies_that_groups_put_on_both_sides_are_left_out_of_training():
+    """Else the same bytes are trained on and validated on, because two groups hold a copy each."""
+    table = rows(4000, groups=400)
+    training, validation, _ = halves(table)
+    for target, source in zip(sorted(training)[:3], sorted(validation)[:3], strict=True):
+        table["contents"][int(target[1:])] = table["contents"][int(source[1:])]
+    less, same, facts = halves(table)
+    assert less == training - set(sorted(training)[:3])
+    assert same == validation
+    assert facts["leaked"] == {
+        "contents": 3,
+        "images": 3,
+        "keys": [
+            {"validation": [kept], "left_out": [out]}
+            for out, kept in sorted(
+                zip(sorted(training)[:3], sorted(validation)[:3], strict=True), key=lambda pair: min(int(key[1:]) for key in pair)
+            )
+        ],
+    }
+    assert sum(facts["counts"]["training"].values()) == len(less)
+    assert "3 training images are copies of validation images and left out" in facts["warnings"][0]
+
+
+def test_one_image_under_two_labels_is_reported():
+    """Else the network is punished for every answer to such an image, and nobody knows why its loss jumps."""
+    table = rows(1000)
+    table["contents"][7] = table["contents"][500] = table["contents"][4]
+    _, _, facts = halves(table)
+    assert facts["conflicting_labels"] == {"contents": 1, "images": 3, "keys": [{"authentic": ["k4", "k500"], "fake": ["k7"]}]}
+    assert any("more than one label, such as 'k4' (authentic) and 'k7' (fake)" in line for line in facts["warnings"])
+
+
+def test_too_few_validation_images():
+    """Else a validation loss of three images is drawn, which jumps for no other reason."""
+    table = rows(1000)
+    table["labels"] = (np.arange(1000) < 970).astype(int)
+    with pytest.raises(DataError) as error:
+        halves(table)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    for word in ("class 'authentic' has ", "below data.min_validation = 20", "add images", "data.validation_share (now 0.2)"):
+        assert word in message
+    assert "group_by" not in message
+    with pytest.raises(DataError, match=r"whole groups go to one side"):
+        halves(rows(100, groups=3), group_by="(x)")
+
+
+def test_nothing_to_train_on():
+    """Else a class that is only validated on is learned as never occurring."""
+    with pytest.raises(DataError, match=r"class 'authentic' has no training image \(200 for validation\): .* \(now 0.999999\)"):
+        halves(rows(400), validation_share=0.999999)
+
+
+def test_imbalance():
+    """Else nobody sees that an accuracy of 80 % is that of always answering `fake`."""
+    table = rows(1000)
+    table["labels"] = (np.arange(1000) % 5 > 0).astype(int)
+    assert halves(table)[2]["imbalance_ratio"] == 4.0

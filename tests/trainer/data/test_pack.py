@@ -1,0 +1,228 @@
+"""trainer.data.pack without Ray: what one task does with its images, and what a pack that is there is good for."""
+
+import hashlib
+import io
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from tests.support import jobs
+from trainer.config import Data, load
+from trainer.data.dataset import Pack, Quarantined, Shard
+from trainer.data.index import build_manifest
+from trainer.data.pack import _decode_block, _listed, images_of, load_pack, pack
+from trainer.data.shards import PackError
+from trainer.storage import StoreError
+from trainer.storage.folder import FolderStore
+
+SHAPE = (8, 10, 3)
+DATA = Data(source="unused", classes={"authentic": "Au/", "fake": "Tp/"}, image_size=SHAPE[:2], group_by="(p[0-9])")
+DIGEST = "0123456789abcdef" * 4
+
+
+def png(colour: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20), (colour, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def source(tmp_path) -> FolderStore:
+    for i in range(6):
+        path = tmp_path / "source" / f"{'Au' if i % 2 else 'Tp'}/p{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(40 * i))
+    return FolderStore(tmp_path / "source")
+
+
+def decoded(source: FolderStore, change=None) -> pa.Table:
+    images = build_manifest(source, DATA).images
+    if change:
+        change(source.root)
+    return _decode_block(_listed(images), source, SHAPE, DATA.max_pixels)
+
+
+def test_a_block_keeps_keys_labels_groups_and_pixels_together(source):
+    """Else the labels of the data set are shuffled."""
+    rows = decoded(source).to_pylist()
+    assert [(row["key"], row["label"], row["group"]) for row in rows] == [
+        ("Au/p1.png", 0, "p1"),
+        ("Au/p3.png", 0, "p3"),
+        ("Au/p5.png", 0, "p5"),
+        ("Tp/p0.png", 1, "p0"),
+        ("Tp/p2.png", 1, "p2"),
+        ("Tp/p4.png", 1, "p4"),
+    ]
+    for row, number in zip(rows, (1, 3, 5, 0, 2, 4), strict=True):
+        pixels = np.frombuffer(row["image"], np.uint8).reshape(SHAPE)
+        assert np.unique(pixels[..., 0]).tolist() == [40 * number]
+        assert row["content"] == hashlib.blake2b(png(40 * number), digest_size=16).hexdigest()
+        assert row["reason"] is None
+
+
+def test_what_is_wrong_with_one_image_costs_that_image(source):
+    """Else one broken, deleted or overwritten image among a million ends the job."""
+
+    def change(root):
+        (root / "Au/p1.png").unlink()
+        (root / "Au/p3.png").write_bytes(b"shorter now")
+        (root / "Tp/p4.png").write_bytes(png(160)[:60] + bytes(len(png(160)) - 60))
+
+    rows = {row["key"]: row for row in decoded(source, change).to_pylist()}
+    assert rows["Au/p1.png"]["reason"].startswith("was listed and is gone (seen from machine ")
+    assert rows["Au/p3.png"]["reason"] == f"changed after it was listed ({len(png(120))} bytes then, 11 now)"
+    assert rows["Tp/p4.png"]["reason"].startswith("cannot be decoded: ")
+    assert all(rows[key]["image"] is None and rows[key]["content"] is None for key in ("Au/p1.png", "Au/p3.png", "Tp/p4.png"))
+    assert all(rows[key]["reason"] is None for key in ("Au/p5.png", "Tp/p0.png", "Tp/p2.png"))
+
+
+def test_a_failing_store_ends_the_job(source):
+    """Else an outage of the storage quarantines images that are fine."""
+
+    def change(root):
+        (root / "Au/p3.png").unlink()
+        (root / "Au/p3.png").symlink_to(root / "Au/p3.png")
+
+    (row,) = decoded(source, change).to_pylist()
+    assert "Au/p3.png: Too many levels of symbolic links" in row["failure"]
+    assert row["transient"] is False
+
+
+def test_an_outage_while_packing_is_one_that_may_be_over_later(source):
+    """A Job whose images are packed while storage is away would end for good, instead of being tried again."""
+
+    class Away(FolderStore):
+        def get(self, *_):
+            raise StoreError("storage does not answer", transient=True)
+
+    images = build_manifest(source, DATA).images
+    (row,) = _decode_block(_listed(images), Away(source.root / ".." / "source"), SHAPE, DATA.max_pixels).to_pylist()
+    assert row == {"failure": "storage does not answer", "transient": True}
+
+
+@pytest.mark.parametrize("change", [shutil.rmtree, lambda root: [path.unlink() for path in root.rglob("*.png")]])
+def test_a_machine_without_the_data_folder_ends_the_job(source, change):
+    """Its images would be quarantined as gone in a pack that every later run takes."""
+    (row,) = decoded(source, change).to_pylist()
+    assert "finds nothing there: mount data.source on every machine" in row["failure"]
+
+
+def test_objects_too_large_for_an_image_are_not_read(source):
+    """Else a film among the images takes all memory of a worker."""
+    images = build_manifest(source, DATA).images
+    images = (replace(images[0], size=10**12), *images[1:])
+    rows = _decode_block(_listed(images), source, SHAPE, DATA.max_pixels).to_pylist()
+    assert rows[0]["reason"] == "has 1000000000000 bytes, more than an image within data.max_pixels = 100000000 takes"
+    assert [row["reason"] for row in rows[1:]] == [None] * 5
+
+
+def test_a_resumed_run_whose_images_have_changed_is_refused(tmp_path):
+    """It would go on with other images than it learned, and other validation images than its losses are of."""
+    jobs.put_images(str(tmp_path), images=40)
+    settings = load(jobs.write_config(tmp_path, str(tmp_path)))
+    storage = FolderStore(settings.run.storage)
+    manifest = images_of("first", settings, storage, None)
+    assert images_of("first", settings, storage, {"manifest": manifest.digest}) == manifest
+    jobs.put_images(str(tmp_path), images=42)
+    with pytest.raises(PackError, match="run first began with other images than are at"):
+        images_of("first", settings, storage, {"manifest": manifest.digest})
+    assert images_of("first", settings, storage, None).digest != manifest.digest
+
+
+# Packs that are there
+
+
+def committed(storage: FolderStore, digest: str, images: int = 6, *quarantined: Quarantined) -> Pack:
+    made = Pack(digest, ("authentic", "fake"), SHAPE, (Shard("shards/x/part-00000-0.arrow", images, 9, "0"),), images, quarantined)
+    document = {
+        "digest": made.digest,
+        "classes": ["authentic", "fake"],
+        "image_shape": [8, 10, 3],
+        "shards": [{"key": "shards/x/part-00000-0.arrow", "rows": images, "size": 9, "sha256": "0"}],
+        "images": images,
+        "quarantined": [{"key": image.key, "reason": image.reason} for image in quarantined],
+    }
+    storage.put(f"shards/{digest[:16]}-8x10x3/pack.json", json.dumps(document).encode())
+    return made
+
+
+def test_a_pack_that_is_there_is_taken_as_it_is(source, tmp_path):
+    """Else every start of a job decodes all images again, or needs Ray to find that it need not."""
+    manifest = build_manifest(source, DATA)
+    storage = FolderStore(tmp_path / "storage")
+    made = committed(storage, manifest.digest)
+    gone = FolderStore(tmp_path / "gone")
+    assert pack(manifest, gone, storage, DATA, progress=lambda *_: pytest.fail("something was done")) == made
+    assert gone.requests.total() == 0
+    assert storage.requests["get"] == 1
+
+
+def test_no_pack_yet(tmp_path):
+    """Else a dry run cannot say that the images are still to be packed."""
+    storage = FolderStore(tmp_path / "storage")
+    assert load_pack(storage, DIGEST, SHAPE) is None
+    made = committed(storage, DIGEST)
+    assert load_pack(storage, DIGEST, SHAPE) == load_pack(storage, DIGEST, SHAPE[:2]) == made
+    assert load_pack(storage, DIGEST, (9, 10, 3)) is None
+    assert load_pack(storage, "f" * 64, SHAPE) is None
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b'{"digest": 1, "classes": 3}', b"\xff"])
+def test_a_damaged_commit_object(tmp_path, text):
+    """Else a pack.json edited by hand is a traceback."""
+    storage = FolderStore(tmp_path / "storage")
+    storage.put(f"shards/{DIGEST[:16]}-8x10x3/pack.json", text)
+    with pytest.raises(PackError, match=r"pack.json is damaged \(.*\): delete it to pack again"):
+        load_pack(storage, DIGEST, SHAPE)
+
+
+def test_too_many_unusable_images(source, tmp_path):
+    """Else a data set of error pages is trained on as far as it goes, and nobody is told what to repair."""
+    manifest = build_manifest(source, DATA)
+    storage = FolderStore(tmp_path / "storage")
+    committed(storage, manifest.digest, 96, *(Quarantined(f"Au/{i}\n.jpg", "is empty (0 bytes)") for i in range(4)))
+    with pytest.raises(PackError) as error:
+        pack(manifest, source, storage, DATA)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    assert "4 of 100 images (4.00%) cannot be used, above data.max_quarantined = 1.00%" in message
+    assert message.count("is empty (0 bytes)") == 3
+    assert r"'Au/0\n.jpg' is empty" in message
+    assert "quarantine.json), or raise data.max_quarantined" in message
+    assert pack(manifest, source, storage, DATA.model_copy(update={"max_quarantined": 0.04})).images == 96
+
+
+def test_no_usable_image_at_all(source, tmp_path):
+    """Else a run starts with nothing to train on, when every image is allowed to be bad."""
+    manifest = build_manifest(source, DATA)
+    storage = FolderStore(tmp_path / "storage")
+    committed(storage, manifest.digest, 0, Quarantined("Au/1.jpg", "is empty (0 bytes)"))
+    with pytest.raises(PackError, match=r"1 of 1 images \(100.00%\)"):
+        pack(manifest, source, storage, DATA.model_copy(update={"max_quarantined": 1.0}))
+
+
+def test_a_raised_bound_on_pixels_asks_for_a_new_pack(source, tmp_path):
+    """Else raising data.max_pixels, as the quarantine list suggests, silently changes nothing."""
+    manifest = build_manifest(source, DATA)
+    storage = FolderStore(tmp_path / "storage")
+    reason = "has 20000 x 20000 pixels, above data.max_pixels = 100000000"
+    committed(storage, manifest.digest, 1000, Quarantined("Au/1.jpg", reason))
+    assert pack(manifest, source, storage, DATA).images == 1000
+    with pytest.raises(PackError, match=rf"'Au/1.jpg' {reason}, as it was .*: delete the folder .*-8x10x3 .* = 500000000"):
+        pack(manifest, source, storage, DATA.model_copy(update={"max_pixels": 500_000_000}))
+
+
+def test_storage_that_cannot_be_read(source, tmp_path):
+    """Else storage that is down counts as storage without a pack, and everything is decoded again."""
+    manifest = build_manifest(source, DATA)
+    storage = FolderStore(tmp_path / "storage")
+    path = storage.root / f"shards/{manifest.digest[:16]}-8x10x3/pack.json"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(path)
+    with pytest.raises(StoreError, match="Too many levels"):
+        pack(manifest, source, storage, DATA)

@@ -1,0 +1,263 @@
+"""trainer.data.shards on real files: what is written comes back, and no damage on the way is taken for data."""
+
+import os
+import resource
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from trainer.data import shards
+from trainer.data.dataset import Pack
+from trainer.data.shards import PackError, ShardWriter, open_rows
+from trainer.storage import NotFound
+from trainer.storage.folder import FolderStore
+
+SHAPE = (8, 10, 3)
+DIGEST = "0123456789abcdef" * 4
+KEYS = ["a/../b.jpg", "line\nbreak.jpg", "ü 写真.jpg", ""]
+
+
+def table(n: int, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
+    pixels = np.random.default_rng(seed).integers(0, 256, (n, *SHAPE), np.uint8)
+    columns = {
+        "image": pa.array([image.tobytes() for image in pixels], pa.binary(pixels[0].nbytes)),
+        "label": pa.array(np.arange(n) % 2, pa.int32()),
+        "key": [f"{KEYS[i % 4]}{i}" for i in range(n)],
+        "group": [f"g{i}" if i % 3 else "" for i in range(n)],
+        "content": [f"{i:032x}" for i in range(n)],
+    }
+    return pa.table(columns), pixels
+
+
+def written(storage: FolderStore, rows: pa.Table, block: int = 7) -> Pack:
+    with ShardWriter(storage, "shards/x", SHAPE, ("authentic", "fake")) as writer:
+        for start in range(0, len(rows), block):
+            writer.add(rows.slice(start, block))
+        made = tuple(writer.finish())
+    return Pack(DIGEST, ("authentic", "fake"), SHAPE, made, len(rows))
+
+
+@pytest.fixture
+def store(tmp_path) -> FolderStore:
+    return FolderStore(tmp_path / "storage")
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 10 * int(np.prod(SHAPE)))
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("block", [1, 7, 10, 33])
+def test_rows_come_back_in_order_whatever_the_blocks(store, tmp_path, block):
+    """Else labels and pictures get mixed up where a shard ends."""
+    rows, pixels = table(33)
+    made = written(store, rows, block)
+    assert [shard.rows for shard in made.shards] == [10, 10, 10, 3]
+    opened = open_rows(made, store, tmp_path / "cache")
+    assert opened.images.shape == (33, *SHAPE)
+    assert opened.images.nbytes == pixels.nbytes
+    assert np.array_equal(opened.images.take(np.arange(33)), pixels)
+    assert opened.labels.dtype == np.int32
+    assert opened.labels.tolist() == rows["label"].to_pylist()
+    assert (opened.keys, opened.groups, opened.contents) == tuple(rows[name].to_pylist() for name in ("key", "group", "content"))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_shards_do_not_depend_on_the_blocks(store):
+    """Else two jobs that pack the same data at the same time leave twice the bytes."""
+    rows, _ = table(33)
+    assert written(store, rows, 4).shards == written(store, rows, 9).shards
+    assert len(list(store.list())) == 4
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_take(store, tmp_path):
+    """Else a batch holds other images than its labels say."""
+    rows, pixels = table(33)
+    images = open_rows(written(store, rows), store, tmp_path / "cache").images
+    order = np.array([32, 0, 9, 10, 10, 31, 19, 20], np.int32)
+    taken = images.take(order)
+    assert np.array_equal(taken, pixels[order])
+    assert taken.flags.owndata
+    assert taken.flags.c_contiguous
+    assert images.take(np.array([], int)).shape == (0, *SHAPE)
+    for wrong in ([-1], [33], [0, 5, 40]):
+        with pytest.raises(IndexError, match="of 33"):
+            images.take(np.array(wrong))
+
+
+def test_the_views_are_the_files_themselves(store, tmp_path):
+    """Else every worker of a machine holds a copy of the data set of its own."""
+    rows, pixels = table(33)
+    (view,) = open_rows(written(store, rows), store, tmp_path / "cache").images.shards
+    assert np.array_equal(view, pixels)
+    assert not view.flags.writeable
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    (mapped,) = [line for line in maps if str(tmp_path / "cache") in line]
+    start, end = (int(side, 16) for side in mapped.split()[0].split("-"))
+    assert start <= view.ctypes.data < end
+
+
+def test_a_shard_says_what_it_is(store):
+    """Else a shard found in a bucket years later cannot be read without this code."""
+    written(store, table(3)[0])
+    (found,) = store.list()
+    batch = pa.ipc.open_file(pa.BufferReader(store.get(found.key))).get_batch(0)
+    assert batch.schema.names == ["image", "label", "key", "group", "content"]
+    assert batch.schema.field("image").type == pa.binary(240)
+    assert batch.schema.metadata == {b"shape": b"[8, 10, 3]", b"classes": b'["authentic", "fake"]'}
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_shards_are_downloaded_once(store, tmp_path):
+    """Else every restart of a job downloads the data set again."""
+    made = written(store, table(33)[0])
+    open_rows(made, store, tmp_path / "cache")
+    assert store.requests["get"] == 4
+    open_rows(made, FolderStore(tmp_path / "gone"), tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("damage", ["cut", "altered", "missing", "folder's own time"])
+def test_a_damaged_cache_is_downloaded_again(store, tmp_path, damage):
+    """Else a disk error or a killed download is trained on as if it were images."""
+    rows, pixels = table(33)
+    made = written(store, rows)
+    open_rows(made, store, tmp_path / "cache")
+    victim = sorted((tmp_path / "cache").rglob("*.arrow"))[1]
+    content, state = victim.read_bytes(), victim.stat()
+    if damage == "missing":
+        victim.unlink()
+    else:
+        victim.write_bytes(content[:-100] if damage == "cut" else content[:500] + bytes([content[500] ^ 1]) + content[501:])
+        if damage == "folder's own time":
+            os.utime(victim, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert np.array_equal(open_rows(made, store, tmp_path / "cache").images.take(np.arange(33)), pixels)
+    assert store.requests["get"] == 5
+    assert victim.read_bytes() == content
+
+
+def test_what_a_killed_download_left_is_removed(store, tmp_path):
+    """Else the disks of the cluster fill up with halves of shards."""
+    made = written(store, table(3)[0])
+    open_rows(made, store, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").rglob("*.arrow")
+    (file.parent / ".half").write_bytes(b"half")
+    file.unlink()
+    open_rows(made, store, tmp_path / "cache")
+    assert sorted(path.name for path in file.parent.iterdir()) == sorted([file.name, "lock"])
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_workers_that_start_together_download_once(store, tmp_path):
+    """Else eight workers of a machine download eight times, or read each other's halves."""
+    rows, pixels = table(33)
+    made = written(store, rows)
+    start = threading.Barrier(6)
+    found = []
+
+    def work():
+        start.wait()
+        found.append(open_rows(made, store, tmp_path / "cache").images.take(np.arange(33)))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6
+    assert all(np.array_equal(images, pixels) for images in found)
+    assert store.requests["get"] == 4
+
+
+def test_a_shard_that_is_not_what_was_packed(store, tmp_path):
+    """Else somebody else's pixels are trained on, under the old pack's name."""
+    made = written(store, table(3)[0])
+    store.put(made.shards[0].key, b"something else")
+    with pytest.raises(PackError, match=r"part-00000-.* is not what was packed .*: delete the folder .*shards/x to pack"):
+        open_rows(made, store, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_a_missing_shard_is_the_stores_own_line(store, tmp_path):
+    """Else a shard that was deleted by hand is a traceback."""
+    made = written(store, table(3)[0])
+    store.delete([made.shards[0].key])
+    with pytest.raises(NotFound):
+        open_rows(made, store, tmp_path / "cache")
+
+
+def test_a_disk_too_small_is_found_before_the_download(store, tmp_path):
+    """Else a node's disk is filled to the brim, and other jobs on it die."""
+    made = written(store, table(3)[0])
+    huge = replace(made, shards=(replace(made.shards[0], size=10**18),))
+    with pytest.raises(PackError) as error:
+        open_rows(huge, store, tmp_path / "cache")
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    for word in (str(tmp_path / "cache"), f"{10**18} bytes are needed", " are free", "set pipeline.cache_dir"):
+        assert word in message
+    assert store.requests["get"] == 0
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from trainer.storage.s3 import FolderStore
+from trainer.records import Pack, Shard
+from trainer.data.shards import PackError, open_rows
+storage, cache, key, size, sha256, limit = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+pack = Pack("0123456789abcdef" * 4, ("a", "b"), (8, 10, 3), (Shard(key, 3, int(size), sha256),), 3)
+try:
+    print("opened", open_rows(pack, FolderStore(storage), Path(cache)).images.shape)
+except PackError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_during_the_download(store, tmp_path):
+    """Else a traceback of the storage library is all that a user sees, and half a shard stays on the full disk."""
+    (shard,) = written(store, table(3)[0]).shards
+
+    def run(limit: int) -> str:
+        arguments = [str(store.root), str(tmp_path / "cache"), shard.key, str(shard.size), shard.sha256, str(limit)]
+        done = subprocess.run([sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return done.stdout
+
+    message = run(shard.size - 1)  # the last byte cannot be written
+    assert len(message.splitlines()) == 1
+    for word in (str(tmp_path / "cache"), "the disk is full", f"{shard.size} bytes are needed", "pipeline.cache_dir"):
+        assert word in message
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["lock"]
+    assert run(shard.size) == "opened (3, 8, 10, 3)\n"
+
+
+def test_a_full_disk_while_packing(store, monkeypatch, tmp_path):
+    """Else packing ends with a traceback of Arrow's when the temporary folder is small."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    rows, _ = table(30)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(PackError, match=r"the disk is full: \d+ bytes are needed, .* set TMPDIR"):
+            written(store, rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_folder_that_cannot_be_made(store, tmp_path):
+    """Else a mistyped pipeline.cache_dir is a traceback."""
+    made = written(store, table(3)[0])
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(PackError, match=r"cannot be written \(Not a directory\): set pipeline.cache_dir"):
+        open_rows(made, store, tmp_path / "file" / "cache")

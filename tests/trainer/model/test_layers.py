@@ -1,0 +1,96 @@
+"""The layers against Keras' own."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.model.layers import BatchNormalization, Dropout, Place
+
+
+def _images(shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).gamma(2.0, 2.0, shape).astype(dtype)
+
+
+def _both(ours, shape, training=True):
+    """Runs Keras' layer and `ours` with the same weights; output, gradients and moving statistics of each."""
+    x, results = tf.constant(_images(shape)), []
+    weight = tf.constant(np.random.default_rng(1).normal(size=shape).astype(np.float32))
+    for layer in (keras.layers.BatchNormalization(axis=ours.axis, momentum=0.9), ours):
+        layer.build(shape)
+        channels = shape[layer.axis]
+        generator = np.random.default_rng(2)
+        layer.set_weights([generator.uniform(0.5, 2, channels).astype(np.float32) for _ in range(4)])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=training)
+            loss = tf.reduce_sum(y * weight)
+        gradients = tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
+        results.append([y, *gradients, layer.moving_mean.value, layer.moving_variance.value])
+    return results
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 5, 3), (16, 7)])
+@pytest.mark.parametrize("reduce", [None, lambda total: total], ids=["fused", "synchronized"])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalization_is_kerass(shape, reduce, training):
+    """Models trained here would differ from the same model trained by Keras."""
+    theirs, ours = _both(BatchNormalization(momentum=0.9, reduce=reduce), shape, training)
+    for name, a, b in zip(("output", "dx", "dgamma", "dbeta", "mean", "variance"), theirs, ours, strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("reduce", [None, lambda total: total], ids=["fused", "synchronized"])
+def test_batch_normalization_channels_first(reduce):
+    """A channels_first network would be normalized over the wrong axis."""
+    theirs, ours = _both(BatchNormalization(axis=1, momentum=0.9, reduce=reduce), (8, 3, 6, 5))
+    for a, b in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("offset", [0, 100])
+def test_the_variance_survives_an_offset(offset):
+    """A channel far from zero (here 25 deviations) would get a wrong or negative variance: squares and sums cancel."""
+    layer = BatchNormalization(momentum=0.5, reduce=lambda total: total)
+    x = _images((64, 4, 4, 2)) + offset
+    layer(x, training=True)
+    expected = 0.5 + 0.5 * x.astype(np.float64).var((0, 1, 2))
+    np.testing.assert_allclose(layer.moving_variance, expected, rtol=1e-3)
+
+
+def test_batch_normalization_takes_low_precision():
+    """mixed_bfloat16 would fail, or keep its statistics in low precision."""
+    layer = BatchNormalization(dtype="mixed_bfloat16")
+    y = layer(tf.cast(_images((8, 4, 4, 3)), tf.bfloat16), training=True)
+    assert y.dtype == tf.bfloat16
+    assert layer.moving_mean.dtype == "float32"
+
+
+def _mask(rank, size, step, batch, features, rate=0.5, seed=7, index=0):
+    layer = Dropout(rate, place=Place(seed, rank, tf.Variable(step, dtype=tf.int64)), index=index)
+    part = batch // size
+    return layer(tf.ones((part, *features)), training=True).numpy()
+
+
+@pytest.mark.parametrize("features", [(64,), (4, 4, 16), (3, 3, 5)])
+def test_dropout_masks_do_not_depend_on_the_number_of_workers(features):
+    """One worker and four would draw different loss curves from the same seed."""
+    whole = _mask(0, 1, 3, 8, features)
+    for size in (2, 4, 8):
+        parts = np.concatenate([_mask(rank, size, 3, 8, features) for rank in range(size)])
+        np.testing.assert_array_equal(parts, whole)
+
+
+def test_dropout_masks_change_with_step_layer_and_seed():
+    """The same units would be dropped at every step, or in every layer alike."""
+    base = _mask(0, 1, 3, 8, (64,))
+    assert (base != _mask(0, 1, 4, 8, (64,))).mean() > 0.3
+    assert (base != _mask(0, 1, 3, 8, (64,), index=1)).mean() > 0.3
+    assert (base != _mask(0, 1, 3, 8, (64,), seed=8)).mean() > 0.3
+
+
+def test_dropout_keeps_the_expectation():
+    """Activations would be too large or too small in training compared with inference."""
+    mask = _mask(0, 1, 0, 100, (10, 100), rate=0.25)
+    assert set(np.unique(mask).round(4)) == {0.0, np.float32(1.3333)}
+    assert abs(mask.mean() - 1) < 0.01

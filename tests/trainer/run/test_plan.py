@@ -1,0 +1,69 @@
+"""The dry run."""
+
+import json
+
+import pytest
+
+from jobs import train
+from tests.support import jobs
+from trainer import config
+from trainer.data.pack import images_of
+from trainer.data.shards import folder_name
+from trainer.model import question
+from trainer.run.plan import parameters
+from trainer.storage import open_store, results
+
+
+def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, capsys):
+    """Somebody who asks first would have written to the bucket already, or would not learn what the job is about to do."""
+    jobs.put_images(str(tmp_path), images=60)
+    configuration = jobs.write_config(tmp_path, str(tmp_path), workers=2)
+    before = sorted(tmp_path.rglob("*"))
+    assert train.main(["--config", str(configuration), "--set", "run.name=first", "--dry-run"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    shown = capsys.readouterr().out
+    for part in (
+        "first in",
+        "60 images",
+        "authentic 30, fake 30",
+        "30% for validation",
+        "about 42 to train on",
+        "4 epochs of 1 steps",
+        "2, 16 images",
+    ):
+        assert part in shown
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
+    """It would promise epochs of 0 steps, and the run end with an error."""
+    jobs.put_images(str(tmp_path), images=60)
+    configuration = jobs.write_config(tmp_path, str(tmp_path))
+    assert train.main(["--config", str(configuration), "--set", "training.batch_size=64", "--dry-run"]) == 2
+    assert "training.batch_size = 64 is larger than the training set of about 42 images" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_a_run_that_is_there(tmp_path, capsys):
+    """It would promise to resume what the run refuses, or describe other images than those that the run began with."""
+    jobs.put_images(str(tmp_path), images=60)
+    path = jobs.write_config(tmp_path, str(tmp_path))
+    settings = config.load(path)
+    storage = open_store(settings.run.storage, settings.s3)
+    digest = images_of("first", settings, storage, None).digest
+    results.put_run(storage, "first", {"config": settings.digestible(), "manifest": digest, "environment": {}})
+    dry = ["--config", str(path), "--set", "run.name=first", "--dry-run"]
+    assert train.main([*dry, "--set", "training.batch_size=8"]) == 2
+    assert "first was started with training.batch_size = 32, now it is 8" in capsys.readouterr().err
+    jobs.put_images(str(tmp_path), images=64)
+    assert train.main(dry) == 2
+    assert "began with other images" in capsys.readouterr().err
+    shape = (*settings.data.image_size, 3)
+    made = {"digest": digest, "classes": ["authentic", "fake"], "image_shape": shape, "shards": [], "images": 59, "quarantined": []}
+    storage.put(f"shards/{folder_name(digest, shape)}/pack.json", json.dumps(made).encode())
+    assert train.main(dry) == 0
+    assert "59 images, packed when the run began" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((64, 64, 3), 2), ((33, 50, 1), 5)])
+def test_the_parameters_are_counted_as_keras_does(shape, classes):
+    """The memory that a dry run promises would be wrong."""
+    assert parameters(shape, classes) == question.build(shape, classes, config.Model(), seed=0).count_params()

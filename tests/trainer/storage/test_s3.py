@@ -1,0 +1,293 @@
+"""trainer.storage.s3 against SeaweedFS, and against answers that go wrong on the way."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, IncompleteReadError, NoCredentialsError
+
+from jobs.demo.s3_server import ObjectStore
+from tests.support.faultproxy import FaultProxy, Kind
+from trainer.config import S3
+from trainer.storage import Exists, NotFound, Store, StoreError, open_store, s3
+from trainer.storage.s3 import S3Store
+from trainer.storage.store import PART
+
+DATA = b"0123456789" * 10
+
+
+@pytest.fixture
+def proxy(object_store: ObjectStore) -> Iterator[FaultProxy]:
+    with FaultProxy(object_store.endpoint_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def shaky(proxy: FaultProxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """A store behind the proxy, holding one object. It retries quickly."""
+    monkeypatch.setattr(s3, "_FIRST_DELAY", 0.02)
+    store = S3Store(bucket, S3(max_attempts=3, endpoint_url=proxy.url))
+    store.put("key", DATA)
+    return store
+
+
+@pytest.fixture
+def impatient(shaky: S3Store, proxy: FaultProxy) -> S3Store:
+    """The same, waiting only briefly for an answer."""
+    return S3Store(shaky.url, S3(max_attempts=3, read_timeout=0.5, endpoint_url=proxy.url))
+
+
+def message(error: pytest.ExceptionInfo[StoreError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_may_pass_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job on a cluster would end for good in a short outage; or try a misspelled bucket again and again."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    store = S3Store("s3://bucket", S3(endpoint_url="http://127.0.0.1:9", region="us-east-1"))
+
+    def answer(status: int, code: str) -> ClientError:
+        return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+
+    passing = [
+        answer(503, "SlowDown"),
+        EndpointConnectionError(endpoint_url="http://127.0.0.1:9"),
+        IncompleteReadError(actual_bytes=1, expected_bytes=2),
+    ]
+    lasting = [answer(403, "AccessDenied"), answer(404, "NoSuchBucket"), answer(403, "SignatureDoesNotMatch"), NoCredentialsError()]
+    assert [store._explain(error, "where").transient for error in passing] == [True] * 3
+    assert [store._explain(error, "where").transient for error in lasting] == [False] * 4
+
+
+def test_credentials_of_the_usual_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who logs in by profile or single sign-on would be told that there are no credentials, and the bucket not be looked at."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    assert not s3.has_credentials()
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = id\naws_secret_access_key = key\n")
+    assert s3.has_credentials()
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StoreError, match=r"AWS credentials: .*nobody") as error:
+        s3.has_credentials()
+    message(error)
+
+
+@pytest.mark.integration
+class TestS3:
+    def test_listing_of_several_pages_is_sorted(self, bucket: str) -> None:
+        """Of a bucket only the first 1000 images would be trained on, or the manifest would change with the server."""
+        store = open_store(bucket, S3())
+        keys = sorted(f"{'a' if number % 2 else 'a-b/c'}/{number:04d}" for number in range(1010))
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda key: store.put(key, b""), keys))
+        assert [entry.key for entry in store.list()] == keys
+        assert store.requests["ListObjectsV2"] == 2
+
+    @pytest.mark.usefixtures("object_store")
+    def test_no_such_bucket(self, tmp_path: Path) -> None:
+        """A misspelled bucket would look like an empty one, or like a run that was never packed."""
+        (tmp_path / "file").write_bytes(b"data")
+        store = open_store("s3://no-such-bucket/prefix", S3())
+        for operation in OPERATIONS.values():
+            with pytest.raises(StoreError, match=r"s3://no-such-bucket/prefix/.*no such bucket: create it") as error:
+                operation(store, tmp_path / "file")
+            assert not isinstance(error.value, NotFound)
+            message(error)
+
+    @pytest.mark.parametrize(
+        ("variable", "advice"),
+        [
+            ("AWS_ACCESS_KEY_ID", "the server does not know this access key: check AWS_ACCESS_KEY_ID"),
+            ("AWS_SECRET_ACCESS_KEY", "the secret key is wrong: check AWS_SECRET_ACCESS_KEY"),
+        ],
+    )
+    def test_wrong_credentials(
+        self, bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, advice: str, tmp_path: Path
+    ) -> None:
+        """The user would search the network or the bucket for what is wrong with a key."""
+        (tmp_path / "file").write_bytes(b"data")
+        monkeypatch.setenv(variable, "wrong")
+        store = open_store(bucket, S3())
+        for operation in OPERATIONS.values():
+            with pytest.raises(StoreError, match=advice) as error:
+                operation(store, tmp_path / "file")
+            message(error)
+
+    def test_reading_needs_no_right_to_write(self, object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Data could not be shared read-only; or the user would not be told which right is missing."""
+        open_store(bucket, S3()).put("key", b"data")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", object_store.reader_access_key)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", object_store.reader_secret_key)
+        store = open_store(bucket, S3())
+        assert [store.get(entry.key) for entry in store.list()] == [b"data"]
+        with pytest.raises(StoreError, match=r"do not permit it.*AccessDenied for PutObject") as error:
+            store.put("key", b"")
+        message(error)
+
+    def test_no_credentials(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A job without its secret would end in a traceback."""
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(StoreError, match="no credentials found: set AWS_ACCESS_KEY_ID") as error:
+            list(open_store(bucket, S3()).list())
+        message(error)
+
+    def test_unreachable(self, bucket: str) -> None:
+        """A wrong address would end in a traceback, or be tried forever."""
+        store = open_store(bucket, S3(endpoint_url="http://127.0.0.1:9", max_attempts=2))
+        with pytest.raises(StoreError, match=r"http://127.0.0.1:9 cannot be reached, tried 2 times.*s3\.endpoint_url") as error:
+            store.get("key")
+        message(error)
+        assert (store.requests["GetObject"], store.retries, store.errors) == (2, 1, 1)
+
+    def test_malformed_endpoint(self, bucket: str) -> None:
+        """A server's address without http:// would end in a traceback."""
+        with pytest.raises(StoreError, match=r"Invalid endpoint: localhost:8333: write s3\.endpoint_url") as error:
+            open_store(bucket, S3(endpoint_url="localhost:8333")).get("key")
+        message(error)
+
+
+OPERATIONS: dict[str, Callable[[Store, Path], Any]] = {
+    "list": lambda store, _: list(store.list()),
+    "get": lambda store, _: store.get("key"),
+    "put": lambda store, _: store.put("other", b"data", if_absent=True),
+    "upload": lambda store, file: store.upload("other", file),
+    "download": lambda store, file: store.download("key", file.with_name("copy")),
+}
+
+
+@pytest.mark.integration
+class TestFaults:
+    def test_a_burst_of_503_is_survived(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
+        """A moment's overload of the server would end a training of hours."""
+        (tmp_path / "file").write_bytes(b"data")
+        for operation in OPERATIONS.values():
+            proxy.inject("status", times=2, status=503)
+            operation(shaky, tmp_path / "file")
+        assert (shaky.retries, shaky.errors) == (2 * len(OPERATIONS), 0)
+
+    @pytest.mark.parametrize("kind", ["hang", "cut", "stall", "lose"])
+    def test_reads_survive_a_broken_answer(self, impatient: S3Store, proxy: FaultProxy, kind: Kind, tmp_path: Path) -> None:
+        """A dropped connection would end the training, or half an image would be taken for a whole one."""
+        for read, expected in [
+            (lambda: [entry.key for entry in impatient.list()], ["key"]),
+            (lambda: impatient.get("key", 20, 90), DATA[20:90]),
+            (lambda: impatient.download("key", tmp_path / "copy"), None),
+        ]:
+            proxy.seen.clear()
+            proxy.inject(kind)
+            assert read() == expected
+            assert len(proxy.seen) > 1
+        assert (tmp_path / "copy").read_bytes() == DATA
+
+    @pytest.mark.parametrize("kind", ["hang", "lose"])
+    def test_writes_survive_a_lost_answer(self, impatient: S3Store, proxy: FaultProxy, kind: Kind) -> None:
+        """A checkpoint would be given up although the server is well again a second later."""
+        proxy.inject(kind)
+        impatient.put("new", b"data")
+        assert impatient.get("new") == b"data"
+
+    def test_a_conditional_put_whose_answer_was_lost_has_won(self, shaky: S3Store, proxy: FaultProxy) -> None:
+        """A run would lose against itself, and its last checkpoint would never be committed."""
+        proxy.inject("lose")
+        shaky.put("lease", b"mine", if_absent=True)
+        assert shaky.get("lease") == b"mine"
+
+    def test_a_conditional_put_that_lost_on_its_second_try_has_lost(self, shaky: S3Store, proxy: FaultProxy) -> None:
+        """Two live runs could take the same name when the server is shaky."""
+        shaky.put("lease", b"theirs")
+        proxy.inject("lose")
+        with pytest.raises(Exists):
+            shaky.put("lease", b"mine", if_absent=True)
+        assert shaky.get("lease") == b"theirs"
+
+    def test_a_permanent_500_is_given_up_with_one_line(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
+        """A job would hang on a broken server, or end in a traceback."""
+        (tmp_path / "file").write_bytes(b"data")
+        proxy.inject("status", times=1000, status=500)
+        for operation in OPERATIONS.values():
+            proxy.seen.clear()
+            with pytest.raises(StoreError, match=r"with 500 \w*, tried 3 times: wait .* or raise s3\.max_attempts") as error:
+                operation(shaky, tmp_path / "file")
+            assert proxy.url in message(error)
+            assert len(proxy.seen) in (3, 6)
+        assert not (tmp_path / "copy").exists()
+
+    @pytest.mark.parametrize(
+        ("kind", "advice"), [("cut", "broke off its answer, tried 3 times"), ("stall", r"sent nothing for 0\.5 s, tried 3 times")]
+    )
+    def test_a_body_that_always_breaks_is_given_up(
+        self, impatient: S3Store, proxy: FaultProxy, kind: Kind, advice: str, tmp_path: Path
+    ) -> None:
+        """A job would try forever, or keep half an object."""
+        proxy.inject(kind, times=1000)
+        for operation in (OPERATIONS["get"], OPERATIONS["download"]):
+            with pytest.raises(StoreError, match=advice) as error:
+                operation(impatient, tmp_path / "file")
+            message(error)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_object_that_changes_while_it_is_read(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
+        """A file put together from two versions would be taken for one of them."""
+        shaky.put("large", bytes(PART + 1))
+
+        def overwrite(*_: str) -> bool:
+            if len(proxy.seen) == 2:  # the first part was read, the second is asked for
+                open_store(shaky.url, S3()).put("large", b"1" * (PART + 1))
+            return False
+
+        proxy.seen.clear()
+        proxy.inject("hang", matches=overwrite)
+        with pytest.raises(StoreError, match="changed while it was being read: try again"):
+            shaky.download("large", tmp_path / "copy")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_failed_upload_leaves_nothing(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
+        """Parts of uploads that failed would be paid for, unseen, for ever."""
+        (tmp_path / "large").write_bytes(bytes(PART + 1))
+        proxy.inject("status", times=1000, status=500, matches=lambda _, path: "partNumber=2" in path)
+        with pytest.raises(StoreError, match="UploadPart with 500"):
+            shaky.upload("large", tmp_path / "large")
+        assert ("DELETE", 1) in [(method, path.count("uploadId")) for method, path in proxy.seen]
+        assert not shaky.client.list_multipart_uploads(Bucket=shaky.bucket, Prefix=shaky.prefix).get("Uploads")
+        assert [entry.key for entry in shaky.list()] == ["key"]
+
+
+class TestOpenStore:
+    def test_urls(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A URL that is documented would not work."""
+        monkeypatch.chdir(tmp_path)
+        assert open_store("s3://bucket-1", S3()).url == "s3://bucket-1"
+        assert open_store("s3://bucket-1/a/b/", S3()).url == "s3://bucket-1/a/b"
+        assert open_store("data/images", S3()).url == str(tmp_path / "data/images")
+        assert open_store(f"file://{tmp_path}/with%20blank", S3()).url == f"{tmp_path}/with blank"
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "",
+            "  ",
+            "s3:/bucket",
+            "s3:bucket",
+            "s3://",
+            "s3:///prefix",
+            "s3://b",
+            "s3://a b/c",
+            "gs://bucket",
+            "file://relative",
+            "http://x/y",
+        ],
+    )
+    def test_malformed_urls(self, url: str) -> None:
+        """A typing error would make a folder of that name, or end in a traceback."""
+        with pytest.raises(StoreError, match="write s3://bucket/prefix") as error:
+            open_store(url, S3())
+        message(error)

@@ -1,0 +1,338 @@
+import math
+import re
+import subprocess
+import threading
+import time
+import urllib.request
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from spikewise.records import Cause, Diagnosis, Overfitting, Spike
+from trainer.epoch import EpochReport
+from trainer.metrics import METRICS, STATES, Exporter, MetricsError
+from trainer.storage.checkpoint import Stats
+
+
+def report(epoch: int = 1, **changes: float) -> EpochReport:
+    values: dict[str, Any] = {
+        "epoch": epoch,
+        "step": epoch * 10,
+        "train_loss": 0.7,
+        "train_accuracy": 0.6,
+        "train_loss_inference": 0.65,
+        "validation_loss": 0.8,
+        "validation_accuracy": 0.55,
+        "learning_rate": 1e-4,
+        "gradient_norm": 2.0,
+        "update_norm": 0.1,
+        "images_per_second": 300.0,
+        "input_wait": 0.25,
+        "step_seconds": 0.1,
+        "seconds": 12.0,
+    }
+    return EpochReport(**{**values, **changes})
+
+
+def filled() -> Exporter:
+    """An exporter in which every metric has a value."""
+    exporter = Exporter()
+    exporter.describe_run(run="a-run", model="cnn", precision="float32", epochs=4, workers=2)
+    exporter.describe_data(train=320, validation=80, quarantined=1)
+    exporter.enter("training")
+    exporter.update(report(), best=report(), images=320, input_waits=[0.1, 0.25])
+    exporter.update_checkpoint(Stats(step=10, committed=1.7e9, seconds=0.5, failures=1, last_error="full"))
+    exporter.update_object_store("driver", requests={"get": 5, "put": 2}, retries=3, errors=1)
+    exporter.begin(1, steps=0, images=0)
+    exporter.update_spikes([a_diagnosis("few_examples", 3)])
+    exporter.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("unexplained", 4)])
+    exporter.enter("completed")
+    return exporter
+
+
+def a_diagnosis(cause: str, epoch: int) -> Diagnosis:
+    spike = Spike(epoch, 1.0, 0.6, 0.05, 0.2, 0.4, 0.3, 0.5, 0.05, 80)
+    return Diagnosis(spike, (Cause(cause, 0.75, 0.6, 0.9, "seen.", "do."),))
+
+
+def value(exporter: Exporter, name: str, **labels: str) -> float | None:
+    return exporter.registry.get_sample_value(name, labels)
+
+
+def scrape(port: int, path: str = "/metrics") -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        return answer.read().decode()
+
+
+def test_every_metric_of_the_table_is_exported_with_its_labels() -> None:
+    """Dashboards and alerts written from the table would show nothing for a metric that no code ever sets."""
+    families = {family.name: family for family in filled().registry.collect()}
+    assert families.keys() == {name.removesuffix("_total") for name in METRICS}
+    for name, metric in METRICS.items():
+        family = families[name.removesuffix("_total")]
+        assert (family.type, family.documentation) == (metric.type, metric.help)
+        for sample in family.samples:
+            assert sample.name == name
+            assert tuple(sample.labels) == metric.labels
+
+
+def test_names_carry_type_and_unit() -> None:
+    """Whoever reads a graph takes seconds and shares from the name."""
+    for name, metric in METRICS.items():
+        assert re.fullmatch(r"trainer_[a-z0-9_]+", name)
+        assert name.endswith("_total") == (metric.type == "counter")
+        assert metric.unit not in ("seconds", "ratio") or name.endswith(f"_{metric.unit}")
+
+
+@pytest.mark.prometheus
+def test_promtool_has_nothing_to_say() -> None:
+    """Prometheus' own linter knows the conventions that tools and people rely on."""
+    exporter = filled()
+    port = exporter.serve("127.0.0.1", 0)
+    try:
+        linted = subprocess.run(["promtool", "check", "metrics"], input=scrape(port), capture_output=True, text=True, timeout=60)
+    finally:
+        exporter.close()
+    assert (linted.returncode, linted.stdout + linted.stderr) == (0, "")
+
+
+def test_values_of_an_epoch() -> None:
+    """The dashboard must show the numbers of the report, each under its own split and rank."""
+    exporter = filled()
+    assert value(exporter, "trainer_loss", split="train") == 0.7
+    assert value(exporter, "trainer_loss", split="train_inference") == 0.65
+    assert value(exporter, "trainer_loss", split="validation") == 0.8
+    assert value(exporter, "trainer_accuracy_ratio", split="validation") == 0.55
+    assert value(exporter, "trainer_progress_ratio") == 0.25
+    assert value(exporter, "trainer_eta_seconds") == 36
+    assert value(exporter, "trainer_steps_total") == 10
+    assert value(exporter, "trainer_images_processed_total") == 320
+    assert value(exporter, "trainer_worker_input_wait_ratio", rank="1") == 0.25
+    assert value(exporter, "trainer_dataset_images", split="validation") == 80
+    assert value(exporter, "trainer_object_store_requests_total", operation="get") == 5
+    assert value(exporter, "trainer_object_store_retries_total") == 3
+    assert value(exporter, "trainer_checkpoint_failures_total") == 1
+
+
+def test_one_state_at_a_time() -> None:
+    """`trainer_state == 1` must name the state the run is in."""
+    exporter = Exporter()
+    for state in STATES:
+        exporter.enter(state)
+        assert {other: value(exporter, "trainer_state", state=other) for other in STATES} == {
+            other: float(other == state) for other in STATES
+        }
+
+
+def test_a_failed_run_has_no_success() -> None:
+    """An alert on a job that has not succeeded for days must not be silenced by one that failed."""
+    exporter = Exporter()
+    exporter.enter("failed")
+    assert value(exporter, "trainer_last_success_timestamp_seconds") is None
+    exporter.enter("completed")
+    assert value(exporter, "trainer_last_success_timestamp_seconds") is not None
+
+
+def test_a_diverged_loss_is_shown_as_it_is() -> None:
+    """Divergence must be visible: a NaN or infinite loss is legal in Prometheus and is not hidden behind the last good one."""
+    exporter = filled()
+    exporter.update(report(2, validation_loss=math.nan, train_loss=math.inf), best=report(), images=640)
+    assert math.isnan(value(exporter, "trainer_loss", split="validation") or 0)
+    assert value(exporter, "trainer_loss", split="train") == math.inf
+    assert value(exporter, "trainer_best_validation_loss") == 0.8
+    assert b"NaN" in generate_latest(exporter.registry)
+
+
+def test_a_repeated_epoch_lowers_no_counter() -> None:
+    """Prometheus would take a lower counter for a restart of the job and count the repeated steps twice."""
+    exporter = filled()
+    exporter.update(report(3), best=report(), images=960)
+    exporter.update(report(2), best=report(), images=640)
+    assert value(exporter, "trainer_epoch") == 2
+    assert value(exporter, "trainer_steps_total") == 30
+    assert value(exporter, "trainer_images_processed_total") == 960
+
+
+def test_restarts_of_earlier_processes_are_no_news() -> None:
+    """An alert on restarts would fire for a run resumed after weeks, or stay silent when its pods are replaced one by one: the
+    series must begin where the run stands, and grow by what happens to it."""
+    exporter = Exporter()
+    assert value(exporter, "trainer_restarts_total") is None
+    exporter.begin(0, steps=0, images=0)
+    assert value(exporter, "trainer_restarts_total") == 0
+    assert value(exporter, "trainer_restart_timestamp_seconds") is None
+    exporter.begin(1, steps=0, images=0)
+    exporter.begin(0, steps=0, images=0)
+    assert value(exporter, "trainer_restarts_total") == 1
+    resumed = Exporter()
+    resumed.begin(7, steps=500, images=16_000)
+    assert value(resumed, "trainer_restarts_total") == 7
+    assert time.time() - (value(resumed, "trainer_restart_timestamp_seconds") or 0) < 60
+
+
+def test_steps_of_earlier_processes_are_no_rate() -> None:
+    """A driver that is started again would show thousands of steps a second: all those of before, since its first scrape."""
+    exporter = Exporter()
+    names = {"trainer_steps_total": 500, "trainer_images_processed_total": 16_000}
+    assert all(value(exporter, name) is None for name in names)
+    exporter.begin(1, steps=500, images=16_000)
+    assert {name: value(exporter, name) for name in names} == names
+    exporter.begin(2, steps=490, images=15_680)
+    assert {name: value(exporter, name) for name in names} == names
+
+
+def test_events_carry_the_time_at_which_they_happened() -> None:
+    """The dashboard marks spikes and the best epoch at these times: those of its past would move to a restart."""
+    exporter = Exporter()
+    name = "trainer_validation_spike_timestamp_seconds"
+    exporter.update_spikes([a_diagnosis("few_examples", 3)])
+    assert value(exporter, name, cause="few_examples") is None
+    exporter.update(report(5), best=report(2), images=320)
+    assert value(exporter, "trainer_best_timestamp_seconds") is None
+    exporter.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("few_examples", 6)])
+    exporter.update(report(6), best=report(6), images=320)
+    assert time.time() - (value(exporter, name, cause="few_examples") or 0) < 60
+    assert time.time() - (value(exporter, "trainer_best_timestamp_seconds") or 0) < 60
+
+
+def test_overfitting_is_a_number_of_epochs() -> None:
+    """The alert on overfitting would never fire, or never end."""
+    exporter = filled()
+    exporter.update(report(9), best=report(2), images=640, overfitting=Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.3))
+    assert value(exporter, "trainer_overfitting_epochs") == 7
+    exporter.update(report(10), best=report(2), images=640)
+    assert value(exporter, "trainer_overfitting_epochs") == 0
+
+
+def test_packing_is_progress() -> None:
+    """Packing a large data set takes hours: an alert would say that the run hangs."""
+    exporter = Exporter()
+    began = value(exporter, "trainer_last_progress_timestamp_seconds") or 0
+    exporter.note_progress()
+    assert (value(exporter, "trainer_last_progress_timestamp_seconds") or 0) > began
+
+
+def test_counts_of_processes_add_up_over_restarts() -> None:
+    """A replaced worker counts its requests and failed saves from zero; what the first one counted must not be lost."""
+    exporter = Exporter()
+    for process, total in (("driver", 5), ("worker 0", 7), ("worker 0", 9), ("worker 0", 2), ("driver", 6)):
+        exporter.update_object_store(process, requests={"get": total}, retries=0, errors=0)
+    assert value(exporter, "trainer_object_store_requests_total", operation="get") == 6 + 9 + 2
+    for failures in (0, 2, 1):
+        exporter.update_checkpoint(Stats(failures=failures))
+    assert value(exporter, "trainer_checkpoint_failures_total") == 3
+    assert value(exporter, "trainer_checkpoint_step") is None
+
+
+def test_ranks_of_a_smaller_group_disappear() -> None:
+    """After a restart with fewer workers a rank that is gone must not stay on the dashboard with its last value."""
+    exporter = filled()
+    exporter.update(report(2), best=report(), images=640, input_waits=[0.3])
+    assert value(exporter, "trainer_worker_input_wait_ratio", rank="1") is None
+
+
+def test_registries_are_separate() -> None:
+    """Two runs in one process (tests, notebooks) must not collide, nor leave anything in the library's global registry."""
+    mine = CollectorRegistry()
+    first, second = Exporter(mine), Exporter()
+    first.enter("training")
+    assert mine.get_sample_value("trainer_state", {"state": "training"}) == 1
+    assert value(second, "trainer_state", state="training") == 0
+    assert not any(family.name.startswith("trainer_") for family in REGISTRY.collect())
+
+
+def test_port_in_use_is_said_in_one_line() -> None:
+    """Two runs on a laptop: the second must be told what to change, not shown a traceback."""
+    first, second = Exporter(), Exporter()
+    port = first.serve("127.0.0.1", 0)
+    try:
+        with pytest.raises(MetricsError, match=rf"127\.0\.0\.1:{port} cannot be opened: .*in use.*metrics\.port") as caught:
+            second.serve("127.0.0.1", port)
+        assert "\n" not in str(caught.value)
+    finally:
+        first.close()
+
+
+def test_waits_for_a_scrape_that_began_after_the_last_update() -> None:
+    """The job ends when this returns: an older scrape, or a look at another path, must not count, or the last epoch is lost."""
+    exporter = filled()
+    port = exporter.serve("127.0.0.1", 0)
+    try:
+        assert not exporter.scraped
+        scrape(port)
+        assert exporter.scraped
+        exporter.enter("completed")
+        scrape(port, "/healthz")
+        assert not exporter.wait_for_scrape(0.05)
+        waiting = threading.Event()
+        answers: list[bool] = []
+
+        def wait() -> None:
+            waiting.set()
+            answers.append(exporter.wait_for_scrape(60))
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        waiting.wait()
+        assert 'trainer_state{state="completed"} 1.0' in scrape(port)
+        thread.join()
+        assert answers == [True]
+        assert exporter.wait_for_scrape(0)
+    finally:
+        exporter.close()
+
+
+def test_a_scrape_that_began_before_the_update_does_not_count() -> None:
+    """A slow scrape that already holds the old values must not end the job."""
+    exporter = Exporter()
+    in_scrape, may_go_on = threading.Event(), threading.Event()
+
+    class Slow(Collector):
+        def collect(self) -> list[Metric]:
+            in_scrape.set()
+            may_go_on.wait()
+            return []
+
+    exporter.registry.register(Slow())
+    port = exporter.serve("127.0.0.1", 0)
+    try:
+        thread = threading.Thread(target=scrape, args=[port])
+        thread.start()
+        in_scrape.wait()
+        exporter.enter("completed")
+        may_go_on.set()
+        thread.join()
+        assert not exporter.wait_for_scrape(0.05)
+        scrape(port)
+        assert exporter.wait_for_scrape(60)
+    finally:
+        may_go_on.set()
+        exporter.close()
+
+
+def test_nobody_waits_where_nobody_scrapes() -> None:
+    """On a laptop without Prometheus the command must end with the training, not a minute later."""
+    exporter = filled()
+    assert not exporter.wait_for_scrape(1000)
+    exporter.serve("127.0.0.1", 0)
+    try:
+        exporter._served_since -= 1000
+        assert not exporter.wait_for_scrape(1000)
+    finally:
+        exporter.close()
+
+
+def test_spikes_are_counted_by_cause_and_never_uncounted() -> None:
+    """An alert on unexplained spikes would not fire, or fire again each time a verdict changes."""
+    exporter = filled()
+    name = "trainer_validation_spikes_total"
+    assert value(exporter, name, cause="few_examples") == 1
+    assert value(exporter, name, cause="unexplained") == 1
+    assert value(exporter, name, cause="overshoot") == 0
+    assert value(exporter, "trainer_validation_spike_epoch") == 4
+    exporter.update_spikes([a_diagnosis("divergence", 3), a_diagnosis("unexplained", 4), a_diagnosis("unexplained", 9)])
+    assert [value(exporter, name, cause=cause) for cause in ("few_examples", "divergence", "unexplained")] == [1, 1, 2]

@@ -1,0 +1,93 @@
+"""The batches of one worker: which images, in which order, from memory or from the local disk.
+
+The order of an epoch is a function of (seed, epoch) alone, and a worker takes its consecutive part of every global batch; so the
+global batches are the same for any number of workers. Images that do not fill a last batch are left out of that epoch; the
+next epoch's order leaves out others.
+
+Shapes: N packed images, n training images, B images of a global batch, b of one worker's part, H W C one image.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from trainer import config
+from trainer.data import augmentation
+from trainer.data.order import epoch_generator, epoch_order
+from trainer.data.shards import PackedRows
+
+EVALUATION_BATCH = 128
+READ_AHEAD = 2
+"""Batches."""
+
+
+class Batch(NamedTuple):
+    """This worker's part of a global batch. `images` are pixels, or row numbers of a data set that is resident."""
+
+    images: tf.Tensor
+    """uint8 [b, H, W, C], or int64 [b] rows of the resident images."""
+    labels: tf.Tensor
+    """int32 [b]."""
+    changes: tf.Tensor
+    """int32 [b, 3]: mirror (0 or 1), shift down, shift right in pixels."""
+
+
+class Feed:
+    """One worker's view of the packed images."""
+
+    def __init__(self, rows: PackedRows, training: np.ndarray, settings: config.Config, *, rank: int, size: int) -> None:
+        """`training`: row numbers [n] of the training images."""
+        self.rows = rows
+        self.training = training
+        self.settings = settings
+        self.rank, self.size = rank, size
+        self.steps = len(training) // settings.training.batch_size
+        self.waited = 0.0
+        """Seconds that `batches` has kept its caller waiting, since it was last set to 0."""
+        self.resident = rows.images.nbytes <= settings.pipeline.memory_bytes
+
+    def load(self) -> tf.Tensor:
+        """All packed images, uint8 [N, H, W, C], on the GPU where there is one. Only when `resident`."""
+        return tf.constant(self.rows.images.take(np.arange(len(self.rows.labels))))
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This worker's part of the epoch's global batches from number `start` on."""
+        size, pipeline = self.settings.training.batch_size, self.settings.pipeline
+        generator = epoch_generator(self.settings.run.seed, epoch)
+        order = epoch_order(generator, len(self.training), size)
+        changes = augmentation.draw(generator, order.shape, flip=pipeline.flip, shift=pipeline.shift)
+        part = size // self.size
+        mine = slice(self.rank * part, (self.rank + 1) * part)
+        indices, changes = self.training[order[start:, mine]], changes[start:, mine]
+        images = indices if self.resident else self._read_ahead(indices)
+        began = time.perf_counter()
+        for batch in zip(images, self.rows.labels[indices], changes, strict=True):
+            tensors = Batch(*map(tf.constant, batch))
+            self.waited += time.perf_counter() - began
+            yield tensors
+            began = time.perf_counter()
+
+    def _read_ahead(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Row numbers [s, b] -> pixels uint8 [b, H, W, C] of each batch, read while the one before is trained on."""
+        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+            reads: deque[Future[np.ndarray]] = deque()
+            for rows in indices:
+                reads.append(reader.submit(self.rows.images.take, rows))
+                if len(reads) > READ_AHEAD:
+                    yield reads.popleft().result()
+            while reads:
+                yield reads.popleft().result()
+
+    def evaluation(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """This worker's share of `rows`: positions within `rows`, images (or resident row numbers) and labels of each batch.
+        The shares of all workers together hold every position once."""
+        mine = np.arange(len(rows))[self.rank :: self.size]
+        for begin in range(0, len(mine), EVALUATION_BATCH):
+            positions = mine[begin : begin + EVALUATION_BATCH]
+            images = rows[positions] if self.resident else self.rows.images.take(rows[positions])
+            yield positions, images, self.rows.labels[rows[positions]]

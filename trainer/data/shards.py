@@ -1,0 +1,255 @@
+"""The shards themselves: how packed rows are written to Arrow files, and read back from a local cache.
+
+Separation of concerns: trainer.data.pack decides what goes into shards and when a pack exists; this module owns their format
+(Arrow IPC, one uncompressed record batch, so that a file can be memory-mapped) and the local disk.
+
+Shapes: N images of all shards, n of one shard or one call, H W C one image (C = 3).
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.data.dataset import Pack, Shard
+from trainer.data.index import DataError
+from trainer.storage import NotFound, Store, StoreError
+
+SHARD_BYTES = 96_000_000
+"""Pixels of one shard; large enough for full download speed, small enough for the driver's memory."""
+TMPDIR, CACHE_DIR = "TMPDIR", "pipeline.cache_dir"
+"""What a user sets to have files elsewhere."""
+
+
+class PackError(DataError):
+    """The images cannot be packed, or the pack cannot be opened; one line that says why, and what to do."""
+
+
+class ShardWriter:
+    """Collects rows, and writes and uploads a shard whenever one is full."""
+
+    def __init__(self, storage: Store, folder: str, image_shape: tuple[int, int, int], classes: tuple[str, ...]) -> None:
+        self.storage, self.folder = storage, folder
+        self.metadata = {"shape": json.dumps(image_shape), "classes": json.dumps(classes)}
+        self.image_bytes = int(np.prod(image_shape))
+        self.capacity = max(1, SHARD_BYTES // self.image_bytes)
+        self.pixels = np.empty((0, self.image_bytes), np.uint8)  # [capacity, H*W*C] from the first row on
+        self.shards: list[Shard] = []
+        self._empty()
+
+    def _empty(self) -> None:
+        self.columns: dict[str, list[Any]] = {"label": [], "key": [], "group": [], "content": []}
+        self.rows = 0
+
+    def __enter__(self) -> Self:
+        with _disk(Path(tempfile.gettempdir()), 0, TMPDIR):
+            self.temporary = tempfile.TemporaryDirectory(prefix="spikewise-pack-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.temporary.cleanup()
+
+    def add(self, table: pa.Table) -> None:
+        """Copies the rows, so that Ray's shared memory is free for the next blocks."""
+        if len(table) and not len(self.pixels):
+            self.pixels = np.empty((self.capacity, self.image_bytes), np.uint8)
+        while len(table):
+            part = table.slice(0, self.capacity - self.rows).combine_chunks()
+            self.pixels[self.rows : self.rows + len(part)] = _bytes(part["image"].chunk(0))
+            for name, column in self.columns.items():
+                column += part[name].to_pylist()
+            self.rows += len(part)
+            if self.rows == self.capacity:
+                self._write()
+            table = table.slice(len(part))
+
+    def finish(self) -> list[Shard]:
+        if self.rows:
+            self._write()
+        return self.shards
+
+    def _write(self) -> None:
+        image_type = pa.binary(self.image_bytes)
+        pixels = pa.py_buffer(self.pixels[: self.rows])
+        batch = pa.record_batch(
+            {
+                "image": pa.FixedSizeBinaryArray.from_buffers(image_type, self.rows, [None, pixels]),
+                "label": pa.array(self.columns["label"], pa.int32()),
+                **{name: pa.array(self.columns[name], pa.string()) for name in ("key", "group", "content")},
+            }
+        ).replace_schema_metadata(self.metadata)
+        path = Path(self.temporary.name, "shard.arrow")
+        with _disk(path.parent, batch.nbytes, TMPDIR):
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+                writer.write_batch(batch)
+            size, sha256 = path.stat().st_size, _sha256(path)
+        key = f"{self.folder}/part-{len(self.shards):05}-{sha256[:16]}.arrow"
+        self.storage.upload(key, path)
+        self.shards.append(Shard(key, self.rows, size, sha256))
+        self._empty()
+
+
+class Images:
+    """The pixels of all shards, memory-mapped."""
+
+    def __init__(self, shards: list[np.ndarray], image_shape: tuple[int, int, int]) -> None:
+        self.shards = tuple(shards)
+        """Views uint8 [n, H, W, C] of the files, read-only."""
+        self._ends = np.cumsum([len(shard) for shard in shards])
+        self.shape = (int(self._ends[-1]), *image_shape)
+        """N H W C."""
+        self.nbytes = int(np.prod(self.shape))
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Copies rows [n] (any order, repeats allowed) into a new uint8 [n, H, W, C]. Raises IndexError."""
+        rows = np.asarray(rows)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows {rows.min()}..{rows.max()} of {len(self)}")
+        taken = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        shards = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(shards):
+            here = shards == number
+            taken[here] = self.shards[number][rows[here] - (self._ends[number] - len(self.shards[number]))]
+        return taken
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+class PackedRows:
+    """All rows of a pack, in order: shard after shard."""
+
+    def __init__(self, batches: list[pa.RecordBatch], image_shape: tuple[int, int, int]) -> None:
+        self._batches = batches
+        self.images = Images([_bytes(batch["image"]).reshape(-1, *image_shape) for batch in batches], image_shape)
+        self.labels = np.concatenate([batch["label"].to_numpy() for batch in batches])
+        """int32 [N]."""
+
+    @cached_property
+    def keys(self) -> list[str]:
+        return self._strings("key")
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Empty where an image stands for itself."""
+        return self._strings("group")
+
+    @cached_property
+    def contents(self) -> list[str]:
+        """Hashes of the original files."""
+        return self._strings("content")
+
+    def _strings(self, name: str) -> list[str]:
+        return [value for batch in self._batches for value in batch[name].to_pylist()]
+
+
+def _bytes(images: pa.FixedSizeBinaryArray) -> np.ndarray:
+    """View uint8 [n, H*W*C] of an Arrow column."""
+    width = images.type.byte_width
+    view = np.frombuffer(images.buffers()[1], np.uint8, count=len(images) * width, offset=images.offset * width)
+    return view.reshape(-1, width)
+
+
+def folder_name(digest: str, image_shape: tuple[int, ...]) -> str:
+    """Of a pack, in storage and in the cache."""
+    height, width = image_shape[:2]
+    return f"{digest[:16]}-{height}x{width}x3"
+
+
+def open_rows(pack: Pack, storage: Store, cache_dir: Path) -> PackedRows:
+    """Maps the shards into memory, after downloading those that `cache_dir` lacks, once per machine: workers that start together
+    wait for the first. Every file's checksum is verified; a torn or altered one is downloaded again.
+
+    Raises PackError when the disk is full or a shard is not what was packed; StoreError when the store fails.
+    """
+    folder = cache_dir.absolute() / folder_name(pack.digest, pack.image_shape)
+    paths = [folder / Path(shard.key).name for shard in pack.shards]
+    if _damaged(pack, paths):
+        _fetch(pack, paths, storage, folder)
+    batches = []
+    for path in paths:
+        with pa.memory_map(str(path)) as file:
+            batches.append(pa.ipc.open_file(file).get_batch(0))
+    return PackedRows(batches, pack.image_shape)
+
+
+def _damaged(pack: Pack, paths: list[Path]) -> list[tuple[Shard, Path]]:
+    """The shards whose files are missing or not what they should be."""
+    with ThreadPoolExecutor(4) as pool:
+        intact = list(pool.map(_intact, pack.shards, paths))
+    return [(shard, path) for shard, path, good in zip(pack.shards, paths, intact, strict=True) if not good]
+
+
+def _intact(shard: Shard, path: Path) -> bool:
+    with suppress(OSError):  # what cannot be read is as good as missing
+        return path.stat().st_size == shard.size and _sha256(path) == shard.sha256
+    return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(pack: Pack, paths: list[Path], storage: Store, folder: Path) -> None:
+    with _disk(folder, 0, CACHE_DIR):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
+        missing = _damaged(pack, paths)  # what another worker has not fetched meanwhile
+        for stray in set(folder.iterdir()) - set(paths) - {folder / "lock"} | {path for _, path in missing}:
+            stray.unlink(missing_ok=True)  # damaged, or left by a download that was killed
+        needed = sum(shard.size for shard, _ in missing)
+        if needed > shutil.disk_usage(folder).free:
+            raise _full(folder, needed, CACHE_DIR)
+        for shard, path in missing:
+            way_out = f"delete the folder {storage.url}/{Path(shard.key).parent} to pack the images again"
+            try:
+                with _disk(folder, needed, CACHE_DIR):
+                    storage.download(shard.key, path)
+            except NotFound as error:
+                raise NotFound(f"{error}, but was packed: {way_out}") from None
+            if not _intact(shard, path):
+                path.unlink()
+                raise PackError(f"{storage.url}/{shard.key} is not what was packed (its checksum differs): {way_out}")
+
+
+@contextmanager
+def _disk(folder: Path, needed: int, setting: str) -> Iterator[None]:
+    """Turns the errors of a local disk into a PackError of one line; `needed` in bytes."""
+    try:
+        yield
+    except (OSError, StoreError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__  # of a StoreError: what the store met
+        if cause is None:
+            raise
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _full(folder, needed, setting) from None
+        if isinstance(error, OSError):
+            raise PackError(
+                f"{folder}: cannot be written ({os.strerror(error.errno or 0)}): set {setting} to a folder that can be"
+            ) from None
+        raise
+
+
+def _full(folder: Path, needed: int, setting: str) -> PackError:
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    return PackError(
+        f"{folder}: the disk is full: {needed} bytes are needed, {free} are free: free some space, "
+        f"or set {setting} to a folder on a larger disk"
+    )

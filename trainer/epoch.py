@@ -1,0 +1,39 @@
+"""One epoch, as it is reported, exported and stored."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """One epoch, as reported, exported and stored. Losses are mean cross-entropy in nats per image."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Updates since the start of the run."""
+    train_loss: float
+    """As Keras reports it: mean over the epoch's batches, dropout on, weights moving."""
+    train_accuracy: float
+    train_loss_inference: float
+    """Of a fixed sample of training images after the epoch, in inference mode: comparable with `validation_loss`."""
+    validation_loss: float
+    validation_accuracy: float
+    learning_rate: float
+    gradient_norm: float
+    """L2 norm of the global gradient, mean over the epoch's steps."""
+    update_norm: float
+    """L2 norm of the change that one step makes to the trainable weights, mean over the epoch's steps."""
+    images_per_second: float
+    """Training only, all workers."""
+    input_wait: float
+    """Share of the training time that the slowest worker spent waiting for input, 0..1."""
+    step_seconds: float
+    """Mean duration of one step."""
+    seconds: float
+    """The whole epoch: training, evaluation, bookkeeping."""
+    restarts: int = 0
+    """How often the run had been resumed before this epoch ended."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

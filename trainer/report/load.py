@@ -1,0 +1,63 @@
+"""What a run has stored, read into a RunResult: everything that its report is made of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trainer import UserError
+from trainer.data.dataset import Pack, Split
+from trainer.data.order import epoch_generator, epoch_order
+from trainer.data.shards import PackedRows
+from trainer.report.summary import RunResult, Trained
+from trainer.storage import Store, results
+
+
+def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split) -> RunResult:
+    """Everything a report is made of, from what the run has stored. Raises UserError when no epoch was finished."""
+    facts = results.get_run(storage, name)
+    assert facts is not None, "a run stores its facts before it trains"
+    history = results.get_history(storage, name)
+    if not history:
+        raise UserError(f"run {name} has not finished an epoch: there is nothing to report yet")
+    arrays = [results.get_arrays(storage, name, report.epoch) for report in history]
+    diagnoses, overfitting = results.get_diagnoses(storage, name)
+    kept = results.best(history) if facts["config"]["training"]["keep"] == "best" else None
+    exported = next((report for report in history if report.epoch == facts.get("epoch")), None)
+    chosen = history.index(exported or kept or history[-1])
+    validation = np.array(sides.validation)
+    missing = np.full(len(validation), np.nan, np.float32)
+    classes = len(packed.classes)
+    return RunResult(
+        run=name,
+        outcome=facts.get("outcome", "interrupted"),
+        config=facts["config"],
+        environment=facts["environment"],
+        classes=packed.classes,
+        data={
+            **sides.facts,
+            "quarantined": [{"key": image.key, "reason": image.reason} for image in packed.quarantined],
+            "images": packed.images,
+            "manifest": packed.digest,
+        },
+        history=history,
+        epoch=history[chosen].epoch,
+        keys=[rows.keys[row] for row in validation],
+        groups=[rows.groups[row] for row in validation],
+        labels=rows.labels[validation],
+        probabilities=arrays[chosen].get("probabilities", np.full((len(validation), classes), np.nan, np.float32)),
+        losses=np.array([epoch.get("losses", missing) for epoch in arrays]),
+        diagnoses=diagnoses,
+        overfitting=overfitting,
+        thumbnail=lambda index: rows.images.take(validation[index : index + 1])[0],
+        batch=lambda epoch, number: _batch(facts["config"], rows, sides, epoch, number),
+    )
+
+
+def _batch(settings: Mapping[str, Any], rows: PackedRows, sides: Split, epoch: int, number: int) -> list[Trained]:
+    """The images of one of the epoch's batches, before augmentation."""
+    generator = epoch_generator(settings["run"]["seed"], epoch)
+    order = epoch_order(generator, len(sides.training), settings["training"]["batch_size"])
+    chosen = np.array(sides.training)[order[number]]
+    images = rows.images.take(chosen)
+    return [Trained(rows.keys[row], int(rows.labels[row]), image) for row, image in zip(chosen, images, strict=True)]

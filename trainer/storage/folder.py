@@ -1,0 +1,126 @@
+"""The store that is a folder."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from trainer.storage.store import PART, Exists, NotFound, Object, Store, StoreError
+
+_PARTIAL = ".spikewise-"  # begins the name of a file that is still being written
+
+
+class FolderStore(Store):
+    """A folder that behaves like a bucket. Made by the first put; symbolic links are followed."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.root = Path(folder).expanduser().absolute()  # workers have other working directories
+        super().__init__(str(self.root))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FolderStore, (self.root,)
+
+    def list(self, prefix: str = "") -> Iterator[Object]:
+        self._count("list")
+        with self._explained(prefix):
+            if not self.root.is_dir():
+                raise NotFound(f"{self.url}: no such folder: correct the path, or make the folder")
+            yield from self._walk(self.root, "", prefix, ())
+
+    def _walk(self, folder: Path, below: str, prefix: str, above: tuple[str, ...]) -> Iterator[Object]:
+        real = os.path.realpath(folder)
+        if real in above:
+            return  # a symbolic link to a folder that it lies in
+        try:
+            # A folder's keys all begin with its name and `/`: in this order the whole listing is sorted by key.
+            entries = sorted((below + entry.name + "/" * entry.is_dir(), entry) for entry in os.scandir(folder))
+        except FileNotFoundError:
+            return  # deleted since
+        for key, entry in entries:
+            if key.endswith("/"):
+                if key.startswith(prefix) or prefix.startswith(key):
+                    yield from self._walk(folder / entry.name, key, prefix, (*above, real))
+            elif key.startswith(prefix) and entry.is_file() and not entry.name.startswith(_PARTIAL):
+                try:
+                    key.encode()
+                    state = entry.stat()
+                except UnicodeEncodeError:
+                    raise StoreError(f"{self.url}: the file name {os.fsencode(key)!r} is not UTF-8: rename it") from None
+                except FileNotFoundError:
+                    continue  # deleted since
+                yield Object(key, state.st_size, f"{state.st_size:x}-{state.st_mtime_ns:x}", state.st_mtime)
+
+    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
+        first = start or 0
+        with self._explained(key), self._open(key) as file:
+            file.seek(first)
+            return file.read() if stop is None else file.read(max(0, stop - first))
+
+    def download(self, key: str, path: Path) -> None:
+        with self._explained(key), self._open(key) as file:
+            self._write(path, lambda copy: shutil.copyfileobj(file, copy, PART))
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str | None = None) -> None:  # noqa: ARG002
+        self._count("put")
+        with self._explained(key):
+            if not self._write(self._path(key), lambda file: file.write(data), if_absent):
+                raise Exists(f"{self._where(key)}: exists already")
+
+    def upload(self, key: str, path: Path, *, content_type: str | None = None) -> None:  # noqa: ARG002
+        self._count("put")
+        with self._explained(key), path.open("rb") as file:
+            self._write(self._path(key), lambda copy: shutil.copyfileobj(file, copy, PART))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._count("delete")
+            with self._explained(key):
+                path = self._path(key)
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    path.unlink()
+                with suppress(OSError):  # a folder exists as long as something is in it, as in a bucket
+                    for folder in path.parents[: -len(self.root.parts)]:
+                        folder.rmdir()
+
+    def _path(self, key: str) -> Path:
+        if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+            raise StoreError(f"{self._where(key)}: cannot be a file in a folder: parts of a key may not be empty, `.` or `..`")
+        return self.root / key
+
+    def _open(self, key: str) -> BinaryIO:
+        self._count("get")
+        try:
+            return self._path(key).open("rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFound(f"{self._where(key)}: no such file") from None
+
+    def _write(self, path: Path, fill: Callable[[BinaryIO], Any], if_absent: bool = False) -> bool:
+        """Writes under another name first, so that nobody sees half a file. False: `if_absent`, and there is one."""
+        partial = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
+        try:
+            with _create(partial) as file:
+                fill(file)
+            if if_absent:
+                try:
+                    os.link(partial, path)  # unlike a rename, fails when there is one
+                except FileExistsError:
+                    return False
+            else:
+                partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return True
+
+
+def _create(path: Path) -> BinaryIO:
+    """Opens a new file. Tries again when a delete elsewhere takes the folder away meanwhile, because it is empty."""
+    for _ in range(20):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+        except (FileNotFoundError, FileExistsError) as error:
+            taken_away = error
+    raise taken_away

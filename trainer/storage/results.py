@@ -1,0 +1,158 @@
+"""What a run stores about itself beside its checkpoints, and how it is read again.
+
+runs/<run>/run.json           the resolved configuration, the data set's digest, the environment, at the end the outcome and
+                              the epoch that model.keras is of
+runs/<run>/starts             how often workers have started on it
+runs/<run>/spikes.json        a Diagnosis for each spike
+runs/<run>/epochs/0001.json   the epoch's EpochReport
+runs/<run>/epochs/0001.npz    losses [n], probabilities [n, K] of the n validation images, in the order of the split;
+                              sample [m], losses of the fixed sample of training images; steps [s, 7], its StepStats
+"""
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spikewise.diagnose import diagnosis_from
+from spikewise.records import Diagnosis, Overfitting
+from trainer import UserError
+from trainer.epoch import EpochReport
+from trainer.storage import NotFound, Store
+
+
+class ResultsError(UserError):
+    """What a run has stored cannot be read; one line."""
+
+
+def put_run(store: Store, run: str, facts: Mapping[str, Any]) -> None:
+    """Stores what the run is; raises StoreError."""
+    store.put(f"runs/{run}/run.json", json.dumps(facts, indent=1).encode(), content_type="application/json")
+
+
+def get_run(store: Store, run: str) -> dict[str, Any] | None:
+    """What `put_run` stored; None for a run that never started. Raises ResultsError."""
+    key = f"runs/{run}/run.json"
+    try:
+        text = store.get(key)
+    except NotFound:
+        return None
+    try:
+        facts = json.loads(text)
+        if missing := {"config", "manifest", "environment"} - set(facts):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        return facts
+    except (ValueError, TypeError) as error:
+        raise ResultsError(
+            f"{store.url}/{key} is damaged ({error}): delete it to go on from the run's checkpoints, or choose another run.name"
+        ) from None
+
+
+def count_start(store: Store, run: str) -> int:
+    """Counts a start of the run's workers, and returns how many there were before. A checkpoint could not tell: what dies before
+    the next one would not be counted. Raises StoreError."""
+    key = f"runs/{run}/starts"
+    try:
+        before = int(store.get(key))
+    except (NotFound, ValueError):
+        before = 0
+    store.put(key, str(before + 1).encode())
+    return before
+
+
+def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, np.ndarray]) -> None:
+    """Stores one epoch, the report last; raises StoreError."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    store.put(_key(run, report.epoch, "npz"), buffer.getvalue())
+    _put_report(store, run, report)
+
+
+def _put_report(store: Store, run: str, report: EpochReport) -> None:
+    store.put(_key(run, report.epoch, "json"), json.dumps(report.as_dict()).encode(), content_type="application/json")
+
+
+def get_arrays(store: Store, run: str, epoch: int) -> dict[str, np.ndarray]:
+    """The arrays of one epoch; empty if they are not there or damaged."""
+    try:
+        content = store.get(_key(run, epoch, "npz"))
+    except NotFound:
+        return {}
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return {}
+
+
+def get_history(store: Store, run: str) -> list[EpochReport]:
+    """The reports of all stored epochs, in order. Raises ResultsError."""
+    try:
+        keys = [entry.key for entry in store.list(f"runs/{run}/epochs/") if entry.key.endswith(".json")]
+    except NotFound:  # a storage folder that nobody has made yet
+        return []
+    reports = []
+    for key, body in store.get_many(keys):
+        if isinstance(body, Exception):
+            raise body
+        try:
+            reports.append(report_from(json.loads(body)))
+        except (ValueError, TypeError) as error:
+            raise ResultsError(f"{store.url}/{key} is damaged ({error}): delete it to leave that epoch out") from None
+        assert key == _key(run, reports[-1].epoch, "json")
+    return reports
+
+
+def mend_history(store: Store, run: str, history: Sequence[EpochReport]) -> None:
+    """Makes the stored epochs those of `history`: stores the reports that are missing, deletes what is of later epochs. Raises
+    StoreError."""
+    try:
+        stored = {entry.key for entry in store.list(f"runs/{run}/epochs/")}
+    except NotFound:  # a storage folder without any
+        stored = set()
+    for report in history:
+        if _key(run, report.epoch, "json") not in stored:
+            _put_report(store, run, report)
+    numbers = {key: key.rpartition("/")[2].partition(".")[0] for key in sorted(stored)}
+    last = history[-1].epoch if history else 0
+    store.delete(key for key, number in numbers.items() if number.isdecimal() and int(number) > last)
+
+
+def put_diagnoses(store: Store, run: str, diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None) -> None:
+    """Stores the run's spikes and its trend so far; raises StoreError."""
+    found = {"spikes": [diagnosis.as_dict() for diagnosis in diagnoses], "overfitting": overfitting and overfitting.as_dict()}
+    store.put(f"runs/{run}/spikes.json", json.dumps(found).encode(), content_type="application/json")
+
+
+def get_diagnoses(store: Store, run: str) -> tuple[list[Diagnosis] | None, Overfitting | None]:
+    """The run's spikes and its trend; (None, None) if nobody has looked for them. Raises ResultsError."""
+    try:
+        text = store.get(f"runs/{run}/spikes.json")
+    except NotFound:
+        return None, None
+    try:
+        found = json.loads(text)
+        trend = found["overfitting"]
+        return [diagnosis_from(values) for values in found["spikes"]], trend and Overfitting(**trend)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ResultsError(f"{store.url}/runs/{run}/spikes.json is damaged ({error}): delete it to leave the spikes out") from None
+
+
+def best(history: list[EpochReport]) -> EpochReport | None:
+    """The epoch with the lowest finite validation loss, the earlier of equals; None if there is none."""
+    finite = [report for report in history if np.isfinite(report.validation_loss)]
+    return min(finite, key=lambda report: (report.validation_loss, report.epoch)) if finite else None
+
+
+def report_from(values: Mapping[str, Any]) -> EpochReport:
+    """Builds an EpochReport from its JSON; what an older version did not know is left at its default."""
+    known = {name: values[name] for name in EpochReport.__dataclass_fields__ if name in values}
+    return EpochReport(**known)
+
+
+def _key(run: str, epoch: int, suffix: str) -> str:
+    return f"runs/{run}/epochs/{epoch:04d}.{suffix}"

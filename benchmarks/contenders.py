@@ -40,13 +40,13 @@ PAIRS, BLOCK, WARM_UP = 40, 5, 5
 
 def images(folder: Path, settings: config.Config) -> tf.data.Dataset:
     """Training images as a Keras user reads them: batches of float32 [B, H, W, C] in 0..255 and int32 [B]."""
-    share = settings.data.validation_share
+    fraction = settings.data.validation_fraction
     return keras.utils.image_dataset_from_directory(
         folder,
         class_names=["authentic", "fake"],
         image_size=settings.data.image_size,
         batch_size=settings.training.batch_size,
-        validation_split=share,
+        validation_split=fraction,
         subset="training",
         seed=0,
         verbose=False,

@@ -21,7 +21,7 @@ def main() -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     from benchmarks.spike_causes.runs import ARCHITECTURES, Config, Run
 
-    shares: dict[str, dict[str, float]] = {}
+    fractions: dict[str, dict[str, float]] = {}
     for architecture in ARCHITECTURES:
         for steps in STEPS:
             run = Run(Config(data="textures", architecture=architecture, seed=0, training=32 * steps))
@@ -32,14 +32,14 @@ def main() -> None:
                 own = run.diagnosis_seconds - before
                 if epoch >= 2 and len(run.diagnostician.diagnoses) == spikes:
                     found.append(own / (time.perf_counter() - began - own))
-            shares.setdefault(architecture, {})[f"{steps} steps"] = round(statistics.median(found), 4)
+            fractions.setdefault(architecture, {})[f"{steps} steps"] = round(statistics.median(found), 4)
     print(
         json.dumps(
             {
                 "command": "python -m benchmarks.diagnosis_time",
                 "date": time.strftime("%Y-%m-%d"),
                 "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-                "share_of_the_rest_of_an_epoch": shares,
+                "fraction_of_the_rest_of_an_epoch": fractions,
             },
             indent=1,
         )

@@ -3,7 +3,7 @@
     python -m benchmarks.false_alarms [--runs 4000] [--seed 1]
 
 Where detect.MULTIPLE comes from: it is the smallest multiple, rounded up to halves, with which no kind of healthy run below
-has an alarm in more than 5 % of its runs. Each kind is a trend (a fall to a floor, then none or some overfitting) and a wiggle
+has an alarm in more than 5 % of its runs. Each kind is a trend (a fall to a floor, then none or some overfitting) and a noise_scale
 around it; "photographs" is what was seen on real ones (standard deviation 0.05, lag-1 autocorrelation 0.5-0.6, a few
 excursions of 3 to 6 MAD on a climb from 0.7 to 1.4-1.7). Tuned with --seed 0, reported with --seed 1.
 
@@ -28,22 +28,22 @@ class Kind:
 
     autocorrelation: tuple[float, float]
     deviation: tuple[float, float]
-    """Standard deviation of the wiggle, nats."""
+    """Standard deviation of the noise_scale, nats."""
     excursions: float
     """Largest share of epochs with an excursion of 3 to 6 MAD, up or down."""
     climb: tuple[float, float]
     """Nats by which the loss rises through overfitting, all in all."""
     grows: bool = False
-    """Whether the wiggle grows with the loss."""
+    """Whether the noise_scale grows with the loss."""
 
 
 KINDS = {
     "photographs": Kind((0.5, 0.6), (0.05, 0.05), 0.05, (0.7, 1.0)),
     "photographs, growing": Kind((0.5, 0.6), (0.04, 0.06), 0.05, (0.7, 1.0), grows=True),
-    "independent wiggle": Kind((0.0, 0.0), (0.01, 0.08), 0.0, (0.0, 1.0)),
+    "independent noise_scale": Kind((0.0, 0.0), (0.01, 0.08), 0.0, (0.0, 1.0)),
     "independent, excursions": Kind((0.0, 0.2), (0.01, 0.08), 0.05, (0.0, 1.0)),
-    "slow wiggle": Kind((0.6, 0.8), (0.01, 0.08), 0.03, (0.0, 1.0)),
-    "small wiggle": Kind((0.3, 0.6), (0.002, 0.01), 0.03, (0.0, 0.5)),
+    "slow noise_scale": Kind((0.6, 0.8), (0.01, 0.08), 0.03, (0.0, 1.0)),
+    "small noise_scale": Kind((0.3, 0.6), (0.002, 0.01), 0.03, (0.0, 0.5)),
     "mixture": Kind((0.0, 0.7), (0.005, 0.08), 0.03, (0.0, 1.2), grows=True),
 }
 
@@ -66,11 +66,11 @@ def simulate(kind: Kind, runs: int, seed: int) -> np.ndarray:
     shocks = r.normal(size=(runs, EPOCHS)) * np.sqrt(1 - rho**2)
     sign = np.where(r.random((runs, EPOCHS)) < 0.7, 1, -1)
     shocks += (r.random((runs, EPOCHS)) < draw(0, kind.excursions)) * sign * r.uniform(3, 6, (runs, EPOCHS)) * 0.6745
-    wiggle = np.zeros((runs, EPOCHS))
-    wiggle[:, 0] = r.normal(size=runs)
+    noise_scale = np.zeros((runs, EPOCHS))
+    noise_scale[:, 0] = r.normal(size=runs)
     for epoch in range(1, EPOCHS):
-        wiggle[:, epoch] = rho[:, 0] * wiggle[:, epoch - 1] + shocks[:, epoch]
-    return np.maximum(trend + draw(*kind.deviation) * (trend if kind.grows else 1) * wiggle, 0.001)
+        noise_scale[:, epoch] = rho[:, 0] * noise_scale[:, epoch - 1] + shocks[:, epoch]
+    return np.maximum(trend + draw(*kind.deviation) * (trend if kind.grows else 1) * noise_scale, 0.001)
 
 
 def needed(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,13 +96,13 @@ def main() -> None:
     for name, kind in KINDS.items():
         multiples, limits = needed(simulate(kind, arguments.runs, arguments.seed))
         alarms = int(np.sum(multiples > detect.MULTIPLE))
-        share = alarms / arguments.runs
+        fraction = alarms / arguments.runs
         kinds[name] = {
             "runs_with_alarm": alarms,
-            "share": round(share, 4),
-            "interval_95": [round(share + z * np.sqrt(share * (1 - share) / arguments.runs), 4) for z in (-1.96, 1.96)],
+            "fraction": round(fraction, 4),
+            "interval_95": [round(fraction + z * np.sqrt(fraction * (1 - fraction) / arguments.runs), 4) for z in (-1.96, 1.96)],
             "multiple_for_5_percent": round(float(np.quantile(multiples, 0.95)), 2),
-            "smallest_detected_rise_share": {str(e): round(float(np.median(limits[:, e - 1])), 3) for e in shown},
+            "smallest_detected_rise_fraction": {str(e): round(float(np.median(limits[:, e - 1])), 3) for e in shown},
         }
     values = {"multiple": detect.MULTIPLE, "runs": arguments.runs, "epochs": EPOCHS, "seed": arguments.seed, "kinds": kinds}
     print(json.dumps(values | {"seconds": round(time.perf_counter() - began, 1)}, indent=1))

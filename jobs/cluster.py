@@ -12,7 +12,7 @@ import tomllib
 from typing import Any
 
 from jobs.kubernetes import pods
-from jobs.kubernetes.kubectl import Kubectl, KubernetesError, Manifest
+from jobs.kubernetes.kubectl import Kubectl, KubernetesError, KubernetesObject
 from jobs.kubernetes.manifests import LABEL, SHAPES, object_name
 from jobs.kubernetes.watch import Watch
 from jobs.submit import remove, say
@@ -103,19 +103,21 @@ def progress(text: str) -> str:
     def value(name: str, labels: str = "") -> float | None:
         return values.get((name, labels))
 
-    state = next((re.findall('"(.*)"', labels)[0] for (name, labels), on in values.items() if name == "trainer_state" and on), None)
+    state = next(
+        (re.findall('"(.*)"', labels)[0] for (name, labels), on in values.items() if name == "spikewise_state" and on), None
+    )
     if state is None:
         return "the driver is starting"
     lines = [state]
-    epoch, planned = value("trainer_epoch"), value("trainer_epochs_planned")
-    if (share := value("trainer_progress_ratio")) is not None:
-        lines[0] += f", {share:.0%} done"
+    epoch, planned = value("spikewise_epoch"), value("spikewise_epochs_planned")
+    if (fraction := value("spikewise_progress_ratio")) is not None:
+        lines[0] += f", {fraction:.0%} done"
     if epoch is not None:
-        lines[0] += f", {duration(value('trainer_eta_seconds') or 0)} left"
-        losses = [value("trainer_loss", f'split="{split}"') for split in ("train", "train_inference", "validation")]
+        lines[0] += f", {duration(value('spikewise_eta_seconds') or 0)} left"
+        losses = [value("spikewise_loss", f'split="{split}"') for split in ("train", "train_inference", "validation")]
         lines.append(_epoch(epoch, planned, *losses))
-        if (best := value("trainer_best_epoch")) is not None:
-            lines.append(_best(value("trainer_best_validation_loss"), best))
+        if (best := value("spikewise_best_epoch")) is not None:
+            lines.append(_best(value("spikewise_best_validation_loss"), best))
     return "\n".join(lines)
 
 
@@ -148,7 +150,7 @@ def _best(loss: Any, epoch: Any) -> str:
     return f"lowest validation loss: {loss:.4f} in epoch {epoch:.0f}"
 
 
-def _metrics(kubectl: Kubectl, head: Manifest) -> str:
+def _metrics(kubectl: Kubectl, head: KubernetesObject) -> str:
     """Empty while the driver does not serve them. Raises KubernetesError."""
     container = head["spec"]["containers"][0]
     port = next(port["containerPort"] for port in container["ports"] if port["name"] == "metrics")
@@ -161,7 +163,7 @@ def _metrics(kubectl: Kubectl, head: Manifest) -> str:
         return ""
 
 
-def _find(kubectl: Kubectl, run: str | None) -> Manifest:
+def _find(kubectl: Kubectl, run: str | None) -> KubernetesObject:
     """The main object of the run, or the newest one. Raises NoRun when there is none."""
     selector = f"{LABEL}={run}" if run else LABEL
     found: list[dict[str, Any]] = []
@@ -180,7 +182,7 @@ def _find(kubectl: Kubectl, run: str | None) -> Manifest:
     return max(mains, key=lambda each: each["metadata"]["creationTimestamp"])
 
 
-def _settings(kubectl: Kubectl, run: str) -> config.Config:
+def _settings(kubectl: Kubectl, run: str) -> config.Settings:
     text = kubectl.get("configmap", object_name(run))["data"]["config.toml"]
     return config.parse(tomllib.loads(text), f"configuration of run {run}")
 

@@ -10,7 +10,7 @@ import json
 import sys
 
 from jobs.kubernetes import manifests
-from jobs.kubernetes.kubectl import Forbidden, Kubectl, KubernetesError, Manifest
+from jobs.kubernetes.kubectl import Forbidden, Kubectl, KubernetesError, KubernetesObject
 from jobs.kubernetes.pods import end
 from jobs.kubernetes.watch import StartError, Watch
 from trainer import UserError, config
@@ -63,7 +63,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def create(kubectl: Kubectl, objects: list[Manifest], run: str) -> None:
+def create(kubectl: Kubectl, objects: list[KubernetesObject], run: str) -> None:
     """Makes way for the run, has the server check everything, and creates it. Leaves nothing behind when that fails."""
     main = manifests.owner(objects)
     _make_way(kubectl, run)
@@ -96,7 +96,7 @@ def _undo(kubectl: Kubectl, run: str) -> None:
         say(f"warning: what was created is not all gone ({error}): make cancel RUN={run}")
 
 
-def _settings(path: str, overrides: list[str]) -> tuple[config.Config, str]:
+def _settings(path: str, overrides: list[str]) -> tuple[config.Settings, str]:
     """The configuration as the pods get it, with the run's name in it. Raises ConfigError."""
     settings = config.load(path, overrides)
     run = config.run_name(settings, path)
@@ -109,7 +109,7 @@ def _settings(path: str, overrides: list[str]) -> tuple[config.Config, str]:
     return config.load(path, [*overrides, *everywhere]), run
 
 
-def _check_resources(settings: config.Config, main: Manifest, overlay: str) -> None:
+def _check_resources(settings: config.Settings, main: KubernetesObject, overlay: str) -> None:
     if settings.launch.gpu and not manifests.gpus(main):
         raise UserError(
             f"launch.gpu = true, but OVERLAY={overlay} gives no GPU to a pod: OVERLAY=gpu does, or set launch.gpu=false"
@@ -118,7 +118,7 @@ def _check_resources(settings: config.Config, main: Manifest, overlay: str) -> N
         raise UserError(f"OVERLAY={overlay} takes a GPU for each pod, but launch.gpu = false: set it, or choose another overlay")
 
 
-def _check_cluster(kubectl: Kubectl, main: Manifest) -> None:
+def _check_cluster(kubectl: Kubectl, main: KubernetesObject) -> None:
     """Raises KubernetesError."""
     server = json.loads(kubectl.run("version", "-o", "json"))["serverVersion"]
     say(f"context {kubectl.context} ({kubectl.server}), namespace {kubectl.namespace}, Kubernetes {server['gitVersion']}")
@@ -134,7 +134,7 @@ def _check_cluster(kubectl: Kubectl, main: Manifest) -> None:
         )
 
 
-def _check_secrets(kubectl: Kubectl, main: Manifest) -> bool:
+def _check_secrets(kubectl: Kubectl, main: KubernetesObject) -> bool:
     """Whether the pods' bucket is the one that this environment reaches, as far as their Secrets tell. Raises KubernetesError."""
     ours = True
     for secret, optional in manifests.secrets(main).items():
@@ -163,7 +163,7 @@ def _keys(kubectl: Kubectl, secret: str) -> list[str] | None:
     return found[1:] if found else None
 
 
-def _check_bucket(settings: config.Config, run: str) -> None:
+def _check_bucket(settings: config.Settings, run: str) -> None:
     """Reads what can be read from here. Raises UserError for what the pods would not get any further with either."""
     from trainer.run.plan import plan
     from trainer.storage import StoreError
@@ -199,7 +199,7 @@ def _make_way(kubectl: Kubectl, run: str) -> None:
         remove(kubectl, run)
 
 
-def _watch(kubectl: Kubectl, objects: list[Manifest], run: str, settings: config.Config) -> int:
+def _watch(kubectl: Kubectl, objects: list[KubernetesObject], run: str, settings: config.Settings) -> int:
     kind = manifests.owner(objects)["kind"].lower()
     try:
         ended = Watch(kubectl, run, kind, say).until_end(settings.launch.start_timeout)

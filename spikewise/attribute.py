@@ -62,7 +62,7 @@ class Claim(NamedTuple):
     """One cause's case."""
 
     name: str
-    share: float
+    fraction: float
     low: float
     high: float
     decides: bool
@@ -75,8 +75,8 @@ def attribute(case: Case) -> tuple[Cause, ...]:
     claims = [claim for rule in RULES if (claim := rule(case)) is not None]
     verdict = next((claim for claim in claims if claim.decides), Claim("unexplained", 0.0, 0.0, 0.0, True))
     ranked = {verdict.name: verdict}
-    for claim in sorted(claims, key=lambda claim: -claim.share):
-        if claim.share >= 0.1:
+    for claim in sorted(claims, key=lambda claim: -claim.fraction):
+        if claim.fraction >= 0.1:
             ranked.setdefault(claim.name, claim)
     return tuple(
         Cause(*claim[:4], *sentences.explain(claim.name, case, claim.event), claim.event.kind if claim.event else None)
@@ -86,8 +86,8 @@ def attribute(case: Case) -> tuple[Cause, ...]:
 
 def _of(probe: Probe, name: str, *, also: bool = True, event: Event | None = None) -> Claim:
     """A probe's share; it decides if it is large and certain, and `also` holds."""
-    decides = probe.share >= HALF and probe.low > 0 and also
-    return Claim(name, probe.share, probe.low, probe.high, decides, event)
+    decides = probe.fraction >= HALF and probe.low > 0 and also
+    return Claim(name, probe.fraction, probe.low, probe.high, decides, event)
 
 
 def _healed(case: Case, probe: Probe) -> bool:
@@ -103,7 +103,7 @@ def _nondeterministic(case: Case) -> Claim | None:
     again, earlier = case.probes.get("repetition"), case.probes.get("earlier_weights")
     if again is None or earlier is None or again.facts["difference"] < ROUNDING * case.spike.rise:
         return None
-    return _of(max(again, earlier, key=lambda probe: probe.share), "nondeterministic_evaluation")
+    return _of(max(again, earlier, key=lambda probe: probe.fraction), "nondeterministic_evaluation")
 
 
 def _few_examples(case: Case) -> Claim | None:
@@ -111,7 +111,7 @@ def _few_examples(case: Case) -> Claim | None:
     if probe is None:
         return None
     # of long steps a few images are the victims, unless the images themselves changed
-    own = case.training.length < LONGER or case.share("earlier_weights") >= HALF
+    own = case.training.length < LONGER or case.fraction("earlier_weights") >= HALF
     return _of(probe, "few_examples", also=own and probe.facts["left"] <= case.spike.threshold)
 
 
@@ -141,9 +141,9 @@ def _changed_evaluation(case: Case) -> Claim | None:
 
 
 def _event(case: Case) -> Claim | None:
-    if case.share("earlier_weights") >= HALF:
+    if case.fraction("earlier_weights") >= HALF:
         return None
-    if case.training.foreign is not None and case.share("bad_batches") < HALF:
+    if case.training.foreign is not None and case.fraction("bad_batches") < HALF:
         return Claim("run_event", 1.0, 1.0, 1.0, True)
 
     def turn(pair: tuple[int, Event]) -> int:
@@ -168,7 +168,7 @@ def _left_a_trace(case: Case, event: Event, number: int) -> bool:
     if case.training.length_after[number] >= TRACE or case.training.jumps[number] >= JUMP:
         return True
     path = case.probes.get("path")
-    sudden = path is not None and path.share >= HALF and path.facts["first"] <= event.step < path.facts["last"]
+    sudden = path is not None and path.fraction >= HALF and path.facts["first"] <= event.step < path.facts["last"]
     return sudden and event.kind in ("batch_size", "data")
 
 
@@ -217,8 +217,8 @@ def _not_in_training(case: Case) -> Claim | None:
     part = training.train_rise / rise
     if not np.isfinite(training.train_loss) or part > SHARED or training.train_rise > 0.1 * max(training.train_loss, 0.05):
         return None
-    share = float(np.clip(1 - part, 0, 1))
-    return Claim("overfitting" if case.overfitting else "distribution_shift", share, share, share, True)
+    fraction = float(np.clip(1 - part, 0, 1))
+    return Claim("overfitting" if case.overfitting else "distribution_shift", fraction, fraction, fraction, True)
 
 
 RULES: tuple[Callable[[Case], Claim | None], ...] = (

@@ -21,7 +21,7 @@ from spikewise.errors import UserError
 from spikewise.keras.data import Examples, classes, loss_of, predicted
 from spikewise.keras.network import KerasNetwork
 from spikewise.probes import IMAGES, Scene, Weights
-from spikewise.records import Case, Diagnosis, Probe, Settings, Spike, Training
+from spikewise.records import Case, Diagnosis, Hyperparameters, Probe, Spike, Training
 from spikewise.steps import GRADIENT, UPDATE
 from spikewise.suspects import suspects
 
@@ -58,7 +58,7 @@ def explain(
     error = float(draws.std())
     spike = Spike(epoch, float(now.mean()), baseline, 0.0, limit, rise, low, high, error, len(now), groups=resampler.groups)
     group, part = resampler.largest(now - before)
-    spike = replace(spike, group=group, group_share=part)
+    spike = replace(spike, group=group, group_fraction=part)
     scene = Scene(
         network=None,  # type: ignore[arg-type]  # the losses alone do not need one
         spike=spike,
@@ -126,7 +126,7 @@ def _probed(
         case.spike,
         known,
         Training(train_rise=means[1] - means[0], train_loss=means[0]),
-        Settings(momentum=network.momentum),
+        Hyperparameters(momentum=network.momentum),
         keys=case.keys,
         predicted=predicted(listed, numbers, outputs),
     )

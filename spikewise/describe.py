@@ -127,7 +127,7 @@ def block(diagnosis: Diagnosis) -> str:
     for number, cause in enumerate(diagnosis.causes[:SHOWN], 1):
         called = name(diagnosis) if cause is diagnosis.verdict else CAUSES[cause.name]
         plain = "" if called == cause.name else f" ({cause.name})"
-        lines.append(f"  {number}. {called}{plain}{_share(cause)}")
+        lines.append(f"  {number}. {called}{plain}{_fraction(cause)}")
         for text in (cause.evidence, f"-> {cause.remedy}"):
             lines += textwrap.wrap(
                 printable(text), WIDTH, initial_indent="     ", subsequent_indent="     ", break_on_hyphens=False
@@ -140,17 +140,17 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _share(cause: Cause) -> str:
+def _fraction(cause: Cause) -> str:
     """Nothing where no probe measured it: a cause that is simply known has no interval."""
-    share, low, high = (part(value) for value in (cause.share, cause.low, cause.high))
+    fraction, low, high = (part(value) for value in (cause.fraction, cause.low, cause.high))
     if cause.low >= cause.high:
         return ""
-    return f": {share} of the rise" + (f" ({low} to {high})" if low != high else "")
+    return f": {fraction} of the rise" + (f" ({low} to {high})" if low != high else "")
 
 
-def part(share: float) -> str:
+def part(fraction: float) -> str:
     """Without a condition the loss may be lower than before, or the rise larger: to a reader that is all of it, or nothing."""
-    return f"{min(max(share, 0), 1):.0%}"
+    return f"{min(max(fraction, 0), 1):.0%}"
 
 
 def _trend(overfitting: Overfitting) -> str:

@@ -1,8 +1,8 @@
 """Is this epoch's validation loss a spike? Pure numpy: losses in, spikes out; no look-ahead.
 
 An epoch is a spike when its mean loss lies above the trend of the epochs before it by more than MULTIPLE times the run's own
-wiggle, and by enough to matter. The trend is a robust line that follows overfitting upwards but does not extrapolate an
-improvement; the wiggle is measured on second differences, which no trend disturbs. Both start from a prior, so that the second
+noise_scale, and by enough to matter. The trend is a robust line that follows overfitting upwards but does not extrapolate an
+improvement; the noise_scale is measured on second differences, which no trend disturbs. Both start from a prior, so that the second
 epoch can already be judged. MULTIPLE is calibrated, not taken from a table: see benchmarks/false_alarms.py.
 
 Shapes: n validation images, k epochs, G groups of images, r resamples; ... any number of runs at once.
@@ -17,11 +17,11 @@ import numpy as np
 from spikewise.records import Outcome, Overfitting, Spike
 
 MULTIPLE = 8.0
-"""Of the wiggle, beyond which a rise is a spike: at most 5 % of healthy runs of 100 epochs have one, with autocorrelated wiggle
+"""Of the noise_scale, beyond which a rise is a spike: at most 5 % of healthy runs of 100 epochs have one, with autocorrelated noise
 on an overfitting trend and occasional excursions (benchmarks/false_alarms.py)."""
 BACK = 3.0
-"""Of the wiggle, below which a spike is over: between the two it is neither, or a loss that stays high would end its own alarm."""
-SMALLEST_SHARE = 0.1
+"""Of the noise scale, below which a spike is over: between the two it is neither, or a high loss would end its own alarm."""
+SMALLEST_FRACTION = 0.1
 """Of the expected loss, below which a rise does not matter."""
 SMALLEST_RISE = 0.01
 """Nats, below which a rise does not matter: what a single image at p = 1e-7 adds to the mean of 1,600."""
@@ -30,9 +30,9 @@ PATIENCE = 5
 WINDOW = 8
 """Epochs that the trend is fitted to."""
 MEMORY = 30
-"""Differences that the wiggle is measured on."""
+"""Differences that the noise_scale is measured on."""
 PRIOR = 0.06
-"""The wiggle that is assumed before any is seen, as a share of the loss."""
+"""The noise_scale that is assumed before any is seen, as a share of the loss."""
 PRIOR_WEIGHT = 3.0
 """How many measured differences the prior is worth."""
 REFERENCES = 3
@@ -50,7 +50,7 @@ Values = np.ndarray | float
 
 
 def forecast(epochs: np.ndarray, losses: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the mean losses [..., k] of earlier `epochs` [k], k >= 1, lead to expect at `epoch`: baseline and wiggle, both [...]."""
+    """What the mean losses [..., k] of earlier `epochs` [k], k >= 1, predict for `epoch`: baseline and noise scale, both [...]."""
     x, y = np.asarray(epochs, float)[-WINDOW:], losses[..., -WINDOW:]
     slope, level = line(x, y)
     baseline = np.maximum(level + np.maximum(slope, 0) * (epoch - x[-1]), 0) if len(x) > 2 else y.mean(-1)
@@ -58,12 +58,12 @@ def forecast(epochs: np.ndarray, losses: np.ndarray, epoch: int) -> tuple[np.nda
     if k < 1:
         return baseline, prior
     # The last epochs alone where they are calmer than those before: a wild start is forgotten soon.
-    wiggle = np.minimum(_wiggle(losses, MEMORY), 1.5 * _wiggle(losses, WINDOW))
+    noise_scale = np.minimum(_noise_scale(losses, MEMORY), 1.5 * _noise_scale(losses, WINDOW))
     k = min(k, MEMORY)
-    return baseline, np.sqrt((PRIOR_WEIGHT * prior**2 + k * wiggle**2) / (PRIOR_WEIGHT + k))
+    return baseline, np.sqrt((PRIOR_WEIGHT * prior**2 + k * noise_scale**2) / (PRIOR_WEIGHT + k))
 
 
-def _wiggle(losses: np.ndarray, memory: int) -> np.ndarray:
+def _noise_scale(losses: np.ndarray, memory: int) -> np.ndarray:
     """Standard deviation [...] of losses [..., k], k > 2, around any straight trend, from the last second differences."""
 
     def deviation(lag: int) -> np.ndarray:
@@ -83,9 +83,9 @@ def line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return slope, np.median(y + slope[..., None] * (x[-1] - x), -1)
 
 
-def threshold(baseline: Values, scale: Values, smallest_share: float = SMALLEST_SHARE, multiple: float = MULTIPLE) -> Values:
+def threshold(baseline: Values, scale: Values, smallest_fraction: float = SMALLEST_FRACTION, multiple: float = MULTIPLE) -> Values:
     """The rise [...] beyond which an epoch is a spike."""
-    return np.maximum(np.maximum(multiple * scale, smallest_share * baseline), SMALLEST_RISE)
+    return np.maximum(np.maximum(multiple * scale, smallest_fraction * baseline), SMALLEST_RISE)
 
 
 class Resampler:
@@ -125,7 +125,7 @@ class Update(NamedTuple):
 class Detector:
     """Takes one epoch after the other. All it knows is in `state`, so that a resumed run sees what an undisturbed one would."""
 
-    def __init__(self, groups: Sequence[Hashable] | None = None, *, smallest_share: float = SMALLEST_SHARE) -> None:
+    def __init__(self, groups: Sequence[Hashable] | None = None, *, smallest_fraction: float = SMALLEST_FRACTION) -> None:
         """`groups` [n]: of the validation images, see Resampler."""
         self.means: list[float] = []
         self.spikes: list[Spike] = []
@@ -134,7 +134,7 @@ class Detector:
         self._recent: dict[int, np.ndarray] = {}
         """Losses [n] of the last ordinary epochs."""
         self._groups = groups
-        self._smallest_share = smallest_share
+        self._smallest_fraction = smallest_fraction
         self._resampler: Resampler | None = None
 
     @property
@@ -207,7 +207,7 @@ class Detector:
         if self.ordinary:
             history = np.array([self.means[epoch - 1] for epoch in self.ordinary])
             baseline, scale = (float(value) for value in forecast(np.array(self.ordinary), history, self.epoch))
-            limit = float(threshold(baseline, scale, self._smallest_share, multiple))
+            limit = float(threshold(baseline, scale, self._smallest_fraction, multiple))
         if loss - baseline <= limit or (not self.ordinary and np.isfinite(loss)):
             return None
         spike = Spike(
@@ -222,7 +222,7 @@ class Detector:
         draws = rise + resampler.means(change) - change.mean()
         low, high = (float(value) for value in np.quantile(draws, [0.025, 0.975]))
         group, part = resampler.largest(change)
-        spike = replace(spike, groups=resampler.groups, group=group, group_share=part)
+        spike = replace(spike, groups=resampler.groups, group=group, group_fraction=part)
         return replace(spike, rise=rise, low=low, high=high, error=float(draws.std()))
 
     def _outcome(self, spike: Spike, now: Spike | None, lost: bool | None) -> Outcome:
@@ -251,8 +251,8 @@ def overfitting(epochs: Sequence[int], validation: np.ndarray, training: np.ndar
         return None
     climb, level = line(x[best:], validation[best:])
     falls, _ = line(x[best:], training[best:])
-    _, wiggle = forecast(x, validation, int(x[-1]) + 1)
-    if level - smooth[best] < max(SMALLEST_SHARE * smooth[best], 3 * wiggle) or climb <= 0 or falls >= 0:
+    _, noise_scale = forecast(x, validation, int(x[-1]) + 1)
+    if level - smooth[best] < max(SMALLEST_FRACTION * smooth[best], 3 * noise_scale) or climb <= 0 or falls >= 0:
         return None
     gap = float(np.median(validation[-3:]) - np.median(training[-3:]))
     return Overfitting(epoch=int(x[best]), loss=float(validation[best]), climb=float(climb), gap=gap)

@@ -15,12 +15,12 @@ import numpy as np
 
 from spikewise import attribute, probes
 from spikewise import steps as records
-from spikewise.detect import SMALLEST_SHARE, Detector, overfitting
+from spikewise.detect import SMALLEST_FRACTION, Detector, overfitting
 from spikewise.probes import Network, Scene, Weights
-from spikewise.records import Case, Cause, Diagnosis, Event, Overfitting, Probe, Settings, Spike, Suspect, Training
+from spikewise.records import Case, Cause, Diagnosis, Event, Hyperparameters, Overfitting, Probe, Spike, Suspect, Training
 from spikewise.suspects import suspects
 
-MARKS = 8
+SNAPSHOTS = 8
 """Times an epoch that the weights are copied."""
 RECORDS = 7
 RECENT = 2
@@ -62,14 +62,14 @@ class Diagnostician:
         keys: Sequence[str] | None = None,
         labels: np.ndarray | None = None,
         momentum: float = np.nan,
-        smallest_share: float = SMALLEST_SHARE,
+        smallest_fraction: float = SMALLEST_FRACTION,
     ) -> None:
         """`groups`, `keys`, `labels` [n]: source, name and class number of each validation image; `momentum`: of
-        BatchNormalization, for its remedy; `smallest_share`: of the expected loss, below which a rise does not matter."""
+        BatchNormalization, for its remedy; `smallest_fraction`: of the expected loss, below which a rise does not matter."""
         self.network = network
-        self.detector = Detector(groups, smallest_share=smallest_share)
+        self.detector = Detector(groups, smallest_fraction=smallest_fraction)
         self.diagnoses: list[Diagnosis] = []
-        self._settings = Settings(batch_size=batch_size, momentum=momentum)
+        self._settings = Hyperparameters(batch_size=batch_size, momentum=momentum)
         self._keys = keys
         self._guess = _guessing(labels)
         self._samples: list[float] = []
@@ -78,11 +78,11 @@ class Diagnostician:
         self._rate: Event | None = None
         """The last change of the learning rate."""
 
-    def marks(self, steps: int) -> frozenset[int]:
+    def snapshots(self, steps: int) -> frozenset[int]:
         """After how many steps of an epoch of so many `mark` wants to be called."""
-        return frozenset(np.linspace(0, steps, MARKS + 1).astype(int)[1:-1].tolist())
+        return frozenset(np.linspace(0, steps, SNAPSHOTS + 1).astype(int)[1:-1].tolist())
 
-    def mark(self, step: int) -> None:
+    def snapshot(self, step: int) -> None:
         """Remembers the weights after `step` steps of this epoch."""
         self._path.append((step, self.network.weights()))
 
@@ -102,7 +102,7 @@ class Diagnostician:
         self._samples.append(sampled)
         update = self.detector.update(losses, lost=self._lost(sampled, len(steps)) if self.detector.due else None)
         epoch = self.detector.epoch
-        self.mark(len(steps))
+        self.snapshot(len(steps))
         resolved = self._resolve(update.resolved) if update.resolved else None
         diagnosis = None
         if update.spike is not None:
@@ -275,6 +275,6 @@ def _guessing(labels: np.ndarray | None) -> float:
     """Loss of always answering with the shares of the classes; infinite if labels are unknown."""
     if labels is None or not len(labels):
         return np.inf
-    shares = np.bincount(np.asarray(labels, int)) / len(labels)
-    shares = shares[shares > 0]
-    return float(-np.sum(shares * np.log(shares)))
+    fractions = np.bincount(np.asarray(labels, int)) / len(labels)
+    fractions = fractions[fractions > 0]
+    return float(-np.sum(fractions * np.log(fractions)))

@@ -131,11 +131,11 @@ class Scene:
     def probe(self, name: str, left: np.ndarray, *, noise: float = 0.0, passes: int = 0, **facts: Any) -> Probe:
         """`left` [n]: the rise of each image under the changed condition."""
         rise, remains = self.resampler.means(self.rise), self.resampler.means(left)
-        share = 1 - float(left.mean() / self.rise.mean())
+        fraction = 1 - float(left.mean() / self.rise.mean())
         draws = 1 - remains / np.where(np.abs(rise) < 1e-9, 1e-9, rise)
         spread = np.quantile(draws, [0.025, 0.975]) - np.median(draws)
-        low, high = share + np.sign(spread) * np.sqrt(spread**2 + (1.96 * noise) ** 2)
-        return Probe(name, share, float(min(low, share)), float(max(high, share)), noise, passes, facts)
+        low, high = fraction + np.sign(spread) * np.sqrt(spread**2 + (1.96 * noise) ** 2)
+        return Probe(name, fraction, float(min(low, fraction)), float(max(high, fraction)), noise, passes, facts)
 
 
 def halves(steps: int, batch_size: int) -> tuple[list[int], list[int]]:
@@ -203,15 +203,17 @@ def few_examples(scene: Scene) -> Probe | None:
     order = np.argsort(-np.nan_to_num(scene.rise, nan=np.inf))
     finite = np.nan_to_num(scene.rise[order], nan=1e3, posinf=1e3)
     up, down = np.cumsum(finite[:most]), np.cumsum(np.maximum(-finite[::-1][:most], 0))
-    shares = (up - down) / finite.sum()
-    enough = shares >= 0.8 * shares[-1]
+    fractions = (up - down) / finite.sum()
+    enough = fractions >= 0.8 * fractions[-1]
     calm = enough & (finite.sum() - up <= scene.spike.threshold * (n - np.arange(1, most + 1)))
     k = int(np.argmax(calm if calm.any() else enough)) + 1
     left = float(finite[k:].mean())
     images = [{"image": int(i), "before": float(scene.reference_losses[i]), "now": float(scene.losses[i])} for i in order[:k]]
     high = float(up[k - 1] / finite.sum())
-    share = float(shares[k - 1])
-    return Probe("few_examples", share, min(share, high), max(share, high), facts={"images": images, "left": left, "of": n})
+    fraction = float(fractions[k - 1])
+    return Probe(
+        "few_examples", fraction, min(fraction, high), max(fraction, high), facts={"images": images, "left": left, "of": n}
+    )
 
 
 def path(scene: Scene) -> Probe | None:
@@ -228,10 +230,15 @@ def path(scene: Scene) -> Probe | None:
         means[middle] = float(scene.raw(points[middle][1]).mean())
         passes += 1
         low, high = (low, middle) if means[middle] > half else (middle, high)
-    share = (means[high] - means[low]) / float(scene.rise.mean())
+    fraction = (means[high] - means[low]) / float(scene.rise.mean())
     losses = {points[i][0]: mean for i, mean in sorted(means.items())}
     return Probe(
-        "path", share, share, share, passes=passes, facts={"first": points[low][0], "last": points[high][0], "losses": losses}
+        "path",
+        fraction,
+        fraction,
+        fraction,
+        passes=passes,
+        facts={"first": points[low][0], "last": points[high][0], "losses": losses},
     )
 
 

@@ -40,7 +40,7 @@ class Spike:
     baseline: float
     """The loss that the trend of the epochs before led to expect; this and the next two are NaN if there were none."""
     scale: float
-    """The run's own wiggle from epoch to epoch, as a standard deviation."""
+    """The run's own noise_scale from epoch to epoch, as a standard deviation."""
     threshold: float
     """The rise beyond which this epoch is a spike."""
     rise: float
@@ -58,7 +58,7 @@ class Spike:
     """Of images that are drawn together; n where each is drawn for itself. None: not known."""
     group: str | None = None
     """The group whose images' losses rose most, in sum; None where images are drawn for themselves."""
-    group_share: float = 0.0
+    group_fraction: float = 0.0
     """Its part of the rise of all images; above 1 where others fell."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Probe:
     """What one counterfactual found."""
 
     name: str
-    share: float
+    fraction: float
     """Part of the rise that the changed condition removes."""
     low: float
     high: float
@@ -151,7 +151,7 @@ class Training:
 @dataclass(frozen=True, slots=True)
 class Cause:
     name: str
-    share: float
+    fraction: float
     low: float
     high: float
     evidence: str
@@ -185,7 +185,7 @@ class Suspect:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Hyperparameters:
     """Of the run, at the spike: what remedies are stated in."""
 
     learning_rate: float = float("nan")
@@ -204,7 +204,7 @@ class Case:
     probes: Mapping[str, Probe] = field(default_factory=dict)
     """By name."""
     training: Training = field(default_factory=Training)
-    settings: Settings = field(default_factory=Settings)
+    settings: Hyperparameters = field(default_factory=Hyperparameters)
     events: Sequence[Event] = ()
     overfitting: Overfitting | None = None
     keys: Sequence[str] | None = None
@@ -212,9 +212,9 @@ class Case:
     predicted: Mapping[int, tuple[str, str, float]] = field(default_factory=dict)
     """For single validation images: label, prediction, its probability."""
 
-    def share(self, name: str) -> float:
+    def fraction(self, name: str) -> float:
         """Of a probe; 0 if it was not made."""
-        return self.probes[name].share if name in self.probes else 0.0
+        return self.probes[name].fraction if name in self.probes else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,8 @@ def _sampling_noise(case: Case) -> Sentences:
     count, what = (spike.groups, "groups of validation images") if grouped else (spike.images, "validation images")
     assert count is not None
     evidence = f"On other draws of {count} {what} the rise would lie between {spike.low:.3f} and {spike.high:.3f}"
-    if spike.group is not None and spike.group_share >= 0.5:
-        evidence += f"; {part(spike.group_share)} of it comes from the images of {spike.group}"
+    if spike.group is not None and spike.group_fraction >= 0.5:
+        evidence += f"; {part(spike.group_fraction)} of it comes from the images of {spike.group}"
     if spike.low > 0:
         evidence += f"; the rise is {spike.rise / spike.error:.1f} standard errors, and chance alone makes one of {CERTAIN} "
         evidence += "in one of 20 runs of 100 epochs"
@@ -73,7 +73,7 @@ def _sampling_noise(case: Case) -> Sentences:
 
 
 def _distribution_shift(case: Case) -> Sentences:
-    if case.share("earlier_weights") < 0.5:
+    if case.fraction("earlier_weights") < 0.5:
         return _training_did(case), "compare validation with training images: source, camera, compression, share of the classes."
     today, recorded = (case.probes["earlier_weights"].facts[when] for when in ("today", "recorded"))
     evidence = f"The weights of the epoch before, evaluated again, have a loss of {today:.3f} where they had {recorded:.3f}."
@@ -99,7 +99,7 @@ def _event(case: Case, event: Event | None) -> Sentences:
         return evidence, "find what else writes the weights: a restore, a callback, another process, faulty memory."
     told, remedy = _told(event)
     when = f"before step {event.step + 1} of the epoch" if event.epoch == case.spike.epoch else f"in epoch {event.epoch}"
-    evidence = f"{told} {when}; {part(case.share('before_event'))} of the rise came after"
+    evidence = f"{told} {when}; {part(case.fraction('before_event'))} of the rise came after"
     number = list(case.events).index(event)
     if (longer := case.training.length_after[number]) >= 1.5:
         evidence += f", with steps up to {longer:.1f} times as long as their gradients explain"
@@ -134,7 +134,7 @@ def _bad_batch(case: Case) -> Sentences:
     if loss > facts["usual"] or not had:
         had.append(f"a loss of {loss:.2f}, others {facts['usual']:.2f}")
     evidence = f"For the weights of the epoch before, {which} of {case.settings.steps} had {', and '.join(had)}; undoing the steps "
-    evidence += f"from there on removes {part(case.share('bad_batches'))} of the rise."
+    evidence += f"from there on removes {part(case.fraction('bad_batches'))} of the rise."
     return evidence, f"look at the images and labels of {which}."
 
 
@@ -158,7 +158,7 @@ def _overshoot(case: Case) -> Sentences:
 
 def _gradient_noise(case: Case) -> Sentences:
     larger = case.training.gradient
-    evidence = f"With weights averaged over the epoch {part(case.share('averaged'))} of the rise is gone"
+    evidence = f"With weights averaged over the epoch {part(case.fraction('averaged'))} of the rise is gone"
     evidence += f"; gradients were {larger:.1f} times as large as before." if larger >= 1.5 else "."
     batch = case.settings.batch_size
     wider = f"a batch of {4 * batch} instead of {batch} images" if batch else "a larger batch"
@@ -168,7 +168,7 @@ def _gradient_noise(case: Case) -> Sentences:
 def _statistics(case: Case) -> Sentences:
     probe, settings = case.probes["statistics"], case.settings
     evidence = f"With moving statistics estimated anew on training batches the loss is {probe.facts['now']:.3f}: "
-    evidence += f"{part(probe.share)} of the rise is gone."
+    evidence += f"{part(probe.fraction)} of the rise is gone."
     if not np.isfinite(settings.momentum) or not settings.steps:
         return evidence, "lower BatchNormalization's momentum, or estimate its statistics anew before evaluating."
     half = np.log(0.5) / np.log(settings.momentum)
@@ -179,12 +179,12 @@ def _statistics(case: Case) -> Sentences:
 
 def _unexplained(case: Case) -> Sentences:
     tried = [probe for probe in case.probes.values() if probe.name != "path"]  # which changes no condition
-    best = max(tried, key=lambda probe: probe.share, default=None)
-    most = f" (most, {part(best.share)}: {PROBES[best.name]})" if best else ""
+    best = max(tried, key=lambda probe: probe.fraction, default=None)
+    most = f" (most, {part(best.fraction)}: {PROBES[best.name]})" if best else ""
     evidence = f"No single condition that was changed accounts for half of the rise{most}."
-    if best and best.share >= HALF:
+    if best and best.fraction >= HALF:
         why = "its interval holds 0" if best.low <= 0 else UNDECIDED.get(best.name, "other signs of that cause are missing")
-        evidence = f"No single condition that was changed explains the rise: most of it, {part(best.share)}, is gone "
+        evidence = f"No single condition that was changed explains the rise: most of it, {part(best.fraction)}, is gone "
         evidence += f"with one ({PROBES[best.name]}), but {why}."
     return evidence, "compare code, data and settings of this epoch with the one before."
 

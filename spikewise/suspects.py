@@ -14,7 +14,7 @@ def suspects(case: Case) -> tuple[Suspect, ...]:
     """The images without which most of the rise is gone, the one that rose most first; empty if that was not looked at."""
     if "few_examples" not in case.probes:
         return ()
-    replaced = case.share("earlier_weights") >= HALF
+    replaced = case.fraction("earlier_weights") >= HALF
     found = []
     for entry in case.probes["few_examples"].facts["images"]:
         label, prediction, probability = case.predicted.get(entry["image"], (None, None, None))

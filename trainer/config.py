@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from trainer import UserError
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]  # longer ones, infinity among them, the operating system does not take
 Bytes = Annotated[int, Field(ge=1)]
@@ -68,11 +68,11 @@ class Data(Section):
     source stay on one side of the split. Keys that it does not match are groups of their own."""
     image_size: tuple[Annotated[int, Field(ge=8, le=2048)], Annotated[int, Field(ge=8, le=2048)]] = (64, 64)
     """Height and width in pixels to which every image is resized."""
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the sources (of the distinct images, without `group_by`) in the validation set."""
     min_validation: Positive = 20
     """Fewest validation images of each class with which a run starts."""
-    max_quarantined: Share = 0.01
+    max_quarantined: Fraction = 0.01
     """Largest share of images that cannot be decoded with which the job still goes on."""
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     """An image with more pixels than this is quarantined unread (decompression bombs)."""
@@ -194,7 +194,7 @@ class Metrics(Section):
     """Seconds that the endpoint stays at most after the last epoch until the final values were scraped."""
 
 
-class Config(Section):
+class Settings(Section):
     """A run, resolved: every key has a value."""
 
     data: Data
@@ -222,12 +222,12 @@ class Config(Section):
             )
         return self
 
-    def digestible(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """All values as JSON types, sections in a fixed order."""
         return json.loads(self.model_dump_json())
 
 
-def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
     """Reads a TOML file and applies `section.key=value` overrides, values written as in TOML (bare words are strings).
 
     Raises ConfigError when the file is missing or no TOML, or when a key is unknown, of the wrong type or impossible.
@@ -243,24 +243,24 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     return parse(values, str(path))
 
 
-def run_name(settings: Config, path: str | Path) -> str:
+def run_name(settings: Settings, path: str | Path) -> str:
     """`run.name`, or one made of the file's name and the time; 43 characters at most, as a RayJob takes them."""
     stem = re.sub("[^a-z0-9]+", "-", Path(path).stem.lower())[:27].strip("-") or "run"
     return settings.run.name or f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def parse(values: dict[str, Any], origin: str = "configuration") -> Config:
+def parse(values: dict[str, Any], origin: str = "configuration") -> Settings:
     """Builds a Config from nested dicts of JSON types. Raises ConfigError naming `origin`, key, value and bound."""
     try:
-        return Config.model_validate_json(json.dumps(values, default=str))  # str: of TOML's dates
+        return Settings.model_validate_json(json.dumps(values, default=str))  # str: of TOML's dates
     except ValidationError as error:
         lines = [f"{origin}: {_line(dict(problem))}" for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
-def check_resumable(now: Config, before: dict[str, Any], name: str) -> None:
+def check_resumable(now: Settings, before: dict[str, Any], name: str) -> None:
     """Raises ConfigError when run `name`, started with `before` (`digestible`), cannot go on with `now`."""
-    for section, values in now.digestible().items():
+    for section, values in now.as_dict().items():
         for key, value in values.items():
             was = before.get(section, {}).get(key, value)
             if was != value and section not in FREE_TO_CHANGE and (section, key) not in KEYS_FREE_TO_CHANGE:
@@ -305,7 +305,7 @@ def _line(problem: dict[str, Any]) -> str:
 
 
 def _unknown(loc: tuple[Any, ...]) -> str:
-    section: Any = Config
+    section: Any = Settings
     for part in loc[:-1]:
         section = section.model_fields[part].annotation
     return f"unknown key; known here: {', '.join(section.model_fields)}"

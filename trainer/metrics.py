@@ -3,8 +3,8 @@
 Separation of concerns: the driver tells what happened; this module keeps the current value of every metric of `METRICS` and
 serves all of them, always from one and the same moment. The registry is its own or handed in, never the global one.
 
-The run's name is a label of `trainer_run_info` alone, as is the custom: the series of one job share their target's labels, and
-`trainer_loss * on (instance, job) group_left (run) trainer_run_info` adds the name where it is wanted.
+The run's name is a label of `spikewise_run_info` alone, as is the custom: the series of one job share their target's labels, and
+`spikewise_loss * on (instance, job) group_left (run) spikewise_run_info` adds the name where it is wanted.
 """
 
 import threading
@@ -39,59 +39,65 @@ class Described(NamedTuple):
 
 
 METRICS: dict[str, Described] = {
-    "trainer_run_info": Described("gauge", "", "Always 1: what this job runs.", ("run", "model", "precision", "version")),
-    "trainer_state": Described("gauge", "", "1 for the state in which the run is, 0 for the others.", ("state",)),
-    "trainer_last_progress_timestamp_seconds": Described(
+    "spikewise_run_info": Described("gauge", "", "Always 1: what this job runs.", ("run", "model", "precision", "version")),
+    "spikewise_state": Described("gauge", "", "1 for the state in which the run is, 0 for the others.", ("state",)),
+    "spikewise_last_progress_timestamp_seconds": Described(
         "gauge", "seconds", "Unix time of the last sign of progress: images packed, steps made, an epoch, another state."
     ),
-    "trainer_last_success_timestamp_seconds": Described("gauge", "seconds", "Unix time at which the run completed."),
-    "trainer_workers": Described("gauge", "", "Workers of the run."),
-    "trainer_restarts_total": Described("counter", "", "Times that the run's workers were started again, by any process."),
-    "trainer_restart_timestamp_seconds": Described("gauge", "seconds", "Unix time at which it was resumed last."),
-    "trainer_dataset_images": Described("gauge", "", "Images on each side of the split.", ("split",)),
-    "trainer_quarantined_images": Described("gauge", "", "Images left out because they could not be decoded."),
-    "trainer_epoch": Described("gauge", "", "Last finished epoch, from 1."),
-    "trainer_epochs_planned": Described("gauge", "", "Epochs after which the run ends."),
-    "trainer_progress_ratio": Described("gauge", "ratio", "Share of the planned epochs that is done."),
-    "trainer_eta_seconds": Described("gauge", "seconds", "Time left if every epoch takes as long as the last one."),
-    "trainer_steps_total": Described("counter", "", "Updates since the start of the run, repeated ones counted once."),
-    "trainer_images_processed_total": Described("counter", "", "Training images since the start of the run, repeats counted once."),
-    "trainer_loss": Described(
+    "spikewise_last_success_timestamp_seconds": Described("gauge", "seconds", "Unix time at which the run completed."),
+    "spikewise_workers": Described("gauge", "", "Workers of the run."),
+    "spikewise_restarts_total": Described("counter", "", "Times that the run's workers were started again, by any process."),
+    "spikewise_restart_timestamp_seconds": Described("gauge", "seconds", "Unix time at which it was resumed last."),
+    "spikewise_dataset_images": Described("gauge", "", "Images on each side of the split.", ("split",)),
+    "spikewise_quarantined_images": Described("gauge", "", "Images left out because they could not be decoded."),
+    "spikewise_epoch": Described("gauge", "", "Last finished epoch, from 1."),
+    "spikewise_epochs_planned": Described("gauge", "", "Epochs after which the run ends."),
+    "spikewise_progress_ratio": Described("gauge", "ratio", "Share of the planned epochs that is done."),
+    "spikewise_eta_seconds": Described("gauge", "seconds", "Time left if every epoch takes as long as the last one."),
+    "spikewise_steps_total": Described("counter", "", "Updates since the start of the run, repeated ones counted once."),
+    "spikewise_images_processed_total": Described(
+        "counter", "", "Training images since the start of the run, repeats counted once."
+    ),
+    "spikewise_loss": Described(
         "gauge",
         "nats per image",
         "Mean cross-entropy. train: over the epoch's batches, dropout on; train_inference: a fixed training sample after the "
         "epoch, comparable with validation.",
         ("split",),
     ),
-    "trainer_accuracy_ratio": Described("gauge", "ratio", "Share of images classified correctly.", ("split",)),
-    "trainer_best_epoch": Described("gauge", "", "Epoch of the lowest validation loss."),
-    "trainer_best_validation_loss": Described("gauge", "nats per image", "Lowest validation loss."),
-    "trainer_best_timestamp_seconds": Described("gauge", "seconds", "Unix time at which the best epoch ended."),
-    "trainer_overfitting_epochs": Described(
+    "spikewise_accuracy_ratio": Described("gauge", "ratio", "Share of images classified correctly.", ("split",)),
+    "spikewise_best_epoch": Described("gauge", "", "Epoch of the lowest validation loss."),
+    "spikewise_best_validation_loss": Described("gauge", "nats per image", "Lowest validation loss."),
+    "spikewise_best_timestamp_seconds": Described("gauge", "seconds", "Unix time at which the best epoch ended."),
+    "spikewise_overfitting_epochs": Described(
         "gauge", "", "Epochs for which the validation loss has climbed while training images get better; 0: it does not."
     ),
-    "trainer_validation_spikes_total": Described("counter", "", "Spikes of the validation loss, by their first cause.", ("cause",)),
-    "trainer_validation_spike_timestamp_seconds": Described(
+    "spikewise_validation_spikes_total": Described(
+        "counter", "", "Spikes of the validation loss, by their first cause.", ("cause",)
+    ),
+    "spikewise_validation_spike_timestamp_seconds": Described(
         "gauge", "seconds", "Unix time at which the last spike of this first cause was found.", ("cause",)
     ),
-    "trainer_validation_spike_epoch": Described("gauge", "", "Epoch of the last spike."),
-    "trainer_validation_spike_rise": Described("gauge", "nats per image", "Rise of the validation loss in the last spike."),
-    "trainer_validation_spike_share_ratio": Described("gauge", "ratio", "Share of that rise which its first cause explains."),
-    "trainer_learning_rate": Described("gauge", "", "Learning rate at the end of the epoch."),
-    "trainer_gradient_norm": Described("gauge", "", "L2 norm of the global gradient, mean over the epoch."),
-    "trainer_update_norm": Described("gauge", "", "L2 norm of one step's change of the weights, mean over the epoch."),
-    "trainer_images_per_second": Described("gauge", "images per second", "Training throughput of all workers together."),
-    "trainer_step_duration_seconds": Described("gauge", "seconds", "Mean duration of one step."),
-    "trainer_epoch_duration_seconds": Described("gauge", "seconds", "Duration of the last epoch, evaluation included."),
-    "trainer_input_wait_ratio": Described("gauge", "ratio", "Share of training time that the slowest worker waited for input."),
-    "trainer_worker_input_wait_ratio": Described("gauge", "ratio", "Share of training time spent waiting for input.", ("rank",)),
-    "trainer_checkpoint_step": Described("gauge", "", "Step of the last committed checkpoint."),
-    "trainer_checkpoint_last_success_timestamp_seconds": Described("gauge", "seconds", "Unix time of the last commit."),
-    "trainer_checkpoint_duration_seconds": Described("gauge", "seconds", "Duration of the last successful save."),
-    "trainer_checkpoint_failures_total": Described("counter", "", "Saves that failed after all retries."),
-    "trainer_object_store_requests_total": Described("counter", "", "Requests to object storage, tries included.", ("operation",)),
-    "trainer_object_store_retries_total": Described("counter", "", "Requests to object storage that were tried again."),
-    "trainer_object_store_errors_total": Described("counter", "", "Operations on object storage that were given up."),
+    "spikewise_validation_spike_epoch": Described("gauge", "", "Epoch of the last spike."),
+    "spikewise_validation_spike_rise": Described("gauge", "nats per image", "Rise of the validation loss in the last spike."),
+    "spikewise_validation_spike_explained_ratio": Described("gauge", "ratio", "Share of that rise which its first cause explains."),
+    "spikewise_learning_rate": Described("gauge", "", "Learning rate at the end of the epoch."),
+    "spikewise_gradient_norm": Described("gauge", "", "L2 norm of the global gradient, mean over the epoch."),
+    "spikewise_update_norm": Described("gauge", "", "L2 norm of one step's change of the weights, mean over the epoch."),
+    "spikewise_images_per_second": Described("gauge", "images per second", "Training throughput of all workers together."),
+    "spikewise_step_duration_seconds": Described("gauge", "seconds", "Mean duration of one step."),
+    "spikewise_epoch_duration_seconds": Described("gauge", "seconds", "Duration of the last epoch, evaluation included."),
+    "spikewise_input_wait_ratio": Described("gauge", "ratio", "Share of training time that the slowest worker waited for input."),
+    "spikewise_worker_input_wait_ratio": Described("gauge", "ratio", "Share of training time spent waiting for input.", ("rank",)),
+    "spikewise_checkpoint_step": Described("gauge", "", "Step of the last committed checkpoint."),
+    "spikewise_checkpoint_last_success_timestamp_seconds": Described("gauge", "seconds", "Unix time of the last commit."),
+    "spikewise_checkpoint_duration_seconds": Described("gauge", "seconds", "Duration of the last successful save."),
+    "spikewise_checkpoint_failures_total": Described("counter", "", "Saves that failed after all retries."),
+    "spikewise_object_store_requests_total": Described(
+        "counter", "", "Requests to object storage, tries included.", ("operation",)
+    ),
+    "spikewise_object_store_retries_total": Described("counter", "", "Requests to object storage that were tried again."),
+    "spikewise_object_store_errors_total": Described("counter", "", "Operations on object storage that were given up."),
 }
 """Every metric: what it is called, its type, unit and labels. No label takes unboundedly many values."""
 
@@ -115,7 +121,7 @@ class Exporter(Collector):
         for name, metric in METRICS.items():
             if metric.type == "counter" and not metric.labels:
                 self._values[name][()] = 0.0  # a counter begins at 0, or Prometheus cannot tell the first increase
-        for name in ("trainer_restarts_total", "trainer_steps_total", "trainer_images_processed_total"):
+        for name in ("spikewise_restarts_total", "spikewise_steps_total", "spikewise_images_processed_total"):
             del self._values[name][()]  # but earlier processes may have counted these: see `begin`
         self.registry.register(self)
         self.enter("starting")
@@ -136,42 +142,42 @@ class Exporter(Collector):
     def describe_run(self, *, run: str, model: str, precision: str, epochs: int, workers: int) -> None:
         """What is known of the run before it begins. Called again after a restart with another number of workers."""
         with self._changed:
-            self._values["trainer_run_info"] = {(run, model, precision, trainer.__version__): 1.0}
-            self._set("trainer_epochs_planned", epochs)
-            self._set("trainer_workers", workers)
+            self._values["spikewise_run_info"] = {(run, model, precision, trainer.__version__): 1.0}
+            self._set("spikewise_epochs_planned", epochs)
+            self._set("spikewise_workers", workers)
             self._updates += 1
 
     def describe_data(self, *, train: int, validation: int, quarantined: int) -> None:
         """Numbers of images."""
         with self._changed:
-            self._values["trainer_dataset_images"] = {("train",): float(train), ("validation",): float(validation)}
-            self._set("trainer_quarantined_images", quarantined)
+            self._values["spikewise_dataset_images"] = {("train",): float(train), ("validation",): float(validation)}
+            self._set("spikewise_quarantined_images", quarantined)
             self._updates += 1
 
     def enter(self, state: State) -> None:
         """The run enters a state of `STATES`."""
         with self._changed:
-            self._values["trainer_state"] = {(other,): float(other == state) for other in STATES}
+            self._values["spikewise_state"] = {(other,): float(other == state) for other in STATES}
             if state == "completed":
-                self._set("trainer_last_success_timestamp_seconds", time.time())
-            self._set("trainer_last_progress_timestamp_seconds", time.time())
+                self._set("spikewise_last_success_timestamp_seconds", time.time())
+            self._set("spikewise_last_progress_timestamp_seconds", time.time())
             self._updates += 1
 
     def note_progress(self) -> None:
         """Something went on that no other method tells."""
         with self._changed:
-            self._set("trainer_last_progress_timestamp_seconds", time.time())
+            self._set("spikewise_last_progress_timestamp_seconds", time.time())
             self._updates += 1
 
     def begin(self, restarts: int, *, steps: int, images: int) -> None:
         """Training begins, after the workers were started again `restarts` times, and so many steps with so many images that a
         checkpoint holds; fewer than were known change nothing."""
         with self._changed:
-            self._advance({"trainer_steps_total": steps, "trainer_images_processed_total": images})
-            known = self._values["trainer_restarts_total"].get((), 0.0)
+            self._advance({"spikewise_steps_total": steps, "spikewise_images_processed_total": images})
+            known = self._values["spikewise_restarts_total"].get((), 0.0)
             if restarts > known:
-                self._set("trainer_restart_timestamp_seconds", time.time())
-            self._set("trainer_restarts_total", max(restarts, known))
+                self._set("spikewise_restart_timestamp_seconds", time.time())
+            self._set("spikewise_restarts_total", max(restarts, known))
             self._updates += 1
 
     def update(
@@ -191,84 +197,84 @@ class Exporter(Collector):
         """
         with self._changed:
             for name, value in {
-                "trainer_epoch": report.epoch,
-                "trainer_learning_rate": report.learning_rate,
-                "trainer_gradient_norm": report.gradient_norm,
-                "trainer_update_norm": report.update_norm,
-                "trainer_images_per_second": report.images_per_second,
-                "trainer_step_duration_seconds": report.step_seconds,
-                "trainer_epoch_duration_seconds": report.seconds,
-                "trainer_input_wait_ratio": report.input_wait,
-                "trainer_last_progress_timestamp_seconds": time.time(),
-                "trainer_overfitting_epochs": report.epoch - overfitting.epoch if overfitting else 0,
+                "spikewise_epoch": report.epoch,
+                "spikewise_learning_rate": report.learning_rate,
+                "spikewise_gradient_norm": report.gradient_norm,
+                "spikewise_update_norm": report.update_norm,
+                "spikewise_images_per_second": report.images_per_second,
+                "spikewise_step_duration_seconds": report.step_seconds,
+                "spikewise_epoch_duration_seconds": report.seconds,
+                "spikewise_input_wait_ratio": report.input_wait,
+                "spikewise_last_progress_timestamp_seconds": time.time(),
+                "spikewise_overfitting_epochs": report.epoch - overfitting.epoch if overfitting else 0,
             }.items():
                 self._set(name, value)
-            self._values["trainer_loss"] = {
+            self._values["spikewise_loss"] = {
                 ("train",): report.train_loss,
                 ("train_inference",): report.train_loss_inference,
                 ("validation",): report.validation_loss,
             }
-            self._values["trainer_accuracy_ratio"] = {
+            self._values["spikewise_accuracy_ratio"] = {
                 ("train",): report.train_accuracy,
                 ("validation",): report.validation_accuracy,
             }
-            self._values["trainer_worker_input_wait_ratio"] = {(str(rank),): wait for rank, wait in enumerate(input_waits)}
+            self._values["spikewise_worker_input_wait_ratio"] = {(str(rank),): wait for rank, wait in enumerate(input_waits)}
             if best is not None:
                 if best.epoch == report.epoch:
-                    self._set("trainer_best_timestamp_seconds", time.time())
-                self._set("trainer_best_epoch", best.epoch)
-                self._set("trainer_best_validation_loss", best.validation_loss)
-            self._advance({"trainer_steps_total": report.step, "trainer_images_processed_total": images})
-            if planned := self._values["trainer_epochs_planned"].get(()):
-                self._set("trainer_progress_ratio", report.epoch / planned)
-                self._set("trainer_eta_seconds", max(0.0, planned - report.epoch) * report.seconds)
+                    self._set("spikewise_best_timestamp_seconds", time.time())
+                self._set("spikewise_best_epoch", best.epoch)
+                self._set("spikewise_best_validation_loss", best.validation_loss)
+            self._advance({"spikewise_steps_total": report.step, "spikewise_images_processed_total": images})
+            if planned := self._values["spikewise_epochs_planned"].get(()):
+                self._set("spikewise_progress_ratio", report.epoch / planned)
+                self._set("spikewise_eta_seconds", max(0.0, planned - report.epoch) * report.seconds)
             self._updates += 1
 
     def update_spikes(self, diagnoses: Sequence[Diagnosis]) -> None:
         """All spikes of the run so far."""
         with self._changed:
             causes = Counter(diagnosis.verdict.name for diagnosis in diagnoses)
-            counted = self._values["trainer_validation_spikes_total"]
+            counted = self._values["spikewise_validation_spikes_total"]
             for cause in CAUSES:  # all of them, from 0 on, or Prometheus cannot tell the first one
                 known = counted.get((cause,))
                 if known is not None and causes[cause] > known:  # None: those before a restart, found at another time
-                    self._values["trainer_validation_spike_timestamp_seconds"][cause,] = time.time()
+                    self._values["spikewise_validation_spike_timestamp_seconds"][cause,] = time.time()
                 counted[cause,] = max(known or 0.0, causes[cause])  # a verdict may change later
             if diagnoses:
                 last = diagnoses[-1]
-                self._set("trainer_validation_spike_epoch", last.spike.epoch)
-                self._set("trainer_validation_spike_rise", last.spike.rise)
-                self._set("trainer_validation_spike_share_ratio", last.verdict.share)
+                self._set("spikewise_validation_spike_epoch", last.spike.epoch)
+                self._set("spikewise_validation_spike_rise", last.spike.rise)
+                self._set("spikewise_validation_spike_explained_ratio", last.verdict.fraction)
             self._updates += 1
 
     def progress(self, epoch: int, step: int, steps: int) -> None:
         """Inside an epoch: `step` of its `steps` are done."""
         with self._changed:
-            if planned := self._values["trainer_epochs_planned"].get(()):
-                self._set("trainer_progress_ratio", (epoch - 1 + step / steps) / planned)
-            self._set("trainer_last_progress_timestamp_seconds", time.time())
+            if planned := self._values["spikewise_epochs_planned"].get(()):
+                self._set("spikewise_progress_ratio", (epoch - 1 + step / steps) / planned)
+            self._set("spikewise_last_progress_timestamp_seconds", time.time())
             self._updates += 1
 
     def update_checkpoint(self, stats: Stats) -> None:
         """What became of the saves of the worker that saves; its successor after a restart counts from 0 again."""
         with self._changed:
             for name, value in {
-                "trainer_checkpoint_step": stats.step,
-                "trainer_checkpoint_last_success_timestamp_seconds": stats.committed,
-                "trainer_checkpoint_duration_seconds": stats.seconds,
+                "spikewise_checkpoint_step": stats.step,
+                "spikewise_checkpoint_last_success_timestamp_seconds": stats.committed,
+                "spikewise_checkpoint_duration_seconds": stats.seconds,
             }.items():
                 if value is not None:
                     self._set(name, value)
-            self._count("trainer_checkpoint_failures_total", (), stats.failures, "")
+            self._count("spikewise_checkpoint_failures_total", (), stats.failures, "")
             self._updates += 1
 
     def update_object_store(self, process: str, *, requests: Mapping[str, int], retries: int, errors: int) -> None:
         """Counts of a Store since the start of `process` ("driver", "worker 0"); all processes are added up."""
         with self._changed:
             for operation, total in requests.items():
-                self._count("trainer_object_store_requests_total", (operation,), total, process)
-            self._count("trainer_object_store_retries_total", (), retries, process)
-            self._count("trainer_object_store_errors_total", (), errors, process)
+                self._count("spikewise_object_store_requests_total", (operation,), total, process)
+            self._count("spikewise_object_store_retries_total", (), retries, process)
+            self._count("spikewise_object_store_errors_total", (), errors, process)
             self._updates += 1
 
     def serve(self, host: str, port: int) -> int:

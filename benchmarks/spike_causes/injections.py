@@ -19,7 +19,7 @@ HOT = (("learning_rate", 2e-3), ("settled", 0.3))
 """A learning rate so high in the end that a few bad steps do harm."""
 
 CALM = (("settled", 0.03),)
-"""A learning rate so low in the end that the loss hardly wiggles: elsewhere 2 % of the images are lost in the wiggle."""
+"""A learning rate so low in the end that the loss hardly wiggles: elsewhere 2 % of the images are lost in the noise_scale."""
 
 
 @dataclass

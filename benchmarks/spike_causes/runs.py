@@ -189,7 +189,7 @@ class Run:
             self.learning_rate *= self.config.settled
         if injection:
             injection.begin(self)
-        marks = self.diagnostician.marks(len(self.batches))
+        snapshots = self.diagnostician.snapshots(len(self.batches))
         steps = []
         for number, (pixels, labels) in enumerate(self.batches):
             if injection:
@@ -197,9 +197,9 @@ class Run:
             steps.append(self._train()(_pixels(pixels), labels).numpy())
             if injection:
                 injection.after_step(self, number)
-            if number + 1 in marks:
+            if number + 1 in snapshots:
                 began = time.perf_counter()
-                self.diagnostician.mark(number + 1)
+                self.diagnostician.snapshot(number + 1)
                 self.diagnosis_seconds += time.perf_counter() - began
         if injection:
             injection.end(self)
@@ -228,8 +228,8 @@ class Run:
     def predict(self, numbers: Any) -> dict[int, tuple[str, str, float]]:
         """See diagnostician.Predict."""
         pixels, labels = self.validation
-        shares = keras.ops.convert_to_numpy(keras.ops.softmax(self.model(_pixels(pixels[numbers]), training=False)))
-        return {int(i): (str(labels[i]), str(p.argmax()), float(p.max())) for i, p in zip(numbers, shares, strict=True)}
+        fractions = keras.ops.convert_to_numpy(keras.ops.softmax(self.model(_pixels(pixels[numbers]), training=False)))
+        return {int(i): (str(labels[i]), str(p.argmax()), float(p.max())) for i, p in zip(numbers, fractions, strict=True)}
 
     def save(self) -> dict[str, Any]:
         """A copy of all that an epoch can change."""

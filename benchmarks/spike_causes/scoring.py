@@ -28,21 +28,24 @@ def score(results: Iterable[Result]) -> dict[str, Any]:
     epochs = sum(r["epochs"] for r in healthy)
     return {
         "verdict_right": {
-            "all": _share(detected, _right),
-            **{f"{name} strength": _share([r for r in detected if r["strength"] == i], _right) for i, name in enumerate(STRENGTHS)},
+            "all": _fraction(detected, _right),
+            **{
+                f"{name} strength": _fraction([r for r in detected if r["strength"] == i], _right)
+                for i, name in enumerate(STRENGTHS)
+            },
             "by_cause": _by(detected, "cause", _right),
             "by_injection": _by(detected, "name", _right),
             "by_architecture": _by(detected, "architecture", _right),
             "by_data": _by(detected, "data", _right),
-            "among_first_two": _share(detected, lambda r: r["cause"] in r["causes"][:2]),
+            "among_first_two": _fraction(detected, lambda r: r["cause"] in r["causes"][:2]),
         },
         "detected": {
-            **{name: _share([r for r in injected if r["strength"] == i], _found) for i, name in enumerate(STRENGTHS)},
+            **{name: _fraction([r for r in injected if r["strength"] == i], _found) for i, name in enumerate(STRENGTHS)},
             "strong_by_injection": _by([r for r in injected if r["strength"] == 2], "name", _found),
         },
         "confusion": _confusion(detected),
         "healthy": {
-            "runs_with_alarm": _share(healthy, _alarmed),
+            "runs_with_alarm": _fraction(healthy, _alarmed),
             "runs_with_alarm_by_learning_rate": _by([{**r, "rate": RATES[r["seed"] % 2]} for r in healthy], "rate", _alarmed),
             "alarms_per_100_epochs": _rate(len(alarms), epochs),
             "epochs": epochs,
@@ -50,8 +53,8 @@ def score(results: Iterable[Result]) -> dict[str, Any]:
             "extra_time": _time([r for r in healthy if not r["alarms"]]),
         },
         "overfitting": {
-            "called_a_trend": _share(overfitted, lambda r: r["trend"]),
-            "runs_with_alarm": _share(overfitted, _alarmed),
+            "called_a_trend": _fraction(overfitted, lambda r: r["trend"]),
+            "runs_with_alarm": _fraction(overfitted, _alarmed),
         },
         "seconds_per_diagnosis": _median([r["seconds"] for r in detected]),
         "epochs_of_training_per_diagnosis": _median([r["seconds"] / r["epoch_seconds"] for r in detected]),
@@ -70,7 +73,7 @@ def _alarmed(result: Result) -> bool:
     return bool(result["alarms"])
 
 
-def _share(results: list[Result], holds: Callable[[Result], bool]) -> dict[str, Any] | None:
+def _fraction(results: list[Result], holds: Callable[[Result], bool]) -> dict[str, Any] | None:
     """How many, out of how many, and Wilson's 95 % interval of the share."""
     n = len(results)
     if not n:
@@ -78,7 +81,7 @@ def _share(results: list[Result], holds: Callable[[Result], bool]) -> dict[str, 
     k, z = sum(map(holds, results)), 1.96
     middle, half = (k / n + z * z / (2 * n)), z * np.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
     low, high = ((middle + side * half) / (1 + z * z / n) for side in (-1, 1))
-    return {"share": round(k / n, 4), "count": k, "of": n, "interval_95": [round(float(low), 4), round(float(high), 4)]}
+    return {"fraction": round(k / n, 4), "count": k, "of": n, "interval_95": [round(float(low), 4), round(float(high), 4)]}
 
 
 def _rate(count: int, epochs: int) -> dict[str, Any] | None:
@@ -94,7 +97,7 @@ def _rate(count: int, epochs: int) -> dict[str, Any] | None:
 
 
 def _by(results: list[Result], key: str, holds: Callable[[Result], bool]) -> dict[str, Any]:
-    return {value: _share([r for r in results if r[key] == value], holds) for value in sorted({r[key] for r in results})}
+    return {value: _fraction([r for r in results if r[key] == value], holds) for value in sorted({r[key] for r in results})}
 
 
 def _confusion(results: list[Result]) -> dict[str, dict[str, int]]:
@@ -107,8 +110,12 @@ def _confusion(results: list[Result]) -> dict[str, dict[str, int]]:
 
 def _time(runs: list[Result]) -> dict[str, Any] | None:
     """Of the diagnosis, as a share of the rest of the run."""
-    shares = [r["seconds"]["diagnosis"] / r["seconds"]["rest"] for r in runs]
-    return {"median": round(float(np.median(shares)), 4), "largest": round(max(shares), 4), "runs": len(runs)} if shares else None
+    fractions = [r["seconds"]["diagnosis"] / r["seconds"]["rest"] for r in runs]
+    return (
+        {"median": round(float(np.median(fractions)), 4), "largest": round(max(fractions), 4), "runs": len(runs)}
+        if fractions
+        else None
+    )
 
 
 def _median(values: list[float]) -> float | None:

@@ -128,7 +128,7 @@ def perform(task: Task) -> list[dict[str, Any]]:
     seconds = time.perf_counter() - began
     diagnoses = run.diagnostician.diagnoses
     alarms = [
-        {"epoch": d.spike.epoch, "rise": d.spike.rise, "verdict": d.verdict.name, "share": d.verdict.share} for d in diagnoses
+        {"epoch": d.spike.epoch, "rise": d.spike.rise, "verdict": d.verdict.name, "fraction": d.verdict.fraction} for d in diagnoses
     ]
     times = {"diagnosis": run.diagnosis_seconds, "rest": seconds - run.diagnosis_seconds}
     losses = [round(float(epoch.mean()), 4) for epoch in run.history]
@@ -158,7 +158,7 @@ def _disturb(run: Any, injection: Any) -> dict[str, Any]:
         "detected": True,
         "verdict": diagnosis.verdict.name,
         "causes": [cause.name for cause in diagnosis.causes],
-        "shares": {cause.name: round(cause.share, 3) for cause in diagnosis.causes},
+        "fractions": {cause.name: round(cause.fraction, 3) for cause in diagnosis.causes},
         "seconds": diagnosis.seconds,
         "epoch_seconds": epoch_seconds,
         "diagnosis": diagnosis.as_dict(),

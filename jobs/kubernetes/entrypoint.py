@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     return TERMINATED  # never 0: a worker that says it is done would not be replaced
 
 
-def lead(settings: config.Config) -> NoReturn:
+def lead(settings: config.Settings) -> NoReturn:
     """Starts Ray's head, and becomes the driver."""
     address = f"{_environment('POD_IP')}:{PORT}"
     command = [*_ray_start(settings), "--head", f"--port={PORT}", "--include-dashboard=false"]
@@ -75,7 +75,7 @@ def lead(settings: config.Config) -> NoReturn:
     drive(settings)
 
 
-def drive(settings: config.Config) -> NoReturn:
+def drive(settings: config.Settings) -> NoReturn:
     """Waits until all workers' pods have joined, and becomes the driver."""
     import ray
 
@@ -91,7 +91,7 @@ def drive(settings: config.Config) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", "jobs.train", "--retried", "--config", CONFIG])
 
 
-def follow(settings: config.Config) -> NoReturn:
+def follow(settings: config.Settings) -> NoReturn:
     """Is a worker node of the head, and of its successors, until SIGTERM."""
     job = socket.gethostname().rpartition("-")[0]
     head = f"{job}-0.{job}"  # the pods' subdomain is named like the Job
@@ -158,7 +158,7 @@ def _joined(nodes: list[dict[str, Any]]) -> int:
     return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in nodes)
 
 
-def _ray_start(settings: config.Config) -> list[str]:
+def _ray_start(settings: config.Settings) -> list[str]:
     return [
         _program("ray"),
         "start",

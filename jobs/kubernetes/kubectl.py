@@ -16,7 +16,7 @@ from typing import Any
 
 from trainer import UserError
 
-Manifest = dict[str, Any]
+KubernetesObject = dict[str, Any]
 _TIMEOUT = 60.0
 """Seconds for one request."""
 _UNREACHABLE = re.compile(r"Unable to connect|was refused|i/o timeout|no such host|TLS handshake|deadline exceeded", re.IGNORECASE)
@@ -74,7 +74,7 @@ class Kubectl:
     def exists(self, kind: str, name: str) -> bool:
         return bool(self.run("get", kind, name, "--ignore-not-found", "-o", "name").strip())
 
-    def apply(self, objects: Sequence[Manifest], *, dry_run: bool = False) -> list[str]:
+    def apply(self, objects: Sequence[KubernetesObject], *, dry_run: bool = False) -> list[str]:
         """Applies on the server, in their order; `dry_run`: lets the server check everything and change nothing. Returns the
         server's warnings. Raises KubernetesError."""
         arguments = ["apply", "--server-side", "--force-conflicts", "--field-manager=spikewise", "-f", "-"]
@@ -126,7 +126,7 @@ class Log:
         self._tell = tell
         self._known: dict[str, threading.Thread] = {}
 
-    def follow(self, pod: Manifest) -> None:
+    def follow(self, pod: KubernetesObject) -> None:
         """Starts to follow `pod`, from its first line, unless it is followed already."""
         uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
         if uid not in self._known:

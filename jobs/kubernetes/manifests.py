@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from jobs.kubernetes.kubectl import KubernetesError, Manifest, kustomize
+from jobs.kubernetes.kubectl import KubernetesError, KubernetesObject, kustomize
 from trainer import config
 
 FOLDER = Path(__file__).parents[2] / "k8s"
@@ -33,7 +33,7 @@ def overlays() -> list[str]:
     return sorted(path.name for path in (FOLDER / "overlays").iterdir() if path.is_dir())
 
 
-def render(overlay: str, shape: str) -> list[Manifest]:
+def render(overlay: str, shape: str) -> list[KubernetesObject]:
     """`overlay`: a name below k8s/overlays, or the path of a kustomization of that shape. Raises KubernetesError."""
     folder = Path(overlay) if "/" in overlay else FOLDER / "overlays" / overlay / shape
     if not (folder / "kustomization.yaml").is_file():
@@ -48,9 +48,11 @@ def render(overlay: str, shape: str) -> list[Manifest]:
     return objects
 
 
-def fit(objects: list[Manifest], settings: config.Config, run: str, image: str, secret: str | None) -> list[Manifest]:
+def fit(
+    objects: list[KubernetesObject], settings: config.Settings, run: str, image: str, secret: str | None
+) -> list[KubernetesObject]:
     """The objects of this run; the Job or RayJob is last, because its pods need the others. Raises KubernetesError."""
-    fitted: list[Manifest] = _rename(objects, run)
+    fitted: list[KubernetesObject] = _rename(objects, run)
     fitted.sort(key=lambda found: found["kind"] in SHAPES.values())
     main = owner(fitted)
     if main["kind"] == "RayJob" and len(main["metadata"]["name"]) > LONGEST_RAYJOB:
@@ -71,19 +73,19 @@ def fit(objects: list[Manifest], settings: config.Config, run: str, image: str, 
     return fitted
 
 
-def owner(objects: list[Manifest]) -> Manifest:
+def owner(objects: list[KubernetesObject]) -> KubernetesObject:
     """The Job or RayJob, which owns the others."""
     return objects[-1]
 
 
-def owned(objects: list[Manifest], uid: str) -> list[Manifest]:
+def owned(objects: list[KubernetesObject], uid: str) -> list[KubernetesObject]:
     """All but the owner, owned by it: they go when it goes, whoever deletes it."""
     main = owner(objects)
     reference = {"apiVersion": main["apiVersion"], "kind": main["kind"], "name": main["metadata"]["name"], "uid": uid}
     return [{**found, "metadata": {**found["metadata"], "ownerReferences": [reference]}} for found in objects[:-1]]
 
 
-def containers(main: Manifest) -> list[dict[str, Any]]:
+def containers(main: KubernetesObject) -> list[dict[str, Any]]:
     """Of all pods of a Job or RayJob."""
     return [container for template in pod_templates(main["spec"]) for container in template["spec"]["containers"]]
 
@@ -101,30 +103,30 @@ def pod_templates(value: Any) -> Iterator[dict[str, Any]]:
             yield from pod_templates(inner)
 
 
-def secrets(main: Manifest) -> dict[str, bool]:
+def secrets(main: KubernetesObject) -> dict[str, bool]:
     """Secrets that the pods take their environment from, and whether they can do without."""
     sources = [source["secretRef"] for container in containers(main) for source in container.get("envFrom", ())]
     return {source["name"]: source.get("optional", False) for source in sources}
 
 
-def gpus(main: Manifest) -> int:
+def gpus(main: KubernetesObject) -> int:
     """GPUs of one worker's pod."""
     return max(int(container.get("resources", {}).get("limits", {}).get("nvidia.com/gpu", 0)) for container in containers(main))
 
 
-def queue(main: Manifest) -> str | None:
+def queue(main: KubernetesObject) -> str | None:
     """Kueue's LocalQueue that the run waits in."""
     return main["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
 
 
-def to_yaml(objects: list[Manifest]) -> str:
+def to_yaml(objects: list[KubernetesObject]) -> str:
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
-def write_toml(settings: config.Config) -> str:
+def write_toml(settings: config.Settings) -> str:
     """The resolved configuration; `config.load` reads the same one back."""
     lines = ["# Resolved by jobs.submit: every key has its value."]
-    for section, values in settings.digestible().items():
+    for section, values in settings.as_dict().items():
         lines += ["", f"[{section}]"]
         lines += [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
     return "\n".join(lines) + "\n"
@@ -146,7 +148,7 @@ def _rename(value: Any, run: str) -> Any:
     return value
 
 
-def _size(main: Manifest, launch: config.Launch) -> None:
+def _size(main: KubernetesObject, launch: config.Launch) -> None:
     spec, workers = main["spec"], launch.workers
     if main["kind"] == "Job":
         spec["completions"] = spec["parallelism"] = workers

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.kubernetes.kubectl import Manifest
+from jobs.kubernetes.kubectl import KubernetesObject
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 SAID_CODES = (1, 2)
@@ -25,7 +25,7 @@ class End:
     line: str
 
 
-def driver_pod(main: Manifest, pods: list[Manifest]) -> Manifest | None:
+def driver_pod(main: KubernetesObject, pods: list[KubernetesObject]) -> KubernetesObject | None:
     """The newest pod whose log is the driver's: the head of a Job, the submitter of a RayJob."""
     if main["kind"] == "Job":
         found = [pod for pod in pods if _labels(pod).get(INDEX) == "0"]
@@ -34,36 +34,36 @@ def driver_pod(main: Manifest, pods: list[Manifest]) -> Manifest | None:
     return max(found, key=_created, default=None)
 
 
-def head_pod(main: Manifest, pods: list[Manifest]) -> Manifest | None:
+def head_pod(main: KubernetesObject, pods: list[KubernetesObject]) -> KubernetesObject | None:
     """The newest pod in which the driver runs, which serves the metrics."""
     if main["kind"] == "Job":
         return driver_pod(main, pods)
     return max((pod for pod in pods if _labels(pod).get("ray.io/node-type") == "head"), key=_created, default=None)
 
 
-def has_started(pod: Manifest) -> bool:
+def has_started(pod: KubernetesObject) -> bool:
     """Whether its container has a log."""
     return any("running" in status["state"] or "terminated" in status["state"] for status in _statuses(pod))
 
 
-def missing(main: Manifest, pods: list[Manifest]) -> bool:
+def missing(main: KubernetesObject, pods: list[KubernetesObject]) -> bool:
     """Whether the cluster has made fewer pods than the run needs."""
     there = sum(_place(pod) not in ("ending", "failed", "succeeded") for pod in pods)
     return not main["spec"].get("suspend") and there < _wanted(main)
 
 
-def all_run(main: Manifest, pods: list[Manifest]) -> bool:
+def all_run(main: KubernetesObject, pods: list[KubernetesObject]) -> bool:
     return sum(_place(pod) == "running" for pod in pods) >= _wanted(main)
 
 
-def _wanted(main: Manifest) -> int:
+def _wanted(main: KubernetesObject) -> int:
     """Pods that have to run; of a RayJob without the submitter, which comes after them."""
     if main["kind"] == "Job":
         return main["spec"]["parallelism"]
     return 1 + sum(group["replicas"] for group in main["spec"]["rayClusterSpec"]["workerGroupSpecs"])
 
 
-def summary(main: Manifest, pods: list[Manifest], refused: str | None = None) -> str:
+def summary(main: KubernetesObject, pods: list[KubernetesObject], refused: str | None = None) -> str:
     """One line: how many pods are where, and why those that wait do. `refused`: why some are not made."""
     if main["spec"].get("suspend"):
         queue = _labels(main).get("kueue.x-k8s.io/queue-name")
@@ -74,7 +74,7 @@ def summary(main: Manifest, pods: list[Manifest], refused: str | None = None) ->
     return f"pods: {line}" + (f" ({waiting})" if waiting else "")
 
 
-def unschedulable(pods: list[Manifest]) -> str | None:
+def unschedulable(pods: list[KubernetesObject]) -> str | None:
     """Why the first pod that finds no node does not."""
     for pod in pods:
         for condition in pod["status"].get("conditions", ()):
@@ -83,7 +83,7 @@ def unschedulable(pods: list[Manifest]) -> str | None:
     return None
 
 
-def not_pullable(pods: list[Manifest]) -> str | None:
+def not_pullable(pods: list[KubernetesObject]) -> str | None:
     """Whose image no node gets, with the way out."""
     for pod in pods:
         for status in _statuses(pod):
@@ -96,7 +96,7 @@ def not_pullable(pods: list[Manifest]) -> str | None:
     return None
 
 
-def not_creatable(pods: list[Manifest]) -> str | None:
+def not_creatable(pods: list[KubernetesObject]) -> str | None:
     """Which pod's container the node does not start, and why; under load it may go by itself."""
     for pod in pods:
         for status in _statuses(pod):
@@ -106,7 +106,7 @@ def not_creatable(pods: list[Manifest]) -> str | None:
     return None
 
 
-def refusal(main: Manifest, events: list[Manifest]) -> str | None:
+def refusal(main: KubernetesObject, events: list[KubernetesObject]) -> str | None:
     """Why no more pods are made: a quota, a limit, the namespace's Pod Security."""
     ray_cluster = main.get("status", {}).get("rayClusterName")
     refused = []
@@ -119,17 +119,17 @@ def refusal(main: Manifest, events: list[Manifest]) -> str | None:
     return " ".join(newest["message"].split()) if newest else None
 
 
-def losses(pods: list[Manifest]) -> list[str]:
+def losses(pods: list[KubernetesObject]) -> list[str]:
     """A line for each pod that ran out of memory or was evicted, the newest first."""
     return [line for pod in sorted(pods, key=_created, reverse=True) if (line := _loss(pod))]
 
 
-def end(main: Manifest, pods: list[Manifest]) -> End | None:
+def end(main: KubernetesObject, pods: list[KubernetesObject]) -> End | None:
     """How the run ended; None while it goes on."""
     return _end_of_job(main, pods) if main["kind"] == "Job" else _end_of_rayjob(main, pods)
 
 
-def _end_of_job(main: Manifest, pods: list[Manifest]) -> End | None:
+def _end_of_job(main: KubernetesObject, pods: list[KubernetesObject]) -> End | None:
     conditions = {each["type"]: each for each in main.get("status", {}).get("conditions", ()) if each["status"] == "True"}
     if "Complete" in conditions:
         return End(0, "completed")
@@ -151,7 +151,7 @@ def _said_by(condition: dict[str, Any]) -> str:
     return condition.get("message") or condition["reason"]
 
 
-def _end_of_rayjob(main: Manifest, pods: list[Manifest]) -> End | None:
+def _end_of_rayjob(main: KubernetesObject, pods: list[KubernetesObject]) -> End | None:
     status = main.get("status", {})
     match status.get("jobDeploymentStatus"):
         case "Complete" if status.get("jobStatus") == "SUCCEEDED":
@@ -164,12 +164,12 @@ def _end_of_rayjob(main: Manifest, pods: list[Manifest]) -> End | None:
     return None
 
 
-def _deadline(main: Manifest) -> End:
+def _deadline(main: KubernetesObject) -> End:
     seconds = main["spec"].get("activeDeadlineSeconds")
     return End(1, f"not done after {seconds} s (activeDeadlineSeconds): submit it again under its name to go on, or raise that")
 
 
-def _loss(pod: Manifest) -> str | None:
+def _loss(pod: KubernetesObject) -> str | None:
     if any(_terminated(status).get("reason") == "OOMKilled" for status in _statuses(pod)):
         limit = pod["spec"]["containers"][0]["resources"].get("limits", {}).get("memory", "the node's memory")
         return f"out of memory: pod {_name(pod)} needed more than {limit}: raise resources.limits.memory in the overlay"
@@ -178,7 +178,7 @@ def _loss(pod: Manifest) -> str | None:
     return None
 
 
-def _of_exit(pod: Manifest | None) -> End | None:
+def _of_exit(pod: KubernetesObject | None) -> End | None:
     """What the exit code of a pod's own program says; None if it was ended from outside."""
     code = _exit_code(pod) if pod else None
     if pod is None or not code or code > 128:
@@ -189,7 +189,7 @@ def _of_exit(pod: Manifest | None) -> End | None:
     return End(code if code in SAID_CODES else 1, f"{who} ended with exit code {code}; why is in its log: {log}")
 
 
-def _exit_code(pod: Manifest) -> int | None:
+def _exit_code(pod: KubernetesObject) -> int | None:
     return next((_terminated(status).get("exitCode") for status in _statuses(pod)), None)
 
 
@@ -203,7 +203,7 @@ def _waits(status: dict[str, Any]) -> tuple[str | None, str]:
     return waiting.get("reason"), " ".join(waiting.get("message", "").split())
 
 
-def _place(pod: Manifest) -> str:
+def _place(pod: KubernetesObject) -> str:
     if "deletionTimestamp" in pod["metadata"]:
         return "ending"
     for status in _statuses(pod):
@@ -213,17 +213,17 @@ def _place(pod: Manifest) -> str:
     return pod["status"]["phase"].lower()
 
 
-def _statuses(pod: Manifest) -> list[dict[str, Any]]:
+def _statuses(pod: KubernetesObject) -> list[dict[str, Any]]:
     return pod["status"].get("containerStatuses", [])
 
 
-def _labels(pod: Manifest) -> dict[str, str]:
+def _labels(pod: KubernetesObject) -> dict[str, str]:
     return pod["metadata"].get("labels", {})
 
 
-def _name(pod: Manifest) -> str:
+def _name(pod: KubernetesObject) -> str:
     return pod["metadata"]["name"]
 
 
-def _created(pod: Manifest) -> str:
+def _created(pod: KubernetesObject) -> str:
     return pod["metadata"]["creationTimestamp"]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from jobs.kubernetes import pods
-from jobs.kubernetes.kubectl import Kubectl, KubernetesError, Log, Manifest
+from jobs.kubernetes.kubectl import Kubectl, KubernetesError, KubernetesObject, Log
 from jobs.kubernetes.manifests import LABEL, object_name
 
 POLL_SECONDS = 2.0
@@ -38,13 +38,13 @@ class Watch:
         self._started = False
         self._since: dict[str, float] = {}
 
-    def look(self) -> tuple[Manifest, list[Manifest]]:
+    def look(self) -> tuple[KubernetesObject, list[KubernetesObject]]:
         """The run's main object and its pods, now. Raises KubernetesError when there is none."""
         main = self._kubectl.get(self._kind, object_name(self._run))
         found = self._kubectl.get("pods", "-l", f"{LABEL}={self._run}")["items"]
         return main, found
 
-    def refusal(self, main: Manifest, found: list[Manifest]) -> str | None:
+    def refusal(self, main: KubernetesObject, found: list[KubernetesObject]) -> str | None:
         """Why the cluster makes fewer pods than the run needs, as far as it says."""
         if not pods.missing(main, found):
             return None
@@ -91,7 +91,7 @@ class Watch:
         """Waits for the last lines of the log, at most so long."""
         self._log.finish(seconds)
 
-    def _tell(self, main: Manifest, found: list[Manifest], refused: str | None) -> None:
+    def _tell(self, main: KubernetesObject, found: list[KubernetesObject], refused: str | None) -> None:
         line = pods.summary(main, found, refused)
         if line != self._said:
             self._said = line
@@ -104,7 +104,9 @@ class Watch:
         if driver and pods.has_started(driver):
             self._log.follow(driver)
 
-    def _check_start(self, main: Manifest, found: list[Manifest], refused: str | None, start_timeout: float, age: float) -> None:
+    def _check_start(
+        self, main: KubernetesObject, found: list[KubernetesObject], refused: str | None, start_timeout: float, age: float
+    ) -> None:
         """Raises StartError for what will not get better by itself."""
         if reason := pods.not_pullable(found):
             raise StartError(reason)

@@ -1,6 +1,6 @@
 """The Grafana dashboard: `python -m k8s.monitoring.dashboard > k8s/monitoring/dashboard.json`.
 
-ROWS and ANNOTATIONS say what it shows; below them, Grafana's own SDK makes JSON of it. A query is joined with `trainer_run_info`,
+ROWS and ANNOTATIONS say what it shows; below them, Grafana's own SDK makes JSON of it. A query is joined with `spikewise_run_info`,
 which alone carries the run's name, so that it works with any Prometheus that scrapes a run.
 """
 
@@ -25,7 +25,7 @@ from trainer.metrics import STATES
 
 def of_run(expression: str, by: str = "run") -> str:
     """The series of the chosen runs, whichever pod they come from."""
-    return f'max by ({by}) ({expression} * on (job, instance) group_left (run) trainer_run_info{{run=~"$run"}})'
+    return f'max by ({by}) ({expression} * on (job, instance) group_left (run) spikewise_run_info{{run=~"$run"}})'
 
 
 def per_second(counter: str) -> str:
@@ -33,7 +33,7 @@ def per_second(counter: str) -> str:
 
 
 def loss(split: str) -> str:
-    return of_run(f'trainer_loss{{split="{split}"}}')
+    return of_run(f'spikewise_loss{{split="{split}"}}')
 
 
 def gpu(metric: str) -> str:
@@ -46,31 +46,31 @@ def gpu(metric: str) -> str:
 Panel = tuple[str, str, str, str, int]
 """Title, description, unit, kind (a key of KINDS), width (of 24)."""
 
-STATE = " or ".join(f'{number} * trainer_state{{state="{state}"}}' for number, state in enumerate(STATES))
+STATE = " or ".join(f'{number} * spikewise_state{{state="{state}"}}' for number, state in enumerate(STATES))
 
 ROWS: dict[str, dict[Panel, dict[str, str]]] = {
     "Run": {
         ("State", "What the run is doing.", "none", "states", 12): {"{{run}}": of_run(f"sum by (job, instance) ({STATE})")},
-        ("Progress", "Share of the planned epochs.", "percentunit", "number", 4): {"{{run}}": of_run("trainer_progress_ratio")},
-        ("Time left", "If every epoch takes as long as the last.", "s", "number", 4): {"{{run}}": of_run("trainer_eta_seconds")},
+        ("Progress", "Share of the planned epochs.", "percentunit", "number", 4): {"{{run}}": of_run("spikewise_progress_ratio")},
+        ("Time left", "If every epoch takes as long as the last.", "s", "number", 4): {"{{run}}": of_run("spikewise_eta_seconds")},
         ("Epoch", "Last finished epoch, and how many are planned.", "none", "number", 4): {
-            "{{run}}": of_run("trainer_epoch"),
-            "{{run}} planned": of_run("trainer_epochs_planned"),
+            "{{run}}": of_run("spikewise_epoch"),
+            "{{run}} planned": of_run("spikewise_epochs_planned"),
         },
         ("Best validation loss", "Lowest mean cross-entropy so far.", "suffix:nats", "number", 4): {
-            "{{run}}": of_run("trainer_best_validation_loss")
+            "{{run}}": of_run("spikewise_best_validation_loss")
         },
-        ("Best epoch", "The epoch of that loss.", "none", "number", 4): {"{{run}}": of_run("trainer_best_epoch")},
+        ("Best epoch", "The epoch of that loss.", "none", "number", 4): {"{{run}}": of_run("spikewise_best_epoch")},
         ("Overfitting for", "Epochs since the best one, if the network memorizes images; else 0.", "none", "number", 4): {
-            "{{run}}": of_run("trainer_overfitting_epochs")
+            "{{run}}": of_run("spikewise_overfitting_epochs")
         },
         ("Images", "On each side of the split, and left out as unreadable.", "none", "number", 6): {
-            "{{run}} {{split}}": of_run("trainer_dataset_images", "run, split"),
-            "{{run}} quarantined": of_run("trainer_quarantined_images"),
+            "{{run}} {{split}}": of_run("spikewise_dataset_images", "run, split"),
+            "{{run}} quarantined": of_run("spikewise_quarantined_images"),
         },
         ("Workers, restarts", "Workers now; times that they were started again.", "none", "number", 6): {
-            "{{run}} workers": of_run("trainer_workers"),
-            "{{run}} restarts": of_run("trainer_restarts_total"),
+            "{{run}} workers": of_run("spikewise_workers"),
+            "{{run}} restarts": of_run("spikewise_restarts_total"),
         },
     },
     "Loss": {
@@ -91,62 +91,62 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
             *("suffix:nats", "lines", 12),
         ): {"{{run}}": f"{loss('validation')} - {loss('train_inference')}"},
         ("Accuracy", "Share of images classified correctly.", "percentunit", "lines", 8): {
-            "{{run}} {{split}}": of_run("trainer_accuracy_ratio", "run, split")
+            "{{run}} {{split}}": of_run("spikewise_accuracy_ratio", "run, split")
         },
         ("Gradient and update", "L2 norms of the global gradient and of one step, means over the epoch.", "none", "lines", 8): {
-            "{{run}} gradient": of_run("trainer_gradient_norm"),
-            "{{run}} update": of_run("trainer_update_norm"),
+            "{{run}} gradient": of_run("spikewise_gradient_norm"),
+            "{{run}} update": of_run("spikewise_update_norm"),
         },
-        ("Learning rate", "At the end of the epoch.", "sci", "lines", 8): {"{{run}}": of_run("trainer_learning_rate")},
+        ("Learning rate", "At the end of the epoch.", "sci", "lines", 8): {"{{run}}": of_run("spikewise_learning_rate")},
     },
     "Spikes of the validation loss": {
         ("Spikes by cause", "How many so far, by the first cause that the diagnosis names.", "none", "bars", 12): {
-            "{{run}} {{cause}}": of_run("trainer_validation_spikes_total", "run, cause") + " > 0"
+            "{{run}} {{cause}}": of_run("spikewise_validation_spikes_total", "run, cause") + " > 0"
         },
-        ("Last spike", "Its epoch.", "none", "number", 4): {"{{run}}": of_run("trainer_validation_spike_epoch")},
+        ("Last spike", "Its epoch.", "none", "number", 4): {"{{run}}": of_run("spikewise_validation_spike_epoch")},
         ("Rise", "Of the validation loss, above what the epochs before led to expect.", "suffix:nats", "number", 4): {
-            "{{run}}": of_run("trainer_validation_spike_rise")
+            "{{run}}": of_run("spikewise_validation_spike_rise")
         },
         ("Explained", "Share of that rise which its first cause explains.", "percentunit", "number", 4): {
-            "{{run}}": of_run("trainer_validation_spike_share_ratio")
+            "{{run}}": of_run("spikewise_validation_spike_explained_ratio")
         },
     },
     "Speed": {
         ("Throughput", "Training images of all workers together, evaluation left aside.", "suffix:img/s", "lines", 8): {
-            "{{run}}": of_run("trainer_images_per_second")
+            "{{run}}": of_run("spikewise_images_per_second")
         },
         ("Overall", "Steps and training images a second, evaluation included.", "suffix:/s", "lines", 8): {
-            "{{run}} steps": of_run(per_second("trainer_steps_total")),
-            "{{run}} images": of_run(per_second("trainer_images_processed_total")),
+            "{{run}} steps": of_run(per_second("spikewise_steps_total")),
+            "{{run}} images": of_run(per_second("spikewise_images_processed_total")),
         },
         ("Waiting for images", "Share of the training time, by worker; the slowest holds up all.", "percentunit", "lines", 8): {
-            "{{run}} worker {{rank}}": of_run("trainer_worker_input_wait_ratio", "run, rank"),
-            "{{run}} slowest": of_run("trainer_input_wait_ratio"),
+            "{{run}} worker {{rank}}": of_run("spikewise_worker_input_wait_ratio", "run, rank"),
+            "{{run}} slowest": of_run("spikewise_input_wait_ratio"),
         },
-        ("Step", "Mean duration of one update.", "s", "lines", 12): {"{{run}}": of_run("trainer_step_duration_seconds")},
+        ("Step", "Mean duration of one update.", "s", "lines", 12): {"{{run}}": of_run("spikewise_step_duration_seconds")},
         ("Epoch", "Duration of the last one, evaluation included.", "s", "lines", 12): {
-            "{{run}}": of_run("trainer_epoch_duration_seconds")
+            "{{run}}": of_run("spikewise_epoch_duration_seconds")
         },
     },
     "Object storage": {
         ("Requests", "Of the driver and of worker 0, which saves; tries included.", "reqps", "lines", 12): {
-            "{{run}} {{operation}}": of_run(per_second("trainer_object_store_requests_total"), "run, operation")
+            "{{run}} {{operation}}": of_run(per_second("spikewise_object_store_requests_total"), "run, operation")
         },
         ("Retries and errors", "Requests tried again; operations given up after all tries.", "reqps", "lines", 12): {
-            "{{run}} retries": of_run(per_second("trainer_object_store_retries_total")),
-            "{{run}} errors": of_run(per_second("trainer_object_store_errors_total")),
+            "{{run}} retries": of_run(per_second("spikewise_object_store_retries_total")),
+            "{{run}} errors": of_run(per_second("spikewise_object_store_errors_total")),
         },
     },
     "Checkpoints": {
         ("Age", "Since the last commit: what an interruption would cost.", "s", "lines", 12): {
-            "{{run}}": f"time() - {of_run('trainer_checkpoint_last_success_timestamp_seconds')}"
+            "{{run}}": f"time() - {of_run('spikewise_checkpoint_last_success_timestamp_seconds')}"
         },
         ("Duration", "Of the last successful save, which goes on beside training.", "s", "lines", 6): {
-            "{{run}}": of_run("trainer_checkpoint_duration_seconds")
+            "{{run}}": of_run("spikewise_checkpoint_duration_seconds")
         },
-        ("Step", "Of the last commit.", "none", "number", 3): {"{{run}}": of_run("trainer_checkpoint_step")},
+        ("Step", "Of the last commit.", "none", "number", 3): {"{{run}}": of_run("spikewise_checkpoint_step")},
         ("Failed saves", "Given up after all tries.", "none", "number", 3): {
-            "{{run}}": of_run("trainer_checkpoint_failures_total")
+            "{{run}}": of_run("spikewise_checkpoint_failures_total")
         },
     },
     "GPU (where NVIDIA's DCGM exporter runs)": {
@@ -159,9 +159,9 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
 }
 
 ANNOTATIONS = {
-    "Spikes": ("red", "Spike: {{cause}}", of_run("trainer_validation_spike_timestamp_seconds", "run, cause")),
-    "Restarts": ("orange", "Resumed from a checkpoint", of_run("trainer_restart_timestamp_seconds")),
-    "Best epoch": ("green", "Best epoch", f"max_over_time({of_run('trainer_best_timestamp_seconds')}[$__range:5s] @ end())"),
+    "Spikes": ("red", "Spike: {{cause}}", of_run("spikewise_validation_spike_timestamp_seconds", "run, cause")),
+    "Restarts": ("orange", "Resumed from a checkpoint", of_run("spikewise_restart_timestamp_seconds")),
+    "Best epoch": ("green", "Best epoch", f"max_over_time({of_run('spikewise_best_timestamp_seconds')}[$__range:5s] @ end())"),
 }
 """Name -> colour, title, and the Unix time (seconds) at which it happened. Of the best epochs, only the last one in sight."""
 
@@ -217,7 +217,7 @@ def build() -> dict[str, Any]:
             dashboard.QueryVariable("run")
             .label("Run")
             .datasource(PROMETHEUS)
-            .query("label_values(trainer_run_info, run)")
+            .query("label_values(spikewise_run_info, run)")
             .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
             .sort(VariableSort.ALPHABETICAL_DESC)
             .multi(True)

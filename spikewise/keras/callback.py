@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from spikewise import describe
-from spikewise.detect import SMALLEST_SHARE
+from spikewise.detect import SMALLEST_FRACTION
 from spikewise.diagnose import RECORDS, Diagnostician
 from spikewise.errors import UserError
 from spikewise.keras.data import Examples, classes, labelled, loss_of, predicted
@@ -46,11 +46,11 @@ class SpikeDiagnosis(keras.callbacks.Callback):
         *,
         keys: Sequence[str] | None = None,
         groups: Sequence[Hashable] | None = None,
-        smallest_share: float = SMALLEST_SHARE,
+        smallest_fraction: float = SMALLEST_FRACTION,
         memory: int = 2**31,
     ) -> None:
         """`validation_data`: arrays (x, y), a batched tf.data.Dataset or a keras.utils.PyDataset, in the same order each time.
-        `keys`, `groups` [n]: name and source of each example, where examples of one source are alike; `smallest_share`: of the
+        `keys`, `groups` [n]: name and source of each example, where examples of one source are alike; `smallest_fraction`: of the
         expected loss, below which a rise does not matter; `memory`: bytes that batches of the running epoch may take.
 
         Raises UserError, here or when training begins.
@@ -60,7 +60,7 @@ class SpikeDiagnosis(keras.callbacks.Callback):
             raise UserError(f"Keras runs on {keras.backend.backend()}: the diagnosis needs KERAS_BACKEND=tensorflow")
         self._examples = Examples(validation_data)
         self._names: dict[str, Sequence[Any]] = {name: list(v) for name, v in (("keys", keys), ("groups", groups)) if v is not None}
-        self._smallest_share = smallest_share
+        self._smallest_fraction = smallest_fraction
         self._batches = _Batches(memory)
         self.bad_batches: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
         """Of epochs whose verdict is `bad_batch`: examples and labels of each batch that stood out, by its number."""
@@ -128,10 +128,10 @@ class SpikeDiagnosis(keras.callbacks.Callback):
         self._say()
         self._batches.clear()
         self._record.clear()
-        self._marks: frozenset[int] = frozenset()
+        self._snapshots: frozenset[int] = frozenset()
         if self._diagnostician:
             self._diagnostician._path.clear()  # of an epoch that was interrupted
-            self._marks = self._diagnostician.marks(self._known)
+            self._snapshots = self._diagnostician.snapshots(self._known)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Callbacks behind this one find `val_loss` in their logs also where `fit` was given no validation data."""
@@ -187,8 +187,8 @@ class SpikeDiagnosis(keras.callbacks.Callback):
             self._sample.append((x, y))
         self._batches.add(x, y)
         logs = self._record(len(x), lambda: train(data))
-        if (done := self._record.count) in self._marks:
-            self._diagnostician.mark(done)
+        if (done := self._record.count) in self._snapshots:
+            self._diagnostician.snapshot(done)
         return logs
 
     def _begin(self, size: int) -> Diagnostician:
@@ -197,7 +197,7 @@ class SpikeDiagnosis(keras.callbacks.Callback):
             batch_size=size,
             labels=self._classes,
             momentum=self._network.momentum,
-            smallest_share=self._smallest_share,
+            smallest_fraction=self._smallest_fraction,
             **self._names,
         )
 

@@ -128,11 +128,11 @@ def predicted(numbers: Sequence[int], known: np.ndarray | None, outputs: np.ndar
     """Label, prediction and its probability of single examples, given what `classes` found; empty if they are no classes."""
     if known is None or not len(numbers):
         return {}
-    p = _shares(outputs[list(numbers)])
+    p = _fractions(outputs[list(numbers)])
     return {i: (str(known[i]), str(row.argmax()), float(row.max())) for i, row in zip(numbers, p, strict=True)}
 
 
-def _shares(outputs: np.ndarray) -> np.ndarray:
+def _fractions(outputs: np.ndarray) -> np.ndarray:
     """Probabilities [n, K] of the classes from a network's outputs [n, K or 1], probabilities or logits."""
     if outputs.shape[1] == 1:
         p = outputs if outputs.min() >= 0 and outputs.max() <= 1 else 1 / (1 + np.exp(-outputs.astype(float)))

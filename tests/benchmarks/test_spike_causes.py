@@ -18,7 +18,7 @@ def _injected(cause: str, verdict: str | None, strength: int = 0) -> dict:
 
 
 def _healthy(alarms: int) -> dict:
-    alarm = {"epoch": 5, "rise": 0.5, "verdict": "unexplained", "share": 0.0}
+    alarm = {"epoch": 5, "rise": 0.5, "verdict": "unexplained", "fraction": 0.0}
     return {
         "kind": "healthy",
         "seed": alarms,
@@ -32,7 +32,7 @@ def test_each_share_has_its_count_and_its_interval():
     """A claim of 95 % would stand on any number of runs."""
     results = [_injected("overshoot", "overshoot")] * 19 + [_injected("overshoot", "bad_batch")]
     right = scoring.score(results)["verdict_right"]["all"]
-    assert (right["count"], right["of"], right["share"]) == (19, 20, 0.95)
+    assert (right["count"], right["of"], right["fraction"]) == (19, 20, 0.95)
     assert right["interval_95"] == [0.7639, 0.9911]  # Wilson's
 
 
@@ -41,7 +41,7 @@ def test_what_was_not_detected_is_not_called_wrong_but_missed():
     results = [_injected("overshoot", "overshoot", 2), _injected("overshoot", None, 2)]
     scores = scoring.score(results)
     assert scores["verdict_right"]["all"]["of"] == 1
-    assert scores["detected"]["strong"]["share"] == 0.5
+    assert scores["detected"]["strong"]["fraction"] == 0.5
     assert scores["confusion"] == {"overshoot": {"overshoot": 1}}
 
 

@@ -21,10 +21,10 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import yaml
-from jobs.kubernetes.kubectl import Kubectl, Manifest
-from jobs.kubernetes.manifests import FOLDER, LABEL, SHAPES, overlays, pod_templates
 
 from jobs import cluster_data
+from jobs.kubernetes.kubectl import Kubectl, KubernetesObject
+from jobs.kubernetes.manifests import FOLDER, LABEL, SHAPES, overlays, pod_templates
 from tests.support import jobs
 from trainer import __version__, config
 from trainer.storage import open_store
@@ -121,7 +121,7 @@ def command(name: str, run: str, *options: str) -> subprocess.CompletedProcess[s
 def pod(kubectl: Kubectl, run: str, index: int) -> str:
     """The name of the live pod with this index."""
     selector = f"{LABEL}={run},batch.kubernetes.io/job-completion-index={index}"
-    found: list[Manifest] = kubectl.get("pods", "-l", selector, "--field-selector=status.phase=Running")["items"]
+    found: list[KubernetesObject] = kubectl.get("pods", "-l", selector, "--field-selector=status.phase=Running")["items"]
     return next(each["metadata"]["name"] for each in found if "deletionTimestamp" not in each["metadata"])
 
 
@@ -179,7 +179,7 @@ def stormy(kubectl: Kubectl, storage: str, configuration: Path) -> Submission:  
     run = Submission(configuration, "stormy", ENDLESS)
     run.await_count(EPOCH, 2)
     if PROMETHEUS:  # what it has not seen before the first restart, it cannot count
-        until(lambda: query(kubectl, 'trainer_restarts_total{run="stormy"} == 0'), "the run's metrics in Prometheus")
+        until(lambda: query(kubectl, 'spikewise_restarts_total{run="stormy"} == 0'), "the run's metrics in Prometheus")
     for index, gently in ((1, False), (0, False), (1, True)):
         restored, saved = run.count(RESTORED), run.count(SAVED)
         how = ["--wait=false"] if gently else ["--force", "--grace-period=0"]  # SIGTERM, as when its node is drained
@@ -191,7 +191,7 @@ def stormy(kubectl: Kubectl, storage: str, configuration: Path) -> Submission:  
         status = command("status", "stormy")
         assert re.search(r"training, \d+% done", status.stdout), status.stdout + status.stderr
     if PROMETHEUS:
-        until(lambda: query(kubectl, 'trainer_restarts_total{run="stormy"} >= 3'), "three restarts in Prometheus")
+        until(lambda: query(kubectl, 'spikewise_restarts_total{run="stormy"} >= 3'), "three restarts in Prometheus")
     run.cancel()
     return run
 
@@ -288,13 +288,13 @@ def test_mistakes_end_in_a_line(kubectl, configuration, tmp_path, request, overr
 @pytest.mark.skipif(not PROMETHEUS, reason="SPIKEWISE_PROMETHEUS names no Prometheus")
 def test_prometheus(kubectl, storage, stormy, calm):
     """Nobody would see the losses, or learn of a run that dies again and again; or a run that has ended would raise alarms."""
-    (found,) = query(kubectl, 'last_over_time(trainer_loss{split="validation", run="stormy"}[1h])')[-1:]
+    (found,) = query(kubectl, 'last_over_time(spikewise_loss{split="validation", run="stormy"}[1h])')[-1:]
     assert any(np.isclose(float(found["value"][1]), losses[2]) for losses in jobs.curves(storage, stormy.name))
     firing = 'ALERTS{run="stormy", alertname="SpikewiseRestarts", alertstate="firing"}'
     alert = until(lambda: query(kubectl, firing), "an alert of the restarts")[0]
     assert alert["metric"]["namespace"] == NAMESPACE
     for run, state in ((calm.name, "completed"), (stormy.name, "interrupted")):
-        assert query(kubectl, f'last_over_time(trainer_state{{run="{run}", state="{state}"}}[1h]) == 1'), run
+        assert query(kubectl, f'last_over_time(spikewise_state{{run="{run}", state="{state}"}}[1h]) == 1'), run
     rules = yaml.safe_load((FOLDER / "monitoring/prometheusrule.yaml").read_text())["spec"]["groups"][0]["rules"]
     (expression,) = [rule["expr"] for rule in rules if rule["alert"] == "SpikewiseNoProgress"]
     assert "> 900" in expression

@@ -310,9 +310,9 @@ def test_too_many_broken_images(hostile, cluster, capfd, monkeypatch):
     """A data set of which a tenth was never uploaded whole would be trained on."""
     place, good, bad = hostile
     monkeypatch.setenv("RAY_ADDRESS", cluster)
-    share = f"{len(bad) / len(good | bad):.2%}"
+    fraction = f"{len(bad) / len(good | bad):.2%}"
     Attempt(place, capfd.readouterr).fails(
-        rf"{len(bad)} of {len(good | bad)} images \({share}\) cannot be used, above data\.max_quarantined = 1\.00%: "
+        rf"{len(bad)} of {len(good | bad)} images \({fraction}\) cannot be used, above data\.max_quarantined = 1\.00%: "
         r"'authentic/\.\.\\nempty\.jpg' is empty \(0 bytes\); .*quarantine\.json\), or raise data\.max_quarantined$"
     )
 

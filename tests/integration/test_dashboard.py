@@ -35,10 +35,10 @@ def test_every_query_of_the_dashboard_has_an_answer(object_store: Any, tmp_path:
     try:
         with prometheus(tmp_path, target, rare_target) as api:
             rare.update_spikes([])
-            until(lambda: query(api, "trainer_validation_spikes_total"))
+            until(lambda: query(api, "spikewise_validation_spikes_total"))
             rare.begin(1, steps=0, images=0)
             rare.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("unexplained", 4)])
-            until(lambda: query(api, "trainer_validation_spike_timestamp_seconds"))
+            until(lambda: query(api, "spikewise_validation_spike_timestamp_seconds"))
             job.succeed()
             runs = {name: "rare" if name in RARE else "seen" for name in DASHBOARD_QUERIES}
             answers = {name: ask(api, text, runs[name], began) for name, (text, _) in DASHBOARD_QUERIES.items()}

@@ -28,7 +28,7 @@ DATA = Data(
     classes={"authentic": "Au/", "fake": "Tp/"},
     image_size=SHAPE[:2],
     min_validation=1,
-    validation_share=0.4,
+    validation_fraction=0.4,
     max_quarantined=0.2,
 )
 HOSTILE = ["Au/line\nbreak.jpg", "Au/ü 写真 \U0001f600.png", "Tp/..b.jpg", "Tp/%2e%2e.png", "Tp/\"quote'.jpg", "Tp/-rf.png"]

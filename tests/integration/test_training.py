@@ -197,9 +197,9 @@ def test_prometheus_has_the_last_epoch_after_the_job_has_ended(place, tmp_path):
     with prometheus(tmp_path, target) as address:
         job.succeed()
         last = jobs.history(storage, "scraped")[-1]
-        (found,) = until(lambda: query(address, 'last_over_time(trainer_loss{split="validation"}[10m])')).values()
+        (found,) = until(lambda: query(address, 'last_over_time(spikewise_loss{split="validation"}[10m])')).values()
         assert found == pytest.approx(last.validation_loss)
-        assert list(query(address, "last_over_time(trainer_epoch[10m])").values()) == [4]
-        assert list(query(address, 'last_over_time(trainer_state{state="completed"}[10m])').values()) == [1]
+        assert list(query(address, "last_over_time(spikewise_epoch[10m])").values()) == [4]
+        assert list(query(address, 'last_over_time(spikewise_state{state="completed"}[10m])').values()) == [1]
     with pytest.raises(OSError):
         urllib.request.urlopen(f"http://{target}/metrics", timeout=5)

@@ -13,7 +13,7 @@ import yaml
 
 from jobs import cluster, submit
 from jobs.kubernetes import manifests, pods, watch
-from jobs.kubernetes.kubectl import Forbidden, KubernetesError, Manifest
+from jobs.kubernetes.kubectl import Forbidden, KubernetesError, KubernetesObject
 from trainer import UserError, config
 from trainer.epoch import EpochReport
 from trainer.metrics import Exporter
@@ -101,7 +101,7 @@ def test_no_answer_in_one_line(capsys, tmp_path, monkeypatch):
     assert len(err.splitlines()) == 1
 
 
-def _pod(index: int, phase: str = "Running", state: dict[str, Any] | None = None, **status: Any) -> Manifest:
+def _pod(index: int, phase: str = "Running", state: dict[str, Any] | None = None, **status: Any) -> KubernetesObject:
     return {
         "metadata": {
             "name": f"run-first-{index}-abcde",
@@ -117,7 +117,7 @@ def _pod(index: int, phase: str = "Running", state: dict[str, Any] | None = None
     }
 
 
-def _job(*conditions: dict[str, Any]) -> Manifest:
+def _job(*conditions: dict[str, Any]) -> KubernetesObject:
     return {
         "kind": "Job",
         "metadata": {"name": "run-first", "uid": "u", "labels": {}},
@@ -158,7 +158,7 @@ def test_image_that_cannot_be_pulled():
 def test_refusals_of_this_run_alone():
     """A run would be given up because of an event of another run, or of an earlier one of its name."""
 
-    def event(name: str, uid: str, message: str, time: str = "2026-01-01T00:00:01Z") -> Manifest:
+    def event(name: str, uid: str, message: str, time: str = "2026-01-01T00:00:01Z") -> KubernetesObject:
         return {
             "reason": "FailedCreate",
             "involvedObject": {"name": name, "uid": uid},
@@ -177,7 +177,9 @@ def test_refusals_of_this_run_alone():
 class _Cluster:
     """Answers what a test says, a list for each look: the run's main object, its pods and the events."""
 
-    def __init__(self, main: Manifest, *looks: list[Manifest], events: list[Manifest] | None = None) -> None:
+    def __init__(
+        self, main: KubernetesObject, *looks: list[KubernetesObject], events: list[KubernetesObject] | None = None
+    ) -> None:
         self.main, self.looks, self.events = main, list(looks), events
 
     def get(self, kind: str, *_: str) -> Any:
@@ -203,7 +205,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch, cluster: _Cluster, start_timeout: 
     return said, end.line
 
 
-def _homeless() -> Manifest:
+def _homeless() -> KubernetesObject:
     pod = _pod(1, "Pending")
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "Insufficient cpu."}
     pod["status"] = {"phase": "Pending", "conditions": [condition]}
@@ -284,7 +286,7 @@ def test_the_end_is_named_by_its_cause():
     survived = _pod(0, "Failed", {"terminated": {"exitCode": 137, "reason": "OOMKilled"}})
     later = {"creationTimestamp": "2026-01-01T00:00:09Z"}
 
-    def ended(index: int, code: int) -> Manifest:
+    def ended(index: int, code: int) -> KubernetesObject:
         pod = _pod(index, "Failed", {"terminated": {"exitCode": code}})
         return pod | {"metadata": pod["metadata"] | later}
 

@@ -27,11 +27,11 @@ class Course(NamedTuple):
     """That it has besides namespace, run and severity."""
 
 
-PROGRESS = "trainer_last_progress_timestamp_seconds"
-UNEXPLAINED, FEW = ('trainer_validation_spikes_total{cause="' + cause + '"}' for cause in ("unexplained", "few_examples"))
-DIVERGENCE = 'trainer_validation_spikes_total{cause="divergence"}'
-TRAINING, COMPLETED, INTERRUPTED = ('trainer_state{state="' + state + '"}' for state in ("training", "completed", "interrupted"))
-COMMITTED = "trainer_checkpoint_last_success_timestamp_seconds"
+PROGRESS = "spikewise_last_progress_timestamp_seconds"
+UNEXPLAINED, FEW = ('spikewise_validation_spikes_total{cause="' + cause + '"}' for cause in ("unexplained", "few_examples"))
+DIVERGENCE = 'spikewise_validation_spikes_total{cause="divergence"}'
+TRAINING, COMPLETED, INTERRUPTED = ('spikewise_state{state="' + state + '"}' for state in ("training", "completed", "interrupted"))
+COMMITTED = "spikewise_checkpoint_last_success_timestamp_seconds"
 
 HANGS = "Run a-run in ml has not moved for 17m 0s, and has not ended."
 JUMPED = "The validation loss of run a-run in ml jumped"
@@ -58,21 +58,21 @@ COURSES = [
             PROGRESS: "0+60x5 stale",
             INTERRUPTED: "0x4 1 stale",
             f'{PROGRESS}{{pod="1"}}': "_x5 360+60x4 600x30",
-            'trainer_state{pod="1",state="interrupted"}': "_x5 0x40",
+            'spikewise_state{pod="1",state="interrupted"}': "_x5 0x40",
         },
         *(27, HANGS),
     ),
     Course(
         *("SpikewiseNonFiniteLoss", "is not a number, and seen only once"),
-        {'trainer_loss{split="validation"}': "0.7 0.6 NaN stale", 'trainer_loss{split="train"}': "0.7 0.6 0.5 stale"},
+        {'spikewise_loss{split="validation"}': "0.7 0.6 NaN stale", 'spikewise_loss{split="train"}': "0.7 0.6 0.5 stale"},
         *(10, "The validation loss of run a-run in ml is NaN.", {"split": "validation"}),
     ),
     Course(
         *("SpikewiseNonFiniteLoss", "is infinite"),
-        {'trainer_loss{split="train"}': "0.7 Inf Inf"},
+        {'spikewise_loss{split="train"}': "0.7 Inf Inf"},
         *(2, "The train loss of run a-run in ml is +Inf.", {"split": "train"}),
     ),
-    Course("SpikewiseNonFiniteLoss", "is large", {'trainer_loss{split="train"}': "0.7 1e9 1e9"}, 2, None),
+    Course("SpikewiseNonFiniteLoss", "is large", {'spikewise_loss{split="train"}': "0.7 1e9 1e9"}, 2, None),
     Course("SpikewiseUnexplainedSpike", "one", {UNEXPLAINED: "0 0 0 1 1 1"}, 5, f"{JUMPED}, and no probe explains half of it."),
     Course("SpikewiseUnexplainedSpike", "an explained one", {UNEXPLAINED: "0x9", FEW: "0 0 0 1 1 1"}, 5, None),
     Course("SpikewiseUnexplainedSpike", "before the pod began", {UNEXPLAINED: "_ _ 1 1 1 1"}, 5, None),
@@ -80,61 +80,61 @@ COURSES = [
     Course("SpikewiseDivergence", "seen only once", {DIVERGENCE: "0 0 0 1 stale"}, 8, f"{JUMPED} and did not come back."),
     Course("SpikewiseDivergence", "another spike", {DIVERGENCE: "0x9", FEW: "0 0 0 1 1 1"}, 5, None),
     Course(
-        *("SpikewiseOverfitting", "since five epochs", {"trainer_overfitting_epochs": "0 0 5"}, 2),
+        *("SpikewiseOverfitting", "since five epochs", {"spikewise_overfitting_epochs": "0 0 5"}, 2),
         "Run a-run in ml was best 5 epochs ago and has been overfitting since.",
     ),
-    Course("SpikewiseOverfitting", "no longer", {"trainer_overfitting_epochs": "0 5 0"}, 2, None),
+    Course("SpikewiseOverfitting", "no longer", {"spikewise_overfitting_epochs": "0 5 0"}, 2, None),
     Course(
-        *("SpikewiseInputStarvation", "half of the time", {"trainer_input_wait_ratio": "0.5x20", TRAINING: "1x20"}, 11),
+        *("SpikewiseInputStarvation", "half of the time", {"spikewise_input_wait_ratio": "0.5x20", TRAINING: "1x20"}, 11),
         "Run a-run in ml waits for images during 50% of its training time.",
     ),
-    Course("SpikewiseInputStarvation", "a little", {"trainer_input_wait_ratio": "0.2x20", TRAINING: "1x20"}, 11, None),
-    Course("SpikewiseInputStarvation", "not for long", {"trainer_input_wait_ratio": "0.5x8", TRAINING: "1x8"}, 8, None),
-    Course("SpikewiseInputStarvation", "of an ended run", {"trainer_input_wait_ratio": "0.5x20", TRAINING: "1x3 0x20"}, 15, None),
+    Course("SpikewiseInputStarvation", "a little", {"spikewise_input_wait_ratio": "0.2x20", TRAINING: "1x20"}, 11, None),
+    Course("SpikewiseInputStarvation", "not for long", {"spikewise_input_wait_ratio": "0.5x8", TRAINING: "1x8"}, 8, None),
+    Course("SpikewiseInputStarvation", "of an ended run", {"spikewise_input_wait_ratio": "0.5x20", TRAINING: "1x3 0x20"}, 15, None),
     Course(
         *("SpikewiseCheckpointTooOld", "ten minutes and three epochs"),
-        {COMMITTED: "0x20", "trainer_epoch_duration_seconds": "60x20", TRAINING: "1x20"},
+        {COMMITTED: "0x20", "spikewise_epoch_duration_seconds": "60x20", TRAINING: "1x20"},
         *(14, LOSES),
     ),
     Course(
         *("SpikewiseCheckpointTooOld", "ten minutes and two epochs"),
-        {COMMITTED: "0x20", "trainer_epoch_duration_seconds": "60x20", TRAINING: "1x20"},
+        {COMMITTED: "0x20", "spikewise_epoch_duration_seconds": "60x20", TRAINING: "1x20"},
         *(12, None),
     ),
     Course(
         *("SpikewiseCheckpointTooOld", "of an ended run"),
-        {COMMITTED: "0x20", "trainer_epoch_duration_seconds": "60x20", TRAINING: "0x20"},
+        {COMMITTED: "0x20", "spikewise_epoch_duration_seconds": "60x20", TRAINING: "0x20"},
         *(14, None),
     ),
-    Course("SpikewiseCheckpointTooOld", "none could be saved", {"trainer_checkpoint_failures_total": "0 1 1 1"}, 3, LOSES),
+    Course("SpikewiseCheckpointTooOld", "none could be saved", {"spikewise_checkpoint_failures_total": "0 1 1 1"}, 3, LOSES),
     Course(
         *("SpikewiseCheckpointTooOld", "one could not be saved"),
-        {"trainer_checkpoint_failures_total": "0 0 1 1", COMMITTED: "0x3", TRAINING: "1x3"},
+        {"spikewise_checkpoint_failures_total": "0 0 1 1", COMMITTED: "0x3", TRAINING: "1x3"},
         *(3, None),
     ),
     Course(
-        *("SpikewiseRestarts", "of the workers", {"trainer_restarts_total": "0 0 1 2 3"}, 4),
+        *("SpikewiseRestarts", "of the workers", {"spikewise_restarts_total": "0 0 1 2 3"}, 4),
         "Run a-run in ml was started again 3 times within the last hour.",
     ),
     Course(
         *("SpikewiseRestarts", "of the pod"),
-        {f'trainer_restarts_total{{pod="{n}"}}': f"{'_ ' * 3 * n}{n} {n} stale" for n in range(4)},
+        {f'spikewise_restarts_total{{pod="{n}"}}': f"{'_ ' * 3 * n}{n} {n} stale" for n in range(4)},
         *(11, "Run a-run in ml was started again 3 times within the last hour."),
     ),
-    Course("SpikewiseRestarts", "twice", {"trainer_restarts_total": "0 0 1 2 2"}, 4, None),
-    Course("SpikewiseRestarts", "seven, weeks ago", {"trainer_restarts_total": "_ _ 7 7 7"}, 4, None),
+    Course("SpikewiseRestarts", "twice", {"spikewise_restarts_total": "0 0 1 2 2"}, 4, None),
+    Course("SpikewiseRestarts", "seven, weeks ago", {"spikewise_restarts_total": "_ _ 7 7 7"}, 4, None),
     Course(
         *("SpikewiseQuarantinedImages", "one of a hundred"),
         {
-            "trainer_quarantined_images": "10x3",
-            'trainer_dataset_images{split="train"}': "900x3",
-            'trainer_dataset_images{split="validation"}': "90x3",
+            "spikewise_quarantined_images": "10x3",
+            'spikewise_dataset_images{split="train"}': "900x3",
+            'spikewise_dataset_images{split="validation"}': "90x3",
         },
         *(2, "Run a-run in ml leaves out 1% of its images as unreadable."),
     ),
     Course(
         *("SpikewiseQuarantinedImages", "one of a thousand"),
-        {"trainer_quarantined_images": "1x3", 'trainer_dataset_images{split="train"}': "999x3"},
+        {"spikewise_quarantined_images": "1x3", 'spikewise_dataset_images{split="train"}': "999x3"},
         *(2, None),
     ),
 ]

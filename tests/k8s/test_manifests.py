@@ -16,7 +16,7 @@ import yaml
 
 from jobs import cluster_data
 from jobs.kubernetes import entrypoint, manifests
-from jobs.kubernetes.kubectl import Manifest, kustomize
+from jobs.kubernetes.kubectl import KubernetesObject, kustomize
 from trainer import config
 
 VERSION = "1.33"
@@ -26,7 +26,7 @@ SCHEMAS = {"RayJob": "ray.io_rayjobs.yaml", "LocalQueue": "localqueue_v1beta2.js
 
 
 @pytest.fixture(params=CASES, ids="-".join)
-def objects(request: pytest.FixtureRequest) -> list[Manifest]:
+def objects(request: pytest.FixtureRequest) -> list[KubernetesObject]:
     overlay, shape = request.param
     return manifests.fit(manifests.render(overlay, shape), SETTINGS, "first", "registry.example/spikewise:1", None)
 
@@ -55,7 +55,7 @@ def _closed(schema: Any) -> Any:
     return schema
 
 
-def _pods(main: Manifest) -> list[dict[str, Any]]:
+def _pods(main: KubernetesObject) -> list[dict[str, Any]]:
     return [template["spec"] for template in manifests.pod_templates(main["spec"])]
 
 
@@ -136,7 +136,7 @@ def test_restricted(objects):
             assert container["resources"].keys() == {"requests", "limits"}
 
 
-def _deployment() -> Manifest:
+def _deployment() -> KubernetesObject:
     return next(
         each for each in yaml.safe_load_all(kustomize(manifests.FOLDER / cluster_data.NAME)) if each["kind"] == "Deployment"
     )
@@ -247,7 +247,7 @@ def test_kueue():
         assert main["spec"]["suspend"] is True
 
 
-def _main(overlay: str, shape: str) -> Manifest:
+def _main(overlay: str, shape: str) -> KubernetesObject:
     return manifests.owner(manifests.fit(manifests.render(overlay, shape), SETTINGS, "first", "image", None))
 
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from spikewise.attribute import attribute
-from spikewise.records import CAUSES, Case, Event, Overfitting, Probe, Settings, Spike, Training
+from spikewise.records import CAUSES, Case, Event, Hyperparameters, Overfitting, Probe, Spike, Training
 from spikewise.suspects import suspects
 
 SPIKE = Spike(9, 0.9, 0.5, 0.02, 0.16, 0.4, 0.35, 0.45, 0.025, 300)
 QUIET = Training(straightness=0.9, train_rise=0.39, train_loss=0.3)
-SETTINGS = Settings(learning_rate=1e-3, batch_size=32, steps=50, momentum=0.99)
+SETTINGS = Hyperparameters(learning_rate=1e-3, batch_size=32, steps=50, momentum=0.99)
 RATE = Event("learning_rate", 9, 10, 1e-4, 1e-3)
 IMAGES = [{"image": i, "before": 0.3, "now": 20.0} for i in (3, 8)]
 
 
-def probe(name, share, spread=0.05, **facts):
-    return Probe(name, share, share - spread, share + spread, 0.01, 1, facts)
+def probe(name, fraction, spread=0.05, **facts):
+    return Probe(name, fraction, fraction - spread, fraction + spread, 0.01, 1, facts)
 
 
 def case(probes=(), spike=SPIKE, training=QUIET, **more):
@@ -84,14 +84,14 @@ def test_what_changed_goes_before_the_mechanism(number):
     ranked = attribute(case(probes, training=replace(LONG, gradient=2.5), events=(RATE,)))
     assert ranked[0].name == ORDER[number][0]
     assert len({cause.name for cause in ranked}) == len(ranked)
-    assert [cause.share for cause in ranked[1:]] == sorted((cause.share for cause in ranked[1:]), reverse=True)
+    assert [cause.fraction for cause in ranked[1:]] == sorted((cause.fraction for cause in ranked[1:]), reverse=True)
 
 
 def test_few_groups_are_no_excuse():
     """On validation images from five photographs every spike would be chance, and lagging statistics never be named."""
     spike = replace(SPIKE, error=0.3, low=-0.2, high=1.0)
     assert attribute(case([STABLE, STATISTICS], spike=spike))[0].name == "sampling_noise"
-    few = replace(spike, groups=5, group="rocket", group_share=0.8)
+    few = replace(spike, groups=5, group="rocket", group_fraction=0.8)
     ranked = attribute(case([STABLE, STATISTICS], spike=few))
     assert [cause.name for cause in ranked] == ["batchnorm_statistics", "sampling_noise"]
     assert attribute(case([STABLE], spike=few))[0].name == "sampling_noise"
@@ -158,10 +158,10 @@ def test_weights_that_went_astray_are_no_lag_of_the_statistics():
 @pytest.mark.parametrize("one", [THEN, BATCH, SHIFT, LINE, STATISTICS])
 def test_nothing_that_removes_less_than_half_is_the_verdict(one):
     """A guess would look like an explanation."""
-    weak = replace(one, share=0.49, low=0.45, high=0.53)
+    weak = replace(one, fraction=0.49, low=0.45, high=0.53)
     ranked = attribute(case([STABLE, weak], training=LONG))
     assert ranked[0].name == "unexplained"
-    assert ranked[1].share == 0.49
+    assert ranked[1].fraction == 0.49
 
 
 @pytest.mark.parametrize("one", [FEW, THEN, BATCH, SHIFT, LINE, STATISTICS])
@@ -191,7 +191,7 @@ PATH = Probe("path", 0.95, 0.95, 0.95, passes=3, facts={"first": 0, "last": 10})
 @pytest.mark.parametrize(
     ("one", "training", "told"),
     [
-        (replace(STATISTICS, share=0.4), QUIET, "half of the rise (most, 40%: BatchNorm statistics estimated anew)."),
+        (replace(STATISTICS, fraction=0.4), QUIET, "half of the rise (most, 40%: BatchNorm statistics estimated anew)."),
         (replace(STATISTICS, low=-0.1), QUIET, "90%, is gone with one (BatchNorm statistics estimated anew), but its interval"),
         (STATISTICS, replace(QUIET, astray=8.0), "but the last batches were trained on worse than usual"),
         (LINE, QUIET, "but no step was twice as long as its gradient explains."),

@@ -111,16 +111,16 @@ def test_no_model_is_called_fine_that_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "low", "high", "told"),
+    ("fraction", "low", "high", "told"),
     [
         (1.27, 0.98, 1.53, "100% of the rise (98% to 100%)"),
         (0.72, -0.4, 1.31, "72% of the rise (0% to 100%)"),
         (1.01, 1.0, 1.02, "100% of the rise\n"),
     ],
 )
-def test_no_share_is_above_all_or_below_nothing(share: float, low: float, high: float, told: str) -> None:
+def test_no_share_is_above_all_or_below_nothing(fraction: float, low: float, high: float, told: str) -> None:
     """\"127% of the rise\", and a line below it \"100% of the rise is gone\": which is it?"""
-    one = Cause("batchnorm_statistics", share, low, high, "seen.", "do.")
+    one = Cause("batchnorm_statistics", fraction, low, high, "seen.", "do.")
     assert told in describe.block(replace(of("unexplained"), causes=(one,)))
 
 

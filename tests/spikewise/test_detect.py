@@ -41,8 +41,8 @@ def test_the_second_epoch_can_already_be_a_spike():
 
 def test_overfitting_is_a_trend_and_not_a_spike():
     """Every late epoch of an overfitting run would raise an alarm."""
-    wiggle = np.random.default_rng(0).normal(0, 0.02, 60)
-    means = 0.7 + 0.02 * np.arange(60) + wiggle
+    noise_scale = np.random.default_rng(0).normal(0, 0.02, 60)
+    means = 0.7 + 0.02 * np.arange(60) + noise_scale
     assert not _spikes(means)
     trend = overfitting(range(1, 61), means, 0.7 * np.exp(-np.arange(60) / 20))
     assert trend is not None
@@ -62,7 +62,7 @@ def test_a_steep_healthy_fall_raises_no_alarm():
     assert not _spikes(0.1 + 2 * np.exp(-np.arange(40) / 3))
 
 
-@pytest.mark.parametrize("kind", ["photographs", "slow wiggle", "independent, excursions"])
+@pytest.mark.parametrize("kind", ["photographs", "slow noise_scale", "independent, excursions"])
 def test_at_most_one_healthy_run_in_twenty_has_an_alarm(kind):
     """Users would learn to ignore alarms. A sample of the calibration, benchmarks/false_alarms.py, with another seed."""
     multiples, _ = false_alarms.needed(false_alarms.simulate(false_alarms.KINDS[kind], 600, seed=7))
@@ -108,7 +108,7 @@ def test_the_group_that_rose_most_is_named():
         detector.update(np.full(12, loss))
     spike = detector.update(0.5 + change).spike
     assert spike is not None
-    assert (spike.groups, spike.group, spike.group_share) == (3, "rocket", pytest.approx(1.0))
+    assert (spike.groups, spike.group, spike.group_fraction) == (3, "rocket", pytest.approx(1.0))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_what_became_of_it(after, outcome, when):
 
 
 def test_a_loss_that_stays_high_has_not_recovered():
-    """Half of a spike would become the norm, and the epochs that follow its wiggle: the rest of a long rise would go unseen."""
+    """Half of a spike would become the norm, and the epochs that follow its noise: the rest of a long rise would go unseen."""
     spikes = _spikes([*[0.7, 0.78] * 8, 2.0, 1.7, 1.15, 1.9, 1.45, 1.6, 1.2, 1.6])
     assert [(s.epoch, s.outcome, s.outcome_epoch) for s in spikes] == [(17, "level shift", 22)]
 

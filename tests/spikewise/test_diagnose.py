@@ -39,14 +39,14 @@ class _Training:
         return self.learner.evaluate(VALIDATION, self.labels)[0]
 
     def epoch(self, number: int, before_evaluation=lambda: None, events=()):
-        marks, steps = self.diagnostician.marks(self.feed.steps), []
+        snapshots, steps = self.diagnostician.snapshots(self.feed.steps), []
         self.network.begin(number)
         for batch in self.feed.batches(number):
             steps.append([float(value) for value in self.learner.train(batch)])
             if len(steps) == self.feed.steps:
                 before_evaluation()
-            if len(steps) in marks:
-                self.diagnostician.mark(len(steps))
+            if len(steps) in snapshots:
+                self.diagnostician.snapshot(len(steps))
         sample, _ = self.learner.evaluate(np.arange(100), self.feed.rows.labels[:100])
         return self.diagnostician.close_epoch(self.evaluate(), sample, np.array(steps), learning_rate=1e-4, events=events)
 
@@ -75,7 +75,7 @@ def test_lost_statistics_are_named_and_nothing_is_changed(training):
     assert news.diagnosis is not None
     assert len(training.diagnostician.diagnoses) == known + 1
     assert news.diagnosis.verdict.name == "batchnorm_statistics"
-    assert news.diagnosis.verdict.share > 0.5
+    assert news.diagnosis.verdict.fraction > 0.5
     for name, values in state.items():
         np.testing.assert_array_equal(training.learner.state()[name], values)
     assert diagnosis_from(news.diagnosis.as_dict()) == news.diagnosis  # or the report of a finished run would lack it

@@ -244,7 +244,7 @@ def test_two_sets_of_losses_and_a_model_tell_lost_statistics(watched):
         before, now, model=rise, earlier=earlier, validation_data=VALIDATION, training_data=(IMAGES[:1200], LABELS[:1200])
     )
     assert told.verdict.name == "batchnorm_statistics"
-    assert told.verdict.share > 0.9
+    assert told.verdict.fraction > 0.9
     for kept, was in zip(rise.get_weights(), spoiled, strict=True):
         np.testing.assert_array_equal(kept, was)
 

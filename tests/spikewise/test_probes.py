@@ -12,7 +12,7 @@ from spikewise.probes import Scene
 from spikewise.records import Event, Spike
 
 STEPS, BATCH, VALIDATION = 24, 16, 300
-MARKS = (6, 12, 18)
+SNAPSHOTS = (6, 12, 18)
 
 
 class _Training:
@@ -80,7 +80,7 @@ class _Training:
             if before:
                 before(number)
             steps.append(step(x, y).numpy())
-            if number + 1 in (*MARKS, STEPS):
+            if number + 1 in (*SNAPSHOTS, STEPS):
                 path.append((number + 1, self.network.weights()))
         return path, np.array(steps)
 
@@ -175,8 +175,8 @@ def test_spoiled_statistics_are_all_of_the_rise(training):
         variable.assign(np.array(variable.value) + np.arange(16) % 3)
     path[-1] = (STEPS, training.network.weights())
     found = probes.statistics(training.scene(path, steps))
-    assert found.share > 0.8
-    assert 0.5 < found.low <= found.share <= found.high
+    assert found.fraction > 0.8
+    assert 0.5 < found.low <= found.fraction <= found.high
 
 
 def test_spoiled_weights_are_not_blamed_on_the_statistics(training):
@@ -185,14 +185,14 @@ def test_spoiled_weights_are_not_blamed_on_the_statistics(training):
     kernel = training.model.layers[-1].kernel
     kernel.assign(-np.array(kernel.value))
     path[-1] = (STEPS, training.network.weights())
-    assert probes.statistics(training.scene(path, steps)).share < 0.1
+    assert probes.statistics(training.scene(path, steps)).fraction < 0.1
 
 
 def test_dropout_that_spoils_the_statistics_is_told_from_statistics_that_lag(training):
     """The variance shift would be called lag, though no momentum helps against it."""
     training.dropout.rate = 0.95
     raised = training.scene(*training.epoch())
-    assert probes.variance_shift(raised).share > 0.5
+    assert probes.variance_shift(raised).fraction > 0.5
 
 
 def test_one_giant_step_is_undone_by_a_usual_one(training):
@@ -204,7 +204,7 @@ def test_one_giant_step_is_undone_by_a_usual_one(training):
     scene = training.scene(*training.epoch(faster))
     found = probes.line(scene)
     assert found.facts["times"] > 20
-    assert found.share > 0.5
+    assert found.fraction > 0.5
     assert list(found.facts["losses"]) == sorted(found.facts["losses"])
 
 
@@ -218,7 +218,7 @@ def test_the_stretch_in_which_the_loss_rose_is_found(training):
 
     found = probes.path(training.scene(*training.epoch(destroy)))
     assert (found.facts["first"], found.facts["last"]) == (12, 18)
-    assert found.share > 0.5
+    assert found.fraction > 0.5
     assert found.passes <= 3
 
 
@@ -231,7 +231,7 @@ def test_weights_that_go_to_and_fro_are_well_on_average(training):
     for sign, (step, weights) in zip((1, -1, 1, -1), path, strict=True):
         moved.append((step, [w + sign * offset if w.shape == kernel.shape else w for w in weights]))
     training.model.set_weights(moved[-1][1])
-    assert probes.averaged(training.scene(moved, steps)).share > 0.8
+    assert probes.averaged(training.scene(moved, steps)).fraction > 0.8
 
 
 def test_a_batch_out_of_scale_is_found_and_undone(disturbed):
@@ -240,7 +240,7 @@ def test_a_batch_out_of_scale_is_found_and_undone(disturbed):
     assert scene.rise.mean() > 0.05
     found = probes.bad_batches(scene, 18, STEPS)
     assert found.facts["batches"] == [20]
-    assert found.share > 0.5
+    assert found.fraction > 0.5
 
 
 def test_an_epoch_of_ordinary_batches_has_no_bad_one(training):
@@ -258,7 +258,7 @@ def test_a_few_images_that_rise_are_named_and_no_others(training):
     scene.losses = scene.reference_losses + np.where(np.isin(np.arange(VALIDATION), (7, 90, 200)), 9.0, 0.0)
     found = probes.few_examples(scene)
     assert sorted(entry["image"] for entry in found.facts["images"]) == [7, 90, 200]
-    assert found.share == pytest.approx(1, abs=0.01)
+    assert found.fraction == pytest.approx(1, abs=0.01)
     assert found.facts["left"] == pytest.approx(0, abs=0.01)
 
 
@@ -267,7 +267,7 @@ def test_images_that_all_rise_alike_are_not_a_few(training):
     path, steps = training.epoch()
     scene = training.scene(path, steps)
     scene.losses = scene.reference_losses + np.random.default_rng(0).normal(0.4, 0.05, VALIDATION)
-    assert probes.few_examples(scene).share < 0.05
+    assert probes.few_examples(scene).fraction < 0.05
 
 
 def test_an_evaluation_that_rolls_dice_is_caught(training):
@@ -279,7 +279,7 @@ def test_an_evaluation_that_rolls_dice_is_caught(training):
     scene.losses = training.network.evaluate()
     again, _ = probes.evaluation(scene)
     assert again.facts["difference"] > 0.2
-    assert abs(again.share) < 0.5  # the second evaluation has the rise as well
+    assert abs(again.fraction) < 0.5  # the second evaluation has the rise as well
 
 
 def test_changed_validation_images_show_in_the_earlier_weights(training):
@@ -288,7 +288,7 @@ def test_changed_validation_images_show_in_the_earlier_weights(training):
     training.x[training.validation] *= -1
     again, earlier = probes.evaluation(training.scene(path, steps))
     assert again.facts["difference"] == 0
-    assert earlier.share == pytest.approx(1, abs=0.1)
+    assert earlier.fraction == pytest.approx(1, abs=0.1)
 
 
 def test_what_came_after_an_event_is_told_from_what_came_before(training):
@@ -301,8 +301,8 @@ def test_what_came_after_an_event_is_told_from_what_came_before(training):
 
     scene = training.scene(*training.epoch(destroy))
     at_event, too_late = (probes.before_event(scene, Event("restart", 9, step)) for step in (12, 19))
-    assert at_event.share > 0.5
-    assert too_late.share < 0.5
+    assert at_event.fraction > 0.5
+    assert too_late.fraction < 0.5
 
 
 @pytest.mark.parametrize("how", ["trainable=False", "training=False"])

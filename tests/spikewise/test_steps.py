@@ -18,12 +18,12 @@ def _epoch(count=50, **columns):
     return steps
 
 
-def _path(momentum=0.95, reset=None, drift=0.02, level=0.0, marks=(0, 6, 12, 18, 25, 31, 37, 43, 50)):
+def _path(momentum=0.95, reset=None, drift=0.02, level=0.0, snapshots=(0, 6, 12, 18, 25, 31, 37, 43, 50)):
     """A weight and two statistics that follow it, as an epoch of 50 steps leaves them at the marks."""
     weight, mean, variance = np.zeros(4), np.full(4, 3.0), np.full(4, 9.0)
     path = []
     for step in range(51):
-        if step in marks:
+        if step in snapshots:
             path.append((step, [weight.copy(), mean.copy(), variance.copy()]))
         if step == reset:
             mean, variance = np.zeros(4), np.ones(4)

@@ -28,7 +28,7 @@ output = "{folder}/runs"
 source = "{storage}/images"
 classes = {{ authentic = "authentic/", fake = "fake/" }}
 image_size = [32, 32]
-validation_share = 0.3
+validation_fraction = 0.3
 [s3]
 path_style = true
 [pipeline]

@@ -10,7 +10,7 @@ from trainer import config
 MINIMAL = '[data]\nsource = "images"\nclasses = { authentic = "Au/", fake = "Tp/" }\n'
 
 
-def _load(tmp_path: Path, text: str, *overrides: str) -> config.Config:
+def _load(tmp_path: Path, text: str, *overrides: str) -> config.Settings:
     path = tmp_path / "job.toml"
     path.write_text(text)
     return config.load(path, overrides)
@@ -27,7 +27,7 @@ def test_every_key_has_a_default_but_the_data(tmp_path):
 def test_a_resolved_configuration_reads_back(tmp_path):
     """The configuration stored with a run could not start the run again."""
     settings = _load(tmp_path, MINIMAL, "run.name=first", "data.image_size=[32, 48]")
-    assert config.parse(settings.digestible()) == settings
+    assert config.parse(settings.as_dict()) == settings
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_resolved_configuration_reads_back(tmp_path):
 )
 def test_what_a_resumed_run_may_change(tmp_path, override, refused):
     """One curve would be of two runs; or a lower learning rate could not be tried on a run that goes astray."""
-    before = _load(tmp_path, MINIMAL).digestible()
+    before = _load(tmp_path, MINIMAL).as_dict()
     now = _load(tmp_path, MINIMAL, override)
     with pytest.raises(config.ConfigError, match=f"first was started with {refused}") if refused else nullcontext():
         config.check_resumable(now, before, "first")

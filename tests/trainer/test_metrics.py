@@ -103,27 +103,27 @@ def test_promtool_has_nothing_to_say() -> None:
 def test_values_of_an_epoch() -> None:
     """The dashboard must show the numbers of the report, each under its own split and rank."""
     exporter = filled()
-    assert value(exporter, "trainer_loss", split="train") == 0.7
-    assert value(exporter, "trainer_loss", split="train_inference") == 0.65
-    assert value(exporter, "trainer_loss", split="validation") == 0.8
-    assert value(exporter, "trainer_accuracy_ratio", split="validation") == 0.55
-    assert value(exporter, "trainer_progress_ratio") == 0.25
-    assert value(exporter, "trainer_eta_seconds") == 36
-    assert value(exporter, "trainer_steps_total") == 10
-    assert value(exporter, "trainer_images_processed_total") == 320
-    assert value(exporter, "trainer_worker_input_wait_ratio", rank="1") == 0.25
-    assert value(exporter, "trainer_dataset_images", split="validation") == 80
-    assert value(exporter, "trainer_object_store_requests_total", operation="get") == 5
-    assert value(exporter, "trainer_object_store_retries_total") == 3
-    assert value(exporter, "trainer_checkpoint_failures_total") == 1
+    assert value(exporter, "spikewise_loss", split="train") == 0.7
+    assert value(exporter, "spikewise_loss", split="train_inference") == 0.65
+    assert value(exporter, "spikewise_loss", split="validation") == 0.8
+    assert value(exporter, "spikewise_accuracy_ratio", split="validation") == 0.55
+    assert value(exporter, "spikewise_progress_ratio") == 0.25
+    assert value(exporter, "spikewise_eta_seconds") == 36
+    assert value(exporter, "spikewise_steps_total") == 10
+    assert value(exporter, "spikewise_images_processed_total") == 320
+    assert value(exporter, "spikewise_worker_input_wait_ratio", rank="1") == 0.25
+    assert value(exporter, "spikewise_dataset_images", split="validation") == 80
+    assert value(exporter, "spikewise_object_store_requests_total", operation="get") == 5
+    assert value(exporter, "spikewise_object_store_retries_total") == 3
+    assert value(exporter, "spikewise_checkpoint_failures_total") == 1
 
 
 def test_one_state_at_a_time() -> None:
-    """`trainer_state == 1` must name the state the run is in."""
+    """`spikewise_state == 1` must name the state the run is in."""
     exporter = Exporter()
     for state in STATES:
         exporter.enter(state)
-        assert {other: value(exporter, "trainer_state", state=other) for other in STATES} == {
+        assert {other: value(exporter, "spikewise_state", state=other) for other in STATES} == {
             other: float(other == state) for other in STATES
         }
 
@@ -132,18 +132,18 @@ def test_a_failed_run_has_no_success() -> None:
     """An alert on a job that has not succeeded for days must not be silenced by one that failed."""
     exporter = Exporter()
     exporter.enter("failed")
-    assert value(exporter, "trainer_last_success_timestamp_seconds") is None
+    assert value(exporter, "spikewise_last_success_timestamp_seconds") is None
     exporter.enter("completed")
-    assert value(exporter, "trainer_last_success_timestamp_seconds") is not None
+    assert value(exporter, "spikewise_last_success_timestamp_seconds") is not None
 
 
 def test_a_diverged_loss_is_shown_as_it_is() -> None:
     """Divergence must be visible: a NaN or infinite loss is legal in Prometheus and is not hidden behind the last good one."""
     exporter = filled()
     exporter.update(report(2, validation_loss=math.nan, train_loss=math.inf), best=report(), images=640)
-    assert math.isnan(value(exporter, "trainer_loss", split="validation") or 0)
-    assert value(exporter, "trainer_loss", split="train") == math.inf
-    assert value(exporter, "trainer_best_validation_loss") == 0.8
+    assert math.isnan(value(exporter, "spikewise_loss", split="validation") or 0)
+    assert value(exporter, "spikewise_loss", split="train") == math.inf
+    assert value(exporter, "spikewise_best_validation_loss") == 0.8
     assert b"NaN" in generate_latest(exporter.registry)
 
 
@@ -152,32 +152,32 @@ def test_a_repeated_epoch_lowers_no_counter() -> None:
     exporter = filled()
     exporter.update(report(3), best=report(), images=960)
     exporter.update(report(2), best=report(), images=640)
-    assert value(exporter, "trainer_epoch") == 2
-    assert value(exporter, "trainer_steps_total") == 30
-    assert value(exporter, "trainer_images_processed_total") == 960
+    assert value(exporter, "spikewise_epoch") == 2
+    assert value(exporter, "spikewise_steps_total") == 30
+    assert value(exporter, "spikewise_images_processed_total") == 960
 
 
 def test_restarts_of_earlier_processes_are_no_news() -> None:
     """An alert on restarts would fire for a run resumed after weeks, or stay silent when its pods are replaced one by one: the
     series must begin where the run stands, and grow by what happens to it."""
     exporter = Exporter()
-    assert value(exporter, "trainer_restarts_total") is None
+    assert value(exporter, "spikewise_restarts_total") is None
     exporter.begin(0, steps=0, images=0)
-    assert value(exporter, "trainer_restarts_total") == 0
-    assert value(exporter, "trainer_restart_timestamp_seconds") is None
+    assert value(exporter, "spikewise_restarts_total") == 0
+    assert value(exporter, "spikewise_restart_timestamp_seconds") is None
     exporter.begin(1, steps=0, images=0)
     exporter.begin(0, steps=0, images=0)
-    assert value(exporter, "trainer_restarts_total") == 1
+    assert value(exporter, "spikewise_restarts_total") == 1
     resumed = Exporter()
     resumed.begin(7, steps=500, images=16_000)
-    assert value(resumed, "trainer_restarts_total") == 7
-    assert time.time() - (value(resumed, "trainer_restart_timestamp_seconds") or 0) < 60
+    assert value(resumed, "spikewise_restarts_total") == 7
+    assert time.time() - (value(resumed, "spikewise_restart_timestamp_seconds") or 0) < 60
 
 
 def test_steps_of_earlier_processes_are_no_rate() -> None:
     """A driver that is started again would show thousands of steps a second: all those of before, since its first scrape."""
     exporter = Exporter()
-    names = {"trainer_steps_total": 500, "trainer_images_processed_total": 16_000}
+    names = {"spikewise_steps_total": 500, "spikewise_images_processed_total": 16_000}
     assert all(value(exporter, name) is None for name in names)
     exporter.begin(1, steps=500, images=16_000)
     assert {name: value(exporter, name) for name in names} == names
@@ -188,32 +188,32 @@ def test_steps_of_earlier_processes_are_no_rate() -> None:
 def test_events_carry_the_time_at_which_they_happened() -> None:
     """The dashboard marks spikes and the best epoch at these times: those of its past would move to a restart."""
     exporter = Exporter()
-    name = "trainer_validation_spike_timestamp_seconds"
+    name = "spikewise_validation_spike_timestamp_seconds"
     exporter.update_spikes([a_diagnosis("few_examples", 3)])
     assert value(exporter, name, cause="few_examples") is None
     exporter.update(report(5), best=report(2), images=320)
-    assert value(exporter, "trainer_best_timestamp_seconds") is None
+    assert value(exporter, "spikewise_best_timestamp_seconds") is None
     exporter.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("few_examples", 6)])
     exporter.update(report(6), best=report(6), images=320)
     assert time.time() - (value(exporter, name, cause="few_examples") or 0) < 60
-    assert time.time() - (value(exporter, "trainer_best_timestamp_seconds") or 0) < 60
+    assert time.time() - (value(exporter, "spikewise_best_timestamp_seconds") or 0) < 60
 
 
 def test_overfitting_is_a_number_of_epochs() -> None:
     """The alert on overfitting would never fire, or never end."""
     exporter = filled()
     exporter.update(report(9), best=report(2), images=640, overfitting=Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.3))
-    assert value(exporter, "trainer_overfitting_epochs") == 7
+    assert value(exporter, "spikewise_overfitting_epochs") == 7
     exporter.update(report(10), best=report(2), images=640)
-    assert value(exporter, "trainer_overfitting_epochs") == 0
+    assert value(exporter, "spikewise_overfitting_epochs") == 0
 
 
 def test_packing_is_progress() -> None:
     """Packing a large data set takes hours: an alert would say that the run hangs."""
     exporter = Exporter()
-    began = value(exporter, "trainer_last_progress_timestamp_seconds") or 0
+    began = value(exporter, "spikewise_last_progress_timestamp_seconds") or 0
     exporter.note_progress()
-    assert (value(exporter, "trainer_last_progress_timestamp_seconds") or 0) > began
+    assert (value(exporter, "spikewise_last_progress_timestamp_seconds") or 0) > began
 
 
 def test_counts_of_processes_add_up_over_restarts() -> None:
@@ -221,18 +221,18 @@ def test_counts_of_processes_add_up_over_restarts() -> None:
     exporter = Exporter()
     for process, total in (("driver", 5), ("worker 0", 7), ("worker 0", 9), ("worker 0", 2), ("driver", 6)):
         exporter.update_object_store(process, requests={"get": total}, retries=0, errors=0)
-    assert value(exporter, "trainer_object_store_requests_total", operation="get") == 6 + 9 + 2
+    assert value(exporter, "spikewise_object_store_requests_total", operation="get") == 6 + 9 + 2
     for failures in (0, 2, 1):
         exporter.update_checkpoint(Stats(failures=failures))
-    assert value(exporter, "trainer_checkpoint_failures_total") == 3
-    assert value(exporter, "trainer_checkpoint_step") is None
+    assert value(exporter, "spikewise_checkpoint_failures_total") == 3
+    assert value(exporter, "spikewise_checkpoint_step") is None
 
 
 def test_ranks_of_a_smaller_group_disappear() -> None:
     """After a restart with fewer workers a rank that is gone must not stay on the dashboard with its last value."""
     exporter = filled()
     exporter.update(report(2), best=report(), images=640, input_waits=[0.3])
-    assert value(exporter, "trainer_worker_input_wait_ratio", rank="1") is None
+    assert value(exporter, "spikewise_worker_input_wait_ratio", rank="1") is None
 
 
 def test_registries_are_separate() -> None:
@@ -240,8 +240,8 @@ def test_registries_are_separate() -> None:
     mine = CollectorRegistry()
     first, second = Exporter(mine), Exporter()
     first.enter("training")
-    assert mine.get_sample_value("trainer_state", {"state": "training"}) == 1
-    assert value(second, "trainer_state", state="training") == 0
+    assert mine.get_sample_value("spikewise_state", {"state": "training"}) == 1
+    assert value(second, "spikewise_state", state="training") == 0
     assert not any(family.name.startswith("trainer_") for family in REGISTRY.collect())
 
 
@@ -278,7 +278,7 @@ def test_waits_for_a_scrape_that_began_after_the_last_update() -> None:
         thread = threading.Thread(target=wait)
         thread.start()
         waiting.wait()
-        assert 'trainer_state{state="completed"} 1.0' in scrape(port)
+        assert 'spikewise_state{state="completed"} 1.0' in scrape(port)
         thread.join()
         assert answers == [True]
         assert exporter.wait_for_scrape(0)
@@ -329,10 +329,10 @@ def test_nobody_waits_where_nobody_scrapes() -> None:
 def test_spikes_are_counted_by_cause_and_never_uncounted() -> None:
     """An alert on unexplained spikes would not fire, or fire again each time a verdict changes."""
     exporter = filled()
-    name = "trainer_validation_spikes_total"
+    name = "spikewise_validation_spikes_total"
     assert value(exporter, name, cause="few_examples") == 1
     assert value(exporter, name, cause="unexplained") == 1
     assert value(exporter, name, cause="overshoot") == 0
-    assert value(exporter, "trainer_validation_spike_epoch") == 4
+    assert value(exporter, "spikewise_validation_spike_epoch") == 4
     exporter.update_spikes([a_diagnosis("divergence", 3), a_diagnosis("unexplained", 4), a_diagnosis("unexplained", 9)])
     assert [value(exporter, name, cause=cause) for cause in ("few_examples", "divergence", "unexplained")] == [1, 1, 2]

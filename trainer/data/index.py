@@ -110,7 +110,7 @@ def split(
     data: config.Data,
 ) -> Split:
     """Sides of the N packed rows, by hash: a unit (the group, or the content where there is none) is for validation iff its
-    hash, as a fraction of all hashes, is below `data.validation_share`.
+    hash, as a fraction of all hashes, is below `data.validation_fraction`.
 
     So an image never changes sides, whatever is added or removed. The price is that each class meets the share up to chance
     only, as if every unit drew lots: of 1,000 images at 0.2, 200 +- 13. There is no tighter rule that keeps this promise: one
@@ -126,7 +126,7 @@ def split(
     Raises DataError when a class has fewer than `data.min_validation` validation images or none to train on.
     """
     units = [f"group {group}" if group else f"content {content}" for group, content in zip(groups, contents, strict=True)]
-    to_validation = {unit: _fraction(unit) < data.validation_share for unit in set(units)}
+    to_validation = {unit: _fraction(unit) < data.validation_fraction for unit in set(units)}
     validates = np.array([to_validation[unit] for unit in units], bool)
     copies = _copies(contents)
     leaked = [rows for rows in copies if 0 < validates[rows].sum() < len(rows)]
@@ -209,14 +209,14 @@ def _check_counts(counts: dict[str, dict[str, int]], data: config.Data) -> None:
     for name, count in counts["validation"].items():
         if not counts["training"][name]:
             raise DataError(
-                f"class {name!r} has no training image ({count} for validation): add images or lower data.validation_share "
-                f"(now {data.validation_share:g}){grouped}"
+                f"class {name!r} has no training image ({count} for validation): add images or lower data.validation_fraction "
+                f"(now {data.validation_fraction:g}){grouped}"
             )
         if count < data.min_validation:
             raise DataError(
                 f"class {name!r} has {count} validation images ({counts['training'][name]} for training), below "
-                f"data.min_validation = {data.min_validation}: add images, raise data.validation_share "
-                f"(now {data.validation_share:g}) or lower data.min_validation{grouped}"
+                f"data.min_validation = {data.min_validation}: add images, raise data.validation_fraction "
+                f"(now {data.validation_fraction:g}) or lower data.min_validation{grouped}"
             )
 
 

@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 class Feed:
     """One worker's view of the packed images."""
 
-    def __init__(self, rows: PackedRows, training: np.ndarray, settings: config.Config, *, rank: int, size: int) -> None:
+    def __init__(self, rows: PackedRows, training: np.ndarray, settings: config.Settings, *, rank: int, size: int) -> None:
         """`training`: row numbers [n] of the training images."""
         self.rows = rows
         self.training = training

@@ -65,7 +65,7 @@ def pack(
     return found
 
 
-def images_of(run: str, settings: config.Config, storage: Store, previous: Mapping[str, Any] | None) -> Manifest | Pack:
+def images_of(run: str, settings: config.Settings, storage: Store, previous: Mapping[str, Any] | None) -> Manifest | Pack:
     """What a run is to train on: what its source lists; where it began before (`previous`: its run.json), the pack that it began
     with, even if the source has changed meanwhile.
 
@@ -157,11 +157,11 @@ def _check_quarantine(found: Pack, storage: Store, data: config.Data) -> None:
                 f"again with data.max_pixels = {data.max_pixels}, or set it back"
             )
     total = found.images + len(found.quarantined)
-    share = len(found.quarantined) / total
-    if share > data.max_quarantined or not found.images:
+    fraction = len(found.quarantined) / total
+    if fraction > data.max_quarantined or not found.images:
         examples = "; ".join(f"{image.key!r} {image.reason}" for image in found.quarantined[:3])
         raise PackError(
-            f"{len(found.quarantined)} of {total} images ({share:.2%}) cannot be used, above data.max_quarantined = "
+            f"{len(found.quarantined)} of {total} images ({fraction:.2%}) cannot be used, above data.max_quarantined = "
             f"{data.max_quarantined:.2%}: {examples}: delete or replace them (all are listed in {where}/quarantine.json), or raise "
             "data.max_quarantined"
         )

@@ -45,7 +45,7 @@ class StepStats(NamedTuple):
 class Learner:
     """Network, optimizer and the compiled functions that move and evaluate them; the same on every worker."""
 
-    def __init__(self, group: Group, settings: config.Config, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, group: Group, settings: config.Settings, shape: tuple[int, int, int], classes: int) -> None:
         self.group = group
         self.settings = settings
         self.shape = shape

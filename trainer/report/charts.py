@@ -141,7 +141,7 @@ def over_epochs(
     between: tuple[int, int] | None = None,
     rules: Sequence[Marker] = (),
     markers: Sequence[Marker] = (),
-    shares: bool = False,
+    fractions: bool = False,
     zero: bool = False,
     ticks: int = 5,
 ) -> Chart:
@@ -150,7 +150,7 @@ def over_epochs(
     `between` shades the area between two of the series; `shares` writes values as percentages. Long runs are thinned to
     the extremes of equal stretches of epochs, so no spike gets lost.
     """
-    text = percent if shares else number
+    text = percent if fractions else number
     together = np.stack([one.values for one in series]).astype(float)
     chart = Chart(label, x_name="epoch", rules=list(rules))
     if len(series) > 1:
@@ -158,7 +158,7 @@ def over_epochs(
     y = value_scale(np.r_[together.ravel(), [rule.y for rule in rules if rule.y is not None]], zero=zero, ticks=ticks)
     alone = len(epochs) == 1
     x = Scale(epochs[0] - alone, epochs[-1] + alone, ticks=2 * ticks - 2, outward=False)
-    chart.y_ticks = [Tick(_percent(1 - y(tick)), name) for tick, name in zip(y.ticks, _ticks(y, shares), strict=True)]
+    chart.y_ticks = [Tick(_percent(1 - y(tick)), name) for tick, name in zip(y.ticks, _ticks(y, fractions), strict=True)]
     chart.x_ticks = [
         Tick(_percent(x(tick)), f"{tick:.0f}") for tick in x.ticks if tick == int(tick) and epochs[0] <= tick <= epochs[-1]
     ]
@@ -191,17 +191,17 @@ def over_epochs(
 
 
 def along(
-    label: str, points: Sequence[tuple[float, float]], *, x_name: str, shares: bool = False, marked: float | None = None
+    label: str, points: Sequence[tuple[float, float]], *, x_name: str, fractions: bool = False, marked: float | None = None
 ) -> Chart:
     """A few measured losses (x, y), in order of x, joined by a line; `shares` writes x as percentages, `marked` is a special x."""
     across, up = (np.array(values, float) for values in zip(*points, strict=True))
     y, x = value_scale(up, ticks=3), Scale(across[0], across[-1], ticks=4, outward=False)
     chart = Chart(label, x_name=x_name, y_name="logarithmic" if y.log else "")
     chart.y_ticks = [Tick(_percent(1 - y(tick)), name) for tick, name in zip(y.ticks, _ticks(y, False), strict=True)]
-    chart.x_ticks = [Tick(_percent(x(tick)), name) for tick, name in zip(x.ticks, _ticks(x, shares), strict=True)]
+    chart.x_ticks = [Tick(_percent(x(tick)), name) for tick, name in zip(x.ticks, _ticks(x, fractions), strict=True)]
     chart.lines = [("validation", _path(x(across), 1 - y(up)))]
     for at, loss in zip(across, up, strict=True):
-        where = percent(at) if shares else f"{at:,.0f}"
+        where = percent(at) if fractions else f"{at:,.0f}"
         style = "usual" if at == marked else "point"
         if np.isfinite(loss):
             chart.markers.append(Marker(_percent(x(at)), "", style, _percent(1 - y(loss))))
@@ -220,7 +220,7 @@ def apart(positions: Sequence[float], least: float) -> list[bool]:
 
 def roc(label: str, curves: Sequence[tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]) -> Chart:
     """ROC curves, each (name, style, false-positive rates, true-positive rates, thresholds), with the diagonal of guessing."""
-    chart = Chart(label, *_shares(0), x_name="false alarms", y_name="found")
+    chart = Chart(label, *_fractions(0), x_name="false alarms", y_name="found")
     chart.lines.append(("guess", _path(np.array([0, 1]), np.array([1, 0]))))
     for name, style, false, found, thresholds in curves:
         chart.lines.append((style, _path(false, 1 - found)))
@@ -237,7 +237,7 @@ def roc(label: str, curves: Sequence[tuple[str, str, np.ndarray, np.ndarray, np.
 def reliability(label: str, rows: Sequence[dict], lowest: float) -> Chart:
     """Reliability diagram from `scores.calibration`'s rows, from the `lowest` confidence possible (1 / K) to 1."""
     start = np.floor(lowest * 20) / 20
-    chart = Chart(label, *_shares(start), x_name="how sure it was", y_name="how often it was right")
+    chart = Chart(label, *_fractions(start), x_name="how sure it was", y_name="how often it was right")
     x = Scale(start, 1, outward=False)
     chart.lines.append(("guess", _path(np.array([0, 1]), 1 - np.array([start, 1]))))
     most = max((row["images"] for row in rows), default=1)
@@ -264,7 +264,7 @@ def sparkline(values: np.ndarray) -> str:
     return _path(np.linspace(0, 1, len(values))[chosen], 1 - values[chosen] / max(float(finite.max()), 1e-9))
 
 
-def _shares(low: float) -> tuple[list[Tick], list[Tick]]:
+def _fractions(low: float) -> tuple[list[Tick], list[Tick]]:
     across = Scale(low, 1, outward=False)
     return (
         [Tick(_percent(across(tick)), f"{100 * tick:.0f} %") for tick in across.ticks],
@@ -276,16 +276,16 @@ def _percent(position: np.ndarray | float) -> float:
     return round(100 * float(position), 2)
 
 
-def _ticks(scale: Scale, shares: bool) -> list[str]:
+def _ticks(scale: Scale, fractions: bool) -> list[str]:
     """The texts of an axis' ticks, with as many decimals as tell them apart."""
-    values = [100 * tick if shares else tick for tick in scale.ticks]
+    values = [100 * tick if fractions else tick for tick in scale.ticks]
     largest = max(map(abs, values), default=0)
     if scale.log or not 1e-3 < largest < 1e6:
         texts = [f"{value:g}" for value in values]
     else:
         decimals = next((d for d in range(6) if all(abs(value - round(value, d)) < 1e-6 * largest for value in values)), 6)
         texts = [f"{value:,.{decimals}f}" for value in values]
-    return [f"{text} %" if shares else text for text in texts]
+    return [f"{text} %" if fractions else text for text in texts]
 
 
 def _runs(marked: np.ndarray) -> list[tuple[int, int]]:

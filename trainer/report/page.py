@@ -57,11 +57,11 @@ def headline(document: dict[str, Any]) -> list[str]:
     if accuracy["value"] is None:
         return ["No usable validation results", _course(document["history"])]
     right = f"{percent(accuracy['value'])} of {_amount(document['validation']['images'], 'unseen image')}"
-    always = f"always answering “{majority['class']}” would get {percent(majority['share'])} right"
-    if majority["share"] == 1:  # one class alone: nothing to guess
+    always = f"always answering “{majority['class']}” would get {percent(majority['fraction'])} right"
+    if majority["fraction"] == 1:  # one class alone: nothing to guess
         sentences = [f"{right} classified correctly"]
-    elif accuracy["low"] is not None and accuracy["low"] <= majority["share"]:
-        title = "Not clearly better than guessing" if accuracy["high"] >= majority["share"] else "Worse than guessing"
+    elif accuracy["low"] is not None and accuracy["low"] <= majority["fraction"]:
+        title = "Not clearly better than guessing" if accuracy["high"] >= majority["fraction"] else "Worse than guessing"
         sentences = [title, f"{right} are classified correctly; {always}."]
     else:
         sentences = [f"{right} classified correctly", f"{always[0].upper()}{always[1:]}."]
@@ -247,9 +247,9 @@ def _charts(document: dict[str, Any]) -> dict[str, Any]:
             _series(history, "validation", "validation", "validation_accuracy"),
             _series(history, "training, as Keras reports it", "training", "train_accuracy"),
         ]
-        always = [Marker(0, f"always “{majority['class']}”", "guess", majority["share"])] if majority else []
-        drawn["accuracy_chart"] = charts.over_epochs("Accuracy by epoch", epochs, accuracy, rules=always, shares=True)
-        for name, key, shares in (
+        always = [Marker(0, f"always “{majority['class']}”", "guess", majority["fraction"])] if majority else []
+        drawn["accuracy_chart"] = charts.over_epochs("Accuracy by epoch", epochs, accuracy, rules=always, fractions=True)
+        for name, key, fractions in (
             ("Images per second", "images_per_second", False),
             ("Waiting for input", "input_wait", True),
             ("Seconds per epoch", "seconds", False),
@@ -258,8 +258,8 @@ def _charts(document: dict[str, Any]) -> dict[str, Any]:
             ("Learning rate", "learning_rate", False),
         ):
             series = _series(history, name.lower(), "plain", key)
-            chart = charts.over_epochs(f"{name} by epoch", epochs, [series], shares=shares, zero=True, ticks=2)
-            drawn["strips"].append((name, (percent if shares else number)(float(np.median(series.values))), chart))
+            chart = charts.over_epochs(f"{name} by epoch", epochs, [series], fractions=fractions, zero=True, ticks=2)
+            drawn["strips"].append((name, (percent if fractions else number)(float(np.median(series.values))), chart))
     curves = sorted((curve for curve in document["roc"] if curve["false_positive_rate"]), key=lambda curve: curve["auc"]["value"])[
         :CURVES
     ]
@@ -322,12 +322,12 @@ def _explained(document: dict[str, Any]) -> list[dict[str, Any]]:
         if points := _points(probes.get("line")):
             usual = probes["line"]["facts"]["at"]
             label = f"Loss on the way through epoch {epoch}"
-            chart = charts.along(label, points, x_name="share of the way", shares=True, marked=usual)
+            chart = charts.along(label, points, x_name="share of the way", fractions=True, marked=usual)
             text = f"From the weights before to those after, statistics estimated anew. Filled: {_whole(usual)} of the way"
             longer = probes["line"]["facts"]["times"] > 1.05
             drawn.append(("Along the way", f"{text}, steps of the usual length." if longer else f"{text}.", chart))
         causes = [cause | {"bar": _bar(cause) if cause["low"] != cause["high"] else None} for cause in one["causes"]]
-        tried = [probe | {"bar": _bar(probe)} for probe in sorted(one["probes"], key=lambda probe: -(probe["share"] or 0))]
+        tried = [probe | {"bar": _bar(probe)} for probe in sorted(one["probes"], key=lambda probe: -(probe["fraction"] or 0))]
         explained.append(one | {"charts": drawn, "causes": causes, "probes": tried})
     return explained
 
@@ -341,10 +341,10 @@ def _points(probe: dict[str, Any] | None) -> list[tuple[float, float]]:
 
 def _bar(one: dict[str, Any]) -> dict[str, float] | None:
     """Positions, percent of the whole rise, of a share and its interval (a cause's or a probe's); None if it was not measured."""
-    if None in (one["share"], one["low"], one["high"]):
+    if None in (one["fraction"], one["low"], one["high"]):
         return None
-    share, low, high = (round(float(np.clip(100 * one[key], 0, 100)), 1) for key in ("share", "low", "high"))
-    return {"share": share, "low": low, "width": round(high - low, 1)}
+    fraction, low, high = (round(float(np.clip(100 * one[key], 0, 100)), 1) for key in ("fraction", "low", "high"))
+    return {"fraction": fraction, "low": low, "width": round(high - low, 1)}
 
 
 def _data_uri(image: np.ndarray) -> str:
@@ -390,9 +390,9 @@ def _words(value: Any) -> str:
     )
 
 
-def _whole(share: float | None) -> str:
+def _whole(fraction: float | None) -> str:
     """A share of a rise: its interval is wider than a decimal is worth."""
-    return "–" if share is None else describe.part(share).replace("%", " %")
+    return "–" if fraction is None else describe.part(fraction).replace("%", " %")
 
 
 def _interval(one: dict[str, Any], write: Callable[[float], str], prefix: str = "") -> str:

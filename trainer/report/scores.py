@@ -40,9 +40,9 @@ def clusters(groups: list[str]) -> np.ndarray:
 
 def wilson(successes: float, trials: float) -> tuple[float, float]:
     """Wilson's 95 % interval of a share. Raises ZeroDivisionError without trials."""
-    share = successes / trials
-    centre = (share + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
-    half = Z95 / (1 + Z95**2 / trials) * sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
+    fraction = successes / trials
+    centre = (fraction + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
+    half = Z95 / (1 + Z95**2 / trials) * sqrt(fraction * (1 - fraction) / trials + Z95**2 / (4 * trials**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -81,7 +81,7 @@ def mean(values: np.ndarray, cluster: np.ndarray) -> Interval:
     return _bootstrap(float(values.mean(dtype=float)), cluster, lambda w: (w @ exact) / w.sum(1))
 
 
-def share(hits: np.ndarray, cluster: np.ndarray) -> Interval:
+def fraction(hits: np.ndarray, cluster: np.ndarray) -> Interval:
     """Share of True in [N]: Wilson's interval for independent images, the bootstrap over clusters where they are grouped.
 
     When all images or none are hits, resampling says nothing; then Wilson's interval counts each cluster as one trial.

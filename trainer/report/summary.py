@@ -140,8 +140,8 @@ def summarize(result: RunResult) -> dict[str, Any]:
             "by_class": dict(zip(result.classes, counts.tolist(), strict=True)),
             "unanswered": int((~answered).sum()),
             "loss": asdict(scores.mean(losses, cluster)),
-            "accuracy": asdict(scores.share(right, cluster) if answered.any() else scores.NOTHING),
-            "majority": {"class": result.classes[int(counts.argmax())], "share": float(counts.max() / len(labels))}
+            "accuracy": asdict(scores.fraction(right, cluster) if answered.any() else scores.NOTHING),
+            "majority": {"class": result.classes[int(counts.argmax())], "fraction": float(counts.max() / len(labels))}
             if len(labels)
             else None,
             "guess_loss": float(-sum(c / len(labels) * math.log(c / len(labels)) for c in counts if c)) if len(labels) else None,
@@ -151,7 +151,7 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "roc": _roc(result, labels, answered, cluster),
         "calibration": _calibration(result.probabilities[answered], right[answered]),
         "hardest": _hardest(result, labels, predictions, losses),
-        "worst_share": _worst_share(losses),
+        "worst_fraction": _worst_fraction(losses),
         "history": [report.as_dict() for report in history],
         "data": result.data,
         "config": result.config,
@@ -220,15 +220,15 @@ def _losses(result: RunResult, kept: int | None, labels: np.ndarray) -> np.ndarr
 def _per_class(classes: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray, cluster: np.ndarray) -> list[dict[str, Any]]:
     """Recall: how many of a class were recognized; precision: how many of those called so were."""
 
-    def share(hits: np.ndarray, among: np.ndarray) -> dict[str, Any]:
-        return asdict(scores.share(hits[among], np.unique(cluster[among], return_inverse=True)[1]))
+    def fraction(hits: np.ndarray, among: np.ndarray) -> dict[str, Any]:
+        return asdict(scores.fraction(hits[among], np.unique(cluster[among], return_inverse=True)[1]))
 
     return [
         {
             "class": name,
             "images": int((labels == index).sum()),
-            "recall": share(predictions == index, labels == index),
-            "precision": share(labels == index, predictions == index),
+            "recall": fraction(predictions == index, labels == index),
+            "precision": fraction(labels == index, predictions == index),
         }
         for index, name in enumerate(classes)
     ]
@@ -273,12 +273,12 @@ def _hardest(result: RunResult, labels: np.ndarray, predictions: np.ndarray, los
     ]
 
 
-def _worst_share(losses: np.ndarray) -> dict[str, Any] | None:
+def _worst_fraction(losses: np.ndarray) -> dict[str, Any] | None:
     """How much of the whole loss the worst 1 % of the images carry."""
     if not len(losses) or not np.isfinite(losses).all() or not losses.sum():
         return None
     images = math.ceil(len(losses) / 100)
-    return {"images": images, "share": float(np.sort(losses)[-images:].sum() / losses.sum())}
+    return {"images": images, "fraction": float(np.sort(losses)[-images:].sum() / losses.sum())}
 
 
 def _strict(value: Any) -> Any:

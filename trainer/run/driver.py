@@ -75,7 +75,7 @@ class _Run:
     """What the driver knows of the run under way."""
 
     name: str
-    settings: config.Config
+    settings: config.Settings
     storage: Store
     folder: Path
     console: Console
@@ -158,7 +158,7 @@ class _Run:
         self.exporter.update_spikes(self.diagnoses)
 
 
-def launch(settings: config.Config, name: str, console: Console) -> Outcome:
+def launch(settings: config.Settings, name: str, console: Console) -> Outcome:
     """Runs the job to its end, resuming the run of that name if there is one.
 
     Raises what its parts raise for a user's mistake: ConfigError, DataError, StoreError, RunInUse, LaunchError.
@@ -216,7 +216,7 @@ def _run(run: _Run, lease: Lease) -> Outcome:
         sides = split(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes, run.settings.data)
         _check_data(run.settings, sides)
         _say_data(run, packed, sides)
-        facts = {"config": run.settings.digestible(), "manifest": packed.digest, "environment": run.environment}
+        facts = {"config": run.settings.as_dict(), "manifest": packed.digest, "environment": run.environment}
         results.put_run(run.storage, run.name, facts)
         run.exporter.describe_data(train=len(sides.training), validation=len(sides.validation), quarantined=len(packed.quarantined))
         run.exporter.enter("training")
@@ -277,7 +277,7 @@ def _check_output(folder: str) -> None:
         ) from None
 
 
-def _check_data(settings: config.Config, sides: Split) -> None:
+def _check_data(settings: config.Settings, sides: Split) -> None:
     batch = settings.training.batch_size
     if len(sides.training) < batch:
         raise DataError(
@@ -306,10 +306,10 @@ def _train(run: _Run, lease: Lease, packed: Pack, sides: Split, cores: int) -> N
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     mailbox = ray_cluster.mailbox()
-    task = Task(run.name, run.settings.digestible(), packed, sides, mailbox, cores)
+    task = Task(run.name, run.settings.as_dict(), packed, sides, mailbox, cores)
     trainer = DataParallelTrainer(
         _work,
-        backend_config=ray_cluster.TensorFlow(),
+        backend_config=ray_cluster.TensorFlowBackend(),
         train_loop_config={"task": task},
         scaling_config=ScalingConfig(
             num_workers=run.settings.launch.workers,

@@ -10,7 +10,7 @@ from trainer.formatting import size
 from trainer.storage import open_store, results
 
 
-def plan(settings: config.Config, name: str) -> str:
+def plan(settings: config.Settings, name: str) -> str:
     """The plan as text, one line for each part of the run. Raises ConfigError, DataError and StoreError as the run itself would."""
     storage = open_store(settings.run.storage, settings.s3)
     previous = results.get_run(storage, name) if settings.run.name else None
@@ -18,7 +18,7 @@ def plan(settings: config.Config, name: str) -> str:
         config.check_resumable(settings, previous["config"], name)
     epochs = len(results.get_history(storage, name)) if previous else 0
     found = images_of(name, settings, storage, previous)
-    share = settings.data.validation_share
+    fraction = settings.data.validation_fraction
     split, classes = ("group" if settings.data.group_by else "content"), ", ".join(found.classes)
     if isinstance(found, Pack):
         images, packed = found.images, True
@@ -31,7 +31,7 @@ def plan(settings: config.Config, name: str) -> str:
         classes = ", ".join(f"{each} {counts[label]:,}" for label, each in enumerate(found.classes))
         if groups := len({image.group for image in found.images if image.group}):
             split += f" ({groups:,} groups)"
-    training = round(images * (1 - share))
+    training = round(images * (1 - fraction))
     batch, workers = settings.training.batch_size, settings.launch.workers
     if training < batch:
         raise DataError(
@@ -47,7 +47,7 @@ def plan(settings: config.Config, name: str) -> str:
         "run": f"{name} in {storage.url}" + (f", resumes after epoch {epochs}" if previous else ", new"),
         "data": f"{data}, digest {found.digest[:16]}",
         "classes": classes,
-        "split": f"{share:.0%} for validation by {split}: about {training:,} to train on",
+        "split": f"{fraction:.0%} for validation by {split}: about {training:,} to train on",
         "pack": f"{height}x{width}x3: {size(pixels)} in storage, " + ("already there" if packed else "to be made"),
         "training": f"{settings.training.epochs} epochs of {training // batch} steps of {batch} images "
         f"at learning rate {settings.training.learning_rate:g}",

@@ -29,7 +29,7 @@ class ClusterError(UserError):
 
 
 @contextmanager
-def connect(settings: config.Config) -> Iterator[None]:
+def connect(settings: config.Settings) -> Iterator[None]:
     """A Ray cluster: the one that RAY_ADDRESS names, or one on this machine for the time of this job. Raises ClusterError."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # without it, where a CPU lacks AVX-512, channels_first does not train
@@ -43,7 +43,7 @@ def connect(settings: config.Config) -> Iterator[None]:
             ray.shutdown()
 
 
-def _start(settings: config.Config) -> None:
+def _start(settings: config.Settings) -> None:
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
@@ -77,7 +77,7 @@ def _check_answers(address: str, way_out: str) -> None:
         ) from None
 
 
-def cores_for_a_worker(settings: config.Config) -> int:
+def cores_for_a_worker(settings: config.Settings) -> int:
     """Cores for each worker; raises ClusterError when the cluster has too few cores or GPUs for all of them, for now where it has
     fewer machines than workers: one may have left it that moment."""
     have = ray.cluster_resources()
@@ -131,7 +131,7 @@ def mailbox() -> Any:
     return ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
 
 
-def environment(settings: config.Config) -> dict[str, str]:
+def environment(settings: config.Settings) -> dict[str, str]:
     versions = {name: version(name) for name in ("keras", "ray", "numpy")}
     return {
         "python": platform.python_version(),
@@ -153,7 +153,7 @@ def _processor() -> str:
     return next(names, platform.machine())
 
 
-class TensorFlow(BackendConfig):
+class TensorFlowBackend(BackendConfig):
     @property
     def backend_cls(self) -> type[Backend]:
         return _Backend

@@ -178,7 +178,7 @@ class _Worker:
         steps: list[StepStats] = []
         saved = False
         start = len(self.done)
-        marks = self.diagnostician.marks(self.feed.steps)
+        snapshots = self.diagnostician.snapshots(self.feed.steps)
         self.network.begin(self.epoch)
         self.feed.waited = 0.0
         self.train_seconds = -time.perf_counter()
@@ -186,8 +186,8 @@ class _Worker:
             looks = not saved and len(steps) % LOOK == 0  # all workers at the same steps: they wait for each other there
             preempted = looks and ray.train.get_preemption_info() is not None
             steps.append(self.learner.train(batch, stop=self.line.stop, save=preempted))
-            if start + len(steps) in marks:
-                self.diagnostician.mark(start + len(steps))
+            if start + len(steps) in snapshots:
+                self.diagnostician.snapshot(start + len(steps))
             self.line.progress(self.epoch, start + len(steps), self.feed.steps)
             seen = steps[max(len(steps) - LAG, 0)]
             if float(seen.stop):

@@ -234,12 +234,12 @@ def test_pixels_of_unknown_range_are_refused():
         ("GIF", {}),
     ],
 )
-@pytest.mark.parametrize("share", [0.02, 0.4, 0.9])
-def test_a_truncated_file_is_refused(form, options, share):
+@pytest.mark.parametrize("fraction", [0.02, 0.4, 0.9])
+def test_a_truncated_file_is_refused(form, options, fraction):
     """Else the classifier learns from half-grey images that uploads have torn."""
     data = encoded(photo(640, 480), form, **options)
     with pytest.raises(DecodeError):
-        decode(data[: int(len(data) * share)], SHAPE, MANY)
+        decode(data[: int(len(data) * fraction)], SHAPE, MANY)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])

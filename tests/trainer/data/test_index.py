@@ -75,7 +75,7 @@ def test_the_digest_names_the_data_set(tmp_path):
     store = folder(tmp_path / "one", "Au/1.jpg", "Tp/2.jpg")
     digest = build_manifest(store, by_prefix()).digest
     assert len(digest) == 64
-    assert build_manifest(store, by_prefix(image_size=(8, 8), validation_share=0.5)).digest == digest
+    assert build_manifest(store, by_prefix(image_size=(8, 8), validation_fraction=0.5)).digest == digest
     (tmp_path / "one" / "readme.txt").write_bytes(b"of no class")
     assert build_manifest(store, by_prefix()).digest == digest
     assert build_manifest(store, by_prefix(group_by=r"(\d)")).digest != digest
@@ -157,8 +157,8 @@ def test_an_image_never_changes_sides_when_others_are_added():
 
 def test_a_larger_share_only_adds_to_validation():
     """Else changing the share reshuffles everything."""
-    _, smaller, _ = halves(rows(2000), validation_share=0.1)
-    _, larger, _ = halves(rows(2000), validation_share=0.3)
+    _, smaller, _ = halves(rows(2000), validation_fraction=0.1)
+    _, larger, _ = halves(rows(2000), validation_fraction=0.3)
     assert smaller < larger
 
 
@@ -236,7 +236,7 @@ def test_too_few_validation_images():
         halves(table)
     message = str(error.value)
     assert len(message.splitlines()) == 1
-    for word in ("class 'authentic' has ", "below data.min_validation = 20", "add images", "data.validation_share (now 0.2)"):
+    for word in ("class 'authentic' has ", "below data.min_validation = 20", "add images", "data.validation_fraction (now 0.2)"):
         assert word in message
     assert "group_by" not in message
     with pytest.raises(DataError, match=r"whole groups go to one side"):
@@ -246,7 +246,7 @@ def test_too_few_validation_images():
 def test_nothing_to_train_on():
     """Else a class that is only validated on is learned as never occurring."""
     with pytest.raises(DataError, match=r"class 'authentic' has no training image \(200 for validation\): .* \(now 0.999999\)"):
-        halves(rows(400), validation_share=0.999999)
+        halves(rows(400), validation_fraction=0.999999)
 
 
 def test_imbalance():

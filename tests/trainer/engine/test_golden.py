@@ -38,7 +38,7 @@ class _Rows:
         return self.pixels[rows]
 
 
-def _settings(**model) -> config.Config:
+def _settings(**model) -> config.Settings:
     data = {"source": "x", "classes": {"a": "a/", "b": "b/"}}
     training = {"learning_rate": 1e-3, "batch_size": 32}
     return config.parse({"data": data, "training": training, "model": {"precision": "float64", **model}})

@@ -68,7 +68,7 @@ def test_everything_lies_in_the_box(values: list[float]) -> None:
 
 def test_accuracy_axis_ends_at_100_percent() -> None:
     """An axis up to 110 % looks broken."""
-    chart = charts.over_epochs("Accuracy", np.array([1, 2]), [Series("v", "v", np.array([1.0, 1.0]))], shares=True)
+    chart = charts.over_epochs("Accuracy", np.array([1, 2]), [Series("v", "v", np.array([1.0, 1.0]))], fractions=True)
     assert [tick.text for tick in chart.y_ticks][-1] == "100 %"
 
 

@@ -94,16 +94,16 @@ def test_grouped_images_make_wider_intervals() -> None:
     """Ten crops of one photograph are not ten photographs: ignoring that would make chance look like a finding."""
     random = np.random.default_rng(5)
     hits = np.repeat(random.random(60) < 0.8, 10)
-    alone = scores.share(hits, np.arange(600))
-    grouped = scores.share(hits, np.repeat(np.arange(60), 10))
+    alone = scores.fraction(hits, np.arange(600))
+    grouped = scores.fraction(hits, np.repeat(np.arange(60), 10))
     assert np.ptp(_bounds(grouped)) > 2 * np.ptp(_bounds(alone))
     assert (alone.method, grouped.method) == ("Wilson over 600 images", "bootstrap over 60 groups")
 
 
 def test_all_right_still_has_an_interval() -> None:
     """100 % on 20 images does not mean 100 % on the next ones; with groups, each is one trial."""
-    assert scores.share(np.ones(20, bool), np.arange(20)).low == pytest.approx(0.8389, abs=1e-4)
-    grouped = scores.share(np.ones(200, bool), np.repeat(np.arange(20), 10))
+    assert scores.fraction(np.ones(20, bool), np.arange(20)).low == pytest.approx(0.8389, abs=1e-4)
+    grouped = scores.fraction(np.ones(200, bool), np.repeat(np.arange(20), 10))
     assert grouped.low == pytest.approx(0.8389, abs=1e-4)
 
 

@@ -64,10 +64,10 @@ def demo(
     ease = random.normal(1.6, 1.5, images) - 6 * (random.random(images) < 0.02)
     progress = 1 - np.exp(-np.arange(1, epochs + 1) / (0.12 * epochs + 0.5))
     sharp = 0.15 + progress * (1 + 1.1 * np.arange(epochs) / max(1, epochs))
-    wiggle = random.normal(0, 0.12, (epochs, images)) + random.normal(0, 0.1, (epochs, 1))
+    noise_scale = random.normal(0, 0.12, (epochs, images)) + random.normal(0, 0.1, (epochs, 1))
     for jump in (int(0.3 * epochs), int(0.72 * epochs)):
-        wiggle[jump : jump + 1] -= 0.9
-    margin = sharp[:, None] * (ease + wiggle)
+        noise_scale[jump : jump + 1] -= 0.9
+    margin = sharp[:, None] * (ease + noise_scale)
     losses = np.logaddexp(0, -margin + math.log(k - 1)).astype(np.float32)
     of_label = np.exp(-losses[-1]) if epochs else np.empty(0)
     probabilities = random.dirichlet(np.full(k - 1, 0.8), images) * (1 - of_label[:, None])
@@ -105,7 +105,7 @@ def demo(
     return summary.RunResult(
         run="question-1122-0917",
         outcome="completed",
-        config=settings.digestible(),
+        config=settings.as_dict(),
         environment={
             "python": "3.11.9",
             "tensorflow": "2.21.0",
@@ -176,7 +176,7 @@ def test_numbers_are_those_of_scikit_learn(tmp_path: Path) -> None:
     assert validation["guess_loss"] == pytest.approx(
         metrics.log_loss(result.labels, np.tile(np.bincount(result.labels) / 300, (300, 1)))
     )
-    assert document["worst_share"]["images"] == 3
+    assert document["worst_fraction"]["images"] == 3
     assert f"bootstrap over {len(set(result.groups))} groups" in page
 
 
@@ -391,7 +391,7 @@ def test_every_field_of_the_json_is_documented() -> None:
     """Programs are written against docs/report.md."""
     documented = (Path(summary.__file__).parent.parent / "docs" / "report.md").read_text(encoding="utf-8")
     document = summary.summarize(demo(epochs=3, images=40))
-    nested = {name: document[name] for name in ("validation", "calibration", "worst_share", "restarts")}
+    nested = {name: document[name] for name in ("validation", "calibration", "worst_fraction", "restarts")}
     nested |= {name: document[name][0] for name in ("per_class", "roc", "hardest")} | {"bins": document["calibration"]["bins"][0]}
     names = (set(document) - {"validation", "calibration"}) | {
         key for one in nested.values() for key in (one[0] if isinstance(one, list) else one)

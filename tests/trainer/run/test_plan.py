@@ -49,7 +49,7 @@ def test_a_dry_run_of_a_run_that_is_there(tmp_path, capsys):
     settings = config.load(path)
     storage = open_store(settings.run.storage, settings.s3)
     digest = images_of("first", settings, storage, None).digest
-    results.put_run(storage, "first", {"config": settings.digestible(), "manifest": digest, "environment": {}})
+    results.put_run(storage, "first", {"config": settings.as_dict(), "manifest": digest, "environment": {}})
     dry = ["--config", str(path), "--set", "run.name=first", "--dry-run"]
     assert train.main([*dry, "--set", "training.batch_size=8"]) == 2
     assert "first was started with training.batch_size = 32, now it is 8" in capsys.readouterr().err

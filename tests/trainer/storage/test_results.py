@@ -109,7 +109,7 @@ def test_the_images_of_a_batch_are_those_that_were_trained_on():
     rows.keys = [f"image-{row:03d}" for row in range(200)]
     settings = config.parse({"data": {"source": "x", "classes": {"a": "a/", "b": "b/"}}, "training": {"batch_size": 32}})
     fed = [batch.images.numpy() for batch in Feed(rows, training, settings, rank=0, size=1).batches(6)]
-    shown = results._batch(settings.digestible(), rows, Split(tuple(training), ()), 6, 3)
+    shown = results._batch(settings.as_dict(), rows, Split(tuple(training), ()), 6, 3)
     assert [image.key for image in shown] == [f"image-{row:03d}" for row in fed[3]]
     assert [image.label for image in shown] == rows.labels[fed[3]].tolist()
     np.testing.assert_array_equal([image.image for image in shown], rows.pixels[fed[3]])

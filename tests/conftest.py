@@ -1,5 +1,4 @@
-"""What tests of several modules share: a real S3 server, started once for all of them; and which tests this machine lacks
-something for."""
+"""What many tests share: one real S3 server; and skipping of tests for which this machine lacks something."""
 
 import os
 import secrets

@@ -20,7 +20,11 @@ from trainer.formatting import duration
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.cluster", description="Follows and ends runs on a Kubernetes cluster.")
-    parser.add_argument("command", choices=["status", "logs", "cancel"])
+    parser.add_argument(
+        "command",
+        choices=["status", "logs", "cancel"],
+        help="status: pods and progress; logs: the driver's log; cancel: save a checkpoint, then remove the run from the cluster",
+    )
     parser.add_argument("--run", metavar="NAME", help="name of the run (default: the newest in the namespace)")
     add_namespace(parser)
     parser.add_argument("--storage", metavar="URL", help="for status: run.storage of a run that is no longer on the cluster")

@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("target", metavar="TARGET", help="a folder, or s3://bucket/prefix")
     parser.add_argument("--images", type=int, default=1600, help="number of images, half of them forged (default: 1600)")
     parser.add_argument("--size", type=int, default=160, help="height and width in pixels (default: 160)")
-    parser.add_argument("--seed", type=int, default=0, help="of the crops and forgeries (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random crops and forgeries (default: 0)")
     arguments = parser.parse_args(argv)
     try:
         for name, (least, most) in BOUNDS.items():

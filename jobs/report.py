@@ -10,7 +10,7 @@ from trainer.data.pack import load_pack
 from trainer.data.shards import open_rows
 from trainer.formatting import one_line
 from trainer.report.load import load
-from trainer.report.summary import write
+from trainer.report.write import write
 from trainer.storage import open_store, results
 
 

@@ -31,7 +31,7 @@ from trainer.epoch import EpochReport
 from trainer.formatting import duration, one_line, size
 from trainer.metrics import Exporter, MetricsError
 from trainer.report.load import load
-from trainer.report.summary import write
+from trainer.report.write import write
 from trainer.run import ray_cluster
 from trainer.run.console import Console
 from trainer.run.task import Task

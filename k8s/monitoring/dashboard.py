@@ -90,8 +90,8 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
         },
         (
             "Generalization gap",
-            "Validation minus training loss, both in inference mode. A growing gap is overfitting. If the validation loss jumps and "
-            "the gap does not, the cause lies in the model, not in the validation images.",
+            "Validation minus training loss, both in inference mode. A growing gap is overfitting. If the validation loss jumps "
+            "and the gap does not, the cause lies in the model, not in the validation images.",
             *("suffix:nats", "lines", 12),
         ): {"{{run}}": f"{loss('validation')} - {loss('train_inference')}"},
         ("Accuracy", "Fraction of images classified correctly.", "percentunit", "lines", 8): {

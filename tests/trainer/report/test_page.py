@@ -156,7 +156,7 @@ def test_no_spike_is_reported_only_for_a_diagnosed_run(tmp_path: Path) -> None:
     assert "No spike in 40 epochs." in quiet
     assert (document["spikes"], document["spikes_summary"]) == (None, None)
     assert quiet.count("<section") == unwatched.count("<section")
-    assert quiet.replace('  <p class="lead answer"><b>No spike in 40 epochs.</b> </p>\n', "") == unwatched
+    assert quiet.replace('  <p class="lead summary"><b>No spike in 40 epochs.</b> </p>\n', "") == unwatched
 
 
 def test_overfitting_is_reported_once(tmp_path: Path) -> None:

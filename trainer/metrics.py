@@ -290,7 +290,7 @@ class Exporter(Collector):
 
     def update_checkpoint(self, *, step: int | None, committed: float | None, seconds: float | None, failures: int) -> None:
         """Set the state of the saves: step, Unix time and duration (seconds) of the last committed one, None before the first; and
-        the failures so far of the saving worker. The counter adds them up over workers, each of which starts from 0."""
+        the failures so far of the saving worker. The counter adds them up over workers, each starting from 0."""
         with self._changed:
             for name, value in {
                 "spikewise_checkpoint_step": step,

@@ -1,4 +1,4 @@
-"""Which charts a report shows, and of which numbers: from the fields of report.json to the geometry of `charts`.
+"""Which charts a report shows, and from which fields of report.json; `charts` computes their geometry.
 
 `page` places them on the page; `picture` draws the loss curves once more.
 """

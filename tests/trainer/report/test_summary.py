@@ -60,7 +60,7 @@ def test_the_images_of_a_bad_batch_are_shown_worst_first(tmp_path: Path) -> None
 
 
 def test_every_field_of_the_json_is_documented() -> None:
-    """Who reads report.json with a program would have to guess what a field means."""
+    """The author of a program that reads report.json would have to guess what a field means."""
     document = summary.summarize(demo(epochs=3, images=40))
     nested = {name: document[name] for name in ("validation", "calibration", "worst_fraction", "restarts")}
     nested |= {name: document[name][0] for name in ("per_class", "roc", "hardest")} | {"bins": document["calibration"]["bins"][0]}
@@ -71,7 +71,7 @@ def test_every_field_of_the_json_is_documented() -> None:
 
 
 def test_every_field_of_a_spike_is_documented() -> None:
-    """Who reads report.json with a program would have to guess what a field means."""
+    """The author of a program that reads report.json would have to guess what a field means."""
     trend = Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.2)
     document = summary.summarize(diagnosed(demo(epochs=6, images=40), epochs=(2, 3, 4, 5), overfitting=trend))
     spike, last = document["spikes"][1], document["spikes"][3]["batches"][0]

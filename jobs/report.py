@@ -1,4 +1,4 @@
-"""Rebuilds a run's report from what the run stored: `python -m jobs.report --config FILE --run NAME`."""
+"""Writes a run's report from its stored results, at any time: `python -m jobs.report --config FILE --run NAME`."""
 
 import argparse
 import sys
@@ -11,25 +11,28 @@ from trainer.data.pack import load_pack
 from trainer.data.shards import open_rows
 from trainer.formatting import one_line
 from trainer.report.load import load
-from trainer.report.summary import write
+from trainer.report.write import write
 from trainer.storage import open_store, results
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.report", description="Rebuilds a run's report from what it stored.")
-    add_configuration(parser, "any configuration with the run's run.storage and s3")
-    parser.add_argument("--run", required=True, metavar="NAME", help="name of the run, finished or not")
+    parser = argparse.ArgumentParser(prog="python -m jobs.report", description="Writes a run's report from its stored results.")
+    add_configuration(parser, "a configuration with the run's [s3] section and run.storage")
+    parser.add_argument("--run", required=True, metavar="NAME", help="name of the run; it may still be going on")
     arguments = parser.parse_args(argv)
     try:
         settings = config.load(arguments.config, arguments.set)
         storage = open_store(settings.run.storage, settings.s3)
         facts = results.get_run(storage, arguments.run)
         if facts is None:
-            raise UserError(f"--run {arguments.run}: {storage.url} holds no run of that name")
+            raise UserError(f"No run {arguments.run} in {storage.url}. Fix: correct --run or run.storage.")
         data = config.parse(facts["config"], f"run {arguments.run}").data
         packed = load_pack(storage, facts["manifest"], (*data.image_size, 3))
         if packed is None:
-            raise UserError(f"--run {arguments.run}: its packed images are no longer in {storage.url}/shards")
+            raise UserError(
+                f"The packed images of run {arguments.run} are no longer in {storage.url}/shards. "
+                "Fix: start a run on the same data, which packs them again."
+            )
         rows = open_rows(packed, storage, Path(settings.pipeline.cache_dir))
         sides = split(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes, data)
         folder = Path(settings.run.output, arguments.run)

@@ -59,9 +59,14 @@ NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight",
 
 def summary(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epochs: int) -> str:
     """The answer to "what happened to my validation loss?" after `epochs` epochs: what, why, how it ended, what to do."""
+    return " ".join(sentences(diagnoses, overfitting, epochs))
+
+
+def sentences(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epochs: int) -> list[str]:
+    """The sentences of `summary`; the first one alone says how many spikes there were."""
     trend = [_trend(overfitting)] if overfitting else []
     if not diagnoses:
-        return " ".join([f"No spike in {_amount(epochs, 'epoch')}.", *trend])
+        return [f"No spike in {_amount(epochs, 'epoch')}.", *trend]
     found: dict[str, list[Diagnosis]] = {}
     for diagnosis in diagnoses:
         found.setdefault(name(diagnosis), []).append(diagnosis)
@@ -70,12 +75,12 @@ def summary(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epo
     if len(groups) == 1:
         why, same = groups[0]
         together = {1: "", 2: "both "}.get(len(same), "all ")
-        sentences = [f"{count}: {together}{why} ({_epochs(same)})."]
+        said = [f"{count}: {together}{why} ({_epochs(same)})."]
     else:
-        sentences = [f"{count}."]
+        said = [f"{count}."]
         for why, same in groups:
-            sentences.append(f"{_counted(len(same))} {'was' if len(same) == 1 else 'were'} {why} ({_epochs(same)}).")
-    return " ".join([*sentences, *_ends(diagnoses), *trend, *_advice([same for _, same in groups], overfitting)])
+            said.append(f"{_counted(len(same))} {'was' if len(same) == 1 else 'were'} {why} ({_epochs(same)}).")
+    return [*said, *_ends(diagnoses), *trend, *_advice([same for _, same in groups], overfitting)]
 
 
 def name(diagnosis: Diagnosis) -> str:

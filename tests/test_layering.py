@@ -31,7 +31,7 @@ DOORS = {
     "botocore": {"trainer.storage.s3"},
     "jinja2": {"trainer.report.page"},
     "keras": {"spikewise.keras", "trainer.model", "trainer.engine", "benchmarks"},
-    "matplotlib": {"trainer.report"},
+    "matplotlib": {"trainer.report.charts", "trainer.report.picture"},
     "prometheus_client": {"trainer.metrics"},
     "pyarrow": {"trainer.data"},
     "pydantic": {"trainer.config"},

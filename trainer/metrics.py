@@ -1,10 +1,10 @@
-"""What a run shows to Prometheus: the only door to prometheus_client.
+"""A run's Prometheus metrics, and the only door to prometheus_client.
 
-Separation of concerns: the driver tells what happened; this module keeps the current value of every metric of `METRICS` and
-serves all of them, always from one and the same moment. The registry is its own or handed in, never the global one.
+The driver reports what happens; an Exporter keeps the current value of every metric in `METRICS` and serves them as one consistent
+snapshot. Its registry is its own or passed in, never the global one. `samples` reads a scrape.
 
-The run's name is a label of `spikewise_run_info` alone, as is the custom: the series of one job share their target's labels, and
-`spikewise_loss * on (instance, job) group_left (run) spikewise_run_info` adds the name where it is wanted.
+Only `spikewise_run_info` carries the run's name as a label. The series of one job share their target's labels, so
+`spikewise_loss * on (instance, job) group_left (run) spikewise_run_info` adds the name where a query needs it.
 """
 
 import threading
@@ -21,106 +21,124 @@ from prometheus_client.registry import Collector
 import trainer
 from spikewise.records import CAUSES, Diagnosis, Overfitting
 from trainer.epoch import EpochReport
-from trainer.storage.checkpoint import Stats
 
 State = Literal["starting", "packing", "training", "completed", "failed", "interrupted"]
 STATES: tuple[State, ...] = get_args(State)
 
 
 class MetricsError(trainer.UserError):
-    """The endpoint cannot be opened; one line with the address, why, and the way out."""
+    """The metrics endpoint cannot be opened."""
 
 
-class Described(NamedTuple):
+class Definition(NamedTuple):
+    """What a metric measures."""
+
     type: Literal["gauge", "counter"]
     unit: str
-    """Empty: a count, or without dimension."""
+    """Empty for a count or a dimensionless number."""
     help: str
     labels: tuple[str, ...] = ()
 
 
-METRICS: dict[str, Described] = {
-    "spikewise_run_info": Described("gauge", "", "Always 1: what this job runs.", ("run", "model", "precision", "version")),
-    "spikewise_state": Described("gauge", "", "1 for the state in which the run is, 0 for the others.", ("state",)),
-    "spikewise_last_progress_timestamp_seconds": Described(
-        "gauge", "seconds", "Unix time of the last sign of progress: images packed, steps made, an epoch, another state."
+METRICS: dict[str, Definition] = {
+    "spikewise_run_info": Definition(
+        "gauge", "", "Always 1; the labels describe the run.", ("run", "model", "precision", "version")
     ),
-    "spikewise_last_success_timestamp_seconds": Described("gauge", "seconds", "Unix time at which the run completed."),
-    "spikewise_workers": Described("gauge", "", "Workers of the run."),
-    "spikewise_restarts_total": Described("counter", "", "Times that the run's workers were started again, by any process."),
-    "spikewise_restart_timestamp_seconds": Described("gauge", "seconds", "Unix time at which it was resumed last."),
-    "spikewise_dataset_images": Described("gauge", "", "Images on each side of the split.", ("split",)),
-    "spikewise_quarantined_images": Described("gauge", "", "Images left out because they could not be decoded."),
-    "spikewise_epoch": Described("gauge", "", "Last finished epoch, from 1."),
-    "spikewise_epochs_planned": Described("gauge", "", "Epochs after which the run ends."),
-    "spikewise_progress_ratio": Described("gauge", "ratio", "Share of the planned epochs that is done."),
-    "spikewise_eta_seconds": Described("gauge", "seconds", "Time left if every epoch takes as long as the last one."),
-    "spikewise_steps_total": Described("counter", "", "Updates since the start of the run, repeated ones counted once."),
-    "spikewise_images_processed_total": Described(
-        "counter", "", "Training images since the start of the run, repeats counted once."
+    "spikewise_state": Definition("gauge", "", "1 for the current state of the run, 0 for the others.", ("state",)),
+    "spikewise_last_progress_timestamp_seconds": Definition(
+        "gauge", "seconds", "Unix time of the last progress: images packed, steps trained, an epoch finished or a new state."
     ),
-    "spikewise_loss": Described(
+    "spikewise_last_success_timestamp_seconds": Definition("gauge", "seconds", "Unix time at which the run completed."),
+    "spikewise_workers": Definition("gauge", "", "Workers of the run."),
+    "spikewise_restarts_total": Definition("counter", "", "Restarts of the run's workers, over all drivers."),
+    "spikewise_restart_timestamp_seconds": Definition("gauge", "seconds", "Unix time of the last restart."),
+    "spikewise_dataset_images": Definition("gauge", "", "Images on each side of the split.", ("split",)),
+    "spikewise_quarantined_images": Definition("gauge", "", "Images left out because they cannot be decoded."),
+    "spikewise_epoch": Definition("gauge", "", "Last finished epoch, from 1."),
+    "spikewise_epochs_planned": Definition("gauge", "", "Epochs after which the run ends."),
+    "spikewise_progress_ratio": Definition("gauge", "ratio", "Fraction of the planned epochs that is done."),
+    "spikewise_eta_seconds": Definition("gauge", "seconds", "Remaining time if every epoch takes as long as the last one."),
+    "spikewise_steps_total": Definition("counter", "", "Training steps since the start of the run; repeated steps count once."),
+    "spikewise_images_processed_total": Definition(
+        "counter", "", "Training images since the start of the run; repeated steps count once."
+    ),
+    "spikewise_loss": Definition(
         "gauge",
         "nats per image",
-        "Mean cross-entropy. train: over the epoch's batches, dropout on; train_inference: a fixed training sample after the "
+        "Mean cross-entropy. train: over the epoch's batches, with dropout. train_inference: a fixed training sample after the "
         "epoch, comparable with validation.",
         ("split",),
     ),
-    "spikewise_accuracy_ratio": Described("gauge", "ratio", "Share of images classified correctly.", ("split",)),
-    "spikewise_best_epoch": Described("gauge", "", "Epoch of the lowest validation loss."),
-    "spikewise_best_validation_loss": Described("gauge", "nats per image", "Lowest validation loss."),
-    "spikewise_best_timestamp_seconds": Described("gauge", "seconds", "Unix time at which the best epoch ended."),
-    "spikewise_overfitting_epochs": Described(
-        "gauge", "", "Epochs for which the validation loss has climbed while training images get better; 0: it does not."
+    "spikewise_accuracy_ratio": Definition("gauge", "ratio", "Fraction of images classified correctly.", ("split",)),
+    "spikewise_best_epoch": Definition("gauge", "", "Epoch of the lowest validation loss."),
+    "spikewise_best_validation_loss": Definition("gauge", "nats per image", "Lowest validation loss."),
+    "spikewise_best_timestamp_seconds": Definition("gauge", "seconds", "Unix time at which the best epoch ended."),
+    "spikewise_overfitting_epochs": Definition(
+        "gauge", "", "Epochs since the best one if the model overfits (validation loss rises, training loss falls), else 0."
     ),
-    "spikewise_validation_spikes_total": Described(
+    "spikewise_validation_spikes_total": Definition(
         "counter", "", "Spikes of the validation loss, by their first cause.", ("cause",)
     ),
-    "spikewise_validation_spike_timestamp_seconds": Described(
-        "gauge", "seconds", "Unix time at which the last spike of this first cause was found.", ("cause",)
+    "spikewise_validation_spike_timestamp_seconds": Definition(
+        "gauge", "seconds", "Unix time at which the last spike with this first cause was detected.", ("cause",)
     ),
-    "spikewise_validation_spike_epoch": Described("gauge", "", "Epoch of the last spike."),
-    "spikewise_validation_spike_rise": Described("gauge", "nats per image", "Rise of the validation loss in the last spike."),
-    "spikewise_validation_spike_explained_ratio": Described("gauge", "ratio", "Share of that rise which its first cause explains."),
-    "spikewise_learning_rate": Described("gauge", "", "Learning rate at the end of the epoch."),
-    "spikewise_gradient_norm": Described("gauge", "", "L2 norm of the global gradient, mean over the epoch."),
-    "spikewise_update_norm": Described("gauge", "", "L2 norm of one step's change of the weights, mean over the epoch."),
-    "spikewise_images_per_second": Described("gauge", "images per second", "Training throughput of all workers together."),
-    "spikewise_step_duration_seconds": Described("gauge", "seconds", "Mean duration of one step."),
-    "spikewise_epoch_duration_seconds": Described("gauge", "seconds", "Duration of the last epoch, evaluation included."),
-    "spikewise_input_wait_ratio": Described("gauge", "ratio", "Share of training time that the slowest worker waited for input."),
-    "spikewise_worker_input_wait_ratio": Described("gauge", "ratio", "Share of training time spent waiting for input.", ("rank",)),
-    "spikewise_checkpoint_step": Described("gauge", "", "Step of the last committed checkpoint."),
-    "spikewise_checkpoint_last_success_timestamp_seconds": Described("gauge", "seconds", "Unix time of the last commit."),
-    "spikewise_checkpoint_duration_seconds": Described("gauge", "seconds", "Duration of the last successful save."),
-    "spikewise_checkpoint_failures_total": Described("counter", "", "Saves that failed after all retries."),
-    "spikewise_object_store_requests_total": Described(
-        "counter", "", "Requests to object storage, tries included.", ("operation",)
+    "spikewise_validation_spike_epoch": Definition("gauge", "", "Epoch of the last spike."),
+    "spikewise_validation_spike_rise": Definition("gauge", "nats per image", "Rise of the validation loss in the last spike."),
+    "spikewise_validation_spike_explained_ratio": Definition(
+        "gauge", "ratio", "Fraction of the last spike's rise that its first cause explains."
     ),
-    "spikewise_object_store_retries_total": Described("counter", "", "Requests to object storage that were tried again."),
-    "spikewise_object_store_errors_total": Described("counter", "", "Operations on object storage that were given up."),
+    "spikewise_learning_rate": Definition("gauge", "", "Learning rate at the end of the epoch."),
+    "spikewise_gradient_norm": Definition("gauge", "", "L2 norm of the global gradient, averaged over the epoch."),
+    "spikewise_update_norm": Definition("gauge", "", "L2 norm of the weight change of one step, averaged over the epoch."),
+    "spikewise_images_per_second": Definition("gauge", "images per second", "Training throughput of all workers."),
+    "spikewise_step_duration_seconds": Definition("gauge", "seconds", "Mean duration of one step."),
+    "spikewise_epoch_duration_seconds": Definition("gauge", "seconds", "Duration of the last epoch, including evaluation."),
+    "spikewise_input_wait_ratio": Definition(
+        "gauge", "ratio", "Fraction of the training time that the slowest worker waited for input."
+    ),
+    "spikewise_worker_input_wait_ratio": Definition(
+        "gauge", "ratio", "Fraction of the training time that a worker waited for input.", ("rank",)
+    ),
+    "spikewise_checkpoint_step": Definition("gauge", "", "Step of the last committed checkpoint."),
+    "spikewise_checkpoint_last_success_timestamp_seconds": Definition(
+        "gauge", "seconds", "Unix time of the last committed checkpoint."
+    ),
+    "spikewise_checkpoint_duration_seconds": Definition("gauge", "seconds", "Duration of the last successful save."),
+    "spikewise_checkpoint_failures_total": Definition("counter", "", "Saves that failed after all retries."),
+    "spikewise_object_store_requests_total": Definition(
+        "counter", "", "Requests to the object store, including retries.", ("operation",)
+    ),
+    "spikewise_object_store_retries_total": Definition("counter", "", "Requests to the object store that were retried."),
+    "spikewise_object_store_errors_total": Definition(
+        "counter", "", "Operations on the object store that failed after all retries."
+    ),
 }
-"""Every metric: what it is called, its type, unit and labels. No label takes unboundedly many values."""
+"""Name of each metric -> its definition. No label has unbounded values."""
+
 
 class Sample(NamedTuple):
+    """One value of a scrape."""
+
     name: str
     labels: dict[str, str]
     value: float
 
 
 def samples(text: str) -> list[Sample]:
-    """The samples of a scrape in Prometheus' text format."""
+    """Parse metrics in Prometheus' text format. Raises ValueError if the text is malformed."""
     return [
-        Sample(each.name, each.labels, each.value) for family in text_string_to_metric_families(text) for each in family.samples
+        Sample(sample.name, sample.labels, float(sample.value))
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
     ]
 
 
 Labels = tuple[str, ...]
-"""Label values, in the order of the metric's labels."""
+"""Label values in the order of the metric's labels."""
 
 
 class Exporter(Collector):
-    """The metrics of one run. Every method may be called from any thread; every one that changes a value is one update."""
+    """The metrics of one run. Thread-safe; every method that changes values makes one update, which a scrape sees as a whole."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = CollectorRegistry() if registry is None else registry
@@ -129,19 +147,19 @@ class Exporter(Collector):
         self._counted: dict[tuple[str, Labels, str], float] = {}
         self._updates = 0
         self._scraped = -1
-        """Updates that the last complete scrape had seen; -1: nobody has scraped."""
+        """Number of updates in the last answered scrape; -1 before the first scrape."""
         self._server: Any = None
         self._served_since = 0.0
         for name, metric in METRICS.items():
             if metric.type == "counter" and not metric.labels:
-                self._values[name][()] = 0.0  # a counter begins at 0, or Prometheus cannot tell the first increase
+                self._values[name][()] = 0.0  # a counter starts at 0, or Prometheus misses its first increase
         for name in ("spikewise_restarts_total", "spikewise_steps_total", "spikewise_images_processed_total"):
-            del self._values[name][()]  # but earlier processes may have counted these: see `begin`
+            del self._values[name][()]  # `begin` sets these: an earlier driver may have counted already
         self.registry.register(self)
         self.enter("starting")
 
     def collect(self) -> Iterable[Metric]:
-        """Called by prometheus_client for each scrape: all values of one moment. A metric without a value is left out."""
+        """Called by prometheus_client for each scrape: one consistent snapshot, without metrics that have no value yet."""
         with self._changed:
             values = {name: dict(series) for name, series in self._values.items() if series}
         for name, series in values.items():
@@ -154,7 +172,7 @@ class Exporter(Collector):
             yield family
 
     def describe_run(self, *, run: str, model: str, precision: str, epochs: int, workers: int) -> None:
-        """What is known of the run before it begins. Called again after a restart with another number of workers."""
+        """Set what is known before the run begins. Call it again when the number of workers changes."""
         with self._changed:
             self._values["spikewise_run_info"] = {(run, model, precision, trainer.__version__): 1.0}
             self._set("spikewise_epochs_planned", epochs)
@@ -162,14 +180,14 @@ class Exporter(Collector):
             self._updates += 1
 
     def describe_data(self, *, train: int, validation: int, quarantined: int) -> None:
-        """Numbers of images."""
+        """Set the numbers of images."""
         with self._changed:
             self._values["spikewise_dataset_images"] = {("train",): float(train), ("validation",): float(validation)}
             self._set("spikewise_quarantined_images", quarantined)
             self._updates += 1
 
     def enter(self, state: State) -> None:
-        """The run enters a state of `STATES`."""
+        """Set the state of the run."""
         with self._changed:
             self._values["spikewise_state"] = {(other,): float(other == state) for other in STATES}
             if state == "completed":
@@ -178,14 +196,14 @@ class Exporter(Collector):
             self._updates += 1
 
     def note_progress(self) -> None:
-        """Something went on that no other method tells."""
+        """Record progress that no other method reports."""
         with self._changed:
             self._set("spikewise_last_progress_timestamp_seconds", time.time())
             self._updates += 1
 
     def begin(self, restarts: int, *, steps: int, images: int) -> None:
-        """Training begins, after the workers were started again `restarts` times, and so many steps with so many images that a
-        checkpoint holds; fewer than were known change nothing."""
+        """Training begins after `restarts` restarts, from a checkpoint of `steps` steps and `images` images. Lower totals than the
+        known ones are ignored."""
         with self._changed:
             self._advance({"spikewise_steps_total": steps, "spikewise_images_processed_total": images})
             known = self._values["spikewise_restarts_total"].get((), 0.0)
@@ -203,11 +221,12 @@ class Exporter(Collector):
         input_waits: Sequence[float] = (),
         overfitting: Overfitting | None = None,
     ) -> None:
-        """An epoch is finished. `best`: the report of the lowest validation loss so far, None if none was finite. `images`:
-        training images processed since the start of the run. `input_waits`: each worker's share of waiting, by rank.
-        `overfitting`: the trend, if there is one.
+        """An epoch has finished.
 
-        Values that are not finite are exported as they are. A resumed run that repeats an epoch never lowers a counter.
+        `best` is the epoch of the lowest validation loss so far, None if none was finite. `images` counts the training images since
+        the start of the run. `input_waits` holds, by rank, the fraction of the training time that a worker waited for input.
+
+        Non-finite values are exported as they are. Repeating an epoch after a resume never lowers a counter.
         """
         with self._changed:
             for name, value in {
@@ -245,13 +264,13 @@ class Exporter(Collector):
             self._updates += 1
 
     def update_spikes(self, diagnoses: Sequence[Diagnosis]) -> None:
-        """All spikes of the run so far."""
+        """Set the spikes of the run so far."""
         with self._changed:
             causes = Counter(diagnosis.verdict.name for diagnosis in diagnoses)
             counted = self._values["spikewise_validation_spikes_total"]
-            for cause in CAUSES:  # all of them, from 0 on, or Prometheus cannot tell the first one
+            for cause in CAUSES:  # every cause starts at 0, or Prometheus misses its first spike
                 known = counted.get((cause,))
-                if known is not None and causes[cause] > known:  # None: those before a restart, found at another time
+                if known is not None and causes[cause] > known:  # None: these spikes are older than this driver
                     self._values["spikewise_validation_spike_timestamp_seconds"][cause,] = time.time()
                 counted[cause,] = max(known or 0.0, causes[cause])  # a verdict may change later
             if diagnoses:
@@ -262,28 +281,29 @@ class Exporter(Collector):
             self._updates += 1
 
     def progress(self, epoch: int, step: int, steps: int) -> None:
-        """Inside an epoch: `step` of its `steps` are done."""
+        """Within an epoch: `step` of its `steps` are done."""
         with self._changed:
             if planned := self._values["spikewise_epochs_planned"].get(()):
                 self._set("spikewise_progress_ratio", (epoch - 1 + step / steps) / planned)
             self._set("spikewise_last_progress_timestamp_seconds", time.time())
             self._updates += 1
 
-    def update_checkpoint(self, stats: Stats) -> None:
-        """What became of the saves of the worker that saves; its successor after a restart counts from 0 again."""
+    def update_checkpoint(self, *, step: int | None, committed: float | None, seconds: float | None, failures: int) -> None:
+        """Set the state of the saves: step, Unix time and duration (seconds) of the last committed one, None before the first; and
+        the failures so far of the saving worker. The counter adds them up over workers, each starting from 0."""
         with self._changed:
             for name, value in {
-                "spikewise_checkpoint_step": stats.step,
-                "spikewise_checkpoint_last_success_timestamp_seconds": stats.committed,
-                "spikewise_checkpoint_duration_seconds": stats.seconds,
+                "spikewise_checkpoint_step": step,
+                "spikewise_checkpoint_last_success_timestamp_seconds": committed,
+                "spikewise_checkpoint_duration_seconds": seconds,
             }.items():
                 if value is not None:
                     self._set(name, value)
-            self._count("spikewise_checkpoint_failures_total", (), stats.failures, "")
+            self._count("spikewise_checkpoint_failures_total", (), failures, "")
             self._updates += 1
 
     def update_object_store(self, process: str, *, requests: Mapping[str, int], retries: int, errors: int) -> None:
-        """Counts of a Store since the start of `process` ("driver", "worker 0"); all processes are added up."""
+        """Set what a Store has counted since the start of `process` ("driver", "worker 0"). The counters add up all processes."""
         with self._changed:
             for operation, total in requests.items():
                 self._count("spikewise_object_store_requests_total", (operation,), total, process)
@@ -292,12 +312,12 @@ class Exporter(Collector):
             self._updates += 1
 
     def serve(self, host: str, port: int) -> int:
-        """Opens the endpoint and returns its port: `port`, or a free one if that is 0. Raises MetricsError if it cannot."""
+        """Open the endpoint and return its port; `port` 0 takes a free one. Raises MetricsError if the address cannot be used."""
         try:
             self._server, _ = start_http_server(port, host, self.registry)
         except (OSError, OverflowError) as error:
             raise MetricsError(
-                f"metrics endpoint {host}:{port} cannot be opened: {error}: choose another metrics.port, 0 takes a free one"
+                f"Metrics endpoint {host}:{port} cannot be opened ({error}). Fix: set another metrics.port; 0 takes a free one."
             ) from None
         self._server.set_app(self._noting(self._server.get_app()))
         self._served_since = time.monotonic()
@@ -305,31 +325,31 @@ class Exporter(Collector):
 
     @property
     def scraped(self) -> bool:
-        """Whether anybody ever scraped."""
+        """Whether the endpoint was ever scraped."""
         return self._scraped >= 0
 
     def wait_for_scrape(self, seconds: float) -> bool:
-        """Waits up to `seconds` until a scrape that began after the last update was answered; says whether it was.
+        """Wait up to `seconds` for a scrape that began after the last update; return whether one was answered.
 
-        Does not wait when nobody ever scraped although the endpoint was open for `seconds`: then nobody will. Any client's
-        `GET /metrics` is a scrape, so point health probes to another path.
+        Returns at once if the endpoint has been open for `seconds` and was never scraped: nobody is scraping it. Every
+        `GET /metrics` counts as a scrape, so health probes must use another path.
         """
         with self._changed:
-            deserted = not self.scraped and time.monotonic() - self._served_since >= seconds
-            if self._server is None or deserted:
+            unused = not self.scraped and time.monotonic() - self._served_since >= seconds
+            if self._server is None or unused:
                 return False
             last = self._updates
             return self._changed.wait_for(lambda: self._scraped >= last, seconds)
 
     def close(self) -> None:
-        """Closes the endpoint, if it was opened."""
+        """Close the endpoint if it is open."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
 
     def _noting(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-        """`app`, which notes what an answered scrape has seen: what was there when it began, and only once it is sent."""
+        """Wrap the WSGI `app`: record the updates that a scrape saw when it began, once its answer is sent."""
 
         def noting(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             with self._changed:
@@ -350,7 +370,7 @@ class Exporter(Collector):
             self._set(name, max(total, self._values[name].get((), 0.0)))
 
     def _count(self, name: str, labels: Labels, total: float, process: str) -> None:
-        """Advances a counter by what `process` counted since last time; a lower total is that of a process that began anew."""
+        """Advance a counter by what `process` counted since its last report. A lower total means that the process restarted."""
         last = self._counted.get((name, labels, process), 0)
         self._counted[name, labels, process] = total
         self._values[name][labels] = self._values[name].get(labels, 0.0) + (total - last if total >= last else total)

@@ -1,7 +1,7 @@
 """The Grafana dashboard: `python -m k8s.monitoring.dashboard > k8s/monitoring/dashboard.json`.
 
-ROWS and ANNOTATIONS say what it shows; below them, Grafana's own SDK makes JSON of it. A query is joined with `spikewise_run_info`,
-which alone carries the run's name, so that it works with any Prometheus that scrapes a run.
+ROWS and ANNOTATIONS define its content; the code below turns them into JSON with Grafana's SDK. Every query joins
+`spikewise_run_info`, which alone carries the run's name, so the dashboard works with any Prometheus that scrapes a run.
 """
 
 import json
@@ -24,7 +24,7 @@ from trainer.metrics import STATES
 
 
 def of_run(expression: str, by: str = "run") -> str:
-    """The series of the chosen runs, whichever pod they come from."""
+    """The series of the selected runs, from whichever pod."""
     return f'max by ({by}) ({expression} * on (job, instance) group_left (run) spikewise_run_info{{run=~"$run"}})'
 
 
@@ -37,7 +37,7 @@ def loss(split: str) -> str:
 
 
 def gpu(metric: str) -> str:
-    """Of the chosen runs' pods, whose label is `exported_pod` where the scrape does not honour the exporter's own labels."""
+    """A GPU metric of the selected runs' pods; the label is `exported_pod` unless the scrape honours the exporter's labels."""
     pods = '"run-$run-[a-z0-9]+(-head|-workers-worker)?-[a-z0-9]+"'
     moved = f'label_replace({metric}{{exported_pod=~{pods}}}, "pod", "$1", "exported_pod", "(.*)")'
     return f"max by (pod, gpu) ({metric}{{pod=~{pods}}} or {moved})"
@@ -50,25 +50,29 @@ STATE = " or ".join(f'{number} * spikewise_state{{state="{state}"}}' for number,
 
 ROWS: dict[str, dict[Panel, dict[str, str]]] = {
     "Run": {
-        ("State", "What the run is doing.", "none", "states", 12): {"{{run}}": of_run(f"sum by (job, instance) ({STATE})")},
-        ("Progress", "Share of the planned epochs.", "percentunit", "number", 4): {"{{run}}": of_run("spikewise_progress_ratio")},
-        ("Time left", "If every epoch takes as long as the last.", "s", "number", 4): {"{{run}}": of_run("spikewise_eta_seconds")},
-        ("Epoch", "Last finished epoch, and how many are planned.", "none", "number", 4): {
+        ("State", "The state of the run.", "none", "states", 12): {"{{run}}": of_run(f"sum by (job, instance) ({STATE})")},
+        ("Progress", "Fraction of the planned epochs that is done.", "percentunit", "number", 4): {
+            "{{run}}": of_run("spikewise_progress_ratio")
+        },
+        ("Time left", "Assumes that every epoch takes as long as the last one.", "s", "number", 4): {
+            "{{run}}": of_run("spikewise_eta_seconds")
+        },
+        ("Epoch", "Last finished epoch and planned epochs.", "none", "number", 4): {
             "{{run}}": of_run("spikewise_epoch"),
             "{{run}} planned": of_run("spikewise_epochs_planned"),
         },
-        ("Best validation loss", "Lowest mean cross-entropy so far.", "suffix:nats", "number", 4): {
+        ("Best validation loss", "Lowest validation loss so far (mean cross-entropy).", "suffix:nats", "number", 4): {
             "{{run}}": of_run("spikewise_best_validation_loss")
         },
-        ("Best epoch", "The epoch of that loss.", "none", "number", 4): {"{{run}}": of_run("spikewise_best_epoch")},
-        ("Overfitting for", "Epochs since the best one, if the network memorizes images; else 0.", "none", "number", 4): {
+        ("Best epoch", "Epoch of the lowest validation loss.", "none", "number", 4): {"{{run}}": of_run("spikewise_best_epoch")},
+        ("Overfitting", "Epochs since the best one if the model overfits, else 0.", "none", "number", 4): {
             "{{run}}": of_run("spikewise_overfitting_epochs")
         },
-        ("Images", "On each side of the split, and left out as unreadable.", "none", "number", 6): {
+        ("Images", "Images on each side of the split, and images left out because they cannot be decoded.", "none", "number", 6): {
             "{{run}} {{split}}": of_run("spikewise_dataset_images", "run, split"),
             "{{run}} quarantined": of_run("spikewise_quarantined_images"),
         },
-        ("Workers, restarts", "Workers now; times that they were started again.", "none", "number", 6): {
+        ("Workers and restarts", "Current workers, and their restarts so far.", "none", "number", 6): {
             "{{run}} workers": of_run("spikewise_workers"),
             "{{run}} restarts": of_run("spikewise_restarts_total"),
         },
@@ -76,85 +80,105 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
     "Loss": {
         (
             "Loss",
-            "Mean cross-entropy of an image. Training: over the epoch's batches, dropout on. Training, in inference mode: a fixed "
-            "sample after the epoch, the one that compares with validation.",
+            "Mean cross-entropy. Training: over the epoch's batches, with dropout. Training, inference mode: a fixed sample of "
+            "training images after the epoch; only this one is comparable with validation.",
             *("suffix:nats", "lines", 12),
         ): {
             "{{run}} validation": loss("validation"),
-            "{{run}} training, in inference mode": loss("train_inference"),
+            "{{run}} training, inference mode": loss("train_inference"),
             "{{run}} training": loss("train"),
         },
         (
             "Generalization gap",
-            "Validation minus training loss, both in inference mode. A gap that grows is overfitting; a validation loss that jumps "
-            "while the gap does not is the network's doing, not that of the validation images.",
+            "Validation minus training loss, both in inference mode. A growing gap is overfitting. If the validation loss jumps "
+            "and the gap does not, the cause lies in the model, not in the validation images.",
             *("suffix:nats", "lines", 12),
         ): {"{{run}}": f"{loss('validation')} - {loss('train_inference')}"},
-        ("Accuracy", "Share of images classified correctly.", "percentunit", "lines", 8): {
+        ("Accuracy", "Fraction of images classified correctly.", "percentunit", "lines", 8): {
             "{{run}} {{split}}": of_run("spikewise_accuracy_ratio", "run, split")
         },
-        ("Gradient and update", "L2 norms of the global gradient and of one step, means over the epoch.", "none", "lines", 8): {
+        (
+            "Gradient and update norm",
+            "L2 norms of the global gradient and of one step's weight change, averaged over the epoch.",
+            "none",
+            "lines",
+            8,
+        ): {
             "{{run}} gradient": of_run("spikewise_gradient_norm"),
             "{{run}} update": of_run("spikewise_update_norm"),
         },
-        ("Learning rate", "At the end of the epoch.", "sci", "lines", 8): {"{{run}}": of_run("spikewise_learning_rate")},
+        ("Learning rate", "Learning rate at the end of the epoch.", "sci", "lines", 8): {
+            "{{run}}": of_run("spikewise_learning_rate")
+        },
     },
     "Spikes of the validation loss": {
-        ("Spikes by cause", "How many so far, by the first cause that the diagnosis names.", "none", "bars", 12): {
+        ("Spikes by cause", "Spikes so far, by the first cause of their diagnosis.", "none", "bars", 12): {
             "{{run}} {{cause}}": of_run("spikewise_validation_spikes_total", "run, cause") + " > 0"
         },
-        ("Last spike", "Its epoch.", "none", "number", 4): {"{{run}}": of_run("spikewise_validation_spike_epoch")},
-        ("Rise", "Of the validation loss, above what the epochs before led to expect.", "suffix:nats", "number", 4): {
+        ("Last spike", "Epoch of the last spike.", "none", "number", 4): {"{{run}}": of_run("spikewise_validation_spike_epoch")},
+        ("Rise", "Rise of the validation loss above its expected value, in the last spike.", "suffix:nats", "number", 4): {
             "{{run}}": of_run("spikewise_validation_spike_rise")
         },
-        ("Explained", "Share of that rise which its first cause explains.", "percentunit", "number", 4): {
+        ("Explained", "Fraction of that rise that the first cause explains.", "percentunit", "number", 4): {
             "{{run}}": of_run("spikewise_validation_spike_explained_ratio")
         },
     },
     "Speed": {
-        ("Throughput", "Training images of all workers together, evaluation left aside.", "suffix:img/s", "lines", 8): {
+        ("Training throughput", "Training images per second of all workers, excluding evaluation.", "suffix:img/s", "lines", 8): {
             "{{run}}": of_run("spikewise_images_per_second")
         },
-        ("Overall", "Steps and training images a second, evaluation included.", "suffix:/s", "lines", 8): {
+        ("Overall throughput", "Steps and training images per second, including evaluation.", "suffix:/s", "lines", 8): {
             "{{run}} steps": of_run(per_second("spikewise_steps_total")),
             "{{run}} images": of_run(per_second("spikewise_images_processed_total")),
         },
-        ("Waiting for images", "Share of the training time, by worker; the slowest holds up all.", "percentunit", "lines", 8): {
+        (
+            "Waiting for input",
+            "Fraction of the training time, by worker. The slowest worker delays all others.",
+            "percentunit",
+            "lines",
+            8,
+        ): {
             "{{run}} worker {{rank}}": of_run("spikewise_worker_input_wait_ratio", "run, rank"),
             "{{run}} slowest": of_run("spikewise_input_wait_ratio"),
         },
-        ("Step", "Mean duration of one update.", "s", "lines", 12): {"{{run}}": of_run("spikewise_step_duration_seconds")},
-        ("Epoch", "Duration of the last one, evaluation included.", "s", "lines", 12): {
+        ("Step duration", "Mean duration of one step.", "s", "lines", 12): {"{{run}}": of_run("spikewise_step_duration_seconds")},
+        ("Epoch duration", "Duration of the last epoch, including evaluation.", "s", "lines", 12): {
             "{{run}}": of_run("spikewise_epoch_duration_seconds")
         },
     },
-    "Object storage": {
-        ("Requests", "Of the driver and of worker 0, which saves; tries included.", "reqps", "lines", 12): {
+    "Object store": {
+        ("Requests", "Requests of the driver and of worker 0, which saves; including retries.", "reqps", "lines", 12): {
             "{{run}} {{operation}}": of_run(per_second("spikewise_object_store_requests_total"), "run, operation")
         },
-        ("Retries and errors", "Requests tried again; operations given up after all tries.", "reqps", "lines", 12): {
+        ("Retries and errors", "Requests that were retried, and operations that failed after all retries.", "reqps", "lines", 12): {
             "{{run}} retries": of_run(per_second("spikewise_object_store_retries_total")),
             "{{run}} errors": of_run(per_second("spikewise_object_store_errors_total")),
         },
     },
     "Checkpoints": {
-        ("Age", "Since the last commit: what an interruption would cost.", "s", "lines", 12): {
-            "{{run}}": f"time() - {of_run('spikewise_checkpoint_last_success_timestamp_seconds')}"
-        },
-        ("Duration", "Of the last successful save, which goes on beside training.", "s", "lines", 6): {
+        (
+            "Checkpoint age",
+            "Time since the last committed checkpoint: the work that an interruption would lose.",
+            "s",
+            "lines",
+            12,
+        ): {"{{run}}": f"time() - {of_run('spikewise_checkpoint_last_success_timestamp_seconds')}"},
+        ("Save duration", "Duration of the last successful save. Saving does not stop training.", "s", "lines", 6): {
             "{{run}}": of_run("spikewise_checkpoint_duration_seconds")
         },
-        ("Step", "Of the last commit.", "none", "number", 3): {"{{run}}": of_run("spikewise_checkpoint_step")},
-        ("Failed saves", "Given up after all tries.", "none", "number", 3): {
+        ("Checkpoint step", "Step of the last committed checkpoint.", "none", "number", 3): {
+            "{{run}}": of_run("spikewise_checkpoint_step")
+        },
+        ("Failed saves", "Saves that failed after all retries.", "none", "number", 3): {
             "{{run}}": of_run("spikewise_checkpoint_failures_total")
         },
     },
-    "GPU (where NVIDIA's DCGM exporter runs)": {
-        ("Utilization", "Share of time in which a kernel ran.", "percent", "lines", 8): {
+    "GPU (needs NVIDIA's DCGM exporter)": {
+        ("GPU utilization", "Fraction of time in which a kernel ran.", "percent", "lines", 8): {
             "{{pod}} {{gpu}}": gpu("DCGM_FI_DEV_GPU_UTIL")
         },
-        ("Memory", "In use on the GPU.", "mbytes", "lines", 8): {"{{pod}} {{gpu}}": gpu("DCGM_FI_DEV_FB_USED")},
-        ("Power", "Drawn by the GPU.", "watt", "lines", 8): {"{{pod}} {{gpu}}": gpu("DCGM_FI_DEV_POWER_USAGE")},
+        ("GPU memory", "GPU memory in use.", "mbytes", "lines", 8): {"{{pod}} {{gpu}}": gpu("DCGM_FI_DEV_FB_USED")},
+        ("GPU power", "Power drawn by the GPU.", "watt", "lines", 8): {"{{pod}} {{gpu}}": gpu("DCGM_FI_DEV_POWER_USAGE")},
     },
 }
 
@@ -163,7 +187,7 @@ ANNOTATIONS = {
     "Restarts": ("orange", "Resumed from a checkpoint", of_run("spikewise_restart_timestamp_seconds")),
     "Best epoch": ("green", "Best epoch", f"max_over_time({of_run('spikewise_best_timestamp_seconds')}[$__range:5s] @ end())"),
 }
-"""Name -> colour, title, and the Unix time (seconds) at which it happened. Of the best epochs, only the last one in sight."""
+"""Name -> colour, title, and a query for the Unix time of the event in seconds. Only the last best epoch in view is marked."""
 
 PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
@@ -203,11 +227,11 @@ def _panel(panel: Panel, queries: dict[str, str]) -> Any:
 
 
 def build() -> dict[str, Any]:
-    """The dashboard as Grafana's JSON."""
+    """Build the dashboard as Grafana's JSON."""
     made = (
         dashboard.Dashboard("Spikewise")
         .uid("spikewise")
-        .description("Training runs: losses, spikes and their causes, speed, storage, checkpoints.")
+        .description("Training runs: losses, spikes and their causes, speed, object store, checkpoints.")
         .tags(["spikewise", "training"])
         .time("now-6h", "now")
         .refresh("30s")
@@ -232,7 +256,7 @@ def build() -> dict[str, Any]:
     encoded = json.loads(JSONEncoder(sort_keys=True).encode(made.build()))
     for number, panel in enumerate(encoded["panels"], 1):
         panel["id"] = number
-    for annotation in encoded["annotations"]["list"]:  # what the SDK has no words for: Prometheus' own fields
+    for annotation in encoded["annotations"]["list"]:  # fields of Prometheus annotations that the SDK lacks
         title = ANNOTATIONS[annotation["name"]][1]
         annotation |= {"useValueForTime": True, "step": "15s", "titleFormat": title, "textFormat": "{{run}}"}
     return encoded

@@ -1,4 +1,4 @@
-"""The dashboard's queries, answered by a real Prometheus that scraped a real run."""
+"""The dashboard's queries against a real Prometheus that scraped a real run."""
 
 import json
 import time
@@ -19,11 +19,11 @@ from trainer.metrics import METRICS, Exporter
 pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
 
 RARE = {"Spikes by cause A", "Last spike A", "Rise A", "Explained A", "Spikes", "Restarts"}
-"""What a run of a minute does not have. An exporter that is told of it stands for one that has."""
+"""Queries without an answer in a run of one minute. A second exporter, filled by hand, answers them."""
 
 
 def test_every_query_of_the_dashboard_has_an_answer(s3_server: Any, tmp_path: Path) -> None:  # noqa: ARG001
-    """A panel would stay empty for ever, and its reader believe that there is nothing to see."""
+    """A panel would stay empty for ever, and look as if nothing had happened."""
     storage = "s3://spikewise/dashboard"
     jobs.put_images(storage)
     began = time.time()
@@ -48,16 +48,16 @@ def test_every_query_of_the_dashboard_has_an_answer(s3_server: Any, tmp_path: Pa
             job.kill()
     of_the_run = {name for name, (text, _) in DASHBOARD_QUERIES.items() if metrics(text) <= METRICS.keys()}
     assert {name for name, series in answers.items() if series} == of_the_run
-    assert {series["metric"]["rank"] for series in answers["Waiting for images A"]} == {"0", "1"}
+    assert {series["metric"]["rank"] for series in answers["Waiting for input A"]} == {"0", "1"}
     assert {series["metric"]["cause"] for series in answers["Spikes by cause A"]} == {"few_examples", "unexplained"}
     assert {float(value) for series in answers["State A"] for _, value in series["values"]} >= {2, 3}  # training, completed
     best = [float(value) / 1000 for series in answers["Best epoch"] for _, value in series["values"]]
-    assert len(set(best)) == 1  # of several best epochs only the last is marked
+    assert len(set(best)) == 1  # only the last best epoch is marked
     assert began < best[0] < time.time()
 
 
 def ask(api: str, text: str, run: str, began: float) -> list[dict[str, Any]]:
-    """What Grafana would get: the series of a range query, its variables filled in."""
+    """The series that Grafana would get: a range query with its variables filled in."""
     end = time.time()
     finest = {":5s]": ":1s]"}  # this Prometheus scrapes every second
     for variable, value in {"$run": run, "$__rate_interval": "10s", "$__range": f"{end - began:.0f}s", **finest}.items():

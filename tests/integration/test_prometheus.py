@@ -1,3 +1,5 @@
+"""The metrics endpoint, scraped by a real Prometheus."""
+
 import json
 import math
 import urllib.request
@@ -12,8 +14,8 @@ from trainer.metrics import METRICS, Exporter
 pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
 
 
-def test_prometheus_has_the_final_values_when_the_job_may_end(tmp_path: Path) -> None:
-    """When the wait says that the final values were scraped, the job ends: what Prometheus lacks then is lost for ever."""
+def test_prometheus_has_the_final_values_when_the_job_ends(tmp_path: Path) -> None:
+    """The job ends once the wait reports a scrape; values that Prometheus lacks then would be lost for ever."""
     report = EpochReport(
         epoch=3,
         step=30,
@@ -41,7 +43,7 @@ def test_prometheus_has_the_final_values_when_the_job_may_end(tmp_path: Path) ->
             assert exporter.wait_for_scrape(DEADLINE)
             exporter.close()
 
-            # What was scraped last, for by now the endpoint is gone and its series are stale.
+            # The last scraped values: the endpoint is closed, so its series are stale by now.
             until(lambda: query(api, 'last_over_time(spikewise_state{state="completed"}[5m]) == 1'))
             assert query(api, "last_over_time(spikewise_steps_total[5m])") == {(): 30}
             losses = query(api, "last_over_time(spikewise_loss[5m])")

@@ -1,4 +1,4 @@
-"""The alerts, evaluated by Prometheus' own test program on made-up courses of runs: each fires when it should, and only then."""
+"""The alerts, evaluated by promtool on invented runs: each fires when it should, and only then."""
 
 import json
 import subprocess
@@ -15,16 +15,17 @@ RULES = yaml.safe_load(Path("k8s/monitoring/prometheusrule.yaml").read_text())["
 
 
 class Course(NamedTuple):
+    """An invented run, and whether an alert fires at one of its minutes."""
+
     alert: str
     what: str
     series: Mapping[str, str]
-    """Metric with its own labels (`pod` is 0 if it is not given) -> a value a minute, as promtool writes them."""
+    """Metric with its own labels (`pod` defaults to 0) -> one value per minute, in promtool's notation."""
     minute: int
-    """At which one looks."""
     summary: str | None
-    """What the alert says then; None: it does not fire."""
+    """The alert's text at that minute; None: it does not fire."""
     labels: Mapping[str, str] = {}
-    """That it has besides namespace, run and severity."""
+    """The alert's labels besides namespace, run and severity."""
 
 
 PROGRESS = "spikewise_last_progress_timestamp_seconds"
@@ -33,9 +34,9 @@ DIVERGENCE = 'spikewise_validation_spikes_total{cause="divergence"}'
 TRAINING, COMPLETED, INTERRUPTED = ('spikewise_state{state="' + state + '"}' for state in ("training", "completed", "interrupted"))
 COMMITTED = "spikewise_checkpoint_last_success_timestamp_seconds"
 
-HANGS = "Run a-run in ml has not moved for 17m 0s, and has not ended."
+HANGS = "Run a-run in ml has made no progress for 17m 0s and has not ended."
 JUMPED = "The validation loss of run a-run in ml jumped"
-LOSES = "Run a-run in ml has no recent checkpoint, and what it has learned since would be lost."
+LOSES = "Run a-run in ml has no recent checkpoint; an interruption would lose the work since the last one."
 
 COURSES = [
     Course("SpikewiseNoProgress", "hangs", {PROGRESS: "0+60x10 600x30", TRAINING: "1x40"}, 27, HANGS),
@@ -73,20 +74,22 @@ COURSES = [
         *(2, "The train loss of run a-run in ml is +Inf.", {"split": "train"}),
     ),
     Course("SpikewiseNonFiniteLoss", "is large", {'spikewise_loss{split="train"}': "0.7 1e9 1e9"}, 2, None),
-    Course("SpikewiseUnexplainedSpike", "one", {UNEXPLAINED: "0 0 0 1 1 1"}, 5, f"{JUMPED}, and no probe explains half of it."),
+    Course(
+        "SpikewiseUnexplainedSpike", "one", {UNEXPLAINED: "0 0 0 1 1 1"}, 5, f"{JUMPED}, and no cause explains half of the rise."
+    ),
     Course("SpikewiseUnexplainedSpike", "an explained one", {UNEXPLAINED: "0x9", FEW: "0 0 0 1 1 1"}, 5, None),
     Course("SpikewiseUnexplainedSpike", "before the pod began", {UNEXPLAINED: "_ _ 1 1 1 1"}, 5, None),
     Course("SpikewiseUnexplainedSpike", "more than an hour ago", {UNEXPLAINED: "0 1x80"}, 70, None),
-    Course("SpikewiseDivergence", "seen only once", {DIVERGENCE: "0 0 0 1 stale"}, 8, f"{JUMPED} and did not come back."),
+    Course("SpikewiseDivergence", "seen only once", {DIVERGENCE: "0 0 0 1 stale"}, 8, f"{JUMPED} and did not recover."),
     Course("SpikewiseDivergence", "another spike", {DIVERGENCE: "0x9", FEW: "0 0 0 1 1 1"}, 5, None),
     Course(
         *("SpikewiseOverfitting", "since five epochs", {"spikewise_overfitting_epochs": "0 0 5"}, 2),
-        "Run a-run in ml was best 5 epochs ago and has been overfitting since.",
+        "Run a-run in ml has been overfitting since its best epoch, 5 epochs ago.",
     ),
     Course("SpikewiseOverfitting", "no longer", {"spikewise_overfitting_epochs": "0 5 0"}, 2, None),
     Course(
         *("SpikewiseInputStarvation", "half of the time", {"spikewise_input_wait_ratio": "0.5x20", TRAINING: "1x20"}, 11),
-        "Run a-run in ml waits for images during 50% of its training time.",
+        "Run a-run in ml spends 50% of its training time waiting for images.",
     ),
     Course("SpikewiseInputStarvation", "a little", {"spikewise_input_wait_ratio": "0.2x20", TRAINING: "1x20"}, 11, None),
     Course("SpikewiseInputStarvation", "not for long", {"spikewise_input_wait_ratio": "0.5x8", TRAINING: "1x8"}, 8, None),
@@ -114,12 +117,12 @@ COURSES = [
     ),
     Course(
         *("SpikewiseRestarts", "of the workers", {"spikewise_restarts_total": "0 0 1 2 3"}, 4),
-        "Run a-run in ml was started again 3 times within the last hour.",
+        "Run a-run in ml restarted 3 times within the last hour.",
     ),
     Course(
         *("SpikewiseRestarts", "of the pod"),
         {f'spikewise_restarts_total{{pod="{n}"}}': f"{'_ ' * 3 * n}{n} {n} stale" for n in range(4)},
-        *(11, "Run a-run in ml was started again 3 times within the last hour."),
+        *(11, "Run a-run in ml restarted 3 times within the last hour."),
     ),
     Course("SpikewiseRestarts", "twice", {"spikewise_restarts_total": "0 0 1 2 2"}, 4, None),
     Course("SpikewiseRestarts", "seven, weeks ago", {"spikewise_restarts_total": "_ _ 7 7 7"}, 4, None),
@@ -130,7 +133,7 @@ COURSES = [
             'spikewise_dataset_images{split="train"}': "900x3",
             'spikewise_dataset_images{split="validation"}': "90x3",
         },
-        *(2, "Run a-run in ml leaves out 1% of its images as unreadable."),
+        *(2, "Run a-run in ml leaves out 1% of its images because they cannot be decoded."),
     ),
     Course(
         *("SpikewiseQuarantinedImages", "one of a thousand"),
@@ -140,15 +143,15 @@ COURSES = [
 ]
 
 
-def test_every_alert_is_seen_firing_and_not_firing() -> None:
-    """An alert that was never seen to fire protects nobody; one that cannot keep silent is switched off by those it wakes."""
+def test_every_alert_has_a_run_on_which_it_fires_and_one_on_which_it_does_not() -> None:
+    """An alert that never fires protects no run; one that always fires gets switched off."""
     alerts = {rule["alert"] for rule in RULES["groups"][0]["rules"]}
     assert {course.alert for course in COURSES if course.summary} == alerts
     assert {course.alert for course in COURSES if not course.summary} == alerts
 
 
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
-    """Prometheus would not load the rules; or a run hang or diverge unseen, or people be woken for nothing."""
+    """Prometheus would not load the rules, a run would hang or diverge unnoticed, or alerts would wake people for nothing."""
     (tmp_path / "rules.yaml").write_text(json.dumps(RULES))  # JSON is YAML
     tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [_test(course) for course in COURSES]}
     (tmp_path / "tests.yaml").write_text(json.dumps(tests))
@@ -172,7 +175,7 @@ def _test(course: Course) -> dict[str, Any]:
 
 
 def _of_target(series: str) -> str:
-    """With the labels that its target in a cluster would give it."""
+    """The series with the labels that its target in a cluster adds."""
     name, _, labels = series.rstrip("}").partition("{")
     pod = "" if "pod=" in labels else 'pod="0",'
     return f'{name}{{namespace="ml",run="a-run",job="ml/spikewise",{pod}{labels}}}'

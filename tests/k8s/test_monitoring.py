@@ -1,4 +1,4 @@
-"""k8s/monitoring and docker/: what they speak of exists in the program, and they are what their readers expect."""
+"""k8s/monitoring and docker/: they use metrics, ports and labels that exist, and have the form that their readers expect."""
 
 import json
 import os
@@ -24,8 +24,9 @@ MONITOR, RULE = (yaml.safe_load((FOLDER / name).read_text()) for name in ("podmo
 ALERTS = {rule["alert"]: rule for rule in RULE["spec"]["groups"][0]["rules"]}
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"] if panel["type"] != "row"}
+"""By title: `test_the_dashboard_fits_together` checks that titles are unique."""
 TARGET = {"namespace", "pod", "job", "instance", "run"}
-"""Labels that a target gives its series."""
+"""Labels that a target adds to its series."""
 
 DASHBOARD_QUERIES = {
     f"{panel['title']} {target['refId']}": (target["expr"], target["legendFormat"])
@@ -36,7 +37,7 @@ QUERIES = {name: rule["expr"] for name, rule in ALERTS.items()} | {name: query f
 
 
 def metrics(query: str) -> set[str]:
-    """Names of the series that a query reads."""
+    """Names of the metrics that a query reads."""
     bare = re.sub(r'"[^"]*"', "", query)
     bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\b(by|on|group_left)\s*\([^)]*\)", " ", bare)
     names = re.findall(r"[a-zA-Z_]\w*(?!\s*\()\b", bare)
@@ -44,15 +45,15 @@ def metrics(query: str) -> set[str]:
 
 
 def groupings(query: str) -> set[str]:
-    """Labels that it groups or joins by."""
+    """Labels by which a query groups or joins."""
     return {
         label for found in re.findall(r"\b(?:by|on|group_left)\s*\(([^)]*)\)", query) for label in re.split(r",\s*", found) if label
     }
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_queries_speak_of_metrics_that_exist(name: str) -> None:
-    """An alert on a misspelt metric never fires; a panel stays empty. Only the GPU's metrics come from somewhere else."""
+def test_queries_use_metrics_that_exist(name: str) -> None:
+    """An alert on a misspelt metric would never fire, a panel would stay empty. Only GPU metrics come from another exporter."""
     query = QUERIES[name]
     foreign = metrics(query) - METRICS.keys()
     if foreign:
@@ -73,7 +74,7 @@ def test_queries_speak_of_metrics_that_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", DASHBOARD_QUERIES)
 def test_legends_name_labels_that_the_query_keeps(name: str) -> None:
-    """Curves would be called {{split}}, or all the same."""
+    """Curves would be called {{split}}, or all have the same name."""
     query, legend = DASHBOARD_QUERIES[name]
     kept = re.search(r"max by \(([^)]*)\)", query)
     assert kept is not None
@@ -81,13 +82,13 @@ def test_legends_name_labels_that_the_query_keeps(name: str) -> None:
 
 
 def test_the_committed_dashboard_is_the_generated_one() -> None:
-    """Somebody would change the code and wonder why Grafana does not, or lose a change made in the JSON."""
+    """A change of the code would not reach Grafana, or a change of the JSON would be lost."""
     assert dashboard.build() == DASHBOARD, "python -m k8s.monitoring.dashboard > k8s/monitoring/dashboard.json"
 
 
 @pytest.mark.parametrize("title", PANELS)
 def test_every_panel_says_what_it_shows(title: str) -> None:
-    """A number without a unit or an explanation is misread; one with a fixed data source shows nothing elsewhere."""
+    """A number without a unit or an explanation is misread; a fixed data source shows nothing on another Grafana."""
     panel = PANELS[title]
     assert panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["unit"]
@@ -100,9 +101,9 @@ def test_every_panel_says_what_it_shows(title: str) -> None:
 
 
 def test_the_dashboard_fits_together() -> None:
-    """Grafana drops panels with the same number and shifts those that overlap; without the variables nothing is shown."""
+    """Grafana drops panels with the same id and shifts those that overlap; without the variables nothing is shown."""
     panels = DASHBOARD["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) + 1 == len(panels)  # Loss: a row too
     taken = [
         (x, y)
         for spot in (panel["gridPos"] for panel in panels)
@@ -119,9 +120,9 @@ def test_the_dashboard_fits_together() -> None:
     assert all(annotation["useValueForTime"] and annotation["enable"] for annotation in DASHBOARD["annotations"]["list"])
 
 
-def test_the_gpus_of_the_chosen_run_alone() -> None:
-    """The panel would show the GPUs of another run whose name begins alike, or none of a RayJob's."""
-    (pattern,) = set(re.findall(r'pod=~"([^"]*)"', PANELS["Utilization"]["targets"][0]["expr"]))
+def test_gpu_panels_show_the_selected_run_alone() -> None:
+    """The panel would show the GPUs of a run whose name begins alike, or none of a RayJob."""
+    (pattern,) = set(re.findall(r'pod=~"([^"]*)"', PANELS["GPU utilization"]["targets"][0]["expr"]))
     ours = ["run-first-0-abcde", "run-first-11-abcde", "run-first-x1y2z-head-abcde", "run-first-x1y2z-workers-worker-abcde"]
     others = ["run-first-two-0-abcde", "run-first-2-0-abcde", "run-first-two-x1y2z-workers-worker-abcde", "run-my-first-0-abcde"]
     found = [pod for pod in (*ours, *others) if re.fullmatch(pattern.replace("$run", "(first)"), pod)]
@@ -130,9 +131,9 @@ def test_the_gpus_of_the_chosen_run_alone() -> None:
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_alert_has_a_runbook(alert: str) -> None:
-    """Whoever is woken would not know what to do."""
+    """Whoever gets the alert would not know what to do."""
     annotations, labels = ALERTS[alert]["annotations"], ALERTS[alert]["labels"]
-    assert annotations["runbook"] == f"docs/operations.md#{alert.lower()}"
+    assert annotations["runbook_url"] == f"docs/operations.md#{alert.lower()}"
     assert f"\n### {alert}\n" in OPERATIONS
     assert labels["severity"] in ("warning", "critical")
     assert set(re.findall(r"\$labels\.(\w+)", annotations["summary"])) <= groupings(ALERTS[alert]["expr"])
@@ -143,7 +144,7 @@ def kustomized(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_the_sidecar_finds_the_dashboard() -> None:
-    """Grafana would not show it: its sidecar takes config maps with this label, and files that end in .json."""
+    """Grafana would not show the dashboard: its sidecar takes config maps with this label, and files that end in .json."""
     rendered = kustomized(FOLDER)
     assert rendered.keys() == {"ConfigMap", "PodMonitor", "PrometheusRule"}
     assert rendered["ConfigMap"]["metadata"]["labels"]["grafana_dashboard"] == "1"
@@ -153,7 +154,7 @@ def test_the_sidecar_finds_the_dashboard() -> None:
 
 @pytest.mark.parametrize(("shape", "heads"), [("job", "Job"), ("rayjob", "RayJob")])
 def test_the_pods_are_found(shape: str, heads: str) -> None:
-    """Prometheus would scrape nothing: the pods lack the label, or the port has another name or number."""
+    """Prometheus would scrape nothing because the pods lack the label, or the port has another name or number."""
     spec = kustomized(Path("k8s/overlays/local", shape))[heads]["spec"]
     template = spec["template"] if shape == "job" else spec["rayClusterSpec"]["headGroupSpec"]["template"]
     labels = template["metadata"]["labels"]
@@ -165,7 +166,7 @@ def test_the_pods_are_found(shape: str, heads: str) -> None:
     assert run["sourceLabels"] == [meta(LABEL)]
     assert run["targetLabel"] == "run"
     assert LABEL in labels
-    # What Kubernetes and KubeRay themselves put on the head's pod and on the others.
+    # The labels that Kubernetes and KubeRay put on the head pod and on the others.
     index, node = keep["sourceLabels"]
     assert index == meta("batch.kubernetes.io/job-completion-index")
     assert node == meta("ray.io/node-type")
@@ -178,7 +179,7 @@ def meta(label: str) -> str:
 
 
 def test_a_scrape_comes_while_the_job_waits_for_one() -> None:
-    """The last epoch would be missing in Prometheus."""
+    """Prometheus would lack the last epoch of every run."""
     (endpoint,) = MONITOR["spec"]["podMetricsEndpoints"]
     seconds = {name: int(endpoint[name].removesuffix("s")) for name in ("interval", "scrapeTimeout")}
     assert sum(seconds.values()) < config.Metrics().linger
@@ -186,20 +187,20 @@ def test_a_scrape_comes_while_the_job_waits_for_one() -> None:
 
 @pytest.mark.crds
 @pytest.mark.parametrize("name", ["podmonitor", "prometheusrule"])
-def test_the_operator_takes_them(name: str) -> None:
-    """Applying them would fail, or a misspelt field be dropped without a word."""
+def test_the_operator_accepts_them(name: str) -> None:
+    """Applying them would fail, or a misspelt field would be dropped silently."""
     document = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     schema = json.loads(Path(os.environ["SPIKEWISE_CRDS"], f"{name}_v1.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(document)
 
 
-def test_compose_mounts_what_is_there() -> None:
-    """Docker makes an empty folder of a file that is missing: Prometheus would not start, Grafana show nothing."""
+def test_compose_mounts_existing_files() -> None:
+    """Docker makes an empty folder of a missing file: Prometheus would not start, Grafana would show nothing."""
     services = yaml.safe_load(Path("docker/compose.yaml").read_text())["services"]
     for service in services.values():
         assert re.fullmatch(r"[\w./]+:v?\d+\.\d+\.\d+", service["image"])
         for port in service["ports"]:
-            assert port.startswith("127.0.0.1:")  # nobody logs in, so nobody else may come
+            assert port.startswith("127.0.0.1:")  # there is no login, so only this machine may connect
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             assert not source.startswith(".") or Path("docker", source).is_file(), source
@@ -212,8 +213,8 @@ def test_compose_mounts_what_is_there() -> None:
 
 
 @pytest.mark.prometheus
-def test_prometheus_takes_the_configuration_of_the_laptop() -> None:
-    """`docker compose up` would end with an error, or scrape another port than a run's."""
+def test_prometheus_accepts_the_configuration_for_a_laptop() -> None:
+    """`docker compose up` would fail, or scrape another port than that of a run."""
     checked = subprocess.run(["promtool", "check", "config", "docker/prometheus.yml"], capture_output=True, text=True, timeout=60)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     (job,) = yaml.safe_load(Path("docker/prometheus.yml").read_text())["scrape_configs"]

@@ -1,3 +1,5 @@
+"""The metrics endpoint: what it exports, and when a scrape counts."""
+
 import math
 import re
 import subprocess
@@ -7,15 +9,13 @@ import urllib.request
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
-from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from spikewise.records import Cause, Diagnosis, Overfitting, Spike
 from trainer.epoch import EpochReport
-from trainer.metrics import METRICS, STATES, Exporter, MetricsError
-from trainer.storage.checkpoint import Stats
+from trainer.metrics import METRICS, STATES, Exporter, MetricsError, Sample, samples
 
 
 def report(epoch: int = 1, **changes: float) -> EpochReport:
@@ -45,7 +45,7 @@ def filled() -> Exporter:
     exporter.describe_data(train=320, validation=80, quarantined=1)
     exporter.enter("training")
     exporter.update(report(), best=report(), images=320, input_waits=[0.1, 0.25])
-    exporter.update_checkpoint(Stats(step=10, committed=1.7e9, seconds=0.5, failures=1, last_error="full"))
+    exporter.update_checkpoint(step=10, committed=1.7e9, seconds=0.5, failures=1)
     exporter.update_object_store("driver", requests={"get": 5, "put": 2}, retries=3, errors=1)
     exporter.begin(1, steps=0, images=0)
     exporter.update_spikes([a_diagnosis("few_examples", 3)])
@@ -69,7 +69,7 @@ def scrape(port: int, path: str = "/metrics") -> str:
 
 
 def test_every_metric_of_the_table_is_exported_with_its_labels() -> None:
-    """Dashboards and alerts written from the table would show nothing for a metric that no code ever sets."""
+    """A dashboard or alert on a metric that no code sets would stay empty."""
     families = {family.name: family for family in filled().registry.collect()}
     assert families.keys() == {name.removesuffix("_total") for name in METRICS}
     for name, metric in METRICS.items():
@@ -81,16 +81,34 @@ def test_every_metric_of_the_table_is_exported_with_its_labels() -> None:
 
 
 def test_names_carry_type_and_unit() -> None:
-    """Whoever reads a graph takes seconds and shares from the name."""
+    """A reader of a graph takes type and unit from the name, in Prometheus' base units."""
     for name, metric in METRICS.items():
-        assert re.fullmatch(r"trainer_[a-z0-9_]+", name)
+        assert re.fullmatch(r"spikewise_[a-z0-9_]+", name)
         assert name.endswith("_total") == (metric.type == "counter")
-        assert metric.unit not in ("seconds", "ratio") or name.endswith(f"_{metric.unit}")
+        assert name.endswith("_info") == (name == "spikewise_run_info")
+        for unit in ("seconds", "ratio"):
+            assert name.endswith(f"_{unit}") == (metric.unit == unit)
+        assert ("timestamp" in name) == name.endswith("_timestamp_seconds")
+        assert not re.search(r"milli|minutes|hours|percent|kilo|mega", name)
+        assert metric.help.endswith(".")
+
+
+def test_a_scrape_is_read_back() -> None:
+    """`python -m jobs.cluster status` would show other values than the driver exports."""
+    exporter = filled()
+    exporter.describe_run(run='a "quoted", run', model="cnn", precision="float32", epochs=4, workers=2)
+    read = samples(generate_latest(exporter.registry).decode())
+    assert Sample("spikewise_loss", {"split": "validation"}, 0.8) in read
+    assert Sample("spikewise_steps_total", {}, 10.0) in read
+    assert [sample.labels["run"] for sample in read if sample.name == "spikewise_run_info"] == ['a "quoted", run']
+    assert samples("") == []
+    with pytest.raises(ValueError):
+        samples("<html>502 Bad Gateway</html>")
 
 
 @pytest.mark.prometheus
-def test_promtool_has_nothing_to_say() -> None:
-    """Prometheus' own linter knows the conventions that tools and people rely on."""
+def test_promtool_finds_no_fault() -> None:
+    """Names or help texts would break the conventions that tools and people rely on."""
     exporter = filled()
     port = exporter.serve("127.0.0.1", 0)
     try:
@@ -101,7 +119,7 @@ def test_promtool_has_nothing_to_say() -> None:
 
 
 def test_values_of_an_epoch() -> None:
-    """The dashboard must show the numbers of the report, each under its own split and rank."""
+    """The dashboard would show other numbers than the report, or under another split or rank."""
     exporter = filled()
     assert value(exporter, "spikewise_loss", split="train") == 0.7
     assert value(exporter, "spikewise_loss", split="train_inference") == 0.65
@@ -119,7 +137,7 @@ def test_values_of_an_epoch() -> None:
 
 
 def test_one_state_at_a_time() -> None:
-    """`spikewise_state == 1` must name the state the run is in."""
+    """`spikewise_state == 1` would name two states, or none."""
     exporter = Exporter()
     for state in STATES:
         exporter.enter(state)
@@ -129,7 +147,7 @@ def test_one_state_at_a_time() -> None:
 
 
 def test_a_failed_run_has_no_success() -> None:
-    """An alert on a job that has not succeeded for days must not be silenced by one that failed."""
+    """A failed run would silence an alert on a job that has not succeeded for days."""
     exporter = Exporter()
     exporter.enter("failed")
     assert value(exporter, "spikewise_last_success_timestamp_seconds") is None
@@ -137,8 +155,8 @@ def test_a_failed_run_has_no_success() -> None:
     assert value(exporter, "spikewise_last_success_timestamp_seconds") is not None
 
 
-def test_a_diverged_loss_is_shown_as_it_is() -> None:
-    """Divergence must be visible: a NaN or infinite loss is legal in Prometheus and is not hidden behind the last good one."""
+def test_a_diverged_loss_is_exported_as_it_is() -> None:
+    """The last finite loss would hide a divergence. NaN and infinity are legal values in Prometheus."""
     exporter = filled()
     exporter.update(report(2, validation_loss=math.nan, train_loss=math.inf), best=report(), images=640)
     assert math.isnan(value(exporter, "spikewise_loss", split="validation") or 0)
@@ -148,7 +166,7 @@ def test_a_diverged_loss_is_shown_as_it_is() -> None:
 
 
 def test_a_repeated_epoch_lowers_no_counter() -> None:
-    """Prometheus would take a lower counter for a restart of the job and count the repeated steps twice."""
+    """Prometheus would take a lower counter for a reset and count the repeated steps twice."""
     exporter = filled()
     exporter.update(report(3), best=report(), images=960)
     exporter.update(report(2), best=report(), images=640)
@@ -157,9 +175,8 @@ def test_a_repeated_epoch_lowers_no_counter() -> None:
     assert value(exporter, "spikewise_images_processed_total") == 960
 
 
-def test_restarts_of_earlier_processes_are_no_news() -> None:
-    """An alert on restarts would fire for a run resumed after weeks, or stay silent when its pods are replaced one by one: the
-    series must begin where the run stands, and grow by what happens to it."""
+def test_restarts_continue_those_of_earlier_drivers() -> None:
+    """The alert on restarts would fire for a run resumed after weeks, or stay silent when its pods are replaced one by one."""
     exporter = Exporter()
     assert value(exporter, "spikewise_restarts_total") is None
     exporter.begin(0, steps=0, images=0)
@@ -174,8 +191,8 @@ def test_restarts_of_earlier_processes_are_no_news() -> None:
     assert time.time() - (value(resumed, "spikewise_restart_timestamp_seconds") or 0) < 60
 
 
-def test_steps_of_earlier_processes_are_no_rate() -> None:
-    """A driver that is started again would show thousands of steps a second: all those of before, since its first scrape."""
+def test_steps_continue_those_of_earlier_drivers() -> None:
+    """A new driver would seem to make thousands of steps a second: all earlier ones since its first scrape."""
     exporter = Exporter()
     names = {"spikewise_steps_total": 500, "spikewise_images_processed_total": 16_000}
     assert all(value(exporter, name) is None for name in names)
@@ -186,7 +203,7 @@ def test_steps_of_earlier_processes_are_no_rate() -> None:
 
 
 def test_events_carry_the_time_at_which_they_happened() -> None:
-    """The dashboard marks spikes and the best epoch at these times: those of its past would move to a restart."""
+    """The dashboard marks spikes and the best epoch at these times; after a restart, earlier ones would move to the restart."""
     exporter = Exporter()
     name = "spikewise_validation_spike_timestamp_seconds"
     exporter.update_spikes([a_diagnosis("few_examples", 3)])
@@ -200,7 +217,7 @@ def test_events_carry_the_time_at_which_they_happened() -> None:
 
 
 def test_overfitting_is_a_number_of_epochs() -> None:
-    """The alert on overfitting would never fire, or never end."""
+    """The alert on overfitting would never fire, or never resolve."""
     exporter = filled()
     exporter.update(report(9), best=report(2), images=640, overfitting=Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.3))
     assert value(exporter, "spikewise_overfitting_epochs") == 7
@@ -209,7 +226,7 @@ def test_overfitting_is_a_number_of_epochs() -> None:
 
 
 def test_packing_is_progress() -> None:
-    """Packing a large data set takes hours: an alert would say that the run hangs."""
+    """Packing a large data set takes hours; the alert on a hanging run would fire."""
     exporter = Exporter()
     began = value(exporter, "spikewise_last_progress_timestamp_seconds") or 0
     exporter.note_progress()
@@ -217,40 +234,40 @@ def test_packing_is_progress() -> None:
 
 
 def test_counts_of_processes_add_up_over_restarts() -> None:
-    """A replaced worker counts its requests and failed saves from zero; what the first one counted must not be lost."""
+    """A replaced worker counts requests and failed saves from zero; the counts of the first one would be lost."""
     exporter = Exporter()
     for process, total in (("driver", 5), ("worker 0", 7), ("worker 0", 9), ("worker 0", 2), ("driver", 6)):
         exporter.update_object_store(process, requests={"get": total}, retries=0, errors=0)
     assert value(exporter, "spikewise_object_store_requests_total", operation="get") == 6 + 9 + 2
     for failures in (0, 2, 1):
-        exporter.update_checkpoint(Stats(failures=failures))
+        exporter.update_checkpoint(step=None, committed=None, seconds=None, failures=failures)
     assert value(exporter, "spikewise_checkpoint_failures_total") == 3
     assert value(exporter, "spikewise_checkpoint_step") is None
 
 
 def test_ranks_of_a_smaller_group_disappear() -> None:
-    """After a restart with fewer workers a rank that is gone must not stay on the dashboard with its last value."""
+    """After a restart with fewer workers, a rank that is gone would stay on the dashboard with its last value."""
     exporter = filled()
     exporter.update(report(2), best=report(), images=640, input_waits=[0.3])
     assert value(exporter, "spikewise_worker_input_wait_ratio", rank="1") is None
 
 
 def test_registries_are_separate() -> None:
-    """Two runs in one process (tests, notebooks) must not collide, nor leave anything in the library's global registry."""
+    """Two runs in one process (tests, notebooks) would collide, or pollute the global registry."""
     mine = CollectorRegistry()
     first, second = Exporter(mine), Exporter()
     first.enter("training")
     assert mine.get_sample_value("spikewise_state", {"state": "training"}) == 1
     assert value(second, "spikewise_state", state="training") == 0
-    assert not any(family.name.startswith("trainer_") for family in REGISTRY.collect())
+    assert not any(family.name.startswith("spikewise_") for family in REGISTRY.collect())
 
 
-def test_port_in_use_is_said_in_one_line() -> None:
-    """Two runs on a laptop: the second must be told what to change, not shown a traceback."""
+def test_a_port_in_use_is_an_error_of_one_line() -> None:
+    """The second run on a laptop would end in a traceback instead of a line that names the setting to change."""
     first, second = Exporter(), Exporter()
     port = first.serve("127.0.0.1", 0)
     try:
-        with pytest.raises(MetricsError, match=rf"127\.0\.0\.1:{port} cannot be opened: .*in use.*metrics\.port") as caught:
+        with pytest.raises(MetricsError, match=rf"127\.0\.0\.1:{port} cannot be opened \(.*in use.*metrics\.port") as caught:
             second.serve("127.0.0.1", port)
         assert "\n" not in str(caught.value)
     finally:
@@ -258,7 +275,7 @@ def test_port_in_use_is_said_in_one_line() -> None:
 
 
 def test_waits_for_a_scrape_that_began_after_the_last_update() -> None:
-    """The job ends when this returns: an older scrape, or a look at another path, must not count, or the last epoch is lost."""
+    """The job ends when the wait does; if an older scrape or another path counted, Prometheus would lack the last epoch."""
     exporter = filled()
     port = exporter.serve("127.0.0.1", 0)
     try:
@@ -287,7 +304,7 @@ def test_waits_for_a_scrape_that_began_after_the_last_update() -> None:
 
 
 def test_a_scrape_that_began_before_the_update_does_not_count() -> None:
-    """A slow scrape that already holds the old values must not end the job."""
+    """A slow scrape that already holds the old values would end the job."""
     exporter = Exporter()
     in_scrape, may_go_on = threading.Event(), threading.Event()
 
@@ -314,8 +331,8 @@ def test_a_scrape_that_began_before_the_update_does_not_count() -> None:
         exporter.close()
 
 
-def test_nobody_waits_where_nobody_scrapes() -> None:
-    """On a laptop without Prometheus the command must end with the training, not a minute later."""
+def test_no_wait_without_a_scraper() -> None:
+    """On a laptop without Prometheus the command would end a minute after the training."""
     exporter = filled()
     assert not exporter.wait_for_scrape(1000)
     exporter.serve("127.0.0.1", 0)
@@ -327,7 +344,7 @@ def test_nobody_waits_where_nobody_scrapes() -> None:
 
 
 def test_spikes_are_counted_by_cause_and_never_uncounted() -> None:
-    """An alert on unexplained spikes would not fire, or fire again each time a verdict changes."""
+    """The alert on unexplained spikes would not fire, or fire again whenever a verdict changes."""
     exporter = filled()
     name = "spikewise_validation_spikes_total"
     assert value(exporter, name, cause="few_examples") == 1

@@ -1,7 +1,7 @@
-"""The geometry of the report's charts: numbers in, positions out; the template draws them.
+"""The geometry of the report's charts: numbers in, positions out. The template `plot.html.j2` draws them.
 
-A plot is a box of 1000 x 1000 units that the page stretches to the space it has (lines keep their width); every text is HTML
-placed in percent of the box. So one chart is crisp and legible on a phone, on a wide screen and on paper, without a script.
+A plot is a box of 1000 x 1000 units that the page stretches to the available space; lines keep their width, and every text is
+HTML, placed in percent of the box. So each chart is crisp and legible on a phone, on a wide screen and on paper, without a script.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,14 @@ import numpy as np
 
 BOX = 1000
 MAX_POINTS = 600
+"""Points of a curve; longer runs are thinned."""
 MAX_HITS = 250
+"""Hover areas of a chart; each covers several epochs of a longer run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One curve over the epochs; `style` names its colour in the style sheet."""
+    """One curve over the epochs. `style` is a class of the style sheet."""
 
     name: str
     style: str
@@ -31,19 +33,19 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """Something to point out: at `x` (data units), over the whole height or, with `y`, at one place."""
+    """Something to point out at `x` (data units): a vertical line and, with `y`, a point on it."""
 
     x: float
     text: str
     style: str
     y: float | None = None
-    told: str = ""
-    """Told, too, when pointed at."""
+    details: str = ""
+    """Shown on hover only."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """An invisible place (percent of the box) that tells its numbers when pointed at."""
+class HoverArea:
+    """An invisible area (percent of the box) that shows its numbers on hover."""
 
     left: float
     width: float
@@ -54,7 +56,7 @@ class Hit:
 
 @dataclass(slots=True)
 class Chart:
-    """What the template draws. Positions are percent of the box from its upper left, paths in box units."""
+    """What the template draws. Positions are percent of the box from its upper left corner, paths are in box units."""
 
     label: str
     """For readers who cannot see the chart."""
@@ -65,20 +67,22 @@ class Chart:
     areas: list[tuple[str, str]] = field(default_factory=list)
     """(style, path)"""
     lines: list[tuple[str, str]] = field(default_factory=list)
+    """(style, path)"""
     legend: list[tuple[str, str]] = field(default_factory=list)
     """(style, name)"""
     markers: list[Marker] = field(default_factory=list)
     rules: list[Marker] = field(default_factory=list)
-    """Horizontal reference lines; only `y` counts."""
+    """Horizontal reference lines at `y`."""
     bands: list[tuple[float, float, str]] = field(default_factory=list)
     """(left, width, text): epochs without a finite value."""
-    hits: list[Hit] = field(default_factory=list)
+    hits: list[HoverArea] = field(default_factory=list)
 
 
 class Scale:
-    """Maps values to 0..1 on a linear axis, or on a logarithmic one, with round ticks."""
+    """Maps values to 0..1 on a linear or logarithmic axis with round ticks (matplotlib's)."""
 
     def __init__(self, low: float, high: float, *, log: bool = False, ticks: int = 5, outward: bool = True) -> None:
+        """An axis from `low` to `high` with about `ticks` ticks. `outward` extends a linear axis to the next ticks."""
         from matplotlib.ticker import LogLocator, MaxNLocator
 
         if low == high:
@@ -101,9 +105,9 @@ class Scale:
 
 
 def value_scale(values: np.ndarray, *, zero: bool = False, ticks: int = 5) -> Scale:
-    """A scale for measured values [n] >= 0; logarithmic where a few dwarf the rest, so that the rest stays readable.
+    """A scale for measured values [n] >= 0: logarithmic if the highest would flatten the rest on a linear axis.
 
-    `zero` starts a linear scale at 0.
+    `zero` starts a linear axis at 0.
     """
     values = values[np.isfinite(values)]
     if not len(values):
@@ -115,7 +119,7 @@ def value_scale(values: np.ndarray, *, zero: bool = False, ticks: int = 5) -> Sc
 
 
 def number(value: float | None) -> str:
-    """Three decimals for everyday sizes, about three digits otherwise; a dash for what is no finite number."""
+    """Three decimals for everyday sizes, else about three digits; a dash for a missing or non-finite value."""
     if value is None or not np.isfinite(value):
         return "–"
     for low, high, form in ((0.01, 10, ".3f"), (10, 100, ".1f"), (100, 1e6, ",.0f")):
@@ -125,7 +129,7 @@ def number(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """One decimal; 0 % and 100 % are said only of what is exactly that; a dash for what is no finite number."""
+    """One decimal; 0 % and 100 % only for exactly 0 and 1; a dash for a missing or non-finite value."""
     if value is None or not np.isfinite(value):
         return "–"
     if value in (0, 1):
@@ -138,21 +142,21 @@ def over_epochs(
     epochs: np.ndarray,
     series: Sequence[Series],
     *,
-    between: tuple[int, int] | None = None,
+    shaded: tuple[int, int] | None = None,
     rules: Sequence[Marker] = (),
     markers: Sequence[Marker] = (),
     fractions: bool = False,
     zero: bool = False,
     ticks: int = 5,
 ) -> Chart:
-    """Curves over the epochs [E]; the first series is the one that epochs without a finite value are told of.
+    """Curves over the epochs [E].
 
-    `between` shades the area between two of the series; `shares` writes values as percentages. Long runs are thinned to
-    the extremes of equal stretches of epochs, so no spike gets lost.
+    Epochs in which the first series is not finite become bands. `shaded` fills the area between two series; `fractions` writes
+    values as percentages. Long runs are thinned to the extremes of equal stretches of epochs, so no spike is lost.
     """
     text = percent if fractions else number
     together = np.stack([one.values for one in series]).astype(float)
-    chart = Chart(label, x_name="epoch", rules=list(rules))
+    chart = Chart(label, x_name="epoch")
     if len(series) > 1:
         chart.legend = [(one.style, one.name) for one in series]
     y = value_scale(np.r_[together.ravel(), [rule.y for rule in rules if rule.y is not None]], zero=zero, ticks=ticks)
@@ -168,12 +172,12 @@ def over_epochs(
     for one, heights in zip(series, up, strict=True):
         chart.lines.append((one.style, _path(across[chosen], heights[chosen])))
         chart.lines.append((f"{one.style} dots", _dots(across[chosen], heights[chosen])))
-    if between:
-        upper, lower = up[between[0]][chosen], up[between[1]][chosen]
+    if shaded:
+        upper, lower = up[shaded[0]][chosen], up[shaded[1]][chosen]
         chart.areas.append(("gap", _area(across[chosen], upper, lower)))
     chart.rules = [Marker(0, rule.text, rule.style, _percent(1 - y(rule.y))) for rule in rules if rule.y is not None]
     chart.markers = [
-        Marker(_percent(x(one.x)), one.text, one.style, None if one.y is None else _percent(1 - y(one.y)), one.told)
+        Marker(_percent(x(one.x)), one.text, one.style, None if one.y is None else _percent(1 - y(one.y)), one.details)
         for one in markers
     ]
     half = 0.5 / max(1, len(epochs) - 1)
@@ -183,17 +187,17 @@ def over_epochs(
         chart.bands.append((_percent(edges[0, start]), _percent(edges[1, stop] - edges[0, start]), named))
     for columns in np.array_split(np.arange(len(epochs)), min(len(epochs), MAX_HITS)):
         tallest = columns[np.argmax(np.nan_to_num(together[0][columns], nan=np.inf))]
-        told = "\n".join([f"Epoch {epochs[tallest]}"] + [f"{text(one.values[tallest])}  {one.name}" for one in series])
-        told = "\n".join([told, *(one.told for one in markers if one.told and epochs[columns[0]] <= one.x <= epochs[columns[-1]])])
+        lines = [f"Epoch {epochs[tallest]}"] + [f"{text(one.values[tallest])}  {one.name}" for one in series]
+        lines += [one.details for one in markers if one.details and epochs[columns[0]] <= one.x <= epochs[columns[-1]]]
         left, right = edges[0, columns[0]], edges[1, columns[-1]]
-        chart.hits.append(Hit(_percent(left), _percent(right - left), told))
+        chart.hits.append(HoverArea(_percent(left), _percent(right - left), "\n".join(lines)))
     return chart
 
 
-def along(
-    label: str, points: Sequence[tuple[float, float]], *, x_name: str, fractions: bool = False, marked: float | None = None
+def measurements(
+    label: str, points: Sequence[tuple[float, float]], *, x_name: str, fractions: bool = False, highlighted: float | None = None
 ) -> Chart:
-    """A few measured losses (x, y), in order of x, joined by a line; `shares` writes x as percentages, `marked` is a special x."""
+    """A few measured losses (x, y) in order of x, joined by a line. `fractions` writes x as percentages."""
     across, up = (np.array(values, float) for values in zip(*points, strict=True))
     y, x = value_scale(up, ticks=3), Scale(across[0], across[-1], ticks=4, outward=False)
     chart = Chart(label, x_name=x_name, y_name="logarithmic" if y.log else "")
@@ -202,25 +206,25 @@ def along(
     chart.lines = [("validation", _path(x(across), 1 - y(up)))]
     for at, loss in zip(across, up, strict=True):
         where = percent(at) if fractions else f"{at:,.0f}"
-        style = "usual" if at == marked else "point"
+        style = "usual" if at == highlighted else "point"
         if np.isfinite(loss):
             chart.markers.append(Marker(_percent(x(at)), "", style, _percent(1 - y(loss))))
-            chart.hits.append(Hit(_percent(x(at)), 0, f"{x_name}: {where}\n{number(loss)}  loss", _percent(1 - y(loss))))
+            chart.hits.append(HoverArea(_percent(x(at)), 0, f"{x_name}: {where}\n{number(loss)}  loss", _percent(1 - y(loss))))
     return chart
 
 
-def apart(positions: Sequence[float], least: float) -> list[bool]:
-    """Which of the positions, in order, can carry a text: those at least `least` after the last that does."""
-    carries, last = [], -np.inf
+def text_fits(positions: Sequence[float], distance: float) -> list[bool]:
+    """Which of the ascending positions can carry a text: those at least `distance` after the last one that does."""
+    fits, last = [], -np.inf
     for position in positions:
-        carries.append(position - last >= least)
-        last = position if carries[-1] else last
-    return carries
+        fits.append(position - last >= distance)
+        last = position if fits[-1] else last
+    return fits
 
 
 def roc(label: str, curves: Sequence[tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]) -> Chart:
-    """ROC curves, each (name, style, false-positive rates, true-positive rates, thresholds), with the diagonal of guessing."""
-    chart = Chart(label, *_fractions(0), x_name="false alarms", y_name="found")
+    """ROC curves, each (name, style, false-positive rates, true-positive rates, thresholds), and the diagonal of guessing."""
+    chart = Chart(label, *_unit_axes(0), x_name="false-positive rate", y_name="true-positive rate")
     chart.lines.append(("guess", _path(np.array([0, 1]), np.array([1, 0]))))
     for name, style, false, found, thresholds in curves:
         chart.lines.append((style, _path(false, 1 - found)))
@@ -228,16 +232,16 @@ def roc(label: str, curves: Sequence[tuple[str, str, np.ndarray, np.ndarray, np.
             chart.legend.append((style, name))
             continue
         for index in np.unique(np.linspace(1, len(false) - 1, 40).astype(int)) if len(false) > 1 else []:
-            cut = f"{name} at {percent(thresholds[index])} and above"
-            told = f"{cut}\n{percent(found[index])} found\n{percent(false[index])} false alarms"
-            chart.hits.append(Hit(_percent(false[index]), 0, told, _percent(1 - found[index])))
+            rates = f"{percent(found[index])}  true-positive rate\n{percent(false[index])}  false-positive rate"
+            text = f"{name} from {percent(thresholds[index])} on\n{rates}"
+            chart.hits.append(HoverArea(_percent(false[index]), 0, text, _percent(1 - found[index])))
     return chart
 
 
 def reliability(label: str, rows: Sequence[dict], lowest: float) -> Chart:
-    """Reliability diagram from `scores.calibration`'s rows, from the `lowest` confidence possible (1 / K) to 1."""
+    """Reliability diagram of the rows of `scores.calibration`, from the `lowest` possible confidence (1 / K) to 1."""
     start = np.floor(lowest * 20) / 20
-    chart = Chart(label, *_fractions(start), x_name="how sure it was", y_name="how often it was right")
+    chart = Chart(label, *_unit_axes(start), x_name="confidence", y_name="accuracy")
     x = Scale(start, 1, outward=False)
     chart.lines.append(("guess", _path(np.array([0, 1]), 1 - np.array([start, 1]))))
     most = max((row["images"] for row in rows), default=1)
@@ -246,8 +250,8 @@ def reliability(label: str, rows: Sequence[dict], lowest: float) -> Chart:
         left, right = x(np.array([row["from"], row["to"]])) + np.array([0.004, -0.004])
         chart.areas.append(("amount", _area(np.array([left, right]), np.full(2, 1 - height), np.ones(2))))
         chart.lines.append(("whisker", _path(np.array([at, at]), 1 - np.array([row["low"], row["high"]]))))
-        told = f"{percent(row['confidence'])} sure\n{percent(row['accuracy'])} right\n{row['images']:,} images"
-        chart.hits.append(Hit(_percent(left), _percent(right - left), told))
+        text = f"{percent(row['confidence'])}  confidence\n{percent(row['accuracy'])}  accuracy\n{row['images']:,}  images"
+        chart.hits.append(HoverArea(_percent(left), _percent(right - left), text))
         chart.markers.append(Marker(_percent(at), "", "reliable", _percent(1 - row["accuracy"])))
     chart.lines.append(
         ("validation", _path(x(np.array([row["confidence"] for row in rows])), 1 - np.array([row["accuracy"] for row in rows])))
@@ -256,7 +260,7 @@ def reliability(label: str, rows: Sequence[dict], lowest: float) -> Chart:
 
 
 def sparkline(values: np.ndarray) -> str:
-    """Path of one image's losses over the epochs, from 0 to their largest."""
+    """Path of one image's losses [E] over the epochs, from 0 to their maximum; empty below two finite values."""
     finite = values[np.isfinite(values)]
     if len(finite) < 2:
         return ""
@@ -264,7 +268,8 @@ def sparkline(values: np.ndarray) -> str:
     return _path(np.linspace(0, 1, len(values))[chosen], 1 - values[chosen] / max(float(finite.max()), 1e-9))
 
 
-def _fractions(low: float) -> tuple[list[Tick], list[Tick]]:
+def _unit_axes(low: float) -> tuple[list[Tick], list[Tick]]:
+    """Ticks in percent: x from `low` to 1, y from 0 to 1."""
     across = Scale(low, 1, outward=False)
     return (
         [Tick(_percent(across(tick)), f"{100 * tick:.0f} %") for tick in across.ticks],
@@ -277,7 +282,7 @@ def _percent(position: np.ndarray | float) -> float:
 
 
 def _ticks(scale: Scale, fractions: bool) -> list[str]:
-    """The texts of an axis' ticks, with as many decimals as tell them apart."""
+    """The texts of an axis' ticks, with as few decimals as keep them distinct."""
     values = [100 * tick if fractions else tick for tick in scale.ticks]
     largest = max(map(abs, values), default=0)
     if scale.log or not 1e-3 < largest < 1e6:
@@ -288,14 +293,14 @@ def _ticks(scale: Scale, fractions: bool) -> list[str]:
     return [f"{text} %" if fractions else text for text in texts]
 
 
-def _runs(marked: np.ndarray) -> list[tuple[int, int]]:
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
     """First and last index of each stretch of True in [n]."""
-    edges = np.flatnonzero(np.diff(np.r_[False, marked, False]))
+    edges = np.flatnonzero(np.diff(np.r_[False, mask, False]))
     return [(int(start), int(stop) - 1) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _extremes(values: np.ndarray, most: int = MAX_POINTS) -> np.ndarray:
-    """Which of the columns of [series, n] to draw: all up to `most`, else each series' extremes of equal stretches."""
+    """Columns of [series, n] to draw: all up to `most`, else each series' extremes in equal stretches."""
     series, total = values.shape
     if total <= most:
         return np.arange(total)
@@ -310,7 +315,7 @@ def _extremes(values: np.ndarray, most: int = MAX_POINTS) -> np.ndarray:
 
 
 def _path(across: np.ndarray, down: np.ndarray) -> str:
-    """Polyline through the finite points, with a gap where a value is not finite."""
+    """A polyline through the finite points, interrupted where a value is not finite."""
     parts = []
     for start, stop in _runs(np.isfinite(down)):
         points = zip(BOX * across[start : stop + 1], BOX * down[start : stop + 1], strict=True)
@@ -319,13 +324,13 @@ def _path(across: np.ndarray, down: np.ndarray) -> str:
 
 
 def _dots(across: np.ndarray, down: np.ndarray) -> str:
-    """The finite points without a finite neighbour, which a line cannot show; round caps make them dots."""
+    """The finite points without a finite neighbour, which a line does not show. Round line caps make them dots."""
     lonely = [start for start, stop in _runs(np.isfinite(down)) if start == stop]
     return "".join(f"M{BOX * across[index]:.1f} {BOX * down[index]:.1f}h0" for index in lonely)
 
 
 def _area(across: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> str:
-    """The area between two curves, where both are finite."""
+    """The area between two curves, wherever both are finite."""
     parts = []
     for start, stop in _runs(np.isfinite(upper) & np.isfinite(lower)):
         there = slice(start, stop + 1)

@@ -1,4 +1,4 @@
-"""What a run has stored, read into a RunResult: everything that its report is made of."""
+"""Reads what a run stored into a RunResult."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,21 +9,26 @@ from trainer import UserError
 from trainer.data.dataset import Pack, Split
 from trainer.data.order import epoch_generator, epoch_order
 from trainer.data.shards import PackedRows
-from trainer.report.summary import RunResult, Trained
+from trainer.epoch import best
+from trainer.report.result import RunResult, Trained
 from trainer.storage import Store, results
 
 
 def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split) -> RunResult:
-    """Everything a report is made of, from what the run has stored. Raises UserError when no epoch was finished."""
+    """Read the results of run `name`, whose images are `rows`, split into `sides`.
+
+    The result shows the epoch of the exported model; without one, the best epoch if `training.keep` is "best", else the last.
+    Raises UserError if no epoch has finished, StoreError if storage fails and ResultsError if a stored record is damaged.
+    """
     facts = results.get_run(storage, name)
     assert facts is not None, "a run stores its facts before it trains"
     history = results.get_history(storage, name)
     if not history:
-        raise UserError(f"run {name} has not finished an epoch: there is nothing to report yet")
+        raise UserError(f"Run {name} has not finished an epoch: nothing to report. Fix: wait for its first epoch.")
     arrays = [results.get_arrays(storage, name, report.epoch) for report in history]
     diagnoses, overfitting = results.get_diagnoses(storage, name)
-    kept = results.best(history) if facts["config"]["training"]["keep"] == "best" else None
     exported = next((report for report in history if report.epoch == facts.get("epoch")), None)
+    kept = best(history) if facts["config"]["training"]["keep"] == "best" else None
     chosen = history.index(exported or kept or history[-1])
     validation = np.array(sides.validation)
     missing = np.full(len(validation), np.nan, np.float32)
@@ -55,7 +60,7 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
 
 
 def _batch(settings: Mapping[str, Any], rows: PackedRows, sides: Split, epoch: int, number: int) -> list[Trained]:
-    """The images of one of the epoch's batches, before augmentation."""
+    """The images of batch `number` (from 0) of an epoch, before augmentation."""
     generator = epoch_generator(settings["run"]["seed"], epoch)
     order = epoch_order(generator, len(sides.training), settings["training"]["batch_size"])
     chosen = np.array(sides.training)[order[number]]

@@ -1,7 +1,7 @@
-"""How good a classifier's answers are, and how sure one can be of that: pure functions of arrays, numpy alone.
+"""A classifier's scores with their confidence intervals: pure functions of arrays, in NumPy alone.
 
-Images of one source photograph are not independent, so every interval here can be taken over *clusters*: the bootstrap draws
-whole clusters. All randomness is seeded: equal input, equal interval.
+Images cut from one photograph are not independent. Every interval here can therefore be taken over *clusters*: the bootstrap
+resamples whole clusters. Random numbers are seeded: equal input gives an equal interval.
 
 Shapes: N images, K classes, B resamples, U distinct scores.
 """
@@ -19,27 +19,27 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A measured value with its 95 % interval; `low` and `high` are None where the data cannot give one."""
+    """A measured value and its 95 % interval. `low` and `high` are None if the data do not allow one."""
 
     value: float | None
     low: float | None
     high: float | None
     method: str
-    """How the interval was made, in words, or why there is none."""
+    """How the interval was computed, or why there is none."""
 
 
 NOTHING = Interval(None, None, None, "no images")
 
 
 def clusters(groups: list[str]) -> np.ndarray:
-    """Cluster number of each image [N]: images of one group share one, an image with the empty group stands for itself."""
+    """Cluster number of each image, int [N]: one for each group; an image with the empty group is a cluster of its own."""
     names = [(group, -1) if group else ("", index) for index, group in enumerate(groups)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([numbers[name] for name in names], int)
 
 
 def wilson(successes: float, trials: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share. Raises ZeroDivisionError without trials."""
+    """Wilson's 95 % interval of a proportion. Raises ZeroDivisionError if `trials` is 0."""
     fraction = successes / trials
     centre = (fraction + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
     half = Z95 / (1 + Z95**2 / trials) * sqrt(fraction * (1 - fraction) / trials + Z95**2 / (4 * trials**2))
@@ -47,7 +47,7 @@ def wilson(successes: float, trials: float) -> tuple[float, float]:
 
 
 def resamples(cluster: np.ndarray, count: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
-    """Bootstrap weights [b, N] in blocks, B = `count` rows in all: how often each image was drawn, clusters drawn whole."""
+    """Bootstrap weights: how often each image was drawn, with clusters drawn whole. Blocks [b, N] of B = `count` rows in all."""
     total = int(cluster.max()) + 1
     random = np.random.default_rng(seed)
     block = max(1, 2_000_000 // len(cluster))
@@ -59,19 +59,19 @@ def resamples(cluster: np.ndarray, count: int = RESAMPLES, seed: int = 0) -> Ite
 def _bootstrap(value: float, cluster: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval:
     """Percentile interval of `statistic`: weights [b, N] -> values [b], NaN where a resample has none."""
     total = int(cluster.max()) + 1
-    unit = "images" if total == len(cluster) else "groups"
+    unit = "image" if total == len(cluster) else "group"
     if total < 2:
-        return Interval(value, None, None, f"no interval: all images are of one of the {unit}")
+        return Interval(value, None, None, f"no interval: only one {unit}")
     values = np.concatenate([statistic(weights) for weights in resamples(cluster)])
     values = values[np.isfinite(values)]
     if not len(values) or np.ptp(values) == 0:
-        return Interval(value, None, None, f"no interval: every resample of the {total:,} {unit} gives the same")
+        return Interval(value, None, None, f"no interval: every resample of the {total:,} {unit}s gives the same value")
     low, high = np.quantile(values, [0.025, 0.975])
-    return Interval(value, float(low), float(high), f"bootstrap over {total:,} {unit}")
+    return Interval(value, float(low), float(high), f"bootstrap over {total:,} {unit}s")
 
 
 def mean(values: np.ndarray, cluster: np.ndarray) -> Interval:
-    """Mean of per-image values [N], such as losses, with the bootstrap's interval."""
+    """Mean of per-image values [N], such as losses, with a bootstrap interval; no value if one of them is not finite."""
     if not len(values):
         return NOTHING
     broken = int(np.sum(~np.isfinite(values)))
@@ -82,9 +82,9 @@ def mean(values: np.ndarray, cluster: np.ndarray) -> Interval:
 
 
 def fraction(hits: np.ndarray, cluster: np.ndarray) -> Interval:
-    """Share of True in [N]: Wilson's interval for independent images, the bootstrap over clusters where they are grouped.
+    """Fraction of True in `hits` [N], with Wilson's interval for independent images and a bootstrap interval for clusters.
 
-    When all images or none are hits, resampling says nothing; then Wilson's interval counts each cluster as one trial.
+    If all images or none are hits, every resample is the same. Wilson's interval then counts each cluster as one trial.
     """
     if not len(hits):
         return NOTHING
@@ -97,14 +97,14 @@ def fraction(hits: np.ndarray, cluster: np.ndarray) -> Interval:
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """Counts [K, K]: row the label, column the prediction."""
+    """Counts [K, K]: rows are labels, columns predictions."""
     return np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
 
 
 def roc(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """False-positive rate, true-positive rate and threshold, each [U + 1], from (0, 0, inf) to (1, 1, lowest score).
 
-    `positive` [N] bool, `scores` [N]; an image counts as found when its score is at least the threshold. Needs both sides.
+    `positive` [N] bool, `scores` [N]. An image is predicted positive if its score is at least the threshold. Needs both classes.
     """
     thresholds, place = np.unique(-scores, return_inverse=True)
     found = np.cumsum(np.bincount(place, positive, len(thresholds)))
@@ -114,13 +114,13 @@ def roc(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def thin(false: np.ndarray, found: np.ndarray, count: int = 200) -> np.ndarray:
-    """Which points of a ROC curve to keep: both ends and about `count` corners, evenly along the curve."""
+    """Indices of the points of a ROC curve to draw: both ends and about `count` in between, evenly along the curve."""
     along = false + found
     return np.unique(np.r_[0, np.searchsorted(along, np.linspace(0, 2, count)).clip(0, len(along) - 1), len(along) - 1])
 
 
 def auc(positive: np.ndarray, scores: np.ndarray, cluster: np.ndarray) -> Interval:
-    """Area under the ROC curve (ties count half) with the bootstrap's interval; value None when a side has no image."""
+    """Area under the ROC curve (ties count half) with a bootstrap interval; no value without images on both sides."""
     if not positive.any() or positive.all():
         return Interval(None, None, None, f"no value: all images are {'in' if positive.any() else 'outside'} the class")
     order = np.argsort(scores, kind="stable")
@@ -134,17 +134,17 @@ def auc(positive: np.ndarray, scores: np.ndarray, cluster: np.ndarray) -> Interv
         false = np.add.reduceat(weights * (1 - yes), starts, axis=1, dtype=float)
         below = np.cumsum(false, axis=1) - false / 2
         pairs = found.sum(1) * false.sum(1)
-        with np.errstate(invalid="ignore"):  # a resample without one side has no pairs: NaN, left out
+        with np.errstate(invalid="ignore"):  # a resample of one side only has no pairs: NaN, which is left out
             return (found * below).sum(1) / pairs
 
     return _bootstrap(float(area(np.ones((1, len(scores)), np.float32))[0]), cluster, area)
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 20) -> tuple[float | None, list[dict[str, Any]]]:
-    """Expected calibration error and the reliability diagram: equal-width bins over 0..1 that hold images.
+    """Expected calibration error, and the rows of the reliability diagram: the non-empty ones of `bins` equal bins over 0..1.
 
-    `confidence` [N] is the probability of the answer given, `right` [N] bool. The error is the mean, over images, of the
-    distance between a bin's mean confidence and its share of right answers. None and [] without images.
+    `confidence` [N] is the probability of the predicted class, `right` [N] bool. The error is the distance between a bin's mean
+    confidence and its accuracy, averaged over images. Returns (None, []) without images.
     """
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     rows: list[dict[str, Any]] = []

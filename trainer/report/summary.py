@@ -1,115 +1,37 @@
-"""The report of a run: `report.html` for people, `report.json` for programs, `loss.png` for a README or a chat.
+"""The facts of a report: the content of report.json, one dict of JSON types. docs/report.md describes its fields.
 
-Separation of concerns: this module makes the facts, one dict of JSON types whose fields docs/report.md describes (`scores`
-computes the numbers), and writes the files; `page` says and draws them.
+`scores` computes the numbers, `sentences` puts them into words; `write` makes the files.
 
 Shapes: N validation images, K classes, E epochs.
 """
 
-import json
 import math
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from spikewise import describe
-from spikewise.records import Diagnosis, Overfitting
+from spikewise.records import Diagnosis
 from trainer import __version__
-from trainer.epoch import EpochReport
-from trainer.report import page, scores
+from trainer.epoch import EpochReport, best
+from trainer.report import scores, sentences
+from trainer.report.result import RunResult
 
 HARDEST = 24
+"""Validation images listed as the hardest."""
 SUSPECTS = 12
-"""Most images listed for a spike, or for one of its batches."""
+"""Images listed for a spike, or for one of its batches."""
 BATCHES = 3
-"""Most batches shown for a spike."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A training image as a batch held it."""
-
-    key: str
-    label: int
-    image: np.ndarray
-    """uint8 [H, W, 3]."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Everything a report is made of, loaded from what a run stored."""
-
-    run: str
-    outcome: str
-    """`completed`, `stopped early`, `interrupted` or `failed: <why>`."""
-    config: dict[str, Any]
-    """`Config.digestible()`."""
-    environment: dict[str, str]
-    classes: tuple[str, ...]
-    data: dict[str, Any]
-    """`Split.facts`, `images`, `manifest` (the digest) and `quarantined`, a list of {key, reason}."""
-    history: list[EpochReport]
-    epoch: int
-    """The epoch that `probabilities` is of."""
-    keys: list[str]
-    """Of the validation images, N; as are `groups`, where "" means that an image stands for itself."""
-    groups: list[str]
-    labels: np.ndarray
-    """[N] int."""
-    probabilities: np.ndarray
-    """[N, K] float32."""
-    losses: np.ndarray
-    """[E, N] float32, nats; row i is of `history[i]`, NaN where it was not stored."""
-    thumbnail: Callable[[int], np.ndarray]
-    """Validation index -> uint8 [H, W, 3]."""
-    diagnoses: Sequence[Diagnosis] | None = None
-    """Of the validation loss' spikes; None for a run that was not watched for them."""
-    overfitting: Overfitting | None = None
-    batch: Callable[[int, int], Sequence[Trained]] | None = None
-    """Epoch, number of one of its batches from 0 -> the batch's images; None where they cannot be looked up."""
-
-
-def write(result: RunResult, folder: Path) -> dict[str, Any]:
-    """Writes report.html, report.json and loss.png into `folder`, each whole or not at all; returns the JSON's dict.
-
-    Raises OSError when the folder cannot be written, and what `thumbnail` raises, before anything is written.
-    """
-    document = summarize(result)
-    listed = [document["hardest"], *(spike["images"] for spike in document["spikes"] or [])]
-    pictures: dict[page.Place, page.Picture] = {
-        row["index"]: page.Picture(result.thumbnail(row["index"]), result.losses[:, row["index"]])
-        for rows in listed
-        for row in rows
-    }
-    for spike in document["spikes"] or []:
-        for batch in spike["batches"]:
-            epoch, number = spike["spike"]["epoch"], batch["batch"]
-            held = result.batch(epoch, number - 1) if result.batch else []
-            places = [row["place"] for row in batch["images"]]
-            pictures |= {(epoch, number, place): page.Picture(held[place].image, np.empty(0)) for place in places}
-    files = {
-        "loss.png": page.loss_png(document),
-        "report.html": page.render(document, pictures).encode("utf-8", "backslashreplace"),
-        "report.json": (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        temporary = folder / f".{name}.{os.getpid()}"
-        temporary.write_bytes(content)
-        temporary.replace(folder / name)
-    return document
+"""Batches listed for a spike."""
 
 
 def summarize(result: RunResult) -> dict[str, Any]:
-    """The content of report.json: JSON types only, every number finite or None."""
+    """Compute the content of report.json: JSON types only; a number that is unknown or not finite is None."""
     history, labels = result.history, np.asarray(result.labels, int)
     cluster = scores.clusters(result.groups)
     kept = next((index for index, report in enumerate(history) if report.epoch == result.epoch), None)
-    best = _best(history)
+    lowest = best(history)
     answered = np.isfinite(result.probabilities).all(1)
     predictions = np.where(answered, np.where(answered[:, None], result.probabilities, 0).argmax(1), -1)
     right = predictions == labels
@@ -122,15 +44,15 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "classes": list(result.classes),
         "epochs": len(history),
         "epoch": result.epoch,
-        "best_epoch": None if best is None else history[best].epoch,
-        "best_validation_loss": None if best is None else history[best].validation_loss,
+        "best_epoch": None if lowest is None else lowest.epoch,
+        "best_validation_loss": None if lowest is None else lowest.validation_loss,
         "seconds": sum(report.seconds for report in history),
         "images_per_second": float(np.median([report.images_per_second for report in history])) if history else None,
         "input_wait": float(np.median([report.input_wait for report in history])) if history else None,
         "restarts": _restarts(history),
         "spikes_summary": None
         if result.diagnoses is None or not history
-        else describe.summary(result.diagnoses, result.overfitting, len(history)),
+        else describe.sentences(result.diagnoses, result.overfitting, len(history)),
         "spikes": None if result.diagnoses is None else [_spike(result, diagnosis) for diagnosis in result.diagnoses],
         "overfitting": None if result.overfitting is None else result.overfitting.as_dict(),
         "generalization_gap": None if kept is None else history[kept].validation_loss - history[kept].train_loss_inference,
@@ -158,23 +80,17 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "environment": result.environment,
     }
     document = _strict(document)
-    return {**document, "headline": page.headline(document), "notes": page.notes(document)}
-
-
-def _best(history: list[EpochReport]) -> int | None:
-    """Index of the lowest finite validation loss."""
-    finite = [index for index, report in enumerate(history) if math.isfinite(report.validation_loss)]
-    return min(finite, key=lambda index: history[index].validation_loss, default=None)
+    return {**document, "headline": sentences.headline(document), "notes": sentences.notes(document)}
 
 
 def _restarts(history: list[EpochReport]) -> list[dict[str, int]]:
-    """The epochs that a resume led into, with the number of resumes so far."""
+    """The epochs in which the run was resumed, with the number of resumes so far."""
     before = [0] + [report.restarts for report in history]
     return [{"epoch": r.epoch, "restarts": r.restarts} for r, so_far in zip(history, before, strict=False) if r.restarts > so_far]
 
 
 def _spike(result: RunResult, diagnosis: Diagnosis) -> dict[str, Any]:
-    """A diagnosis with its words, and the images that it names as the cause."""
+    """A diagnosis, its name and headline, and the images that it blames."""
     suspects = diagnosis.suspects if diagnosis.verdict.name == "few_examples" else ()
     images = [
         {
@@ -189,12 +105,12 @@ def _spike(result: RunResult, diagnosis: Diagnosis) -> dict[str, Any]:
         }
         for one in suspects[:SUSPECTS]
     ]
-    told = {"name": describe.name(diagnosis), "headline": describe.headline(diagnosis.spike)}
-    return {**diagnosis.as_dict(), **told, "images": images, "batches": _batches(result, diagnosis)}
+    words = {"name": describe.name(diagnosis), "headline": describe.headline(diagnosis.spike)}
+    return {**diagnosis.as_dict(), **words, "images": images, "batches": _batches(result, diagnosis)}
 
 
 def _batches(result: RunResult, diagnosis: Diagnosis) -> list[dict[str, Any]]:
-    """The training batches that are the verdict, their images of highest loss first."""
+    """The training batches that the verdict blames, with the images of highest loss first."""
     facts = next((probe.facts for probe in diagnosis.probes if probe.name == "bad_batches"), {})
     if diagnosis.verdict.name != "bad_batch" or "each" not in facts:
         return []
@@ -205,20 +121,20 @@ def _batches(result: RunResult, diagnosis: Diagnosis) -> list[dict[str, Any]]:
         images = [
             {"place": int(i), "key": held[i].key, "label": result.classes[held[i].label], "loss": each[i]} for i in worst[:SUSPECTS]
         ]
-        # counted from 1, as in the sentences
+        # numbered from 1, as in the evidence
         found.append({"batch": number + 1, "loss": loss, "usual": facts["usual"], "of": len(each), "images": images})
     return found
 
 
 def _losses(result: RunResult, kept: int | None, labels: np.ndarray) -> np.ndarray:
-    """Losses [N] of the epoch shown; from the probabilities where they were not stored."""
+    """Losses [N] of the epoch shown, computed from the probabilities if they were not stored."""
     if kept is not None and kept < len(result.losses) and np.isfinite(result.losses[kept]).any():
         return result.losses[kept].astype(float)
     return -np.log(np.maximum(result.probabilities[np.arange(len(labels)), labels].astype(float), 1e-38))
 
 
 def _per_class(classes: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray, cluster: np.ndarray) -> list[dict[str, Any]]:
-    """Recall: how many of a class were recognized; precision: how many of those called so were."""
+    """Images, recall and precision of each class."""
 
     def fraction(hits: np.ndarray, among: np.ndarray) -> dict[str, Any]:
         return asdict(scores.fraction(hits[among], np.unique(cluster[among], return_inverse=True)[1]))
@@ -235,7 +151,7 @@ def _per_class(classes: tuple[str, ...], labels: np.ndarray, predictions: np.nda
 
 
 def _roc(result: RunResult, labels: np.ndarray, answered: np.ndarray, cluster: np.ndarray) -> list[dict[str, Any]]:
-    """One curve for two classes (of the second), else one for each class against the rest; thinned for drawing."""
+    """One curve for two classes (that of the second), else one for each class against the rest; thinned for drawing."""
     curves = []
     for index in [1] if len(result.classes) == 2 else range(len(result.classes)):
         positive, score = labels[answered] == index, result.probabilities[answered, index].astype(float)
@@ -256,7 +172,7 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
 
 
 def _hardest(result: RunResult, labels: np.ndarray, predictions: np.ndarray, losses: np.ndarray) -> list[dict[str, Any]]:
-    """The images of highest loss, not finite first."""
+    """The images of highest loss, non-finite losses first."""
     order = np.argsort(-np.nan_to_num(losses, nan=np.inf), kind="stable")[:HARDEST]
     return [
         {
@@ -274,7 +190,7 @@ def _hardest(result: RunResult, labels: np.ndarray, predictions: np.ndarray, los
 
 
 def _worst_fraction(losses: np.ndarray) -> dict[str, Any] | None:
-    """How much of the whole loss the worst 1 % of the images carry."""
+    """The fraction of the total loss that the worst 1 % of the images carry; None if it is not finite or 0."""
     if not len(losses) or not np.isfinite(losses).all() or not losses.sum():
         return None
     images = math.ceil(len(losses) / 100)
@@ -282,7 +198,7 @@ def _worst_fraction(losses: np.ndarray) -> dict[str, Any] | None:
 
 
 def _strict(value: Any) -> Any:
-    """JSON types only; None for what is not finite."""
+    """The same value in JSON types; None for a number that is not finite."""
     if isinstance(value, dict):
         return {str(key): _strict(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

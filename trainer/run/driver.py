@@ -31,11 +31,12 @@ from trainer.epoch import EpochReport
 from trainer.formatting import duration, one_line, size
 from trainer.metrics import Exporter, MetricsError
 from trainer.report.load import load
-from trainer.report.summary import write
+from trainer.report.write import write
 from trainer.run import ray_cluster
 from trainer.run.console import Console
 from trainer.run.task import Task
 from trainer.storage import Store, open_store, results
+from trainer.storage.checkpoint import Stats
 from trainer.storage.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -127,11 +128,11 @@ class _Run:
                 )
                 self.exporter.update_object_store("worker 0", **event["object_store"])
                 self._hear_of_spikes(event["news"])
-                self.exporter.update_checkpoint(event["checkpoint"])
+                self._show_saves(event["checkpoint"])
                 self.environment["peak memory of a worker"] = size(max(event["peak_memory"]))
             case {"kind": "saved"}:
                 self.console.say(f"checkpoint of step {event['step']} saved")
-                self.exporter.update_checkpoint(event["checkpoint"])
+                self._show_saves(event["checkpoint"])
             case {"kind": "warning"}:
                 self.console.warn(event["message"])
             case {"kind": "failed"}:
@@ -142,7 +143,10 @@ class _Run:
                     self.failure, self.transient = but + event["message"], event["transient"]
             case {"kind": "finished"}:
                 self.finished = event
-                self.exporter.update_checkpoint(event["checkpoint"])
+                self._show_saves(event["checkpoint"])
+
+    def _show_saves(self, saves: Stats) -> None:
+        self.exporter.update_checkpoint(step=saves.step, committed=saves.committed, seconds=saves.seconds, failures=saves.failures)
 
     def _hear_of_spikes(self, news: News | None) -> None:
         if news is None:

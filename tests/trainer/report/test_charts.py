@@ -1,4 +1,4 @@
-"""Positions in charts: nothing lost, nothing out of the box."""
+"""The geometry of charts: no value is lost, and nothing is drawn outside the box."""
 
 import re
 
@@ -15,7 +15,7 @@ def _points(path: str) -> np.ndarray:
 
 
 def test_no_spike_is_lost_in_a_long_run() -> None:
-    """A spike of one epoch in 5,000 is what a user looks for; it must be drawn, and told when pointed at."""
+    """A spike of one epoch in 5,000 would be neither drawn nor shown on hover."""
     values = np.full(5000, 0.5)
     values[3217], values[1111] = 2.0, 0.1
     chart = charts.over_epochs("Loss", np.arange(1, 5001), [Series("validation", "validation", values)])
@@ -29,7 +29,7 @@ def test_no_spike_is_lost_in_a_long_run() -> None:
 
 
 def test_missing_values_leave_a_gap_and_a_named_band() -> None:
-    """Divergence must be seen: a line drawn across it would hide it."""
+    """A line drawn across NaN would hide a divergence."""
     values = np.array([1.0, 0.9, np.nan, np.inf, 0.8, np.nan, 0.7])
     chart = charts.over_epochs("Loss", np.arange(1, 8), [Series("validation", "validation", values)])
     assert chart.lines[0][1].count("M") == 3
@@ -39,14 +39,14 @@ def test_missing_values_leave_a_gap_and_a_named_band() -> None:
 
 
 def test_one_epoch_is_a_dot_in_the_middle() -> None:
-    """The first report of a long run is looked at, too."""
+    """The report of a run's first epoch would show an empty chart."""
     chart = charts.over_epochs("Loss", np.array([1]), [Series("validation", "validation", np.array([0.7]))])
     assert _points(chart.lines[1][1])[0][0] == 500
     assert [tick.text for tick in chart.x_ticks] == ["1"]
 
 
 def test_a_huge_value_makes_the_axis_logarithmic() -> None:
-    """On a linear axis one loss of 10,000 would flatten all others to a line at the bottom."""
+    """On a linear axis, one loss of 10,000 would flatten all others to a line at the bottom."""
     values = np.array([0.7, 0.6, 1e4, 0.5, 0.4])
     chart = charts.over_epochs("Loss", np.arange(1, 6), [Series("validation", "validation", values)])
     assert chart.y_name == "logarithmic"
@@ -56,7 +56,7 @@ def test_a_huge_value_makes_the_axis_logarithmic() -> None:
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [1.0, 1.0], [5e-9, 6e-9], [1e30, 1.0], [0.0, 1e-7], [np.nan, np.nan]])
 def test_everything_lies_in_the_box(values: list[float]) -> None:
-    """Odd values must neither crash the report nor draw across the page."""
+    """Unusual values would crash the report or draw across the page."""
     rules = [Marker(0, "guess", "guess", 0.69)]
     chart = charts.over_epochs("Loss", np.array([1, 2]), [Series("v", "v", np.array(values))], rules=rules, zero=True)
     for _, path in chart.lines:
@@ -67,7 +67,7 @@ def test_everything_lies_in_the_box(values: list[float]) -> None:
 
 
 def test_accuracy_axis_ends_at_100_percent() -> None:
-    """An axis up to 110 % looks broken."""
+    """An axis up to 110 % would look broken."""
     chart = charts.over_epochs("Accuracy", np.array([1, 2]), [Series("v", "v", np.array([1.0, 1.0]))], fractions=True)
     assert [tick.text for tick in chart.y_ticks][-1] == "100 %"
 
@@ -76,7 +76,7 @@ def test_accuracy_axis_ends_at_100_percent() -> None:
     ("value", "text"), [(0.5, "50.0 %"), (1.0, "100 %"), (0.99999, ">99.9 %"), (0.00001, "<0.1 %"), (0.0, "0 %"), (None, "–")]
 )
 def test_percent(value: float | None, text: str) -> None:
-    """ "100 % sure" of a wrong answer, or "0 % wrong" with one mistake, would be untrue."""
+    """A wrong prediction "with 100 %", or "0 % wrong" with one error, would be untrue."""
     assert charts.percent(value) == text
 
 
@@ -85,5 +85,5 @@ def test_percent(value: float | None, text: str) -> None:
     [(0.41234, "0.412"), (17.0651, "17.1"), (314.2, "314"), (1e-4, "0.0001"), (12345.0, "12,345"), (float("nan"), "–")],
 )
 def test_number(value: float, text: str) -> None:
-    """Digits that mean nothing make a page hard to read."""
+    """Meaningless digits would make the page hard to read."""
     assert charts.number(value) == text

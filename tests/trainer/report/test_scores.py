@@ -1,4 +1,4 @@
-"""Every score equals that of a trusted implementation, and every interval says what it claims."""
+"""Scores equal those of scikit-learn and SciPy, and intervals cover what they claim."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ def _bounds(interval: scores.Interval) -> np.ndarray:
 
 
 def test_roc_is_that_of_scikit_learn() -> None:
-    """A wrong curve would tell a user a wrong price of finding more fakes."""
+    """A wrong curve would show a wrong trade-off between found fakes and false alarms."""
     labels, values = _answers()
     for ours, theirs in zip(scores.roc(labels, values), metrics.roc_curve(labels, values, drop_intermediate=False), strict=True):
         np.testing.assert_allclose(ours, theirs)
 
 
 def test_auc_is_that_of_scikit_learn_and_lies_in_its_interval() -> None:
-    """The AUC is a headline number; ties must count half."""
+    """A headline number of the report would be wrong, above all with tied scores."""
     labels, values = _answers()
     auc = scores.auc(labels, values, np.arange(len(labels)))
     assert auc.value == pytest.approx(metrics.roc_auc_score(labels, values))
@@ -38,7 +38,7 @@ def test_auc_is_that_of_scikit_learn_and_lies_in_its_interval() -> None:
 
 
 def test_auc_interval_agrees_with_resampling_by_scikit_learn() -> None:
-    """The vectorized resampling must mean the same as the plain one."""
+    """The interval of the AUC would be too narrow or too wide."""
     labels, values = _answers(200)
     random = np.random.default_rng(1)
     plain = [metrics.roc_auc_score(labels[draw], values[draw]) for draw in random.integers(0, 200, (1000, 200))]
@@ -48,27 +48,27 @@ def test_auc_interval_agrees_with_resampling_by_scikit_learn() -> None:
 
 @pytest.mark.parametrize("side", [True, False])
 def test_auc_of_one_side_alone_is_unknown(side: bool) -> None:
-    """A class that validation lacks must give no number rather than a wrong one or a crash."""
+    """A class without validation images would show a wrong number, or crash the report."""
     auc = scores.auc(np.full(9, side), np.linspace(0, 1, 9), np.arange(9))
     assert auc.value is None
     assert "no value" in auc.method
 
 
 def test_perfect_auc_claims_no_interval() -> None:
-    """1.000 - 1.000 would claim certainty that no validation set can give."""
+    """An interval of 1.000 - 1.000 would claim a certainty that no validation set can give."""
     auc = scores.auc(np.arange(20) > 9, np.arange(20.0), np.arange(20))
     assert (auc.value, auc.low) == (1.0, None)
 
 
 def test_confusion_is_that_of_scikit_learn() -> None:
-    """Rows are labels: turned around, misses would be shown as false alarms."""
+    """With rows and columns swapped, misses would be shown as false alarms."""
     random = np.random.default_rng(0)
     labels, predictions = random.integers(0, 3, 99), random.integers(0, 3, 99)
     np.testing.assert_array_equal(scores.confusion(labels, predictions, 3), metrics.confusion_matrix(labels, predictions))
 
 
 def test_reliability_diagram_is_that_of_scikit_learn() -> None:
-    """A wrong diagram would tell a user to trust, or not to trust, the probabilities."""
+    """A wrong diagram would make a user trust the probabilities, or distrust them, for no reason."""
     right, confidence = _answers(2000)
     error, rows = scores.calibration(confidence, right)
     accuracy, mean = calibration_curve(right, confidence, n_bins=20)
@@ -79,19 +79,19 @@ def test_reliability_diagram_is_that_of_scikit_learn() -> None:
 
 
 def test_calibration_of_nothing_is_unknown() -> None:
-    """A run without validation answers still gets a report."""
+    """A run without finite probabilities would have no report."""
     assert scores.calibration(np.empty(0), np.empty(0, bool)) == (None, [])
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 10), (7, 10), (10, 10), (838, 1000)])
 def test_wilson_is_that_of_scipy(hits: int, trials: int) -> None:
-    """The interval of the accuracy."""
+    """The interval of the accuracy would be wrong."""
     theirs = binomtest(hits, trials).proportion_ci(method="wilson")
     assert scores.wilson(hits, trials) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
 def test_grouped_images_make_wider_intervals() -> None:
-    """Ten crops of one photograph are not ten photographs: ignoring that would make chance look like a finding."""
+    """Ten crops of one photograph would count as ten photographs, and chance would look like a finding."""
     random = np.random.default_rng(5)
     hits = np.repeat(random.random(60) < 0.8, 10)
     alone = scores.fraction(hits, np.arange(600))
@@ -101,14 +101,14 @@ def test_grouped_images_make_wider_intervals() -> None:
 
 
 def test_all_right_still_has_an_interval() -> None:
-    """100 % on 20 images does not mean 100 % on the next ones; with groups, each is one trial."""
+    """100 % on 20 images would claim 100 % on the next ones."""
     assert scores.fraction(np.ones(20, bool), np.arange(20)).low == pytest.approx(0.8389, abs=1e-4)
     grouped = scores.fraction(np.ones(200, bool), np.repeat(np.arange(20), 10))
     assert grouped.low == pytest.approx(0.8389, abs=1e-4)
 
 
 def test_interval_of_a_mean_is_as_wide_as_theory_says_and_repeats() -> None:
-    """The interval of the validation loss; writing the report twice must give the same one."""
+    """The interval of the validation loss would be wrong, or change with every report."""
     values = np.random.default_rng(2).gamma(1, 0.5, 2000)
     one = scores.mean(values, np.arange(2000))
     assert one == scores.mean(values, np.arange(2000))
@@ -117,23 +117,23 @@ def test_interval_of_a_mean_is_as_wide_as_theory_says_and_repeats() -> None:
 
 
 def test_mean_says_how_many_losses_are_not_finite() -> None:
-    """A diverged run must say so instead of showing nan."""
+    """The report of a diverged run would show "nan" without a reason."""
     assert scores.mean(np.array([1.0, np.nan, np.inf]), np.arange(3)).method == "no interval: not finite for 2 of 3 images"
 
 
 def test_one_group_alone_has_no_interval() -> None:
-    """One photograph says nothing about others."""
+    """Images of one photograph alone would claim to say something about others."""
     one = scores.mean(np.array([1.0, 2.0]), np.zeros(2, int))
     assert (one.value, one.low) == (1.5, None)
 
 
 def test_images_without_a_group_stand_for_themselves() -> None:
-    """Keys that group_by does not match must not become one huge group."""
+    """All keys that group_by does not match would become one huge group."""
     assert scores.clusters(["a", "", "a", "", "b"]).tolist() == [0, 1, 0, 2, 3]
 
 
 def test_thinned_curve_keeps_both_ends_and_the_area() -> None:
-    """20,000 points would make a heavy page; 200 must draw the same curve."""
+    """The page would be heavy with 20,000 points, or show another curve."""
     random = np.random.default_rng(4)
     labels = random.random(20_000) < 0.5
     false, found, _ = scores.roc(labels, random.normal(labels, 1.0))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.trainer.report.test_summary import demo
+from tests.trainer.report.runs import demo
 from trainer.formatting import duration, size
 from trainer.run.console import Console
 

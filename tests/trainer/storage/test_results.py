@@ -7,7 +7,7 @@ import pytest
 
 from spikewise.records import Cause, Diagnosis, Overfitting, Spike, Suspect
 from tests.trainer.engine.test_golden import _Rows
-from tests.trainer.report.test_summary import demo
+from tests.trainer.report.runs import demo
 from trainer import UserError, config
 from trainer.data.dataset import Pack, Split
 from trainer.storage import open_store, results

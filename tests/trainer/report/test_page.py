@@ -1,0 +1,166 @@
+"""report.html: what it shows, also of hostile keys and broken runs."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spikewise.records import Cause, Diagnosis, Overfitting, Spike
+from tests.trainer.report.runs import HOSTILE, Page, broken, demo, diagnosed, facts, written
+from trainer.report.summary import HARDEST
+
+
+def test_the_page_has_no_script_and_makes_no_request(tmp_path: Path) -> None:
+    """The page would not open offline or under a strict content policy, or would leak that somebody opened it."""
+    _, text = written(demo(), tmp_path)
+    page = Page(text)
+    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed", "base", "form"}
+    sources = [attributes[name] for _, attributes in page.tags for name in ("src", "srcset", "href") if name in attributes]
+    assert {str(source).split(",")[0] for source in sources} == {"data:image/jpeg;base64", "data:", "report.json"}
+    assert not re.search(r"@import|url\(|https?://", text)
+
+
+def test_hostile_strings_are_shown_as_text(tmp_path: Path) -> None:
+    """Whoever can upload an image could run code in a reader's browser, or disguise a key."""
+    result = demo(epochs=3, images=30)
+    quarantined = [{"key": HOSTILE, "reason": "</td><img src=x onerror=alert(1)>"}]
+    result = replace(
+        result,
+        run="<i>run</i>",
+        outcome=f"failed: {HOSTILE}",
+        keys=[HOSTILE] * 30,
+        groups=[HOSTILE + str(index // 2) for index in range(30)],
+        classes=(HOSTILE, "b"),
+        environment={HOSTILE: HOSTILE},
+        config={**result.config, HOSTILE: {HOSTILE: HOSTILE}},
+        data={**facts((HOSTILE, "b"), result.labels, result.groups), "images": 30, "manifest": HOSTILE, "quarantined": quarantined},
+    )
+    document, text = written(result, tmp_path)
+    page = Page(text)
+    assert document["hardest"][0]["key"] == HOSTILE
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not [attributes for _, attributes in page.tags if "onerror" in attributes]
+    assert page.text.count('<script>alert("1")</script>\\n\\u202egnp.exe & {{ 7*7 }} žluťoučký 图像') > 30
+    assert "\u202e" not in text
+
+
+def test_hostile_keys_in_a_diagnosis_are_shown_as_text(tmp_path: Path) -> None:
+    """A diagnosis names suspicious images, whose keys an attacker may have chosen."""
+    result = diagnosed(replace(demo(epochs=30, images=60), keys=[HOSTILE] * 60))
+    _, text = written(result, tmp_path)
+    page = Page(text)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "\u202e" not in text
+    assert 'mislabelled: Tp/<script>alert("1")</script>\\n\\u202egnp.exe' in page.text
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("which", "title"),
+    [
+        ("one epoch", "Worse than guessing"),
+        ("no epoch", "No epoch finished"),
+        ("no image", "No usable validation results"),
+        ("one image", "100 % of 1 unseen image classified correctly"),
+        ("diverged", "No usable validation results"),
+        ("some not finite", None),
+        ("losses not stored", None),
+        ("class missing", None),
+        ("all right", "100 % of 60 unseen images classified correctly"),
+        ("one group", None),
+        ("no groups", None),
+        ("three classes", None),
+        ("many classes", None),
+    ],
+)
+def test_every_run_gets_a_report(which: str, title: str | None, tmp_path: Path) -> None:
+    """The report is needed most for a run that went wrong; there it would be missing, or show "nan"."""
+    document, page = written(broken(which), tmp_path)
+    assert title in (None, document["headline"][0])
+    assert not re.search(r"\b(nan|None|inf|Undefined)\b", Page(re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)).text)
+    assert document["headline"][0] in Page(page).text
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_spike_to_nan_gets_a_report(tmp_path: Path) -> None:
+    """A run that diverged would have no report."""
+    result = diagnosed(demo(epochs=8, images=60), epochs=(5,))
+    inf = math.inf
+    lost = Spike(5, math.nan, 0.5, 0.02, 0.16, rise=inf, low=inf, high=inf, error=inf, images=60, outcome="divergence")
+    cause = Cause("divergence", 1.0, 1.0, 1.0, "The loss is not finite.", "resume from a checkpoint.")
+    history = [replace(row, validation_loss=math.nan) if row.epoch >= 5 else row for row in result.history]
+    document, text = written(replace(result, history=history, diagnoses=[Diagnosis(lost, (cause,))]), tmp_path)
+    assert document["spikes"][0]["spike"]["loss"] is None
+    assert "Training diverged in epoch 5." in text
+    assert not re.search(r"\b(nan|None|inf)\b", Page(re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)).text)
+
+
+def test_a_long_run_on_much_data_makes_a_light_page(tmp_path: Path) -> None:
+    """After 1,000 epochs with 20,000 validation images the page would be too heavy for a phone."""
+    result = demo(epochs=1000, images=1000)
+    many = replace(
+        result,
+        keys=result.keys * 20,
+        groups=result.groups * 20,
+        labels=np.tile(result.labels, 20),
+        probabilities=np.tile(result.probabilities, (20, 1)),
+        losses=np.tile(result.losses, (1, 20)),
+    )
+    document, page = written(many, tmp_path)
+    assert document["validation"]["images"] == 20_000
+    assert len(document["hardest"]) == HARDEST
+    assert len(page) < 700_000
+    assert (tmp_path / "report.json").stat().st_size < 1_000_000
+
+
+def test_spikes_are_summed_up_first_and_then_shown_one_by_one(tmp_path: Path) -> None:
+    """A reader would not find what happened, why, and what to do."""
+    document, text = written(diagnosed(demo()), tmp_path)
+    page = Page(text)
+    first, second, *_ = document["spikes_summary"]
+    assert (first, second) == ("3 spikes in 40 epochs.", "One was lagging BatchNorm statistics (epoch 5).")
+    assert f"<b>{first}</b> {second}" in text
+    assert page.text.index(second) < page.text.index("Always predicting") < page.text.index("Accuracy")
+    assert [attributes["id"] for tag, attributes in page.tags if tag == "article"] == ["spike-5", "spike-13", "spike-29"]
+    assert page.text.count("Within the epoch") == page.text.count("Along the epoch's update") == 3
+    for spike in document["spikes"]:
+        assert spike["headline"] in page.text
+        assert spike["causes"][0]["evidence"] in page.text
+    assert "spike: 4 images, probably mislabelled" in text
+    assert document["spikes"][1]["images"][0]["key"] in page.text[page.text.index("Epoch 13 ") : page.text.index("Epoch 29")]
+    assert [len(spike["images"]) for spike in document["spikes"]] == [0, 4, 0]
+
+
+def test_images_that_look_mislabelled_are_marked(tmp_path: Path) -> None:
+    """A user would not see which labels to correct, and why."""
+    document, text = written(diagnosed(demo()), tmp_path)
+    row = document["spikes"][1]["images"][0]
+    assert (row["prediction"], row["probability"], row["looks"]) == ("authentic", 0.97, "mislabelled")
+    assert Page(text).text.count("predicted authentic, 97.0 %") == 4
+
+
+def test_a_bad_batch_without_known_images_is_reported(tmp_path: Path) -> None:
+    """A run whose training images cannot be looked up would have no report."""
+    document, text = written(diagnosed(demo(), epochs=(5, 13, 29, 34), batch=None), tmp_path)
+    assert [batch["images"] for batch in document["spikes"][3]["batches"]] == [[], []]
+    assert "Batch 97:" not in text
+
+
+def test_no_spike_is_reported_only_for_a_diagnosed_run(tmp_path: Path) -> None:
+    """A run that was never diagnosed would read as one without spikes; a run without spikes would have an empty section."""
+    _, quiet = written(replace(demo(), diagnoses=[]), tmp_path / "quiet")
+    document, unwatched = written(demo(), tmp_path / "unwatched")
+    assert "No spike in 40 epochs." in quiet
+    assert (document["spikes"], document["spikes_summary"]) == (None, None)
+    assert quiet.count("<section") == unwatched.count("<section")
+    assert quiet.replace('  <p class="lead summary"><b>No spike in 40 epochs.</b> </p>\n', "") == unwatched
+
+
+def test_overfitting_is_reported_once(tmp_path: Path) -> None:
+    """The same trend in two sentences would read like two findings."""
+    trend = Overfitting(epoch=4, loss=0.44, climb=0.013, gap=0.5)
+    _, text = written(diagnosed(demo(), overfitting=trend), tmp_path)
+    assert Page(text).text.count("(overfitting)") == 1

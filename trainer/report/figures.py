@@ -1,0 +1,182 @@
+"""Which charts a report shows, and from which fields of report.json; `charts` computes their geometry.
+
+`page` places them on the page; `picture` draws the loss curves once more.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from spikewise import describe
+from trainer.report import charts
+from trainer.report.charts import Chart, Marker, Series, number, percent
+
+MAX_CURVES = 6
+"""ROC curves in one chart."""
+NEIGHBOURS = 8
+"""Epochs before and after a spike in its own chart."""
+TEXT_WIDTH = 0.18
+"""Width of a spike's text, as a fraction of the chart."""
+LEGENDS = {
+    "validation_loss": ("validation", "validation"),
+    "train_loss_inference": ("training, inference mode", "inference"),
+    "train_loss": ("training, as Keras reports it", "training"),
+    "validation_accuracy": ("validation", "validation"),
+    "train_accuracy": ("training, as Keras reports it", "training"),
+}
+"""Field of the history -> name in a legend, style."""
+STRIPS = {
+    "images_per_second": ("Images per second", False),
+    "input_wait": ("Waiting for input", True),
+    "seconds": ("Seconds per epoch", False),
+    "gradient_norm": ("Gradient norm", False),
+    "update_norm": ("Update norm", False),
+    "learning_rate": ("Learning rate", False),
+}
+"""Field of the history -> title of its small chart, whether it is a fraction."""
+
+
+def losses(history: list[dict[str, Any]]) -> list[Series]:
+    """The loss curves: validation, training in inference mode, training."""
+    return [_series(history, key) for key in ("validation_loss", "train_loss_inference", "train_loss")]
+
+
+def spike_markers(document: dict[str, Any]) -> list[Marker]:
+    """The spikes on the loss curve. Those too close to the last one for a text show their cause on hover only."""
+    spikes = document["spikes"] or []
+    fits = charts.text_fits([one["spike"]["epoch"] for one in spikes], TEXT_WIDTH * len(document["history"]))
+    return [
+        Marker(one["spike"]["epoch"], _short(one) if fit else "", "spike", one["spike"]["loss"], f"spike: {one['name']}")
+        for one, fit in zip(spikes, fits, strict=True)
+    ]
+
+
+def loss(document: dict[str, Any]) -> Chart | None:
+    """The loss of all epochs, with the best epoch, resumes and spikes; None without an epoch, as are all charts of epochs."""
+    history, guess_loss = document["history"], document["validation"]["guess_loss"]
+    if not history:
+        return None
+    resumes = [Marker(row["epoch"], f"resumed, epoch {row['epoch']}", "resumed") for row in document["restarts"]]
+    best = []
+    if document["best_epoch"] is not None:
+        style = "best low" if document["spikes"] else "best"  # the spikes' texts are at the top
+        best = [Marker(document["best_epoch"], f"best, epoch {document['best_epoch']}", style, document["best_validation_loss"])]
+    return charts.over_epochs(
+        "Loss by epoch",
+        _epochs(history),
+        losses(history),
+        shaded=(0, 1),
+        rules=[Marker(0, "guessing", "guess", guess_loss)] if guess_loss else [],
+        markers=best + resumes + spike_markers(document),
+        ticks=6,
+    )
+
+
+def accuracy(document: dict[str, Any]) -> Chart | None:
+    """The accuracy of all epochs, beside that of always predicting the most frequent class."""
+    history, majority = document["history"], document["validation"]["majority"]
+    if not history:
+        return None
+    series = [_series(history, key) for key in ("validation_accuracy", "train_accuracy")]
+    rules = [Marker(0, f"always “{majority['class']}”", "guess", majority["fraction"])] if majority else []
+    return charts.over_epochs("Accuracy by epoch", _epochs(history), series, rules=rules, fractions=True)
+
+
+def strips(document: dict[str, Any]) -> list[tuple[str, str, Chart]]:
+    """Title, median and small chart of each of `STRIPS`."""
+    history = document["history"]
+    drawn = []
+    for key, (name, fractions) in STRIPS.items() if history else ():
+        values = _values(history, key)
+        chart = charts.over_epochs(
+            f"{name} by epoch",
+            _epochs(history),
+            [Series(name.lower(), "plain", values)],
+            fractions=fractions,
+            zero=True,
+            ticks=2,
+        )
+        drawn.append((name, (percent if fractions else number)(float(np.median(values))), chart))
+    return drawn
+
+
+def roc(document: dict[str, Any]) -> Chart | None:
+    """The ROC curves, at most MAX_CURVES: those of lowest AUC. None if no class has one."""
+    curves = [curve for curve in document["roc"] if curve["false_positive_rate"]]
+    if not curves:
+        return None
+    curves = sorted(curves, key=lambda curve: curve["auc"]["value"])[:MAX_CURVES]
+    axes = ("false_positive_rate", "true_positive_rate", "threshold")
+    drawn = [
+        (curve["class"], f"curve-{index}", *(np.array(curve[axis], float) for axis in axes)) for index, curve in enumerate(curves)
+    ]
+    return charts.roc("ROC curve", drawn)
+
+
+def reliability(document: dict[str, Any]) -> Chart | None:
+    """The reliability diagram; None without a prediction."""
+    bins = document["calibration"]["bins"]
+    return charts.reliability("Reliability diagram", bins, 1 / len(document["classes"])) if bins else None
+
+
+def of_spike(document: dict[str, Any], spike: dict[str, Any]) -> list[tuple[str, str, Chart]]:
+    """Title, caption and chart of what was measured around and inside a spike's epoch."""
+    epoch, probes = spike["spike"]["epoch"], {probe["name"]: probe for probe in spike["probes"]}
+    near = [row for row in document["history"] if abs(row["epoch"] - epoch) <= NEIGHBOURS]
+    drawn = []
+    if near:
+        baseline = spike["spike"]["baseline"]
+        chart = charts.over_epochs(
+            f"Loss around epoch {epoch}",
+            _epochs(near),
+            losses(near)[:2],
+            rules=[Marker(0, "", "guess", baseline)],
+            markers=[Marker(epoch, "", "spike", spike["spike"]["loss"])],
+            ticks=3,
+        )
+        chart.legend = []
+        expected = "" if baseline is None else " Dashed: the expected validation loss."
+        drawn.append(("Neighbouring epochs", f"Colours as above.{expected}", chart))
+    if points := _points(probes.get("path")):
+        chart = charts.measurements(f"Loss within epoch {epoch}", points, x_name="step of the epoch")
+        drawn.append(("Within the epoch", "Validation loss after that many steps.", chart))
+    if points := _points(probes.get("line")):
+        usual, times = (probes["line"]["facts"][name] for name in ("at", "times"))
+        label = f"Loss along the update of epoch {epoch}"
+        chart = charts.measurements(label, points, x_name="fraction of the update", fractions=True, highlighted=usual)
+        reach = ", the reach of steps of the usual length" if times > 1.05 else ""
+        text = "0 %: weights before the epoch. 100 %: after it. BatchNorm statistics re-estimated. "
+        text += f"Filled: {whole_percent(usual)}{reach}."
+        drawn.append(("Along the epoch's update", text, chart))
+    return drawn
+
+
+def whole_percent(fraction: float | None) -> str:
+    """A fraction of a rise in whole percent: its interval is too wide for decimals."""
+    return "–" if fraction is None else describe.part(fraction).replace("%", " %")
+
+
+def _short(spike: dict[str, Any]) -> str:
+    """A spike's cause in a word or two."""
+    cause = spike["causes"][0]["name"]
+    return spike["name"].removeprefix("a ") if cause == "run_event" else cause.replace("_", " ").replace("batchnorm", "BatchNorm")
+
+
+def _epochs(history: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([row["epoch"] for row in history])
+
+
+def _values(history: list[dict[str, Any]], key: str) -> np.ndarray:
+    """One field of the history, NaN where it is null."""
+    return np.array([np.nan if row[key] is None else row[key] for row in history], float)
+
+
+def _series(history: list[dict[str, Any]], key: str) -> Series:
+    return Series(*LEGENDS[key], _values(history, key))
+
+
+def _points(probe: dict[str, Any] | None) -> list[tuple[float, float]]:
+    """The losses that a probe measured, by position; empty if too few for a line."""
+    measured = probe["facts"]["losses"] if probe else {}
+    points = sorted((float(at), np.nan if loss is None else loss) for at, loss in measured.items())
+    return points if len(points) > 1 else []

@@ -1,0 +1,94 @@
+"""The report's sentences about the whole run, from the fields of report.json. What is said of spikes comes from `spikewise`."""
+
+from typing import Any
+
+import numpy as np
+
+from trainer.report.charts import number, percent
+
+FEW_GROUPS = 30
+"""Below this many groups the bootstrap's intervals are rough."""
+NOTABLE_WAIT = 0.2
+"""Fraction of the training time spent waiting for input that deserves a note."""
+
+
+def headline(document: dict[str, Any]) -> list[str]:
+    """How the run went; the first sentence is the report's title."""
+    if not document["epochs"]:
+        return ["No epoch finished", "There is nothing to report yet."]
+    accuracy, majority = document["validation"]["accuracy"], document["validation"]["majority"]
+    if accuracy["value"] is None:
+        return ["No usable validation results", _course(document)]
+    correct = f"{percent(accuracy['value'])} of {amount(document['validation']['images'], 'unseen image')}"
+    always = f"always predicting “{majority['class']}” would get {percent(majority['fraction'])} right"
+    if majority["fraction"] == 1:  # a single class: nothing to guess
+        sentences = [f"{correct} classified correctly"]
+    elif accuracy["low"] is not None and accuracy["low"] <= majority["fraction"]:
+        title = "Not clearly better than guessing" if accuracy["high"] >= majority["fraction"] else "Worse than guessing"
+        sentences = [title, f"{correct} are classified correctly; {always}."]
+    else:
+        sentences = [f"{correct} classified correctly", f"{always[0].upper()}{always[1:]}."]
+    sentences.append(_course(document))
+    shown, best = document["epoch"], document["best_epoch"]
+    if best not in (None, shown):
+        sentences.append(f"This page shows the results of epoch {shown}.")
+        if document["config"]["training"]["keep"] == "last":
+            sentences.append(f'Set training.keep = "best" to keep the model of epoch {best}.')
+    return sentences
+
+
+def notes(document: dict[str, Any]) -> list[str]:
+    """What to know before trusting the numbers; empty for an undisturbed run on clean data."""
+    validation, data = document["validation"], document["data"]
+    found = []
+    missing = [name for name, count in validation["by_class"].items() if not count]
+    if validation["images"] and missing:
+        found.append(f"No validation images of {', '.join(missing)}: how well the model recognizes this is unknown.")
+    if validation["groups"] and validation["groups"] < FEW_GROUPS:
+        found.append(f"The validation images come from only {amount(validation['groups'], 'group')}: the intervals are rough.")
+    if validation["unanswered"]:
+        counted = "; they count as wrong" if validation["accuracy"]["value"] is not None else ""
+        found.append(f"The model gave no finite probability for {amount(validation['unanswered'], 'validation image')}{counted}.")
+    if copies := data["conflicting_labels"]["images"]:
+        found.append(f"Exact copies with different labels: {amount(copies, 'image')} (see Data).")
+    if data["quarantined"]:
+        found.append(f"Left out because they cannot be decoded: {amount(len(data['quarantined']), 'image')} (see Data).")
+    if document["restarts"]:
+        epochs = ", ".join(str(restart["epoch"]) for restart in document["restarts"])
+        found.append(f"Training resumed from a checkpoint in epoch {epochs}.")
+    if (wait := document["input_wait"] or 0) > NOTABLE_WAIT:
+        found.append(f"The slowest worker spent {percent(wait)} of the training time waiting for input.")
+    return found
+
+
+def amount(count: int, noun: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
+
+
+def _course(document: dict[str, Any]) -> str:
+    """How the validation loss developed over the epochs."""
+    history = document["history"]
+    losses = [row["validation_loss"] for row in history]
+    if document["best_epoch"] is None:
+        return "The validation loss was never finite."
+    finite = [index for index, loss in enumerate(losses) if loss is not None]
+    best = next(index for index, row in enumerate(history) if row["epoch"] == document["best_epoch"])
+    lowest = f"The validation loss was lowest, {number(losses[best])}, after epoch {document['best_epoch']} of {len(history)}"
+    if finite[-1] < len(history) - 1:
+        return f"{lowest}. Since epoch {history[finite[-1] + 1]['epoch']} it is no longer finite: training diverged."
+    if len(history) < 3:
+        return f"{lowest}: too few epochs to see a trend."
+    if best >= len(history) - max(2, len(history) // 10):
+        return f"{lowest}, close to the end: more epochs may lower it further."
+    recent = float(np.median([losses[index] for index in finite[-5:]]))
+    if recent < 1.1 * losses[best]:
+        return f"{lowest}, and has stayed close to it since ({number(recent)} at the end): more epochs are unlikely to help."
+    risen = f"{lowest}. It has since risen to {number(recent)}"
+    if document["overfitting"] is not None:  # the summary of the spikes says why
+        return f"{risen}."
+    start, end = history[best]["train_loss_inference"], history[-1]["train_loss_inference"]
+    if start is not None and end is not None and end < start:
+        fell = f"the loss on training images fell from {number(start)} to {number(end)}"
+        return f"{risen} while {fell}: the model memorizes them (overfitting)."
+    return f"{risen}, and the loss on training images did not fall further either."

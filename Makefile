@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' spikewise/__init__.py)
 IMAGE ?= localhost/spikewise:$(VERSION)$(VARIANT:%=-%)
-OBJECT_STORE_IMAGE ?= localhost/spikewise-object-store:$(VERSION)
+S3_SERVER_IMAGE ?= localhost/spikewise-s3-server:$(VERSION)
 CONFIG ?= jobs/configs/$(if $(filter submit manifests,$(MAKECMDGOALS)),gpu,question).toml
 OVERLAY ?= gpu
 SHAPE ?= job
@@ -17,7 +17,7 @@ SUBMIT = $(BIN)/python -m jobs.submit --config $(CONFIG) $(SET:%=--set %) --over
 	$(SECRET:%=--secret %) $(ON_CLUSTER)
 
 .PHONY: help install demo train test unit lint format bench lock clean
-.PHONY: image image-object-store cluster-data submit manifests status logs cancel e2e dashboard
+.PHONY: image image-s3-server cluster-data submit manifests status logs cancel e2e dashboard
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(READY) ## the main job on real photographs, with a local object store: a report in a few minutes
+demo: $(READY) ## the main job on real photographs, with a local S3 server: a report in a few minutes
 	$(BIN)/python -m jobs.demo
 
 train: $(READY) ## train: make train CONFIG=jobs/configs/question.toml SET="data.source=s3://my-bucket/images"
@@ -59,11 +59,11 @@ bench: $(READY) ## measure speed and memory, printed as JSON (about 15 minutes; 
 image: ## the container image, with docker, podman or buildah: make image IMAGE=registry.example/spikewise:1 [VARIANT=gpu]
 	docker/build $(IMAGE) $(VARIANT:%=--build-arg VARIANT=%) $(BUILD)
 
-image-object-store: ## the image of an S3 server for a cluster without a bucket
-	docker/build $(OBJECT_STORE_IMAGE) --target object-store $(BUILD)
+image-s3-server: ## the image of an S3 server for a cluster without a bucket
+	docker/build $(S3_SERVER_IMAGE) --target s3-server $(BUILD)
 
 cluster-data: $(READY) ## that S3 server in the cluster, with the demo's images
-	$(BIN)/python -m jobs.cluster_data --image $(OBJECT_STORE_IMAGE) $(ON_CLUSTER)
+	$(BIN)/python -m jobs.cluster_data --image $(S3_SERVER_IMAGE) $(ON_CLUSTER)
 
 submit: $(READY) ## run on a cluster: make submit CONFIG=F OVERLAY=local|gpu|spot|kueue [SHAPE=job|rayjob] IMAGE=I SET="run.name=first"
 	$(SUBMIT)
@@ -81,7 +81,7 @@ cancel: $(READY) ## end a run; it saves a checkpoint first: make cancel RUN=firs
 	@$(BIN)/python -m jobs.cluster cancel $(RUN:%=--run %) $(ON_CLUSTER)
 
 e2e: $(READY) ## runs, failures and mistakes on the cluster of the current context (about half an hour; images: see docs/cluster.md)
-	SPIKEWISE_IMAGE=$(IMAGE) SPIKEWISE_OBJECT_STORE_IMAGE=$(OBJECT_STORE_IMAGE) $(BIN)/python -m pytest tests/e2e/run_on_cluster.py
+	SPIKEWISE_IMAGE=$(IMAGE) SPIKEWISE_S3_SERVER_IMAGE=$(S3_SERVER_IMAGE) $(BIN)/python -m pytest tests/e2e/run_on_cluster.py
 
 dashboard: $(READY) ## write the Grafana dashboard's JSON anew
 	$(BIN)/python -m k8s.monitoring.dashboard > k8s/monitoring/dashboard.json
@@ -89,8 +89,8 @@ dashboard: $(READY) ## write the Grafana dashboard's JSON anew
 lock: $(READY) ## resolve the dependencies of pyproject.toml anew
 	$(LOCK) --output-file requirements.lock --group job
 	$(LOCK) --constraint requirements.lock --output-file requirements-dev.lock --group job --group cluster --group demo --group dev
-	$(LOCK) --constraint requirements.lock --override docker/requirements-cpu.override --output-file docker/requirements-cpu.lock --group job docker/requirements-cpu.in
-	$(LOCK) --constraint requirements.lock --output-file docker/requirements-gpu.lock --group job --group gpu
+	$(LOCK) --constraint requirements-dev.lock --override docker/requirements-cpu.override --output-file docker/requirements-cpu.lock --group job --group cluster docker/requirements-cpu.in
+	$(LOCK) --constraint requirements-dev.lock --output-file docker/requirements-gpu.lock --group job --group cluster --group gpu
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
 clean: ## remove caches, shards and demo data, but no run's report

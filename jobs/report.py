@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from jobs.command_line import add_configuration
 from trainer import UserError, config
 from trainer.data.index import split
 from trainer.data.pack import load_pack
@@ -16,12 +17,7 @@ from trainer.storage import open_store, results
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.report", description="Writes a run's report from its stored results.")
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a configuration with the run's [s3] section and run.storage"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
-    )
+    add_configuration(parser, "a configuration with the run's [s3] section and run.storage")
     parser.add_argument("--run", required=True, metavar="NAME", help="name of the run; it may still be going on")
     arguments = parser.parse_args(argv)
     try:

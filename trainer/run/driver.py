@@ -28,6 +28,7 @@ from trainer.data.index import DataError, split
 from trainer.data.pack import images_of, pack
 from trainer.data.shards import PackedRows, open_rows
 from trainer.epoch import EpochReport
+from trainer.epoch import best as best_epoch
 from trainer.formatting import duration, one_line, size
 from trainer.metrics import Exporter, MetricsError
 from trainer.report.load import load
@@ -115,7 +116,7 @@ class _Run:
             case {"kind": "epoch"}:
                 report: EpochReport = event["report"]
                 self.history = [*(earlier for earlier in self.history if earlier.epoch < report.epoch), report]
-                best = results.best(self.history)
+                best = best_epoch(self.history)
                 self.console.done(f"epoch {report.epoch}/{epochs}")
                 self.console.epoch(report, epochs, best)
                 self.exporter.update(

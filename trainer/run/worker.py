@@ -29,6 +29,7 @@ from trainer.engine.distributed_network import TrainedNetwork
 from trainer.engine.group import Group
 from trainer.engine.step import Learner, StepStats
 from trainer.epoch import EpochReport
+from trainer.epoch import best as best_epoch
 from trainer.model.export import export
 from trainer.run.task import Task
 from trainer.storage import StoreError, open_store, results
@@ -157,7 +158,7 @@ class _Worker:
         if not self.chief:
             return
         try:
-            results.mend_history(self.store, self.task.run, self.history)
+            results.replace_history(self.store, self.task.run, self.history)
             if self.history and self.diagnostician.detector.epoch == len(self.history):  # else it has failed: nobody knows
                 results.put_diagnoses(self.store, self.task.run, list(self.diagnostician.diagnoses), self.diagnostician.overfitting)
         except StoreError as error:  # training does not die of its report
@@ -345,7 +346,7 @@ class _Worker:
 
     def _no_longer_improving(self) -> bool:
         patience = self.settings.training.early_stopping
-        best = results.best(self.history)
+        best = best_epoch(self.history)
         return bool(patience) and best is not None and self.history[-1].epoch - best.epoch >= patience
 
     def _flush(self) -> None:
@@ -365,7 +366,7 @@ class _Worker:
                 weights = {name: array for name, array in found.state.items() if name.startswith(("model/", "optimizer/"))}
                 self.learner.restore(weights)
                 epoch = next(report.epoch for report in self.history if report.step == found.step)
-            if keep_best and (lowest := results.best(self.history)) and lowest.epoch != epoch:
+            if keep_best and (lowest := best_epoch(self.history)) and lowest.epoch != epoch:
                 log.warning("model.keras is of epoch %d: the checkpoint of the best, %d, is not there", epoch, lowest.epoch)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.keras")

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import assume, settings
+from hypothesis import Phase, assume, settings
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from tests.support.properties import BOUNDED
@@ -169,8 +169,9 @@ def test_pickled_stores_work(store: Store) -> None:
 
 
 NAMES = st.sampled_from(["a", "b", "a b", "a-", "ü", "%2F", "line\nbreak"]) | st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=20
+    st.characters(exclude_categories=["Cs"], exclude_characters="/\0\\"), min_size=1, max_size=20
 ).filter(lambda name: name not in (".", "..") and not name.startswith(".spikewise-"))
+"""No backslash: SeaweedFS takes it for a slash."""
 KEYS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
 
 
@@ -249,9 +250,12 @@ class Operations(RuleBasedStateMachine):
 
 def test_any_operations(store: Store) -> None:
     """Some sequence of operations would lose, invent or mix up objects."""
-    examples, numbers = 60 if isinstance(store, FolderStore) else 5, itertools.count()
+    numbers = itertools.count()
 
     def machine() -> Operations:
         return Operations(open_store(f"{store.url}/{next(numbers)}", S3()))
 
-    run_state_machine_as_test(machine, settings=settings(BOUNDED, max_examples=examples, stateful_step_count=25))
+    bounded = settings(BOUNDED, max_examples=60, stateful_step_count=20)
+    if not isinstance(store, FolderStore):
+        bounded = settings(bounded, max_examples=5, phases=[Phase.generate])  # to shrink a failure would take minutes
+    run_state_machine_as_test(machine, settings=bounded)

@@ -207,14 +207,20 @@ def _run(run: _Run, lease: Lease) -> Outcome:
     previous = results.get_run(run.storage, run.name)
     if previous:
         config.check_resumable(run.settings, previous["config"], run.name)
-    manifest = images_of(run.name, run.settings, run.storage, previous)
+    source = open_store(run.settings.data.source, run.settings.s3)
+    manifest = images_of(run.name, source, run.storage, run.settings.data, previous)
     _check_output(run.settings.run.output)
     with ray_cluster.connect(run.settings):
         cores = ray_cluster.cores_for_a_worker(run.settings)
         run.exporter.enter("packing")
         packed = _packed(run, manifest)
         rows = open_rows(packed, run.storage, Path(run.settings.pipeline.cache_dir))
-        sides = split(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes, run.settings.data)
+        data = run.settings.data
+        sides = split(
+            *(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes),
+            validation_fraction=data.validation_fraction,
+            min_validation=data.min_validation,
+        )
         _check_data(run.settings, sides)
         _say_data(run, packed, sides)
         facts = {"config": run.settings.as_dict(), "manifest": packed.digest, "environment": run.environment}

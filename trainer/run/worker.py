@@ -87,7 +87,17 @@ class _Worker:
         self.group = Group()
         self.chief = self.group.rank == 0
         self.learner = Learner(self.group, self.settings, task.pack.image_shape, len(task.pack.classes))
-        self.feed = Feed(rows, training, self.settings, rank=self.group.rank, size=self.group.size)
+        self.feed = Feed(
+            rows,
+            training,
+            batch_size=self.settings.training.batch_size,
+            seed=self.settings.run.seed,
+            memory_bytes=self.settings.pipeline.memory_bytes,
+            flip=self.settings.pipeline.flip,
+            shift=self.settings.pipeline.shift,
+            rank=self.group.rank,
+            size=self.group.size,
+        )
         if self.feed.resident:
             self.learner.resident = self.feed.load()
         self.checkpoints = Checkpoints(self.store, task.run, self.settings.checkpoint.keep_last)

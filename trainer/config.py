@@ -1,12 +1,13 @@
-"""The run's configuration: one strict TOML file, typed, with units in the docstrings.
+"""The configuration of a run: one strict TOML file, typed. Docstrings below the keys give units and bounds.
 
-Separation of concerns: this module says what may be configured and what is impossible in itself. What can only be known
-with the data or the cluster at hand (a class without images, more workers than cores) is checked where it is known.
+Separation of concerns: this module knows which values are possible in themselves. Checks that need the data or the cluster (a
+class without images, more workers than cores) are where these are known.
 """
 
 import json
 import re
 import tomllib
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,12 +18,12 @@ from trainer import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, le=1e6)]  # longer ones, infinity among them, the operating system does not take
+Seconds = Annotated[float, Field(gt=0, le=1e6)]  # the operating system takes no longer times
 Bytes = Annotated[int, Field(ge=1)]
 
 
 FREE_TO_CHANGE = {"s3", "launch", "checkpoint", "metrics"}
-"""Sections that a resumed run may change, besides the keys below: nothing there changes what is learned."""
+"""Sections that a resumed run may change, because they do not affect what is learned."""
 KEYS_FREE_TO_CHANGE = {
     ("run", "name"),
     ("run", "storage"),
@@ -36,10 +37,11 @@ KEYS_FREE_TO_CHANGE = {
     ("data", "min_validation"),
     ("data", "max_quarantined"),
 }
+"""Keys of other sections that a resumed run may change."""
 
 
 class ConfigError(UserError):
-    """The configuration is wrong; the message has one line for each problem, naming key, value and bound."""
+    """The configuration is wrong; the message has one line for each problem, with key, value and bound."""
 
 
 class Section(BaseModel):
@@ -48,34 +50,36 @@ class Section(BaseModel):
 
 class Run(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$")] | None = None
-    """Names the run in storage and metrics. Running again under a name resumes it. Unset: config's name and the time."""
+    """Name of the run in storage and metrics: at most 52 small letters, digits and dashes. Starting a run under an existing name
+    resumes it. Default: the name of the configuration file and the time."""
     storage: str = "s3://spikewise/runs-and-shards"
-    """Where shards, checkpoints and reports go: `s3://bucket/prefix`, or a folder."""
+    """Where shards, checkpoints and reports are stored: `s3://bucket/prefix` or a folder."""
     output: str = "runs"
-    """Local folder for the report of each run."""
+    """Local folder of the reports, one folder for each run."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the weights, the order of images, augmentation and dropout."""
 
 
 class Data(Section):
     source: str
-    """Where the images are: `s3://bucket/prefix`, or a folder."""
+    """Where the images are: `s3://bucket/prefix` or a folder. Required."""
     classes: dict[str, str] = {}
-    """Class name -> key prefix below `source`, such as `authentic = "Au/"`. The order gives the label numbers."""
+    """Class name -> key prefix below `source`, such as `authentic = "Au/"`. The order defines the label numbers, from 0."""
     class_pattern: str | None = None
-    """Instead of `classes`: a regular expression searched in the key (below `source`); its group `class` is the class name."""
+    """Instead of `classes`: a regular expression, searched in the key below `source`. Its group `class` is the class name."""
     group_by: str | None = None
-    """A regular expression searched in the key (below `source`); its first group names the image's source. Images of one
-    source stay on one side of the split. Keys that it does not match are groups of their own."""
+    """A regular expression, searched in the key below `source`. Its first group names the source photograph. Images with the same
+    name stay on one side of the split. A key that does not match has no group. Default: no groups."""
     image_size: tuple[Annotated[int, Field(ge=8, le=2048)], Annotated[int, Field(ge=8, le=2048)]] = (64, 64)
-    """Height and width in pixels to which every image is resized."""
+    """Height and width in pixels, each 8 to 2048, to which every image is resized."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the sources (of the distinct images, without `group_by`) in the validation set."""
+    """Fraction of the groups (without `group_by`: of the distinct images) used for validation, above 0 and below 1."""
     min_validation: Positive = 20
-    """Fewest validation images of each class with which a run starts."""
+    """Minimum number of validation images of each class; with fewer, no run starts."""
     max_quarantined: Fraction = 0.01
-    """Largest share of images that cannot be decoded with which the job still goes on."""
+    """Maximum fraction of images that cannot be decoded, 0 to 1; with more, no run starts."""
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    """An image with more pixels than this is quarantined unread (decompression bombs)."""
+    """Maximum number of pixels of an image. Larger ones (decompression bombs) are quarantined without decoding."""
 
     @field_validator("class_pattern", "group_by")
     @classmethod
@@ -90,54 +94,57 @@ class Data(Section):
     @model_validator(mode="after")
     def _classes_one_way(self) -> Self:
         if bool(self.classes) == bool(self.class_pattern):
-            raise ValueError("set exactly one of `classes` (name = prefix) and `class_pattern`")
+            raise ValueError("exactly one of classes and class_pattern is needed. Fix: set one of them")
         if self.class_pattern and "class" not in re.compile(self.class_pattern).groupindex:
-            raise ValueError("class_pattern needs a group named `class`: (?P<class>...)")
+            raise ValueError(f"class_pattern = {self.class_pattern!r} has no group `class`. Fix: add (?P<class>...)")
         if self.classes and len(self.classes) < 2:
-            raise ValueError(f"classes names only {', '.join(self.classes)}: at least two are needed")
+            raise ValueError(f"classes has only {', '.join(self.classes)}, at least two are needed. Fix: add the other class")
         if self.group_by and re.compile(self.group_by).groups < 1:
-            raise ValueError("group_by needs a group that captures the source: (...)")
+            raise ValueError(f"group_by = {self.group_by!r} has no group. Fix: put the name of the source photograph into (...)")
         for a, left in self.classes.items():
             for b, right in self.classes.items():
                 if a != b and left.startswith(right):
-                    raise ValueError(f'prefix "{left}" of class {a} lies inside "{right}" of class {b}')
+                    raise ValueError(f'prefix "{left}" of class {a} is inside "{right}" of class {b}. Fix: use separate prefixes')
         return self
 
 
 class S3(Section):
-    """How S3 is reached. Credentials come from the environment's usual chain and never from this file."""
+    """How to reach S3. Credentials come from the usual sources of the AWS SDK, never from this file."""
 
     endpoint_url: str | None = None
-    """Unset: AWS, or AWS_ENDPOINT_URL."""
+    """Address of the server, such as http://host:8333. Default: AWS_ENDPOINT_URL, or AWS itself."""
     region: str | None = None
+    """Region of the bucket. Default: that of the AWS SDK."""
     path_style: bool = False
-    """`endpoint/bucket/key` instead of `bucket.endpoint/key`; most servers other than AWS want it."""
+    """Use `endpoint/bucket/key` instead of `bucket.endpoint/key`. Most servers other than AWS need it."""
     connect_timeout: Seconds = 10.0
+    """Seconds to wait for a connection, up to 1e6."""
     read_timeout: Seconds = 60.0
-    """Seconds without a byte after which a request is given up and retried."""
+    """Seconds without received data after which a request is retried, up to 1e6."""
     max_attempts: Positive = 5
-    """Tries of one request, the first included, with exponential backoff and jitter between them."""
+    """Attempts of a request, including the first, with exponential backoff and jitter in between."""
 
 
 class Pipeline(Section):
     memory_bytes: Bytes = 2_000_000_000
-    """Largest data set that each worker keeps in memory (on the GPU where there is one); a larger one stays on the local disk
-    and is read row by row."""
+    """Largest data set, in bytes of pixels, that each worker keeps in memory (on the GPU if there is one). A larger one stays on
+    the local disk and is read batch by batch."""
     cache_dir: str = ".cache/shards"
-    """Local folder for packed shards, shared by all workers of a machine."""
+    """Local folder of packed shards, shared by all workers of a machine."""
     flip: bool = False
-    """Augmentation: mirror left-right at random."""
+    """Augmentation: mirror half of the images left-right, drawn at random."""
     shift: Annotated[int, Field(ge=0, le=64)] = 0
-    """Augmentation: shift by up to so many pixels each way, edges repeated."""
+    """Augmentation: shift by up to this many pixels in each direction, 0 to 64. Edge pixels are repeated."""
 
 
 class Model(Section):
     data_format: Literal["channels_last", "channels_first"] = "channels_last"
+    """Order of the axes inside the network."""
     batch_normalization: Literal["synchronized", "fused", "keras"] = "synchronized"
-    """`synchronized`: fused kernels, statistics over the whole batch, the same bits for any number of workers. `fused`: each
-    worker has statistics of its own part. `keras`: Keras' own layer, each worker for itself."""
+    """`synchronized`: fused kernels, statistics of the global batch, bit-identical for any number of workers. `fused`: fused
+    kernels, each worker uses the statistics of its part. `keras`: Keras' own layer, each worker uses its part."""
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """BatchNormalization: share of the moving statistics kept at each step."""
+    """BatchNormalization: fraction of the moving statistics that each step keeps, above 0 and below 1."""
     dropout: tuple[
         Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]
     ] = (
@@ -145,57 +152,60 @@ class Model(Section):
         0.25,
         0.5,
     )
-    """After the first pooling, the second pooling and the dense layer."""
+    """Dropout rates after the first pooling, the second pooling and the dense layer, each at least 0 and below 1."""
     precision: Literal["float32", "mixed_bfloat16", "float64"] = "float32"
-    """Of the layers' arithmetic. `mixed_bfloat16`: weights, losses and statistics stay float32. `float64`: slow, for comparing
-    runs on different numbers of workers, which float32 rounds apart."""
+    """Arithmetic of the layers. `mixed_bfloat16`: weights, losses and statistics stay float32. `float64`: slow; for comparing
+    runs on different numbers of workers, which differ in float32 by rounding."""
 
 
 class Training(Section):
     epochs: Positive = 100
     batch_size: Positive = 32
-    """Images in one update, over all workers together."""
+    """Images of a global batch, over all workers. Must be divisible by launch.workers."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
-    """Of Adam, in units of weight per step."""
+    """Learning rate of Adam."""
     train_sample: Positive = 1000
-    """Training images, always the same, whose loss is also measured in inference mode: the one comparable with validation."""
+    """Size of the fixed sample of training images that is also evaluated in inference mode, for a training loss comparable with
+    the validation loss."""
     early_stopping: Annotated[int, Field(ge=0)] = 0
-    """Stop after so many epochs without a lower validation loss; 0 never stops early."""
+    """Stop after this many epochs without a lower validation loss; 0: never."""
     keep: Literal["last", "best"] = "last"
-    """Which epoch's weights `model.keras` and the report's per-image results are of; best: lowest validation loss."""
+    """Epoch whose weights `model.keras` and the report's per-image results have. `best`: lowest validation loss."""
 
 
 class Launch(Section):
     workers: Positive = 1
+    """Number of workers."""
     gpu: bool = False
-    """One GPU for each worker."""
+    """Use one GPU for each worker."""
     cpus_per_worker: Annotated[int, Field(ge=0)] = 0
-    """Cores for each worker; 0 divides the cores of the cluster evenly."""
+    """CPU cores of each worker; 0 divides the cores of the cluster evenly."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Restarts of the worker group after a worker died, before the job gives up."""
+    """How often the workers are restarted after one died, before the job fails."""
     start_timeout: Seconds = 600.0
-    """Seconds to wait for all workers to be placed and to have imported TensorFlow."""
+    """Seconds to wait until all workers are placed and have imported TensorFlow, up to 1e6."""
     object_store_bytes: Annotated[int, Field(ge=80_000_000)] = 500_000_000
-    """Ray's shared-memory object store on a machine where this job starts Ray itself."""
+    """Size of Ray's shared-memory object store, at least 80 MB. Applies if this job starts Ray itself."""
 
 
 class Checkpoint(Section):
     keep_last: Positive = 2
-    """Newest checkpoints kept; the best one is kept as well."""
+    """Number of newest checkpoints to keep. The best one is kept in addition."""
     lease_seconds: Seconds = 15.0
-    """A run whose driver has shown no life for so long counts as dead, and its name may be taken over."""
+    """Seconds without a heartbeat after which a run's driver counts as dead and another job may take over, up to 1e6."""
 
 
 class Metrics(Section):
     host: str = "0.0.0.0"
+    """Address on which the driver serves its metrics to Prometheus."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9400
-    """Of the Prometheus endpoint on the head; 0 picks a free one."""
+    """Port of that endpoint, 0 to 65535; 0 picks a free one."""
     linger: Annotated[float, Field(ge=0, le=1e6)] = 60.0
-    """Seconds that the endpoint stays at most after the last epoch until the final values were scraped."""
+    """Maximum seconds to wait after the last epoch until Prometheus has scraped the final values, up to 1e6."""
 
 
 class Settings(Section):
-    """A run, resolved: every key has a value."""
+    """The resolved configuration of a run: every key has a value."""
 
     data: Data
     run: Run = Run()
@@ -213,99 +223,117 @@ class Settings(Section):
             lower = self.training.batch_size - self.training.batch_size % self.launch.workers
             fits = f"{lower} or {lower + self.launch.workers}" if lower else str(self.launch.workers)
             raise ValueError(
-                f"training.batch_size = {self.training.batch_size} cannot be divided evenly among launch.workers = "
-                f"{self.launch.workers}: {fits} would fit"
+                f"training.batch_size = {self.training.batch_size} is not divisible by launch.workers = {self.launch.workers}. "
+                f"Fix: use {fits}"
             )
         if (self.model.precision, self.model.batch_normalization) == ("float64", "fused"):
             raise ValueError(
-                'model.batch_normalization = "fused" has no kernel for model.precision = "float64": take "synchronized" or "keras"'
+                'model.batch_normalization = "fused" has no kernel for model.precision = "float64". '
+                'Fix: use "synchronized" or "keras"'
             )
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """All values as JSON types, sections in a fixed order."""
+        """All values as JSON types, the sections in a fixed order."""
         return json.loads(self.model_dump_json())
 
 
-def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
-    """Reads a TOML file and applies `section.key=value` overrides, values written as in TOML (bare words are strings).
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Reads a TOML file and applies `section.key=value` overrides, as `--set` takes them.
 
-    Raises ConfigError when the file is missing or no TOML, or when a key is unknown, of the wrong type or impossible.
+    Values are written as in TOML; bare words are strings. Raises ConfigError when the file is missing or not TOML, and for an
+    unknown key, a wrong type or an impossible value.
     """
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Fix: correct the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
-    for override in overrides:
-        _override(values, override)
-    return parse(values, str(path))
+    return parse(values, str(path), {_override(values, override): override for override in overrides})
 
 
 def run_name(settings: Settings, path: str | Path) -> str:
-    """`run.name`, or one made of the file's name and the time; 43 characters at most, as a RayJob takes them."""
+    """`run.name`, or a name made of the configuration file's name and the time; at most 43 characters, as a RayJob allows."""
     stem = re.sub("[^a-z0-9]+", "-", Path(path).stem.lower())[:27].strip("-") or "run"
     return settings.run.name or f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def parse(values: dict[str, Any], origin: str = "configuration") -> Settings:
-    """Builds a Config from nested dicts of JSON types. Raises ConfigError naming `origin`, key, value and bound."""
+def parse(
+    values: dict[str, Any], origin: str = "configuration", overrides: Mapping[tuple[str, ...], str] | None = None
+) -> Settings:
+    """Builds Settings from nested dicts of JSON types.
+
+    Raises ConfigError, which names `origin` or, if the value comes from one, the override. `overrides`: key path -> override.
+    """
     try:
-        return Settings.model_validate_json(json.dumps(values, default=str))  # str: of TOML's dates
+        return Settings.model_validate_json(json.dumps(values, default=str))  # str: TOML's dates
     except ValidationError as error:
-        lines = [f"{origin}: {_line(dict(problem))}" for problem in error.errors(include_url=False)]
+        lines = [_line(dict(problem), origin, overrides or {}) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
 def check_resumable(now: Settings, before: dict[str, Any], name: str) -> None:
-    """Raises ConfigError when run `name`, started with `before` (`digestible`), cannot go on with `now`."""
+    """Raises ConfigError when run `name`, started with the settings `before` (`as_dict`), cannot continue with `now`."""
     for section, values in now.as_dict().items():
         for key, value in values.items():
             was = before.get(section, {}).get(key, value)
             if was != value and section not in FREE_TO_CHANGE and (section, key) not in KEYS_FREE_TO_CHANGE:
                 raise ConfigError(
-                    f"run {name} was started with {section}.{key} = {was!r}, now it is {value!r}: keep it to resume that run, "
-                    "or choose another run.name"
+                    f"run {name} was started with {section}.{key} = {was!r}, now it is {value!r}. "
+                    "Fix: restore the value to resume that run, or choose another run.name"
                 )
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Applies an override to `values`; returns the path of its key."""
     key, equals, text = override.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not equals or not dot or not section or not name:
-        raise ConfigError(f"--set {override}: write section.key=value, such as training.epochs=5")
+    section, *inner, name = path = key.strip().split(".") if "." in key else ["", ""]
+    if not equals or not section or not name:
+        raise ConfigError(f"--set {override}: not an override. Fix: write section.key=value, such as training.epochs=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    table = values.setdefault(section, {})
-    *inner, name = name.split(".")
-    for part in inner:
+    table: Any = values
+    for part in (section, *inner):
         table = table.setdefault(part, {}) if isinstance(table, dict) else None
     if not isinstance(table, dict):
-        raise ConfigError(f"--set {override}: {section} is not a section")
+        raise ConfigError(f"--set {override}: {section} is not a section. Fix: correct the file or the override")
     table[name] = value
+    return tuple(path)
 
 
-def _line(problem: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{key} = {problem['input']!r}: {_unknown(problem['loc'])}"
-    if problem["type"] == "missing":
-        return f"{key}: is required"
+def _line(problem: dict[str, Any], origin: str, overrides: Mapping[tuple[str, ...], str]) -> str:
+    loc, message = problem["loc"], _message(problem)
+    for path, override in overrides.items():
+        if loc[: len(path)] == path:
+            return f"--set {override}: {message}"
+    if any(path[: len(loc)] == loc for path in overrides):  # a check of several values, some of them overridden
+        origin += " with --set"
+    key = ".".join(str(part) for part in loc)
+    if not isinstance(problem["input"], dict) or problem["type"] == "extra_forbidden":
+        key += f" = {problem['input']!r}"
+    return f"{origin}: {key}: {message}" if key else f"{origin}: {message}"
+
+
+def _message(problem: dict[str, Any]) -> str:
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
-    if problem["type"] == "string_type":
-        message += ", written in quotes"
-    elif problem["type"] == "string_pattern_mismatch":  # of run.name
-        message += ": small letters, digits and dashes, at most 52"
-    if isinstance(problem["input"], dict):  # said by a section's own check, which names the values itself
-        return f"{key}: {message}" if key else message
-    return f"{key} = {problem['input']!r}: {message}"
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key. Fix: use one of {', '.join(_known(problem['loc']))}"
+        case "missing":
+            return "missing. Fix: set it"
+        case "string_type":
+            return f"{message}. Fix: put it in quotes"
+        case "string_pattern_mismatch":  # of run.name
+            return f"{message}. Fix: use small letters, digits and dashes, at most 52"
+    return message
 
 
-def _unknown(loc: tuple[Any, ...]) -> str:
+def _known(loc: tuple[Any, ...]) -> list[str]:
+    """The keys of the section of an unknown key."""
     section: Any = Settings
     for part in loc[:-1]:
         section = section.model_fields[part].annotation
-    return f"unknown key; known here: {', '.join(section.model_fields)}"
+    return list(section.model_fields)

@@ -27,15 +27,13 @@ DATA = Data(
     source="unused",
     classes={"authentic": "Au/", "fake": "Tp/"},
     image_size=SHAPE[:2],
-    min_validation=1,
-    validation_fraction=0.4,
     max_quarantined=0.2,
 )
 HOSTILE = ["Au/line\nbreak.jpg", "Au/ü 写真 \U0001f600.png", "Tp/..b.jpg", "Tp/%2e%2e.png", "Tp/\"quote'.jpg", "Tp/-rf.png"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(s3_server):  # noqa: ARG001 - first, so that Ray's workers inherit its credentials
+def cluster(s3_server):  # noqa: ARG001 - started first, so that Ray's workers inherit its credentials
     import ray
 
     ray.init(num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, logging_level=logging.ERROR)
@@ -58,7 +56,7 @@ def image(number: int, form: str) -> bytes:
 
 
 def images(count: int = 40) -> dict[str, bytes]:
-    """Content by key; a handful of it broken."""
+    """Content by key; a few images are broken."""
     keys = [f"{'Au' if i % 2 else 'Tp'}/{i:03}.{'jpg' if i % 3 else 'png'}" for i in range(count)] + HOSTILE
     found = {key: image(i, "JPEG" if key.endswith("jpg") else "PNG") for i, key in enumerate(keys)}
     found |= {"Tp/empty.jpg": b"", "Tp/text.jpg": b"not an image", "Au/cut.jpg": found["Tp/004.jpg"][:-50]}
@@ -75,7 +73,7 @@ def source(tmp_path) -> FolderStore:
 
 
 def check(opened, contents: dict[str, bytes]) -> None:
-    """Every row shows its key's image, and rows are in the order of the keys."""
+    """Asserts that the rows are in the order of the keys and show the images of their keys."""
     good = sorted(key for key in contents if key not in ("Tp/empty.jpg", "Tp/text.jpg", "Au/cut.jpg"))
     assert opened.keys == good
     assert opened.labels.tolist() == [int(key.startswith("Tp/")) for key in good]
@@ -85,7 +83,7 @@ def check(opened, contents: dict[str, bytes]) -> None:
 
 
 def test_a_folder_becomes_shards(source, tmp_path, capfd):
-    """Else training sees other images than the ones in storage; or Ray's chatter hides what the job says."""
+    """Training would see other images than those in storage, or Ray's log would bury the job's output."""
     storage = FolderStore(tmp_path / "storage")
     manifest = build_manifest(source, DATA)
     steps = []
@@ -96,11 +94,11 @@ def test_a_folder_becomes_shards(source, tmp_path, capfd):
     assert {entry.key: entry.reason.split(":")[0] for entry in made.quarantined} == {
         "Au/cut.jpg": "cannot be decoded",
         "Tp/empty.jpg": "is empty (0 bytes)",
-        "Tp/text.jpg": "is no JPEG, PNG, WebP, TIFF, BMP or GIF image (it begins with b'not an image')",
+        "Tp/text.jpg": "is not a JPEG, PNG, WebP, TIFF, BMP or GIF image (it starts with b'not an image')",
     }
     folder = f"shards/{manifest.digest[:16]}-16x24x3"
     listed = json.loads(storage.get(f"{folder}/quarantine.json"))
-    assert listed == [{"key": entry.key, "reason": entry.reason} for entry in made.quarantined]
+    assert listed == [{"key": entry.key, "reason": entry.reason, "max_pixels": None} for entry in made.quarantined]
     assert [entry.key for entry in storage.list()] == [
         f"{folder}/pack.json",
         *(shard.key for shard in made.shards),
@@ -109,13 +107,14 @@ def test_a_folder_becomes_shards(source, tmp_path, capfd):
     assert steps == [(min(done, 49), 49) for done in range(4, 53, 4)]
     opened = open_rows(made, storage, tmp_path / "cache")
     check(opened, images())
-    sides = split(opened.keys, opened.labels, opened.groups, opened.contents, made.classes, DATA)
+    table = opened.keys, opened.labels, opened.groups, opened.contents
+    sides = split(*table, made.classes, validation_fraction=0.4, min_validation=1)
     assert sorted(sides.training + sides.validation) == list(range(46))
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_packed_data_set_needs_no_image_again(source, tmp_path):
-    """Else every run pays for decoding, and old data cannot be trained on once the originals are archived."""
+def test_a_packed_data_set_reads_no_image_again(source, tmp_path):
+    """Every run would pay for decoding, and a data set could not be used after its originals are archived."""
     storage = FolderStore(tmp_path / "storage")
     manifest = build_manifest(source, DATA)
     made = pack(manifest, source, storage, DATA)
@@ -126,14 +125,14 @@ def test_a_packed_data_set_needs_no_image_again(source, tmp_path):
 
 
 def test_packing_again_gives_the_same_bytes(source, tmp_path):
-    """Else a lost storage cannot be restored to what a run was trained on."""
+    """After a loss of the storage, the data of a run could not be restored."""
     manifest = build_manifest(source, DATA)
     one = pack(manifest, source, FolderStore(tmp_path / "one"), DATA)
     assert pack(manifest, source, FolderStore(tmp_path / "two"), DATA) == one
 
 
 def test_a_failing_store_ends_the_job_without_a_pack(source, tmp_path, capfd):
-    """Else an outage leaves half a data set that later runs take for the whole."""
+    """An outage would leave half a data set that later runs take for the whole."""
     storage = FolderStore(tmp_path / "storage")
     manifest = build_manifest(source, DATA)
     (source.root / "Tp/020.jpg").unlink()
@@ -145,7 +144,7 @@ def test_a_failing_store_ends_the_job_without_a_pack(source, tmp_path, capfd):
 
 
 def test_too_many_broken_images_are_found_once(source, tmp_path):
-    """Else finding the second broken image takes another hour, and the third one another."""
+    """Finding the second broken image would take another hour, and the third yet another."""
     storage = FolderStore(tmp_path / "storage")
     manifest = build_manifest(source, DATA)
     strict = DATA.model_copy(update={"max_quarantined": 0.05})
@@ -156,7 +155,7 @@ def test_too_many_broken_images_are_found_once(source, tmp_path):
 
 
 def test_two_jobs_at_the_same_time(source, tmp_path):
-    """Else two runs that are submitted together overwrite each other's shards."""
+    """Two runs submitted together would overwrite each other's shards."""
     manifest = build_manifest(source, DATA)
     made = []
 
@@ -175,7 +174,7 @@ def test_two_jobs_at_the_same_time(source, tmp_path):
 
 
 def test_two_jobs_that_see_different_images(source, tmp_path):
-    """Else the job that loses trains on shards that the other one has replaced."""
+    """The job that loses would train on shards that the other one has replaced."""
     storage = FolderStore(tmp_path / "storage")
     manifest = build_manifest(source, DATA)
     winner = []
@@ -193,7 +192,7 @@ def test_two_jobs_that_see_different_images(source, tmp_path):
 
 
 def test_packing_can_be_stopped(source, tmp_path):
-    """Else Ctrl-C waits until the last image is decoded, or leaves half a data set."""
+    """Ctrl-C would wait until the last image is decoded, or leave half a data set."""
     storage = FolderStore(tmp_path / "storage")
     manifest = build_manifest(source, DATA)
 
@@ -207,7 +206,7 @@ def test_packing_can_be_stopped(source, tmp_path):
 
 
 def test_from_s3_to_s3(bucket, tmp_path):
-    """Else what works on folders does not on the buckets of a cluster; nor is a full disk told from a failing server."""
+    """What works on folders would fail on the buckets of a cluster, or a full disk would look like a failing server."""
     contents = images(12)
     source, storage = open_store(f"{bucket}/images", S3()), open_store(f"{bucket}/runs", S3())
     for key, content in contents.items():
@@ -220,7 +219,7 @@ def test_from_s3_to_s3(bucket, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(PackError, match=r"full-cache.* the disk is full: .* set pipeline.cache_dir"):
+        with pytest.raises(PackError, match=r"full-cache.* the disk is full .* set pipeline.cache_dir"):
             open_rows(made, storage, tmp_path / "full-cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

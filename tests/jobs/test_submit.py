@@ -63,7 +63,7 @@ def test_names_that_yaml_reads_otherwise(capsys):
             ["--overlay", "local", "--set", "launch.gpu=true"],
             "error: launch.gpu = true, but --overlay local requests no GPU. Fix: ",
         ),
-        (["--overlay", "local", "--set", "training.epochs=0"], "error: jobs/configs/demo.toml: training.epochs = 0: .*"),
+        (["--overlay", "local", "--set", "training.epochs=0"], r"error: --set training\.epochs=0: .*"),
         (["--overlay", "local", "--set", "run.storage=runs"], "error: run.storage = 'runs' is a folder, .* Fix: use s3://"),
         (["--overlay", "local", "--set", "metrics.port=0"], "error: metrics.port = 0 picks a free port, .* Fix: "),
         (

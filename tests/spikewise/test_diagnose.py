@@ -29,7 +29,8 @@ class _Training:
         settings = config.parse({"data": data, "model": model, "training": {"batch_size": 8, "learning_rate": 1e-4}})
         rows = _Rows()
         self.learner = Learner(Group(), settings, SHAPE, 2)
-        self.feed = Feed(rows, np.arange(120), settings, rank=0, size=1)
+        options = {"batch_size": 8, "seed": 0, "memory_bytes": 10**9, "flip": False, "shift": 0}
+        self.feed = Feed(rows, np.arange(120), **options, rank=0, size=1)
         self.learner.resident = self.feed.load()
         self.labels = rows.labels[VALIDATION].copy()
         self.network = TrainedNetwork(self.learner, self.feed, self.evaluate)

@@ -1,4 +1,4 @@
-"""What may be configured, and what a user is told about the rest."""
+"""trainer.config: what may be configured, and the errors about the rest."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +17,7 @@ def _load(tmp_path: Path, text: str, *overrides: str) -> config.Settings:
 
 
 def test_every_key_has_a_default_but_the_data(tmp_path):
-    """The smallest useful file would not be enough to start."""
+    """The smallest useful file would not be enough to start a run."""
     settings = _load(tmp_path, MINIMAL)
     assert (settings.training.epochs, settings.training.batch_size, settings.training.learning_rate) == (100, 32, 1e-4)
     assert settings.model.dropout == (0.25, 0.25, 0.5)
@@ -43,7 +43,7 @@ def test_a_resolved_configuration_reads_back(tmp_path):
     ],
 )
 def test_what_a_resumed_run_may_change(tmp_path, override, refused):
-    """One curve would be of two runs; or a lower learning rate could not be tried on a run that goes astray."""
+    """One curve would show two runs, or a diverging run could not be resumed with a lower learning rate."""
     before = _load(tmp_path, MINIMAL).as_dict()
     now = _load(tmp_path, MINIMAL, override)
     with pytest.raises(config.ConfigError, match=f"first was started with {refused}") if refused else nullcontext():
@@ -70,13 +70,13 @@ def test_overrides_are_written_as_in_toml(tmp_path, override, expected):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[training]\nepoks = 3\n", ["training.epoks = 3: unknown key; known here: epochs, batch_size"]),
-        ("[trainin]\nepochs = 3\n", ["trainin = ", "unknown key; known here: data, run"]),
+        ("[training]\nepoks = 3\n", ["training.epoks = 3: unknown key. Fix: use one of epochs, batch_size"]),
+        ("[trainin]\nepochs = 3\n", ["trainin = ", "unknown key. Fix: use one of data, run"]),
         ("[training]\nlearning_rate = -1\n", ["training.learning_rate = -1", "greater than 0"]),
         ("[training]\nepochs = 1.5\n", ["training.epochs = 1.5", "integer"]),
         ('[training]\nepochs = "3"\n', ["training.epochs = '3'", "integer"]),
         ("[training]\nlearning_rate = nan\n", ["training.learning_rate"]),
-        ("[launch]\nworkers = 3\n", ["training.batch_size = 32", "launch.workers = 3", "30 or 33"]),
+        ("[launch]\nworkers = 3\n", ["training.batch_size = 32 is not divisible by launch.workers = 3. Fix: use 30 or 33"]),
         ('[run]\nname = "Not A Name"\n', ["run.name = 'Not A Name'", "pattern"]),
         ("[model]\ndropout = [0.1, 0.2]\n", ["model.dropout"]),
         (
@@ -89,7 +89,7 @@ def test_overrides_are_written_as_in_toml(tmp_path, override, expected):
     ],
 )
 def test_what_is_wrong_is_named_with_its_value_and_bound(tmp_path, text, said):
-    """A user would have to guess which of forty keys was wrong, or a typo would silently use a default."""
+    """The user would have to guess which of forty keys is wrong, or a typo would silently use a default."""
     with pytest.raises(config.ConfigError) as caught:
         _load(tmp_path, MINIMAL + text)
     message = str(caught.value)
@@ -102,24 +102,42 @@ def test_what_is_wrong_is_named_with_its_value_and_bound(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ('source = "x"\n', "exactly one of `classes`"),
-        ('source = "x"\nclasses = { one = "One/" }\n', "names only one: at least two"),
-        ('source = "x"\nclasses = { a = "A/", b = "A/B/" }\n', 'prefix "A/B/" of class b lies inside "A/" of class a'),
+        ('source = "x"\n', "exactly one of classes and class_pattern is needed"),
+        ('source = "x"\nclasses = { one = "One/" }\n', "classes has only one, at least two are needed"),
+        ('source = "x"\nclasses = { a = "A/", b = "A/B/" }\n', 'prefix "A/B/" of class b is inside "A/" of class a'),
         ('source = "x"\nclass_pattern = "(["\n', "not a regular expression"),
-        ('source = "x"\nclass_pattern = "^([^/]+)/"\n', "needs a group named `class`"),
-        ('source = "x"\nclasses = { a = "A/", b = "B/" }\ngroup_by = "abc"\n', "group_by needs a group"),
-        ('classes = { a = "A/", b = "B/" }\n', "data.source: is required"),
+        ('source = "x"\nclass_pattern = "^([^/]+)/"\n', "has no group `class`. Fix: add (?P<class>...)"),
+        ('source = "x"\nclasses = { a = "A/", b = "B/" }\ngroup_by = "abc"\n', "group_by = 'abc' has no group. Fix: "),
+        ('classes = { a = "A/", b = "B/" }\n', "data.source: missing. Fix: set it"),
     ],
 )
 def test_data_that_cannot_be_labelled_is_refused(tmp_path, data, said):
-    """The job would list a bucket of a million objects before it finds that they cannot be labelled."""
+    """The job would list a million objects before it finds that it cannot label them."""
     with pytest.raises(config.ConfigError) as caught:
         _load(tmp_path, f"[data]\n{data}")
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.epoks=3", "--set training.epoks=3: unknown key. Fix: use one of epochs, batch_size"),
+        ("training.epochs=many", "--set training.epochs=many: should be a valid integer"),
+        ("data.image_size=[4, 64]", "--set data.image_size=[4, 64]: should be greater than or equal to 8"),
+        ("run.seed.x=1", "--set run.seed.x=1: run is not a section"),
+        ("launch.workers=3", "job.toml with --set: training.batch_size = 32 is not divisible by launch.workers = 3"),
+        ("data.class_pattern=x", "job.toml with --set: data: exactly one of classes and class_pattern is needed"),
+    ],
+)
+def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path, override, said):
+    """The user would look for the mistake in the wrong place."""
+    with pytest.raises(config.ConfigError) as caught:
+        _load(tmp_path, MINIMAL + "[run]\nseed = 1\n", "run.output=elsewhere", override)
+    assert said in str(caught.value)
+
+
 @pytest.mark.parametrize("override", ["training.epochs", "epochs=3", ".epochs=3", "training.=3", "=3"])
-def test_an_override_that_is_none_is_refused(tmp_path, override):
+def test_a_malformed_override_is_refused(tmp_path, override):
     """A mistyped --set would be ignored."""
     with pytest.raises(config.ConfigError, match=r"section\.key=value"):
         _load(tmp_path, MINIMAL, override)
@@ -138,7 +156,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["demo", "question", "gpu"])
 def test_the_shipped_configurations_are_valid(name):
-    """What README tells a user to run first would fail."""
+    """The first command in README would fail."""
     settings = config.load(Path("jobs/configs") / f"{name}.toml")
     if name == "question":
         assert (settings.training.epochs, settings.training.batch_size, settings.training.learning_rate) == (100, 32, 1e-4)
@@ -150,7 +168,7 @@ def test_the_shipped_configurations_are_valid(name):
     [("my_config.toml", "my-config"), (f"{'x' * 40}.toml", "x" * 27), ("Größe 2.toml", "gr-e-2"), ("_.toml", "run")],
 )
 def test_a_run_without_a_name_gets_a_valid_one(tmp_path, file, name):
-    """The name that we made up would be refused as if the user had chosen it; or be too long for a RayJob."""
+    """The generated name would be refused as if the user had chosen it, or be too long for a RayJob."""
     path = tmp_path / file
     path.write_text('[data]\nsource = "images"\nclasses = { a = "a/", b = "b/" }\n')
     made = config.run_name(config.load(path), path)

@@ -28,6 +28,7 @@ from trainer.data.index import DataError, split
 from trainer.data.pack import images_of, pack
 from trainer.data.shards import PackedRows, open_rows
 from trainer.epoch import EpochReport
+from trainer.epoch import best as best_epoch
 from trainer.formatting import duration, one_line, size
 from trainer.metrics import Exporter, MetricsError
 from trainer.report.load import load
@@ -36,7 +37,7 @@ from trainer.run import ray_cluster
 from trainer.run.console import Console
 from trainer.run.task import Task
 from trainer.storage import Store, open_store, results
-from trainer.storage.checkpoint import Stats
+from trainer.storage.checkpoint import SaveStats
 from trainer.storage.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class _Run:
             case {"kind": "epoch"}:
                 report: EpochReport = event["report"]
                 self.history = [*(earlier for earlier in self.history if earlier.epoch < report.epoch), report]
-                best = results.best(self.history)
+                best = best_epoch(self.history)
                 self.console.done(f"epoch {report.epoch}/{epochs}")
                 self.console.epoch(report, epochs, best)
                 self.exporter.update(
@@ -145,7 +146,7 @@ class _Run:
                 self.finished = event
                 self._show_saves(event["checkpoint"])
 
-    def _show_saves(self, saves: Stats) -> None:
+    def _show_saves(self, saves: SaveStats) -> None:
         self.exporter.update_checkpoint(step=saves.step, committed=saves.committed, seconds=saves.seconds, failures=saves.failures)
 
     def _hear_of_spikes(self, news: News | None) -> None:
@@ -210,14 +211,20 @@ def _run(run: _Run, lease: Lease) -> Outcome:
     previous = results.get_run(run.storage, run.name)
     if previous:
         config.check_resumable(run.settings, previous["config"], run.name)
-    manifest = images_of(run.name, run.settings, run.storage, previous)
+    source = open_store(run.settings.data.source, run.settings.s3)
+    manifest = images_of(run.name, source, run.storage, run.settings.data, previous)
     _check_output(run.settings.run.output)
     with ray_cluster.connect(run.settings):
         cores = ray_cluster.cores_for_a_worker(run.settings)
         run.exporter.enter("packing")
         packed = _packed(run, manifest)
         rows = open_rows(packed, run.storage, Path(run.settings.pipeline.cache_dir))
-        sides = split(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes, run.settings.data)
+        data = run.settings.data
+        sides = split(
+            *(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes),
+            validation_fraction=data.validation_fraction,
+            min_validation=data.min_validation,
+        )
         _check_data(run.settings, sides)
         _say_data(run, packed, sides)
         facts = {"config": run.settings.as_dict(), "manifest": packed.digest, "environment": run.environment}

@@ -29,6 +29,7 @@ from trainer.engine.distributed_network import TrainedNetwork
 from trainer.engine.group import Group
 from trainer.engine.step import Learner, StepStats
 from trainer.epoch import EpochReport
+from trainer.epoch import best as best_epoch
 from trainer.model.export import export
 from trainer.run.task import Task
 from trainer.storage import StoreError, open_store, results
@@ -86,7 +87,17 @@ class _Worker:
         self.group = Group()
         self.chief = self.group.rank == 0
         self.learner = Learner(self.group, self.settings, task.pack.image_shape, len(task.pack.classes))
-        self.feed = Feed(rows, training, self.settings, rank=self.group.rank, size=self.group.size)
+        self.feed = Feed(
+            rows,
+            training,
+            batch_size=self.settings.training.batch_size,
+            seed=self.settings.run.seed,
+            memory_bytes=self.settings.pipeline.memory_bytes,
+            flip=self.settings.pipeline.flip,
+            shift=self.settings.pipeline.shift,
+            rank=self.group.rank,
+            size=self.group.size,
+        )
         if self.feed.resident:
             self.learner.resident = self.feed.load()
         self.checkpoints = Checkpoints(self.store, task.run, self.settings.checkpoint.keep_last)
@@ -157,7 +168,7 @@ class _Worker:
         if not self.chief:
             return
         try:
-            results.mend_history(self.store, self.task.run, self.history)
+            results.replace_history(self.store, self.task.run, self.history)
             if self.history and self.diagnostician.detector.epoch == len(self.history):  # else it has failed: nobody knows
                 results.put_diagnoses(self.store, self.task.run, list(self.diagnostician.diagnoses), self.diagnostician.overfitting)
         except StoreError as error:  # training does not die of its report
@@ -345,7 +356,7 @@ class _Worker:
 
     def _no_longer_improving(self) -> bool:
         patience = self.settings.training.early_stopping
-        best = results.best(self.history)
+        best = best_epoch(self.history)
         return bool(patience) and best is not None and self.history[-1].epoch - best.epoch >= patience
 
     def _flush(self) -> None:
@@ -365,7 +376,7 @@ class _Worker:
                 weights = {name: array for name, array in found.state.items() if name.startswith(("model/", "optimizer/"))}
                 self.learner.restore(weights)
                 epoch = next(report.epoch for report in self.history if report.step == found.step)
-            if keep_best and (lowest := results.best(self.history)) and lowest.epoch != epoch:
+            if keep_best and (lowest := best_epoch(self.history)) and lowest.epoch != epoch:
                 log.warning("model.keras is of epoch %d: the checkpoint of the best, %d, is not there", epoch, lowest.epoch)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model.keras")

@@ -17,7 +17,8 @@ def trained():
     data = {"source": "x", "classes": {"a": "a/", "b": "b/"}}
     settings = config.parse({"data": data, "pipeline": {"flip": True, "shift": 2}, "training": {"learning_rate": 1e-3}})
     learner = Learner(Group(), settings, SHAPE, 2)
-    feed = Feed(_Rows(), np.arange(160), settings, rank=0, size=1)
+    options = {"batch_size": settings.training.batch_size, "seed": settings.run.seed, "memory_bytes": 10**9}
+    feed = Feed(_Rows(), np.arange(160), **options, flip=True, shift=2, rank=0, size=1)
     learner.resident = feed.load()
     for batch in feed.batches(1):
         learner.train(batch)

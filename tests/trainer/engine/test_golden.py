@@ -49,7 +49,8 @@ def _ours(**model) -> dict[str, list[float]]:
     settings, rows = _settings(**model), _Rows()
     try:
         learner = Learner(Group(), settings, SHAPE, 2)
-        feed = Feed(rows, np.arange(160), settings, rank=0, size=1)
+        options = {"batch_size": 32, "seed": 0, "memory_bytes": 10**9, "flip": False, "shift": 0}
+        feed = Feed(rows, np.arange(160), **options, rank=0, size=1)
         learner.resident = feed.load()
         training, validation = [], []
         for epoch in range(1, EPOCHS + 1):
@@ -69,7 +70,8 @@ def _plain_keras() -> dict[str, list[float]]:
         plain = settings.model.model_copy(update={"batch_normalization": "keras", "dropout": (0.0, 0.0, 0.0)})
         network = build(SHAPE, 2, plain, seed=0)
         network.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        feed = Feed(rows, np.arange(160), settings, rank=0, size=1)
+        options = {"batch_size": 32, "seed": 0, "memory_bytes": 10**9, "flip": False, "shift": 0}
+        feed = Feed(rows, np.arange(160), **options, rank=0, size=1)
         training, validation = [], []
         for epoch in range(1, EPOCHS + 1):
             losses = []

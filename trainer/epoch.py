@@ -1,5 +1,7 @@
 """One epoch, as it is reported, exported and stored."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,3 +39,9 @@ class EpochReport:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def best(history: Iterable[EpochReport]) -> EpochReport | None:
+    """The epoch with the lowest finite validation loss, the earlier of equal ones; None if no loss is finite."""
+    finite = [report for report in history if math.isfinite(report.validation_loss)]
+    return min(finite, key=lambda report: (report.validation_loss, report.epoch), default=None)

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from trainer import config
 from trainer.data import augmentation
 from trainer.data.order import epoch_generator, epoch_order
 from trainer.data.shards import PackedRows
@@ -40,16 +39,28 @@ class Batch(NamedTuple):
 class Feed:
     """One worker's view of the packed images."""
 
-    def __init__(self, rows: PackedRows, training: np.ndarray, settings: config.Settings, *, rank: int, size: int) -> None:
+    def __init__(
+        self,
+        rows: PackedRows,
+        training: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        memory_bytes: int,
+        flip: bool,
+        shift: int,
+        rank: int,
+        size: int,
+    ) -> None:
         """`training`: row numbers [n] of the training images."""
         self.rows = rows
         self.training = training
-        self.settings = settings
+        self.batch_size, self.seed, self.flip, self.shift = batch_size, seed, flip, shift
         self.rank, self.size = rank, size
-        self.steps = len(training) // settings.training.batch_size
+        self.steps = len(training) // batch_size
         self.waited = 0.0
         """Seconds that `batches` has kept its caller waiting, since it was last set to 0."""
-        self.resident = rows.images.nbytes <= settings.pipeline.memory_bytes
+        self.resident = rows.images.nbytes <= memory_bytes
 
     def load(self) -> tf.Tensor:
         """All packed images, uint8 [N, H, W, C], on the GPU where there is one. Only when `resident`."""
@@ -57,11 +68,10 @@ class Feed:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This worker's part of the epoch's global batches from number `start` on."""
-        size, pipeline = self.settings.training.batch_size, self.settings.pipeline
-        generator = epoch_generator(self.settings.run.seed, epoch)
-        order = epoch_order(generator, len(self.training), size)
-        changes = augmentation.draw(generator, order.shape, flip=pipeline.flip, shift=pipeline.shift)
-        part = size // self.size
+        generator = epoch_generator(self.seed, epoch)
+        order = epoch_order(generator, len(self.training), self.batch_size)
+        changes = augmentation.draw(generator, order.shape, flip=self.flip, shift=self.shift)
+        part = self.batch_size // self.size
         mine = slice(self.rank * part, (self.rank + 1) * part)
         indices, changes = self.training[order[start:, mine]], changes[start:, mine]
         images = indices if self.resident else self._read_ahead(indices)

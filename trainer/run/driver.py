@@ -180,8 +180,8 @@ class _Run:
                 break
             if self.lease.lost.is_set():
                 raise LaunchError(
-                    f"Another job has taken over run {self.name}, so this one ends and writes nothing more. Fix: start only one job "
-                    "for each run.name"
+                    f"Another job has taken over run {self.name}, so this one ends and writes nothing more. Fix: start only one "
+                    "job for each run.name"
                 )
             if self.stop.is_set() and not asked:
                 if not self.trained:

@@ -70,7 +70,9 @@ class Outbox:
     def post(self, event: WorkerEvent) -> None:
         if self._chief:
             self._read_answer()
-            self._answer = self._mailbox.post.remote(event)
+            answer = self._mailbox.post.remote(event)
+            if self._answer is None:  # else the older one comes first: where posts are frequent, the newest would never be there
+                self._answer = answer
 
     def post_progress(self, epoch: int, step: int, steps: int) -> None:
         """Posts Progress, at most once in PROGRESS_SECONDS."""

@@ -2,7 +2,7 @@
 
 To test the claim with your own: write a file that defines `INJECTIONS`, a list of objects like those below, and run
 `python -m benchmarks.spike_causes --injections my_file.py`. An injection is a subclass of `Injection` with a name, the expected
-cause (one of spikewise.records.CAUSES), strengths, and any of the hooks; `run` is a runs.Run, whose fields say what may
+cause (one of spikewise.causes.NAMES), strengths, and any of the hooks; `run` is a runs.Run, whose fields say what may
 be changed. It disturbs one epoch of a run that was healthy until then, or, with `patience`, several.
 """
 

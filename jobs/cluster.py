@@ -17,6 +17,7 @@ from jobs.kubernetes.manifests import LABEL, SHAPES, object_name
 from jobs.kubernetes.watch import Watch
 from jobs.submit import remove, say
 from trainer import UserError, config
+from trainer.epoch import best as best_epoch
 from trainer.formatting import duration
 
 METRIC = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)$", re.MULTILINE)
@@ -131,7 +132,7 @@ def stored(run: str, storage: str, s3: config.S3) -> str:
         raise UserError(f"{store.url} holds no run {run}: correct RUN= or STORAGE=, or the run has not begun to train")
     lines = [facts.get("outcome", "no outcome: it goes on, or has ended without a word")]
     if history := results.get_history(store, run):
-        last, best = history[-1], results.best(history)
+        last, best = history[-1], best_epoch(history)
         losses = last.train_loss, last.train_loss_inference, last.validation_loss
         lines.append(_epoch(last.epoch, facts["config"]["training"]["epochs"], *losses))
         if best:

@@ -5,7 +5,7 @@ from typing import Any
 from spikewise.records import Cause, Diagnosis, Spike
 from trainer.epoch import EpochReport
 from trainer.run.events import EpochFinished, Requests
-from trainer.storage.checkpoint import Stats
+from trainer.storage.checkpoint import SaveStats
 
 
 def report(epoch: int, validation_loss: float = 0.5, **changes: Any) -> EpochReport:
@@ -43,7 +43,7 @@ def finished(epoch: int, validation_loss: float = 0.5, **changes: Any) -> EpochF
         "peak_memory": 1e9,
         "news": None,
         "overfitting": None,
-        "checkpoint": Stats(step=10 * epoch, committed=1.0, seconds=0.5),
+        "checkpoint": SaveStats(step=10 * epoch, committed=1.0, seconds=0.5),
         "requests": Requests({"put": 3}, 1, 0),
     }
     return EpochFinished(**values | changes)

@@ -7,7 +7,7 @@ from spikewise.diagnose import News
 from spikewise.records import Diagnosis, Overfitting
 from trainer.epoch import EpochReport
 from trainer.storage import Store
-from trainer.storage.checkpoint import Stats
+from trainer.storage.checkpoint import SaveStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class EpochFinished:
     news: News | None
     """What the diagnosis found; None when it failed."""
     overfitting: Overfitting | None
-    checkpoint: Stats
+    checkpoint: SaveStats
     requests: Requests
     """Sent by worker 0."""
 
@@ -85,7 +85,7 @@ class CheckpointSaved:
     """A checkpoint inside an epoch is saved."""
 
     step: int
-    checkpoint: Stats
+    checkpoint: SaveStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Finished:
     """completed, stopped early or interrupted."""
     epoch: int
     """The epoch that model.keras belongs to; the last finished one of an interrupted run."""
-    checkpoint: Stats
+    checkpoint: SaveStats
 
 
 WorkerEvent = Started | Resumed | Progress | EpochFinished | CheckpointSaved | Warned | Failed | Finished

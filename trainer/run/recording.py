@@ -49,7 +49,7 @@ class Recorder:
         earlier checkpoint, records of the abandoned epochs still exist. `findings`: None when they are not known.
         """
         try:
-            results.mend_history(self._store, self._run, history)
+            results.replace_history(self._store, self._run, history)
             if findings is not None:
                 results.put_diagnoses(self._store, self._run, findings.diagnoses, findings.overfitting)
         except StoreError as error:

@@ -11,7 +11,7 @@ from trainer.formatting import duration, size
 from trainer.run import events
 from trainer.run.console import Console, RunLog
 from trainer.run.status import RunStatus
-from trainer.storage.checkpoint import Stats
+from trainer.storage.checkpoint import SaveStats
 
 STARTED = events.Started(step=0, restarts=0, workers=2, steps_per_epoch=12, resident=True)
 
@@ -55,10 +55,10 @@ def lines(capsys, *seen, epochs=100):
                 "left 3m06s  best"
             ],
         ),
-        (events.CheckpointSaved(27, Stats()), ["checkpoint of step 27 saved"]),
+        (events.CheckpointSaved(27, SaveStats()), ["checkpoint of step 27 saved"]),
         (events.Warned("[bold]not markup[/bold]"), ["warning: [bold]not markup[/bold]"]),
         (events.Failed("No answer.", True), []),
-        (events.Finished("completed", 100, Stats()), []),
+        (events.Finished("completed", 100, SaveStats()), []),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, list) else "",
 )

@@ -6,7 +6,7 @@ from trainer.metrics import Exporter
 from trainer.run import events
 from trainer.run.monitoring import Monitoring
 from trainer.run.status import RunStatus
-from trainer.storage.checkpoint import Stats
+from trainer.storage.checkpoint import SaveStats
 
 
 def metrics(*seen, epochs=10, batch_size=32):
@@ -50,7 +50,7 @@ def test_spikes_reach_the_metrics():
 
 def test_a_checkpoint_inside_an_epoch_reaches_the_metrics():
     """The alert on old checkpoints would fire although the run has just saved one."""
-    assert metrics(events.CheckpointSaved(27, Stats(step=27, committed=1.0)))("spikewise_checkpoint_step") == 27
+    assert metrics(events.CheckpointSaved(27, SaveStats(step=27, committed=1.0)))("spikewise_checkpoint_step") == 27
 
 
 def test_the_wait_for_the_last_scrape_is_skipped_where_nobody_scrapes():

@@ -6,7 +6,7 @@ from spikewise.diagnose import News
 from tests.support.runs import diagnosis, finished, report
 from trainer.run import events
 from trainer.run.status import RunStatus
-from trainer.storage.checkpoint import Stats
+from trainer.storage.checkpoint import SaveStats
 
 
 def status(*seen, epochs=3):
@@ -59,7 +59,7 @@ def test_a_failure_after_the_last_epoch_says_that_training_is_not_lost():
 
 def test_starts_and_the_end_are_noticed():
     """The driver would wait for workers that have ended, or not see that they were restarted."""
-    started, end = events.Started(0, 0, 2, 12, True), events.Finished("completed", 3, Stats())
+    started, end = events.Started(0, 0, 2, 12, True), events.Finished("completed", 3, SaveStats())
     found = status(started, started, end)
     assert found.starts == 2
     assert found.finished is end

@@ -9,12 +9,11 @@ import pytest
 from spikewise import describe
 from spikewise.diagnose import Diagnostician, diagnosis_from
 from spikewise.records import Event
+from tests.support import training as support
 from tests.trainer.engine.test_golden import SHAPE, _Rows
 from trainer import config
-from trainer.data.loader import Feed
-from trainer.engine.distributed_network import TrainedNetwork
-from trainer.engine.group import Group
-from trainer.engine.step import Learner
+from trainer.engine.distributed_network import DistributedNetwork
+from trainer.engine.step import records
 
 VALIDATION = np.arange(120, 200)
 EPOCHS = 10
@@ -28,11 +27,11 @@ class _Training:
         model = {"momentum": 0.5, "dropout": [0.0, 0.0, 0.0]}
         settings = config.parse({"data": data, "model": model, "training": {"batch_size": 8, "learning_rate": 1e-4}})
         rows = _Rows()
-        self.learner = Learner(Group(), settings, SHAPE, 2)
-        self.feed = Feed(rows, np.arange(120), settings, rank=0, size=1)
+        self.learner = support.learner(settings, SHAPE)
+        self.feed = support.feed(settings, rows, np.arange(120))
         self.learner.resident = self.feed.load()
         self.labels = rows.labels[VALIDATION].copy()
-        self.network = TrainedNetwork(self.learner, self.feed, self.evaluate)
+        self.network = DistributedNetwork(self.learner, self.feed, self.evaluate)
         self.diagnostician = Diagnostician(self.network, batch_size=8, labels=self.labels, momentum=0.5)
 
     def evaluate(self) -> np.ndarray:
@@ -42,13 +41,13 @@ class _Training:
         snapshots, steps = self.diagnostician.snapshots(self.feed.steps), []
         self.network.begin(number)
         for batch in self.feed.batches(number):
-            steps.append([float(value) for value in self.learner.train(batch)])
+            steps.append(self.learner.train(batch)[0])
             if len(steps) == self.feed.steps:
                 before_evaluation()
             if len(steps) in snapshots:
                 self.diagnostician.snapshot(len(steps))
         sample, _ = self.learner.evaluate(np.arange(100), self.feed.rows.labels[:100])
-        return self.diagnostician.close_epoch(self.evaluate(), sample, np.array(steps), learning_rate=1e-4, events=events)
+        return self.diagnostician.close_epoch(self.evaluate(), sample, records(steps), learning_rate=1e-4, events=events)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from contextlib import suppress
 from trainer.metrics import Exporter
 from trainer.run.events import CheckpointSaved, EpochFinished, Finished, Progress, Requests, Resumed, Started, WorkerEvent
 from trainer.run.status import RunStatus
+from trainer.storage.checkpoint import SaveStats
 
 STOP_SECONDS = 20.0
 """Longest wait for a scrape after a stop was requested: more than one interval of the PodMonitor, and well within a pod's grace
@@ -41,13 +42,16 @@ class Monitoring:
                 self.count_requests("worker 0", event.requests)
                 if event.news is not None:
                     exporter.update_spikes(status.diagnoses)
-                exporter.update_checkpoint(event.checkpoint)
+                self._saves(event.checkpoint)
             case CheckpointSaved() | Finished():
-                exporter.update_checkpoint(event.checkpoint)
+                self._saves(event.checkpoint)
 
     def count_requests(self, process: str, requests: Requests) -> None:
         """`process`: "driver" or "worker 0"."""
         self.exporter.update_object_store(process, requests=requests.by_operation, retries=requests.retries, errors=requests.errors)
+
+    def _saves(self, stats: SaveStats) -> None:
+        self.exporter.update_checkpoint(stats)
 
     def wait_for_last_scrape(self, *, trained: bool, interrupted: bool = False) -> None:
         """Waits until the last values are scraped, at most `linger` seconds; Ctrl-C ends the wait.

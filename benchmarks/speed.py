@@ -26,9 +26,9 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.support.faultproxy import FaultProxy
+from benchmarks.support.job import Job, read_report
 from jobs.demo.s3_server import local_s3_server
-from tests.support.faultproxy import FaultProxy
-from tests.support.jobs import Job, report
 from trainer import config
 from trainer.storage import open_store
 
@@ -83,7 +83,7 @@ class Bench:
         job = self.start(name, workers, epochs)
         job.process.wait()
         job.succeed()
-        return report(self.folder, name)
+        return read_report(self.folder / "runs", name)
 
     def contender(self, name: str, *arguments: str) -> dict:
         say(name)
@@ -211,7 +211,7 @@ def main() -> int:
         bench = Bench(Path(name), images)
         observed = observe(bench, server.endpoint_url, 2)
         compared = compare(bench, rounds, epochs)
-        environment = report(bench.folder, "first")["environment"]
+        environment = read_report(bench.folder / "runs", "first")["environment"]
     result = {
         "command": f"python -m benchmarks.speed{' --quick' if arguments.quick else ''}",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",

@@ -21,11 +21,11 @@ import psutil
 import pytest
 from PIL import Image
 
+from benchmarks.support.faultproxy import FaultProxy
+from benchmarks.support.job import DEADLINE, Job, read_report
 from jobs import train
 from jobs.demo.s3_server import S3Server
 from tests.support import jobs
-from tests.support.faultproxy import FaultProxy
-from tests.support.jobs import Job
 from tests.trainer.data.test_decode import png
 from trainer import config
 from trainer.data.pack import load_pack
@@ -189,7 +189,7 @@ def test_wrong_credentials(attempt, s3_server: S3Server, monkeypatch):
 def test_as_a_command(place):
     """What the other tests see in their own process would not be what a shell sees: code, streams, no traceback at exit."""
     command = [sys.executable, "-m", "jobs.train", "--config", str(place.configuration), "--set", "data.source=s3://spikewise/none"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=jobs.DEADLINE, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: data.source = s3://spikewise/none holds no objects: correct it, or upload the images first\n"
     assert re.fullmatch(r"run job-\d{8}-\d{6}: metrics at http://127\.0\.0\.1:\d+/metrics\n", done.stdout)
@@ -325,14 +325,14 @@ def trained(hostile) -> tuple[Place, set[str], set[str], Job]:
     job.await_line("^epoch 1/2")
     started = psutil.Process(job.process.pid).children(recursive=True)
     job.succeed()
-    assert not psutil.wait_procs(started, jobs.DEADLINE)[1]
+    assert not psutil.wait_procs(started, DEADLINE)[1]
     return place, good, bad, job
 
 
 def test_hostile_names_reach_the_report_unharmed(trained):
     """A name could run a script in the reader's browser, break the page, or stand for another image."""
     place, good, bad, job = trained
-    document = jobs.report(place.folder, "hostile")
+    document = read_report(place.folder / "runs", "hostile")
     quarantined = {entry["key"]: entry["reason"] for entry in document["data"]["quarantined"]}
     assert set(quarantined) == bad
     assert quarantined['fake/"bomb".png'] == "has 60000 x 60000 pixels, above data.max_pixels = 100000000"
@@ -423,7 +423,7 @@ def test_storage_that_goes_away_for_good(place, s3_server: S3Server):
         job.await_line("^epoch 2/2")
         started = psutil.Process(job.process.pid).children(recursive=True)
         assert job.wait() == 1
-    assert not psutil.wait_procs(started, jobs.DEADLINE)[1]
+    assert not psutil.wait_procs(started, DEADLINE)[1]
     assert "Traceback" not in job.output
     assert re.search(r"warning: CHECKPOINT of step \d+ FAILED, training goes on: .* with 503", job.output)
     assert re.search(r"warning: results of epoch 2 were not stored: .* with 503", job.output)

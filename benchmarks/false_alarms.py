@@ -2,7 +2,7 @@
 
     python -m benchmarks.false_alarms [--runs 4000] [--seed 1]
 
-Takes a few seconds. This is where spikewise.detect.MULTIPLE comes from: it is the smallest multiple, rounded up to halves, at
+Takes about a minute. This is where spikewise.detect.MULTIPLE comes from: it is the smallest multiple, rounded up to halves, at
 which at most 5 % of the runs of every kind below raise an alarm. A simulated curve is a trend (a fall to a floor, then possibly
 overfitting) plus autocorrelated noise. The kind "photographs" imitates real runs on photographs: standard deviation 0.05,
 lag-1 autocorrelation 0.5-0.6, and a few excursions of 3 to 6 MAD while the loss climbs from 0.7 to 1.4-1.7. The multiple was
@@ -75,7 +75,7 @@ def simulate(kind: Kind, runs: int, seed: int) -> np.ndarray:
 
 
 def needed(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest multiple at which each run of `losses` [S, T] raises no alarm [S], and the relative threshold by epoch [S, T]."""
+    """The smallest multiple at which each run of `losses` [S, T] raises no alarm [S], and its relative thresholds [S, T]."""
     multiples, limits = np.zeros(len(losses)), np.full(losses.shape, np.nan)
     for epoch in range(2, EPOCHS + 1):
         baseline, scale = detect.forecast(np.arange(1, epoch), losses[:, : epoch - 1], epoch)

@@ -41,7 +41,7 @@ linger = 0.0
 
 
 def put_images(storage: str, images: int = 480, seed: int = 0) -> None:
-    """Puts JPEGs of two classes below `storage`/images: smooth noise, the forged ones with a square pasted in."""
+    """Uploads JPEGs of two classes to `storage`/images: smooth noise, with a square pasted into the forged ones."""
     store, generator = open_store(f"{storage}/images", config.S3(path_style=True)), np.random.default_rng(seed)
     for number in range(images):
         pixels = np.kron(generator.normal(120, 30, (8, 8, 3)), np.ones((6, 6, 1))) + generator.normal(0, 10, (48, 48, 3))
@@ -53,12 +53,14 @@ def put_images(storage: str, images: int = 480, seed: int = 0) -> None:
 
 
 def write_config(folder: Path, storage: str, workers: int = 1) -> Path:
+    """Writes the configuration of a job with images and storage below the URL `storage`, and output and cache below `folder`."""
     path = folder / "job.toml"
     path.write_text(CONFIG.format(storage=storage, folder=folder, workers=workers))
     return path
 
 
 def history(storage: str, name: str) -> list[EpochReport]:
+    """The stored reports of all epochs of run `name`."""
     return results.get_history(open_store(f"{storage}/storage", config.S3(path_style=True)), name)
 
 

@@ -43,7 +43,6 @@ def _names(requirements: list[str]) -> set[str]:
 LIBRARY = _names(PYPROJECT["project"]["dependencies"])
 ALLOWED = {
     "spikewise": LIBRARY,
-    "spikewise/compare.py": LIBRARY | _names(PYPROJECT["project"]["optional-dependencies"]["keras"]),
     "spikewise/keras": LIBRARY | _names(PYPROJECT["project"]["optional-dependencies"]["keras"]),
     "trainer": _names(GROUPS["job"]),
     "jobs": _names(GROUPS["job"] + GROUPS["cluster"]),

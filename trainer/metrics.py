@@ -18,7 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 import trainer
-from spikewise.records import CAUSES, Diagnosis, Overfitting
+from spikewise.causes import NAMES as CAUSES
+from spikewise.records import Diagnosis, Overfitting
 from trainer.epoch import EpochReport
 from trainer.storage.checkpoint import Stats
 

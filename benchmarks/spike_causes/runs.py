@@ -22,7 +22,7 @@ from benchmarks.spike_causes.data import DATA
 from spikewise.detect import Detector
 from spikewise.diagnose import Diagnostician, News
 from spikewise.keras.network import KerasNetwork
-from spikewise.records import Event
+from spikewise.records import STEP, Event
 from trainer.model.layers import BatchNormalization
 
 DROPOUT = (0.25, 0.25, 0.5)
@@ -56,7 +56,7 @@ class Injection:
 
     name = ""
     cause = ""
-    """The cause that the diagnosis should name: one of spikewise.records.CAUSES."""
+    """The cause that the diagnosis should name: one of spikewise.causes.NAMES."""
     tune: ClassVar[tuple[float, float, float]] = (1, 1, 1)
     """Strengths in the tuning set: weak, medium, strong."""
     report: ClassVar[tuple[float, float, float]] = (1, 1, 1)
@@ -227,7 +227,7 @@ class Run:
         for number, (pixels, labels) in enumerate(self.batches):
             if injection:
                 injection.before_step(self, number)
-            steps.append(self._train()(_pixels(pixels), labels).numpy())
+            steps.append(tuple(self._train()(_pixels(pixels), labels).numpy()))
             if injection:
                 injection.after_step(self, number)
             if number + 1 in snapshots:
@@ -241,7 +241,7 @@ class Run:
         self.history.append(losses)
         began = time.perf_counter()
         news = self.diagnostician.close_epoch(
-            losses, sample, np.array(steps), learning_rate=rate, events=self.events, predict=self.predict
+            losses, sample, np.array(steps, STEP), learning_rate=rate, events=self.events, predict=self.predict
         )
         self.diagnosis_seconds += time.perf_counter() - began
         return news
@@ -309,10 +309,9 @@ class Run:
         before = [tf.identity(w) for w in weights]
         with tf.control_dependencies(before):
             self.optimizer.apply(gradients)
-        correct = tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32))
         norm = tf.linalg.global_norm(gradients)
         update = tf.linalg.global_norm([tf.convert_to_tensor(now) - was for now, was in zip(weights, before, strict=True)])
-        return tf.stack([loss, correct, norm, norm**2, update, 0.0, 0.0])
+        return tf.stack([loss, norm, update])
 
     def _losses(self, pixels: tf.Tensor, labels: tf.Tensor, training: bool) -> tf.Tensor:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, self.model(pixels, training=training))

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.spike_causes import scoring
 from benchmarks.spike_causes.tasks import PLANS, load, tasks
-from spikewise.records import CAUSES
+from spikewise import causes
 
 
 def _injected(cause: str, verdict: str | None, strength: int = 0) -> dict:
@@ -59,7 +59,7 @@ def test_alarms_are_counted_by_run_and_by_epoch():
 def test_every_cause_is_injected_and_tuning_shares_nothing_with_the_report():
     """The results would cover a cause that was never injected, or come from the data that thresholds were tuned on."""
     kinds = load(None)
-    assert {kind.cause for kind in kinds} == set(CAUSES) - {"overfitting"}  # a kind of run, not an injection
+    assert {kind.cause for kind in kinds} == set(causes.NAMES) - {"overfitting"}  # a kind of run, not an injection
     assert len(kinds) >= 10
     tune, report = PLANS["tune"], PLANS["report"]
     assert not set(tune.data) & set(report.data)

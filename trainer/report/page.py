@@ -105,7 +105,7 @@ def render(document: dict[str, Any], pictures: Mapping[Place, Picture]) -> str:
     )
     environment.filters.update(number=number, percent=percent, count=lambda n: f"{n:,}", duration=duration, words=_words)
     environment.filters.update(capital=lambda text: text[:1].upper() + text[1:])
-    environment.filters.update(cause=lambda name: describe.CAUSES[name], probe=describe.probe)
+    environment.filters.update(cause=describe.cause_title, probe=describe.probe)
     environment.filters.update(whole=_whole)
     environment.globals.update(number=number, percent=percent, whole=_whole, interval=_interval)
     shown = _printable(document)
@@ -392,7 +392,7 @@ def _words(value: Any) -> str:
 
 def _whole(fraction: float | None) -> str:
     """A share of a rise: its interval is wider than a decimal is worth."""
-    return "–" if fraction is None else describe.part(fraction).replace("%", " %")
+    return "–" if fraction is None else describe.percent(fraction).replace("%", " %")
 
 
 def _interval(one: dict[str, Any], write: Callable[[float], str], prefix: str = "") -> str:

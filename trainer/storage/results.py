@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from spikewise.diagnose import diagnosis_from
-from spikewise.records import Diagnosis, Overfitting
+from spikewise.records import Diagnosis, Overfitting, diagnosis_from
 from trainer import UserError
 from trainer.epoch import EpochReport
 from trainer.storage import NotFound, Store

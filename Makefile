@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' spikewise/__init__.py)
 IMAGE ?= localhost/spikewise:$(VERSION)$(VARIANT:%=-%)
-OBJECT_STORE_IMAGE ?= localhost/spikewise-object-store:$(VERSION)
+S3_SERVER_IMAGE ?= localhost/spikewise-s3-server:$(VERSION)
 CONFIG ?= jobs/configs/$(if $(filter submit manifests,$(MAKECMDGOALS)),gpu,question).toml
 OVERLAY ?= gpu
 SHAPE ?= job
@@ -24,7 +24,7 @@ SUBMIT = $(BIN)/python -m jobs.submit --config $(CONFIG) $(SET:%=--set %) --over
 	$(SECRET:%=--secret %) $(ON_CLUSTER)
 
 .PHONY: help install demo train test unit coverage lint format bench wheel lock clean
-.PHONY: image image-object-store cluster-data submit manifests status logs cancel e2e dashboard
+.PHONY: image image-s3-server cluster-data submit manifests status logs cancel e2e dashboard
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,11 +76,11 @@ wheel: $(READY) ## build the library's wheel in dist/
 image: ## build the image with docker, podman or buildah: make image IMAGE=registry.example/spikewise:1 [VARIANT=gpu]
 	docker/build $(IMAGE) $(VARIANT:%=--build-arg VARIANT=%) $(BUILD)
 
-image-object-store: ## build the image of the S3 server, for a cluster without a bucket
-	docker/build $(OBJECT_STORE_IMAGE) --target object-store $(BUILD)
+image-s3-server: ## build the image of the S3 server, for a cluster without a bucket
+	docker/build $(S3_SERVER_IMAGE) --target s3-server $(BUILD)
 
 cluster-data: $(READY) ## start that S3 server in the cluster and upload the demo's images
-	$(BIN)/python -m jobs.cluster_data --image $(OBJECT_STORE_IMAGE) $(ON_CLUSTER)
+	$(BIN)/python -m jobs.cluster_data --image $(S3_SERVER_IMAGE) $(ON_CLUSTER)
 
 submit: $(READY) ## train on a cluster: make submit CONFIG=F OVERLAY=local|gpu|spot|kueue [SHAPE=job|rayjob] IMAGE=I SET="run.name=first"
 	$(SUBMIT)
@@ -98,7 +98,7 @@ cancel: $(READY) ## stop a run after it has saved a checkpoint: make cancel RUN=
 	@$(BIN)/python -m jobs.cluster cancel $(RUN:%=--run %) $(ON_CLUSTER)
 
 e2e: $(READY) ## test on the cluster of the current kubectl context (about half an hour; see CONTRIBUTING.md)
-	SPIKEWISE_IMAGE=$(IMAGE) SPIKEWISE_OBJECT_STORE_IMAGE=$(OBJECT_STORE_IMAGE) $(BIN)/python -m pytest tests/e2e/run_on_cluster.py
+	SPIKEWISE_IMAGE=$(IMAGE) SPIKEWISE_S3_SERVER_IMAGE=$(S3_SERVER_IMAGE) $(BIN)/python -m pytest tests/e2e/run_on_cluster.py
 
 dashboard: $(READY) ## regenerate the JSON of the Grafana dashboard
 	$(BIN)/python -m k8s.monitoring.dashboard > k8s/monitoring/dashboard.json
@@ -106,8 +106,8 @@ dashboard: $(READY) ## regenerate the JSON of the Grafana dashboard
 lock: $(READY) ## update the lock files after a change of the dependencies in pyproject.toml
 	$(LOCK) --output-file requirements.lock --group job
 	$(LOCK) --constraint requirements.lock --output-file requirements-dev.lock --group job --group cluster --group demo --group dev
-	$(LOCK) --constraint requirements.lock --override docker/requirements-cpu.override --output-file docker/requirements-cpu.lock --group job docker/requirements-cpu.in
-	$(LOCK) --constraint requirements.lock --output-file docker/requirements-gpu.lock --group job --group gpu
+	$(LOCK) --constraint requirements-dev.lock --override docker/requirements-cpu.override --output-file docker/requirements-cpu.lock --group job --group cluster docker/requirements-cpu.in
+	$(LOCK) --constraint requirements-dev.lock --output-file docker/requirements-gpu.lock --group job --group cluster --group gpu
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
 clean: ## remove caches, packed images, demo data and built wheels; keep runs/ and .venv

@@ -6,16 +6,14 @@ import os
 import sys
 import traceback
 
+from jobs.command_line import add_configuration
 from trainer import UserError, config
 from trainer.run.console import Console
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Trains a run, or resumes the one of that name.")
-    parser.add_argument("--config", required=True, metavar="FILE", help="TOML file, such as jobs/configs/question.toml")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
-    )
+    add_configuration(parser, "TOML file, such as jobs/configs/question.toml")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and touch nothing")
     parser.add_argument("--retried", action="store_true", help=f"exit with {os.EX_TEMPFAIL} where another try may go better")
     arguments = parser.parse_args(argv)

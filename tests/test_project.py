@@ -99,7 +99,7 @@ def test_documents_name_existing_targets(document):
     commands = re.findall(r"(?:^\$ |`)make ((?:[^`#\n\\]|\\\n)+)", text, re.MULTILINE)
     for command in commands:
         # Every word but assignments, options and "..." is a target. A quoted value may hold spaces.
-        words = re.sub(r'[A-Z_]+=(?:"[^"]*"|\S+)|\[[^]]*\]|\\\n|\B-\S+|\.\.\.', " ", command).split()
+        words = re.sub(r'[A-Z0-9_]+=(?:"[^"]*"|\S+)|\[[^]]*\]|\\\n|\B-\S+|\.\.\.', " ", command).split()
         unknown = set(words) - set(TARGETS)
         assert not unknown, f"{document} says `make {command}`, and there is no target {', '.join(sorted(unknown))}"
 

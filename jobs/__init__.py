@@ -1,1 +1,1 @@
-"""What a person runs: train, pack, submit, report, demo data, a local object store."""
+"""The commands: train, report and demo on this machine; submit, cluster and cluster_data for a Kubernetes cluster."""

@@ -1,8 +1,8 @@
-"""The demo's images in a cluster without a bucket: `python -m jobs.cluster_data --image IMAGE`.
+"""An S3 server with the demo's images in a cluster without a bucket: `python -m jobs.cluster_data --image IMAGE`.
 
-Owns: the object store of k8s/object-store: its credentials, made at random once and kept in the Secret `object-store` alone, its
-start, and the way to it through the API server. It stays when runs go, with their checkpoints; `kubectl delete -k k8s/object-store`
-ends it.
+Owns: the S3 server of k8s/s3-server: its random credentials, which exist in the Secret `s3-server` only, its start, and the
+connection to it through the API server. Runs and their checkpoints leave it in place; `kubectl delete -k k8s/s3-server` removes it
+and its data.
 """
 
 import argparse
@@ -17,22 +17,25 @@ from contextlib import contextmanager
 
 import yaml
 
+from jobs.command_line import add_namespace
 from jobs.demo import SOURCE, images
 from jobs.kubernetes.kubectl import Kubectl, KubernetesError, kustomize
 from jobs.kubernetes.manifests import FOLDER
 from trainer import UserError
 
-NAME = "object-store"
-"""Of the Deployment, the Service and the Secret."""
+NAME = "s3-server"
+"""Name of the Deployment, the Service and the Secret, and of the folder in k8s/."""
 PORT = 8333
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.cluster_data", description="An object store with images in the cluster.")
-    parser.add_argument("--image", required=True, help="what `make image-object-store` built")
-    parser.add_argument("--images", type=int, default=2000, help="authentic and forged together (default: 2000)")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.cluster_data", description="Starts an S3 server with images in the cluster."
+    )
+    parser.add_argument("--image", required=True, help="the image that `make image-s3-server` built")
+    parser.add_argument("--images", type=int, default=2000, help="number of images, half of them forged (default: 2000)")
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels (default: 128)")
-    parser.add_argument("--namespace", metavar="NAME", help="default: the context's")
+    add_namespace(parser)
     arguments = parser.parse_args(argv)
     try:
         kubectl = Kubectl(arguments.namespace)
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def start(kubectl: Kubectl, image: str) -> None:
-    """Starts the store unless it runs, and waits until it answers. Raises KubernetesError."""
+    """Starts the server unless it runs, and waits until it answers. Raises KubernetesError."""
     if not kubectl.exists("secret", NAME):
         values = {
             "AWS_ACCESS_KEY_ID": secrets.token_hex(16),
@@ -65,17 +68,23 @@ def start(kubectl: Kubectl, image: str) -> None:
 
 @contextmanager
 def forwarded(kubectl: Kubectl) -> Iterator[dict[str, str]]:
-    """The environment that reaches the store from here, as long as this lasts. Raises KubernetesError."""
+    """Forwards a local port to the server while the context lasts. Yields the environment variables of an S3 client for it.
+
+    Raises KubernetesError.
+    """
     data = kubectl.get("secret", NAME)["data"]
     values = {name: base64.b64decode(value).decode() for name, value in data.items()}
     process = kubectl.start("port-forward", f"service/{NAME}", f":{PORT}")
     try:
         assert process.stdout is not None
-        said = process.stdout.readline()  # Forwarding from 127.0.0.1:40001 -> 8333
-        if not said.startswith("Forwarding from 127.0.0.1:"):
-            raise KubernetesError(f"the object store cannot be reached through port-forward of context {kubectl.context}")
-        port = said.split(":")[1].split(" ")[0]
-        # It says a line for each connection, and would stand still once nobody had read them for long.
+        line = process.stdout.readline()  # Forwarding from 127.0.0.1:40001 -> 8333
+        if not line.startswith("Forwarding from 127.0.0.1:"):
+            raise KubernetesError(
+                f"kubectl port-forward cannot reach the S3 server in context {kubectl.context}. Fix: check that its pod runs "
+                f"(kubectl get pods -l app.kubernetes.io/name=spikewise-{NAME}) and that you may create pods/portforward."
+            )
+        port = line.split(":")[1].split(" ")[0]
+        # kubectl prints a line for each connection, and would block once the pipe is full.
         threading.Thread(target=deque, args=(process.stdout, 0), daemon=True, name="port-forward").start()
         yield values | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
     finally:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from jobs.command_line import add_configuration
 from trainer import UserError, config
 from trainer.data.index import split
 from trainer.data.pack import load_pack
@@ -16,10 +17,7 @@ from trainer.storage import open_store, results
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.report", description="Rebuilds a run's report from what it stored.")
-    parser.add_argument("--config", required=True, metavar="FILE", help="any configuration with the run's run.storage and s3")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
-    )
+    add_configuration(parser, "any configuration with the run's run.storage and s3")
     parser.add_argument("--run", required=True, metavar="NAME", help="name of the run, finished or not")
     arguments = parser.parse_args(argv)
     try:

@@ -10,16 +10,14 @@ import os
 import sys
 import traceback
 
+from jobs.command_line import add_configuration
 from trainer import UserError, config
 from trainer.run.console import Console
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train a model, or resume the run of that name.")
-    parser.add_argument("--config", required=True, metavar="FILE", help="TOML file, for example jobs/configs/question.toml")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; can be repeated"
-    )
+    add_configuration(parser, "TOML file, for example jobs/configs/question.toml")
     parser.add_argument("--dry-run", action="store_true", help="print what the run would do, and write nothing")
     parser.add_argument("--retried", action="store_true", help=f"exit with {os.EX_TEMPFAIL} after a failure that may be over later")
     arguments = parser.parse_args(argv)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 import trainer
@@ -101,6 +102,20 @@ METRICS: dict[str, Described] = {
     "spikewise_object_store_errors_total": Described("counter", "", "Operations on object storage that were given up."),
 }
 """Every metric: what it is called, its type, unit and labels. No label takes unboundedly many values."""
+
+
+class Sample(NamedTuple):
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+def samples(text: str) -> list[Sample]:
+    """The samples of a scrape in Prometheus' text format."""
+    return [
+        Sample(each.name, each.labels, each.value) for family in text_string_to_metric_families(text) for each in family.samples
+    ]
+
 
 Labels = tuple[str, ...]
 """Label values, in the order of the metric's labels."""

@@ -1,4 +1,4 @@
-"""The demo: forged photographs, put into a local S3 server, and a training run on them."""
+"""The demo: real photographs and forgeries of them, in a local S3 server, and a training run on them."""
 
 SOURCE = "s3://spikewise/photographs"
 GROUPS = "^[^/]+/([^/]+)/"

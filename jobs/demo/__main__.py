@@ -1,6 +1,6 @@
-"""`make demo`: a local S3 server, real photographs in a bucket, a training run, a report.
+"""The demo, `make demo`: starts a local S3 server, makes images from real photographs, trains, and writes a report.
 
-`python -m jobs.demo [--config F] [--images N] [--set ...]`: other settings on as many of the same photographs' crops.
+`python -m jobs.demo [--config FILE] [--images N] [--set SECTION.KEY=VALUE]` trains with other settings on N such images.
 """
 
 import argparse
@@ -10,25 +10,29 @@ from pathlib import Path
 
 from jobs import train
 from jobs.demo import GROUPS, SOURCE, images
-from jobs.demo.s3_server import local_object_store
+from jobs.demo.s3_server import local_s3_server
 from trainer import UserError
 
+CONFIG = Path(__file__).parents[1] / "configs/demo.toml"
 FOLDER = Path(".cache/demo")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.demo", description="Trains on photographs in a local object store.")
-    parser.add_argument("--config", default="jobs/configs/demo.toml", help="of the run; where its data are is set here")
-    parser.add_argument("--images", type=int, default=2000)
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.demo",
+        description="Trains on photographs in a local S3 server. Further arguments go to python -m jobs.train.",
+    )
+    parser.add_argument("--config", default=str(CONFIG), help="TOML file; the demo sets data.source and run.storage itself")
+    parser.add_argument("--images", type=int, default=2000, help="number of images, half of them forged (default: 2000)")
     arguments, rest = parser.parse_known_args()
     places = {"data.source": SOURCE, "data.group_by": f"'{GROUPS}'", "run.storage": "s3://spikewise/demo", "s3.path_style": "true"}
-    alone = {"metrics.host": "127.0.0.1", "metrics.linger": "0.0"}
-    settings = [argument for key, value in (places | alone).items() for argument in ("--set", f"{key}={value}")]
+    local = {"metrics.host": "127.0.0.1", "metrics.linger": "0.0"}
+    overrides = [argument for key, value in (places | local).items() for argument in ("--set", f"{key}={value}")]
     try:
-        with local_object_store(FOLDER / str(arguments.images), buckets=["spikewise"]) as server:
+        with local_s3_server(FOLDER / str(arguments.images), buckets=["spikewise"]) as server:
             os.environ |= server.environment
             code = images.main(["--images", str(arguments.images), "--size", "128", SOURCE])
-            return code or train.main(["--config", arguments.config, *settings, *rest])
+            return code or train.main(["--config", arguments.config, *overrides, *rest])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
-"""Real photographs that Python packages bring along, and forgeries made from crops of them: the demo's data, with no download.
+"""The demo's images: crops of real photographs that installed Python packages contain, and forgeries of these crops. No download.
 
-Owns: which photographs, under which licence, and how a crop is forged. demo_data.py puts the result somewhere.
+Owns: the choice of photographs, their licences, and how a crop is forged. images.py stores the result.
 
 | photograph | file | licence |
 |---|---|---|
@@ -9,28 +9,28 @@ Owns: which photographs, under which licence, and how a crop is forged. demo_dat
 | cat, coffee, retina | skimage/data/{chelsea.png, coffee.png, retina.jpg} | CC0 |
 | camera, brick, grass, gravel | skimage/data/*.png | CC0 |
 | coins, tissue | skimage/data/{coins.png, ihc.png} | no known copyright restrictions |
-| moon, page | skimage/data/*.png | nothing of their own: the package's, BSD-3-Clause |
+| moon, page | skimage/data/*.png | no licence of their own: the package's, BSD-3-Clause |
 | motorcycle | skimage/data/motorcycle_left.png | Middlebury Stereo 2014: free to use and publish; cite Scharstein, GCPR 2014 |
 | china | sklearn/datasets/images/china.jpg | CC BY 2.0, danielbuechele on Flickr |
 | flower | sklearn/datasets/images/flower.jpg | CC BY 2.0, vultilion on Flickr |
 | hopper | matplotlib/mpl-data/sample_data/grace_hopper.jpg | public domain (US Navy) |
 
-What is made. An authentic image is a random crop: position, scale, mirrored or not, exposure and white balance. Its forgery is
-the same crop with one piece put in, as somebody in a hurry would do it: a lasso around the middle, a soft edge, and no care for
-light and colour. Four in five pieces come from another photograph (splice), the others from elsewhere in the crop
-(copy-move), turned or mirrored a little. Both images then go through the same two JPEG compressions, a camera's and an editor's,
-so that content is all that tells them apart.
+Method. An authentic image is a random crop: position, scale, mirroring, exposure and white balance are random. Its forgery is the
+same crop with one piece pasted in, as a careless forger would do it: a lasso selection near the middle, a soft edge, and no
+matching of light and colour. Four in five pieces come from another photograph (splice), the others from elsewhere in the crop
+(copy-move), slightly rotated, scaled and perhaps mirrored. Both images then pass through the same two JPEG compressions, a camera's
+and an editor's, so that they differ in content only.
 
-Groups. Images are grouped by the photograph that was cropped. Pieces come from all photographs, so one that is held out for
-validation has lent pieces to forgeries in training. That should mislead rather than help, since there
-its texture always means "fake".
+Groups. Images are grouped by the photograph that was cropped. Pieces come from all photographs, so a photograph in the validation
+set has supplied pieces to forgeries in the training set. This should mislead the network rather than help it, because in training
+that texture always means "fake".
 
-How hard it is (1,600 images of 160x160 seen at 64x64, photographs held out in five folds, one seed): the network reaches 65 %
-after 6 epochs at learning rate 1e-3 and momentum 0.9, 59-71 % being the 95 % interval over photographs. A logistic regression on
-contrast, clipped pixels, sharpness, file size and the like reaches 61 %, inside that interval. The constants below were chosen
-on these same photographs, so 65 % is somewhat flattering.
+Difficulty (1,600 images of 160x160 pixels resized to 64x64, photographs held out in five folds, one seed): the network classifies
+65 % correctly after 6 epochs at learning rate 1e-3 and momentum 0.9 (95 % interval over photographs: 59-71 %). A logistic
+regression on contrast, clipped pixels, sharpness, file size and similar numbers reaches 61 %, which is inside that interval. The
+constants below were chosen on the same photographs, so 65 % is slightly optimistic.
 
-Shapes: images are Pillow's, RGB, S by S pixels; masks are Pillow's, L.
+Shapes: images are Pillow images, RGB, S x S pixels; masks are Pillow images in mode L.
 """
 
 import io
@@ -65,22 +65,22 @@ PHOTOGRAPHS = {
     "text": f"{_SKIMAGE}/text.png",
     "tissue": f"{_SKIMAGE}/ihc.png",
 }
-"""Name -> package and the path in it."""
+"""Name -> package and path in it."""
 
 COPY_MOVES = 0.2
-"""Share of the forgeries that are tried as copy-moves; the others are splices."""
+"""Fraction of the attempts that are copy-moves; the others are splices."""
 AREA = (0.18, 0.36)
-"""Of a piece, as a share of the image."""
+"""Smallest and largest area of a piece, as a fraction of the image."""
 OFF_CENTRE = 0.12
-"""Standard deviation of a piece's place around the middle, as a share of the image's side."""
+"""Standard deviation of a piece's distance from the middle in x and y, as a fraction of the image's side."""
 EDGE = (0.004, 0.012)
-"""Standard deviation of the blur of a piece's edge, as a share of the image's side."""
+"""Standard deviation of the blur at a piece's edge, as a fraction of the image's side."""
 LIGHT, COLOUR = 0.3, 0.05
 """Largest change of a crop's exposure (logarithm of the exponent) and white balance (logarithm of a channel's factor)."""
 OTHER_LIGHT, OTHER_COLOUR = (0.5, 1.1), 0.35
-"""The same for what sets a spliced piece apart; its exposure differs at least by the first number."""
+"""The same for a spliced piece; the absolute change of its exposure lies between the two numbers."""
 LEAST_CHANGE = 14.0
-"""Mean absolute difference (0..255) that a piece makes, or another is tried: sky pasted onto sky is no forgery."""
+"""Smallest mean absolute difference (0..255) in the area of the piece. Below it another piece is tried, as for sky on sky."""
 CAMERA, EDITOR = (80, 85, 90, 95), (75, 80, 85, 90)
 """JPEG qualities of the first and the second compression."""
 
@@ -88,8 +88,8 @@ CAMERA, EDITOR = (80, 85, 90, 95), (75, 80, 85, 90)
 def make_pair(seed: int, index: int, size: int) -> dict[str, bytes]:
     """The authentic image number `index` and its forgery: key -> JPEG file, size x size pixels.
 
-    The same arguments give the same bytes (with the same versions of Pillow and NumPy). Raises UserError when a photograph is
-    missing.
+    The same arguments give the same bytes, given the same versions of Pillow and NumPy. Raises UserError if a photograph is not
+    installed.
     """
     rng = np.random.default_rng([seed, index])
     name = _name(index)
@@ -107,7 +107,7 @@ def make_pair(seed: int, index: int, size: int) -> dict[str, bytes]:
 
 
 def key(label: str, index: int) -> str:
-    """`<label>/<photograph>/<photograph>-<number>.jpg`; the photographs take turns."""
+    """`<label>/<photograph>/<photograph>-<number>.jpg`; the index cycles through the photographs."""
     name = _name(index)
     return f"{label}/{name}/{name}-{index // len(PHOTOGRAPHS) + 1:04d}.jpg"
 
@@ -118,16 +118,16 @@ def _name(index: int) -> str:
 
 @cache
 def photograph(name: str) -> Image.Image:
-    """The whole photograph `name`, RGB. Raises UserError when its package is not installed or lacks it."""
+    """The whole photograph, RGB. Raises UserError if its package is not installed or does not contain it."""
     package, _, path = PHOTOGRAPHS[name].partition("/")
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise UserError(f"the photograph {name} is in the package {package}, which is missing: pip install 'spikewise[demo]'")
+        raise UserError(f"The package {package}, which contains the photograph {name}, is not installed. Fix: run `make install`.")
     try:
         pixels = np.asarray(Image.open(Path(spec.origin).parent / path).convert("RGB"))
     except OSError as error:
-        raise UserError(f"{package} has no photograph {path} ({error}): install the version in requirements.lock") from None
-    return Image.fromarray(pixels)  # without the comments in its file, which would go into every crop's
+        raise UserError(f"The package {package} does not contain {path} ({error}). Fix: run `make install`.") from None
+    return Image.fromarray(pixels)  # without the file's comments, which every crop would inherit
 
 
 @cache
@@ -149,7 +149,7 @@ def _crop(name: str, size: int, rng: np.random.Generator) -> Image.Image:
 
 
 def _foreign(name: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """A crop of another photograph in another light; colour stays out of grey photographs, and grey out of coloured ones."""
+    """A crop of another photograph, in a different light. A grey photograph gets a grey piece, a coloured one a coloured piece."""
     others = [other for other in PHOTOGRAPHS if other != name and (_grey(name) or not _grey(other))]
     crop = _crop(str(rng.choice(others)), size, rng)
     light = rng.choice([-1, 1]) * rng.uniform(*OTHER_LIGHT)
@@ -159,7 +159,7 @@ def _foreign(name: str, size: int, rng: np.random.Generator) -> Image.Image:
 
 
 def _moved(image: Image.Image, centre: np.ndarray, radius: float, rng: np.random.Generator) -> Image.Image:
-    """The image, moved such that another part of it lies at `centre`; turned, scaled and perhaps mirrored a little."""
+    """The image moved so that another part of it lies at `centre` (x, y), slightly rotated and scaled, and perhaps mirrored."""
     size = image.width
     while True:
         origin = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)
@@ -168,14 +168,14 @@ def _moved(image: Image.Image, centre: np.ndarray, radius: float, rng: np.random
     angle, scale, mirror = np.deg2rad(rng.uniform(-15, 15)), rng.uniform(0.8, 1.25), rng.choice([-1, 1])
     turn = np.array([[mirror * np.cos(angle), -np.sin(angle)], [mirror * np.sin(angle), np.cos(angle)]]) / scale
     (a, b), (d, e) = turn
-    border = size // 2  # beyond the image's edge its mirror image goes on
+    border = size // 2  # the image continues beyond its edge as its mirror image
     c, f = origin - turn @ centre + border
     wide = Image.fromarray(np.pad(np.asarray(image), ((border, border), (border, border), (0, 0)), "reflect"))
     return wide.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BICUBIC)
 
 
 def _lasso(size: int, rng: np.random.Generator) -> tuple[Image.Image, np.ndarray, float]:
-    """A mask (255 inside) drawn by hand around something near the middle, its centre (x, y) and its mean radius in pixels."""
+    """A mask like a hand-drawn selection near the middle (255 inside), its centre (x, y) and its mean radius in pixels."""
     radius = float(np.sqrt(rng.uniform(*AREA) / np.pi)) * size
     centre = np.clip(rng.normal(size / 2, OFF_CENTRE * size, 2), 0.8 * radius, size - 0.8 * radius)
     y, x = np.mgrid[:size, :size] + 0.5
@@ -188,7 +188,7 @@ def _lasso(size: int, rng: np.random.Generator) -> tuple[Image.Image, np.ndarray
 
 
 def _relit(image: Image.Image, light: float, colour: np.ndarray) -> Image.Image:
-    """Exposure raised (light < 0) or lowered, and each channel's strength changed; both are logarithms, 0 changes nothing."""
+    """The image with its exposure raised (light < 0) or lowered, and its channels scaled, both as logarithms: 0 is no change."""
     curve = np.linspace(0, 1, 256) ** np.exp(light)
     table = np.clip(255 * np.exp(colour)[:, None] * curve, 0, 255)
     return image.point(table.round().astype(int).ravel().tolist())

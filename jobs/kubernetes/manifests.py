@@ -1,14 +1,14 @@
-"""A run's Kubernetes objects: the overlay of k8s/overlays as it is rendered, with the run's own values in place.
+"""The Kubernetes objects of a run: an overlay of k8s/overlays, rendered, with the run's values filled in.
 
-Owns: which values those are: names, image, number of workers, configuration, metrics port, and the Secret with the credentials.
-Everything else is said in YAML. Pure, but for the call of kustomize.
+Owns: which values are filled in: names, image, number of workers, configuration, metrics port, and the Secret with the credentials.
+Everything else is in the YAML files. Pure functions, except that `render` runs kustomize.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import yaml
 
 from jobs.kubernetes.kubectl import KubernetesError, KubernetesObject, kustomize
@@ -16,16 +16,17 @@ from trainer import config
 
 FOLDER = Path(__file__).parents[2] / "k8s"
 SHAPES = {"job": "Job", "rayjob": "RayJob"}
+"""Shape -> kind of its main object."""
 LABEL = "spikewise/run"
-"""On every object and pod of a run; its value is the run's name."""
-STANDS_FOR_RUN = "run-name"
-STANDS_FOR_IMAGE = "spikewise"
+"""Label on every object and pod of a run; its value is the run's name."""
+RUN_PLACEHOLDER = "run-name"
+IMAGE_PLACEHOLDER = "spikewise"
 LONGEST_RAYJOB = 47
-"""Characters in the name of a RayJob, which KubeRay makes longer."""
+"""Most characters in the name of a RayJob; KubeRay appends to it."""
 
 
 def object_name(run: str) -> str:
-    """Of the run's objects: a Service's name has to begin with a letter, which a run's need not."""
+    """Name of the run's objects. The prefix is needed because a Service's name must begin with a letter, a run's need not."""
     return f"run-{run}"
 
 
@@ -34,16 +35,17 @@ def overlays() -> list[str]:
 
 
 def render(overlay: str, shape: str) -> list[KubernetesObject]:
-    """`overlay`: a name below k8s/overlays, or the path of a kustomization of that shape. Raises KubernetesError."""
+    """`overlay`: a name in k8s/overlays, or the path of a kustomization of that shape. Raises KubernetesError."""
     folder = Path(overlay) if "/" in overlay else FOLDER / "overlays" / overlay / shape
     if not (folder / "kustomization.yaml").is_file():
         raise KubernetesError(
-            f"OVERLAY={overlay}: there is no {folder}/kustomization.yaml: choose {', '.join(overlays())} or the path of your own"
+            f"--overlay {overlay}: {folder}/kustomization.yaml does not exist. Fix: use {', '.join(overlays())}, or the path of "
+            "your own overlay (with a slash)."
         )
     objects = list(yaml.safe_load_all(kustomize(folder)))
     if not any(found["kind"] == SHAPES[shape] for found in objects):
         raise KubernetesError(
-            f"OVERLAY={overlay} makes no {SHAPES[shape]}: choose another SHAPE, or add k8s/{shape} to its components"
+            f"--overlay {overlay} contains no {SHAPES[shape]}. Fix: choose another --shape, or add k8s/{shape} to its components."
         )
     return objects
 
@@ -51,19 +53,25 @@ def render(overlay: str, shape: str) -> list[KubernetesObject]:
 def fit(
     objects: list[KubernetesObject], settings: config.Settings, run: str, image: str, secret: str | None
 ) -> list[KubernetesObject]:
-    """The objects of this run; the Job or RayJob is last, because its pods need the others. Raises KubernetesError."""
+    """The rendered objects with the values of this run; the Job or RayJob comes last, because its pods need the others.
+
+    `secret`: name of the Secret with the credentials; None keeps the overlay's. Raises KubernetesError if the run's name is too
+    long.
+    """
     fitted: list[KubernetesObject] = _rename(objects, run)
     fitted.sort(key=lambda found: found["kind"] in SHAPES.values())
     main = owner(fitted)
     if main["kind"] == "RayJob" and len(main["metadata"]["name"]) > LONGEST_RAYJOB:
         most = LONGEST_RAYJOB - len(object_name(""))
-        raise KubernetesError(f"run.name = {run}: with SHAPE=rayjob a name has at most {most} characters, this one has {len(run)}")
-    _size(main, settings.launch)
+        raise KubernetesError(
+            f"run.name = {run} is too long for --shape rayjob: {len(run)} characters, at most {most} are allowed. Fix: shorten it."
+        )
+    _resize(main, settings.launch)
     for found in fitted:
         if found["kind"] == "ConfigMap":
-            found["data"]["config.toml"] = write_toml(settings)
+            found["data"]["config.toml"] = to_toml(settings)
     for container in containers(main):
-        if container["image"] == STANDS_FOR_IMAGE:
+        if container["image"] == IMAGE_PLACEHOLDER:
             container["image"] = image
         for port in container.get("ports", ()):
             if port["name"] == "metrics":
@@ -74,24 +82,24 @@ def fit(
 
 
 def owner(objects: list[KubernetesObject]) -> KubernetesObject:
-    """The Job or RayJob, which owns the others."""
+    """The Job or RayJob, which owns the other objects."""
     return objects[-1]
 
 
 def owned(objects: list[KubernetesObject], uid: str) -> list[KubernetesObject]:
-    """All but the owner, owned by it: they go when it goes, whoever deletes it."""
+    """All objects but the owner, with an owner reference to it (`uid` is its UID), so that Kubernetes deletes them with it."""
     main = owner(objects)
     reference = {"apiVersion": main["apiVersion"], "kind": main["kind"], "name": main["metadata"]["name"], "uid": uid}
     return [{**found, "metadata": {**found["metadata"], "ownerReferences": [reference]}} for found in objects[:-1]]
 
 
 def containers(main: KubernetesObject) -> list[dict[str, Any]]:
-    """Of all pods of a Job or RayJob."""
+    """The containers of all pod templates of a Job or RayJob."""
     return [container for template in pod_templates(main["spec"]) for container in template["spec"]["containers"]]
 
 
 def pod_templates(value: Any) -> Iterator[dict[str, Any]]:
-    """All pods' templates within an object's spec."""
+    """All pod templates anywhere in an object's spec."""
     if isinstance(value, dict):
         if "containers" in value.get("spec", ()):
             yield value
@@ -104,7 +112,7 @@ def pod_templates(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def secrets(main: KubernetesObject) -> dict[str, bool]:
-    """Secrets that the pods take their environment from, and whether they can do without."""
+    """Secrets from which the pods take environment variables: name -> whether the Secret is optional."""
     sources = [source["secretRef"] for container in containers(main) for source in container.get("envFrom", ())]
     return {source["name"]: source.get("optional", False) for source in sources}
 
@@ -115,7 +123,7 @@ def gpus(main: KubernetesObject) -> int:
 
 
 def queue(main: KubernetesObject) -> str | None:
-    """Kueue's LocalQueue that the run waits in."""
+    """Kueue's LocalQueue in which the run waits, if any."""
     return main["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
 
 
@@ -123,24 +131,18 @@ def to_yaml(objects: list[KubernetesObject]) -> str:
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
-def write_toml(settings: config.Settings) -> str:
-    """The resolved configuration; `config.load` reads the same one back."""
-    lines = ["# Resolved by jobs.submit: every key has its value."]
-    for section, values in settings.as_dict().items():
-        lines += ["", f"[{section}]"]
-        lines += [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml(key)} = {_toml(inner)}" for key, inner in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # everywhere else JSON's values are TOML's
+def to_toml(settings: config.Settings) -> str:
+    """The resolved configuration; `config.load` reads the same settings back."""
+    sections = {
+        section: {key: value for key, value in values.items() if value is not None}  # TOML has no null
+        for section, values in settings.as_dict().items()
+    }
+    return f"# Resolved by jobs.submit: the value of every key that has one.\n{tomli_w.dumps(sections)}"
 
 
 def _rename(value: Any, run: str) -> Any:
     if isinstance(value, str):
-        return value.replace(STANDS_FOR_RUN, object_name(run))
+        return value.replace(RUN_PLACEHOLDER, object_name(run))
     if isinstance(value, list):
         return [_rename(inner, run) for inner in value]
     if isinstance(value, dict):
@@ -148,22 +150,21 @@ def _rename(value: Any, run: str) -> Any:
     return value
 
 
-def _size(main: KubernetesObject, launch: config.Launch) -> None:
+def _resize(main: KubernetesObject, launch: config.Launch) -> None:
+    """Sets the number of workers and, in a RayJob, the size of Ray's object store."""
     spec, workers = main["spec"], launch.workers
     if main["kind"] == "Job":
         spec["completions"] = spec["parallelism"] = workers
         return
     cluster = spec["rayClusterSpec"]
     cluster["workerGroupSpecs"][0] |= {"replicas": workers, "minReplicas": workers, "maxReplicas": workers}
-    for group in (
-        cluster["headGroupSpec"],
-        *cluster["workerGroupSpecs"],
-    ):  # jobs.kubernetes.entrypoint says it where KubeRay does not start Ray
+    # In a Job, jobs.kubernetes.entrypoint passes this to `ray start`; in a RayJob KubeRay starts Ray.
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         group["rayStartParams"]["object-store-memory"] = str(launch.object_store_bytes)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such."""
+    """Writes strings of several lines as block literals."""
 
 
 _Dumper.add_representer(

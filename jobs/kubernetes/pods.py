@@ -1,6 +1,6 @@
-"""What Kubernetes says about a run, understood: where its pods are, what is wrong with them, and how the run ended.
+"""What Kubernetes' objects say about a run: the states of its pods, what is wrong with them, and how the run ended.
 
-Pure functions of Kubernetes' own JSON. A run's main object is its Job or RayJob.
+Pure functions of objects as Kubernetes' API returns them. `main` is the run's Job or RayJob, `pods` are the run's pods.
 """
 
 from collections import Counter
@@ -10,8 +10,9 @@ from typing import Any
 from jobs.kubernetes.kubectl import KubernetesObject
 
 INDEX = "batch.kubernetes.io/job-completion-index"
-SAID_CODES = (1, 2)
-"""Exit codes of jobs.train for a run that failed and for what a user has to mend; k8s/job ends the Job on them."""
+FINAL_CODES = (1, 2)
+"""Exit codes of jobs.train that a retry would not change (1: the run failed, 2: the user has to correct something). k8s/job ends
+the Job on them."""
 _NOT_PULLABLE = {"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 _NOT_CREATABLE = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 _REFUSED = {"FailedCreate", "FailedToCreateWorkerPod", "FailedToCreateHeadPod"}
@@ -19,14 +20,16 @@ _REFUSED = {"FailedCreate", "FailedToCreateWorkerPod", "FailedToCreateHeadPod"}
 
 @dataclass(frozen=True)
 class End:
-    """How a run ended, for a person and as an exit code."""
+    """How a run ended."""
 
     code: int
+    """Exit code for the command that submitted it; 0: success."""
     line: str
+    """For a person."""
 
 
 def driver_pod(main: KubernetesObject, pods: list[KubernetesObject]) -> KubernetesObject | None:
-    """The newest pod whose log is the driver's: the head of a Job, the submitter of a RayJob."""
+    """The newest pod that has the driver's log: the head of a Job, the submitter of a RayJob."""
     if main["kind"] == "Job":
         found = [pod for pod in pods if _labels(pod).get(INDEX) == "0"]
     else:
@@ -35,69 +38,70 @@ def driver_pod(main: KubernetesObject, pods: list[KubernetesObject]) -> Kubernet
 
 
 def head_pod(main: KubernetesObject, pods: list[KubernetesObject]) -> KubernetesObject | None:
-    """The newest pod in which the driver runs, which serves the metrics."""
+    """The newest pod of Ray's head, in which the driver runs and serves the metrics."""
     if main["kind"] == "Job":
         return driver_pod(main, pods)
     return max((pod for pod in pods if _labels(pod).get("ray.io/node-type") == "head"), key=_created, default=None)
 
 
 def has_started(pod: KubernetesObject) -> bool:
-    """Whether its container has a log."""
+    """Whether its container has started, and so has a log."""
     return any("running" in status["state"] or "terminated" in status["state"] for status in _statuses(pod))
 
 
-def missing(main: KubernetesObject, pods: list[KubernetesObject]) -> bool:
-    """Whether the cluster has made fewer pods than the run needs."""
-    there = sum(_place(pod) not in ("ending", "failed", "succeeded") for pod in pods)
+def incomplete(main: KubernetesObject, pods: list[KubernetesObject]) -> bool:
+    """Whether the cluster has created fewer pods than the run needs."""
+    there = sum(_state(pod) not in ("terminating", "failed", "succeeded") for pod in pods)
     return not main["spec"].get("suspend") and there < _wanted(main)
 
 
-def all_run(main: KubernetesObject, pods: list[KubernetesObject]) -> bool:
-    return sum(_place(pod) == "running" for pod in pods) >= _wanted(main)
+def all_running(main: KubernetesObject, pods: list[KubernetesObject]) -> bool:
+    return sum(_state(pod) == "running" for pod in pods) >= _wanted(main)
 
 
 def _wanted(main: KubernetesObject) -> int:
-    """Pods that have to run; of a RayJob without the submitter, which comes after them."""
+    """Number of pods that have to run; for a RayJob without the submitter, which starts after them."""
     if main["kind"] == "Job":
         return main["spec"]["parallelism"]
     return 1 + sum(group["replicas"] for group in main["spec"]["rayClusterSpec"]["workerGroupSpecs"])
 
 
 def summary(main: KubernetesObject, pods: list[KubernetesObject], refused: str | None = None) -> str:
-    """One line: how many pods are where, and why those that wait do. `refused`: why some are not made."""
+    """One line: the number of pods in each state, and why some are waiting. `refused`: why the cluster creates no more pods."""
     if main["spec"].get("suspend"):
         queue = _labels(main).get("kueue.x-k8s.io/queue-name")
         return f"suspended: waiting in Kueue's queue {queue}" if queue else "suspended"
-    counts = Counter(_place(pod) for pod in pods)
-    line = ", ".join(f"{count} {place}" for place, count in sorted(counts.items())) or "none yet"
-    waiting = unschedulable(pods) or not_pullable(pods) or not_creatable(pods) or (refused and f"more are not made: {refused}")
-    return f"pods: {line}" + (f" ({waiting})" if waiting else "")
+    counts = Counter(_state(pod) for pod in pods)
+    line = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none yet"
+    reason = unschedulable(pods) or not_pullable(pods) or not_creatable(pods) or (refused and f"no more are created: {refused}")
+    return f"pods: {line}" + (f" ({reason})" if reason else "")
 
 
 def unschedulable(pods: list[KubernetesObject]) -> str | None:
-    """Why the first pod that finds no node does not."""
+    """The first pod that cannot be scheduled, with the scheduler's reason."""
     for pod in pods:
         for condition in pod["status"].get("conditions", ()):
             if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
-                return f"pod {_name(pod)} finds no node: {condition['message']}"
+                return f"pod {_name(pod)} cannot be scheduled: {condition['message']}"
     return None
 
 
 def not_pullable(pods: list[KubernetesObject]) -> str | None:
-    """Whose image no node gets, with the way out."""
+    """The first image that cannot be pulled, with the kubelet's reason and a fix."""
     for pod in pods:
         for status in _statuses(pod):
             reason, message = _waits(status)
             if reason in _NOT_PULLABLE:
                 return (
-                    f"image {status['image']} cannot be pulled: push it where the nodes can reach it and name it with IMAGE=, "
-                    f"or give the ServiceAccount its imagePullSecrets ({reason}: {message or 'no such image on the node'})"
+                    f"image {status['image']} cannot be pulled ({reason}: {message or 'no such image on the node'}). Fix: push it "
+                    "to a registry that the nodes can reach and pass that name as --image, or add imagePullSecrets to the "
+                    "ServiceAccount."
                 )
     return None
 
 
 def not_creatable(pods: list[KubernetesObject]) -> str | None:
-    """Which pod's container the node does not start, and why; under load it may go by itself."""
+    """The first pod whose container the node cannot start, with its reason. On a busy node this may pass."""
     for pod in pods:
         for status in _statuses(pod):
             reason, message = _waits(status)
@@ -107,7 +111,7 @@ def not_creatable(pods: list[KubernetesObject]) -> str | None:
 
 
 def refusal(main: KubernetesObject, events: list[KubernetesObject]) -> str | None:
-    """Why no more pods are made: a quota, a limit, the namespace's Pod Security."""
+    """Why the cluster creates no more pods of this run, such as a quota, a limit, or the namespace's Pod Security."""
     ray_cluster = main.get("status", {}).get("rayClusterName")
     refused = []
     for event in events:
@@ -119,13 +123,13 @@ def refusal(main: KubernetesObject, events: list[KubernetesObject]) -> str | Non
     return " ".join(newest["message"].split()) if newest else None
 
 
-def losses(pods: list[KubernetesObject]) -> list[str]:
-    """A line for each pod that ran out of memory or was evicted, the newest first."""
-    return [line for pod in sorted(pods, key=_created, reverse=True) if (line := _loss(pod))]
+def lost(pods: list[KubernetesObject]) -> list[str]:
+    """A line for each pod that ran out of memory or was evicted, newest first."""
+    return [line for pod in sorted(pods, key=_created, reverse=True) if (line := _why_lost(pod))]
 
 
 def end(main: KubernetesObject, pods: list[KubernetesObject]) -> End | None:
-    """How the run ended; None while it goes on."""
+    """How the run ended; None if it has not."""
     return _end_of_job(main, pods) if main["kind"] == "Job" else _end_of_rayjob(main, pods)
 
 
@@ -139,15 +143,15 @@ def _end_of_job(main: KubernetesObject, pods: list[KubernetesObject]) -> End | N
     if failed["reason"] == "DeadlineExceeded":
         return _deadline(main)
     if failed["reason"] == "PodFailurePolicy":
-        ended = [pod for pod in pods if _exit_code(pod) in SAID_CODES]
-        return _of_exit(max(ended, key=_created, default=None)) or End(1, _said_by(failed))
-    # An index has lost its pod too often. What happened to pods that were replaced since is not the cause.
+        ended = [pod for pod in pods if _exit_code(pod) in FINAL_CODES]
+        return _of_exit(max(ended, key=_created, default=None)) or End(1, _reason(failed))
+    # An index has lost too many pods. Its newest pod is the cause: earlier ones were replaced.
     newest = {_labels(pod).get(INDEX): pod for pod in sorted(pods, key=_created)}
-    lost = losses(list(newest.values()))
-    return End(1, lost[0]) if lost else _of_exit(newest.get("0")) or End(1, _said_by(failed))
+    lines = lost(list(newest.values()))
+    return End(1, lines[0]) if lines else _of_exit(newest.get("0")) or End(1, _reason(failed))
 
 
-def _said_by(condition: dict[str, Any]) -> str:
+def _reason(condition: dict[str, Any]) -> str:
     return condition.get("message") or condition["reason"]
 
 
@@ -159,34 +163,35 @@ def _end_of_rayjob(main: KubernetesObject, pods: list[KubernetesObject]) -> End 
         case "Complete" | "Failed" | "ValidationFailed":
             if status.get("reason") == "DeadlineExceeded":
                 return _deadline(main)
-            said = " ".join(status.get("message", "").split())
-            return End(1, next(iter(losses(pods)), said or status.get("reason") or "failed"))
+            message = " ".join(status.get("message", "").split())
+            return End(1, next(iter(lost(pods)), message or status.get("reason") or "failed"))
     return None
 
 
 def _deadline(main: KubernetesObject) -> End:
     seconds = main["spec"].get("activeDeadlineSeconds")
-    return End(1, f"not done after {seconds} s (activeDeadlineSeconds): submit it again under its name to go on, or raise that")
+    fix = "submit it again under the same name to resume it, or raise activeDeadlineSeconds in the overlay"
+    return End(1, f"not finished within {seconds} s (activeDeadlineSeconds). Fix: {fix}.")
 
 
-def _loss(pod: KubernetesObject) -> str | None:
+def _why_lost(pod: KubernetesObject) -> str | None:
     if any(_terminated(status).get("reason") == "OOMKilled" for status in _statuses(pod)):
         limit = pod["spec"]["containers"][0]["resources"].get("limits", {}).get("memory", "the node's memory")
-        return f"out of memory: pod {_name(pod)} needed more than {limit}: raise resources.limits.memory in the overlay"
+        return f"pod {_name(pod)} ran out of memory (limit: {limit}). Fix: raise resources.limits.memory in the overlay."
     if pod["status"].get("reason") == "Evicted":
         return f"pod {_name(pod)} was evicted: {pod['status'].get('message', '')}"
     return None
 
 
 def _of_exit(pod: KubernetesObject | None) -> End | None:
-    """What the exit code of a pod's own program says; None if it was ended from outside."""
+    """The end that the exit code of a pod's own program means; None if the program was ended from outside."""
     code = _exit_code(pod) if pod else None
     if pod is None or not code or code > 128:
         return None
     who, log = (
         ("the driver", "make logs") if _labels(pod).get(INDEX) == "0" else (f"pod {_name(pod)}", f"kubectl logs {_name(pod)}")
     )
-    return End(code if code in SAID_CODES else 1, f"{who} ended with exit code {code}; why is in its log: {log}")
+    return End(code if code in FINAL_CODES else 1, f"{who} exited with code {code}; its log gives the reason: {log}")
 
 
 def _exit_code(pod: KubernetesObject) -> int | None:
@@ -198,14 +203,14 @@ def _terminated(status: dict[str, Any]) -> dict[str, Any]:
 
 
 def _waits(status: dict[str, Any]) -> tuple[str | None, str]:
-    """Why a container waits: the reason and the message."""
+    """Reason and message of a waiting container; (None, "") if it is not waiting."""
     waiting = status["state"].get("waiting", {})
     return waiting.get("reason"), " ".join(waiting.get("message", "").split())
 
 
-def _place(pod: KubernetesObject) -> str:
+def _state(pod: KubernetesObject) -> str:
     if "deletionTimestamp" in pod["metadata"]:
-        return "ending"
+        return "terminating"
     for status in _statuses(pod):
         reason, _ = _waits(status)
         if reason:

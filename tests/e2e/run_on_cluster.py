@@ -1,10 +1,10 @@
-"""Runs on a real Kubernetes cluster: the one that the current context names. `make e2e`; no other command collects this file.
+"""Runs on a real Kubernetes cluster, that of the current context. Only `make e2e` collects this file.
 
-Needs two images where the cluster's nodes find them: SPIKEWISE_IMAGE and SPIKEWISE_OBJECT_STORE_IMAGE. Everything happens in the
-namespace `spikewise-e2e`, which enforces Pod Security "restricted", is made anew, and removed at the end.
+The cluster's nodes need two images, SPIKEWISE_IMAGE and SPIKEWISE_S3_SERVER_IMAGE. Everything happens in the namespace
+`spikewise-e2e`, which enforces Pod Security "restricted"; it is created by the tests and deleted at the end.
 
-With SPIKEWISE_PROMETHEUS, the Service of a Prometheus that takes monitors and rules of every namespace (such as
-monitoring/prometheus-operated:9090), the runs have to appear there too.
+Optional: SPIKEWISE_PROMETHEUS names the Service of a Prometheus that uses monitors and rules of all namespaces, such as
+monitoring/prometheus-operated:9090. The tests then also look for the runs there.
 """
 
 import json
@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 import yaml
 
+from benchmarks.support.job import Job
 from jobs import cluster_data
 from jobs.kubernetes.kubectl import Kubectl, KubernetesObject
-from jobs.kubernetes.manifests import FOLDER, LABEL, SHAPES, overlays, pod_templates
+from jobs.kubernetes.manifests import FOLDER, LABEL, SHAPES, fit, overlays, owner, pod_templates, render
 from tests.support import jobs
 from trainer import __version__, config
 from trainer.storage import open_store
@@ -33,23 +34,23 @@ pytestmark = [pytest.mark.usefixtures("storage"), pytest.mark.timeout(1800)]
 
 NAMESPACE = "spikewise-e2e"
 IMAGE = os.environ.get("SPIKEWISE_IMAGE", f"localhost/spikewise:{__version__}")
-OBJECT_STORE_IMAGE = os.environ.get("SPIKEWISE_OBJECT_STORE_IMAGE", f"localhost/spikewise-object-store:{__version__}")
+S3_SERVER_IMAGE = os.environ.get("SPIKEWISE_S3_SERVER_IMAGE", f"localhost/spikewise-s3-server:{__version__}")
 PROMETHEUS = os.environ.get("SPIKEWISE_PROMETHEUS")
 STORAGE = "s3://spikewise/e2e"
 RESTORED = r"resumed from the checkpoint of step \d+"
 SAVED = r"checkpoint of step \d+ saved"
 EPOCH = r"epoch +\d+/1000  loss"
 ENDLESS = "training.epochs=1000"
-"""For runs that are cancelled: how many epochs a machine makes meanwhile nobody knows."""
+"""For runs that are cancelled: the number of epochs until then depends on the machine."""
 SAME = 1e-6
-"""Relative difference of losses that counts as none."""
+"""Relative tolerance for equal losses."""
 
 
 @pytest.fixture(scope="module")
 def kubectl() -> Iterator[Kubectl]:
     everywhere = Kubectl()
     everywhere.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s", timeout=180)
-    # Of a Job that it would let make no pod the server only warns.
+    # For a Job whose pods it would reject, the server only prints a warning.
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
     everywhere.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}])
     here = Kubectl(NAMESPACE)
@@ -61,8 +62,8 @@ def kubectl() -> Iterator[Kubectl]:
 
 @pytest.fixture(scope="module")
 def storage(kubectl: Kubectl) -> Iterator[str]:
-    """The cluster's object store, with images; the environment reaches it."""
-    cluster_data.start(kubectl, OBJECT_STORE_IMAGE)
+    """The URL of images on the S3 server in the cluster; the environment has its credentials."""
+    cluster_data.start(kubectl, S3_SERVER_IMAGE)
     with cluster_data.forwarded(kubectl) as environment, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -77,14 +78,14 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Submission(jobs.Job):
+class Submission(Job):
     """`python -m jobs.submit`, running."""
 
     deadline = 600.0
 
     def __init__(self, configuration: Path, name: str, *overrides: str, overlay: str = "local", image: str = IMAGE) -> None:
         self.name = name
-        linger = 60 if PROMETHEUS else 0  # its monitor takes the last values every 15 s
+        linger = 60 if PROMETHEUS else 0  # the monitor scrapes every 15 s
         values = (f"run.name={name}", "metrics.port=9400", f"metrics.linger={linger}", *overrides)
         self._start(
             [
@@ -98,7 +99,7 @@ class Submission(jobs.Job):
         return sum(bool(re.search(pattern, line)) for line in list(self.lines))
 
     def await_count(self, pattern: str, count: int) -> None:
-        """Waits until so many lines match."""
+        """Waits until `count` lines match."""
         end = time.monotonic() + Submission.deadline
         while self.count(pattern) < count:
             assert self.process.poll() is None, f"ended with {self.process.returncode} before {count} x {pattern!r}:\n{self.output}"
@@ -109,7 +110,7 @@ class Submission(jobs.Job):
         cancelled = command("cancel", self.name)
         assert cancelled.returncode == 0, cancelled.stderr
         assert self.wait() == 2
-        assert f"error: run {self.name} is no longer on the cluster" in self.output
+        assert f"error: Run {self.name} is no longer on the cluster" in self.output
         assert re.search(SAVED, cancelled.stdout + self.output)
 
 
@@ -126,7 +127,7 @@ def pod(kubectl: Kubectl, run: str, index: int) -> str:
 
 
 def query(kubectl: Kubectl, expression: str) -> list[dict[str, Any]]:
-    """What Prometheus answers."""
+    """Prometheus' answer to a query: its series."""
     namespace, _, service = (PROMETHEUS or "").partition("/")
     path = f"/api/v1/namespaces/{namespace}/services/{service}/proxy/api/v1/query?query={quote(expression)}"
     found: list[dict[str, Any]] = json.loads(kubectl.run("get", "--raw", path))["data"]["result"]
@@ -134,7 +135,7 @@ def query(kubectl: Kubectl, expression: str) -> list[dict[str, Any]]:
 
 
 def until(look: Callable[[], list[dict[str, Any]]], what: str) -> list[dict[str, Any]]:
-    """Looks until there is something; returns it."""
+    """Calls `look` until it returns something, and returns that. `what`: for the error."""
     end = time.monotonic() + Submission.deadline
     while not (found := look()):
         assert time.monotonic() < end, f"not within {Submission.deadline} s: {what}"
@@ -143,6 +144,7 @@ def until(look: Callable[[], list[dict[str, Any]]], what: str) -> list[dict[str,
 
 
 def left(kubectl: Kubectl, run: str) -> list[str]:
+    """The objects of a run that exist on the cluster."""
     return kubectl.run(
         "get", "job,pod,service,configmap,serviceaccount,networkpolicy", "-l", f"{LABEL}={run}", "-o", "name"
     ).split()
@@ -151,9 +153,9 @@ def left(kubectl: Kubectl, run: str) -> list[str]:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("overlay", overlays())
 def test_accepted_by_the_server(kubectl, configuration, overlay, shape):
-    """A field would be refused that the schemas allow; or the namespace's Pod Security would take no pod."""
+    """The server would reject a field that the schemas allow; or the namespace's Pod Security would reject every pod."""
     if shape == "rayjob" and not kubectl.run("api-resources", "--api-group=ray.io", "-o", "name").strip():
-        pytest.skip("KubeRay, which `--shape job` does without, is not on this cluster: there is no RayJob to be refused")
+        pytest.skip("KubeRay is not installed on this cluster, so that it accepts no RayJob")
     gpu = f"launch.gpu={'true' if overlay == 'gpu' else 'false'}"
     printed = subprocess.run(
         [
@@ -165,7 +167,7 @@ def test_accepted_by_the_server(kubectl, configuration, overlay, shape):
         check=True,
     ).stdout
     objects = list(yaml.safe_load_all(printed))
-    pods = [  # which alone tell what Pod Security says of a RayJob's templates; the run's ServiceAccount is not there in a dry run
+    pods = [  # the server checks Pod Security on pods, not in a RayJob; the run's ServiceAccount does not exist in a dry run
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"dry-{number}"}}
         | {"spec": template["spec"] | {"serviceAccountName": "default"}}
         for number, template in enumerate(pod_templates(objects[-1]["spec"]))
@@ -175,14 +177,14 @@ def test_accepted_by_the_server(kubectl, configuration, overlay, shape):
 
 @pytest.fixture(scope="module")
 def stormy(kubectl: Kubectl, storage: str, configuration: Path) -> Submission:  # noqa: ARG001
-    """A run that loses a worker, its head and a drained worker, goes on after each, and is cancelled a few epochs later."""
+    """A run that loses a worker, its head and a drained worker, resumes after each, and is cancelled a few epochs later."""
     run = Submission(configuration, "stormy", ENDLESS)
     run.await_count(EPOCH, 2)
-    if PROMETHEUS:  # what it has not seen before the first restart, it cannot count
+    if PROMETHEUS:  # it cannot count a first restart without a sample from before
         until(lambda: query(kubectl, 'spikewise_restarts_total{run="stormy"} == 0'), "the run's metrics in Prometheus")
     for index, gently in ((1, False), (0, False), (1, True)):
         restored, saved = run.count(RESTORED), run.count(SAVED)
-        how = ["--wait=false"] if gently else ["--force", "--grace-period=0"]  # SIGTERM, as when its node is drained
+        how = ["--wait=false"] if gently else ["--force", "--grace-period=0"]  # SIGTERM, as when a node is drained
         kubectl.run("delete", "pod", pod(kubectl, "stormy", index), *how)
         if gently:
             run.await_count(SAVED, saved + 1)
@@ -198,14 +200,14 @@ def stormy(kubectl: Kubectl, storage: str, configuration: Path) -> Submission:  
 
 @pytest.fixture(scope="module")
 def calm(storage: str, configuration: Path, stormy: Submission) -> Submission:
-    """A run that nobody disturbs, of as many epochs as the disturbed one made."""
+    """An undisturbed run with as many epochs as the disturbed one."""
     run = Submission(configuration, "calm", f"training.epochs={len(jobs.curves(storage, stormy.name))}")
     run.succeed()
     return run
 
 
 def test_success(storage, calm):
-    """The job would not do on a cluster what it does on a laptop."""
+    """A run on a cluster would not produce what it produces on a laptop."""
     last = len(jobs.curves(storage, "calm"))
     last_epoch = rf"epoch +{last}/{last}  loss"
     calm.await_line(last_epoch)
@@ -214,30 +216,30 @@ def test_success(storage, calm):
     assert {"model.keras", "report.html", "report.json"} <= keys
     status = command("status", "calm")
     assert (status.returncode, "completed" in status.stdout) == (0, True), status.stdout + status.stderr
-    assert f"epoch {last} of {last}: loss " in status.stdout, status.stdout
+    assert f"epoch {last} of {last}: training loss " in status.stdout, status.stdout
     logs = command("logs", "calm")
     assert re.search(last_epoch, logs.stdout)
 
 
 def test_pods_die(storage, stormy, calm):
-    """A lost node would cost the run, or the losses after it would be others."""
+    """A lost node would end the run, or the losses after it would differ."""
     assert stormy.count(RESTORED) >= 3
     np.testing.assert_allclose(jobs.curves(storage, stormy.name), jobs.curves(storage, calm.name), rtol=SAME)
 
 
 @pytest.mark.usefixtures("calm")
 def test_cancel_and_resume(kubectl, storage, configuration):
-    """What was trained until somebody needed the nodes would be lost; or nobody could say how far it came."""
+    """Training would be lost when the nodes are needed for something else; or its progress could not be seen."""
     run = Submission(configuration, "stopped", ENDLESS)
     run.await_line(r"epoch +3/1000  loss")
     again = Submission(configuration, "stopped")
     assert again.wait() == 2
-    assert "error: run stopped is on this cluster already" in again.output
+    assert "error: Run stopped is already on this cluster." in again.output
     run.cancel()
     assert left(kubectl, "stopped") == []
     assert command("status", "stopped").returncode == 2
     status = command("status", "stopped", "--storage", f"{STORAGE}/storage")
-    assert re.search(r"interrupted\nepoch \d+ of 1000: loss ", status.stdout), status.stdout + status.stderr
+    assert re.search(r"interrupted\nepoch \d+ of 1000: training loss ", status.stdout), status.stdout + status.stderr
     done = len(jobs.curves(storage, "stopped"))
     resumed = Submission(configuration, "stopped", f"training.epochs={done + 2}")
     resumed.await_line(RESTORED)
@@ -247,8 +249,38 @@ def test_cancel_and_resume(kubectl, storage, configuration):
     np.testing.assert_allclose(after[: len(before)], before[: len(after)], rtol=SAME)
 
 
+def test_submit_from_the_image(kubectl):
+    """A user without a checkout could not submit: configurations, k8s/ or kubectl would be missing in the image."""
+    config_file = "/opt/spikewise/app/jobs/configs/demo.toml"
+    command = ["python", "-m", "jobs.submit", "--config", config_file, "--overlay", "local", "--image", "spikewise:1"]
+    objects = fit(render("local", "job"), config.load("jobs/configs/demo.toml"), "image", IMAGE, None)
+    (template,) = pod_templates(owner(objects)["spec"])
+    (container,) = template["spec"]["containers"]
+    spec = {
+        "restartPolicy": "Never",
+        "securityContext": template["spec"]["securityContext"],
+        "containers": [
+            {
+                "name": "submit",
+                "image": IMAGE,
+                "imagePullPolicy": "IfNotPresent",
+                "command": [*command, "--set", "run.name=image", "--dry-run"],
+                "env": [{"name": "HOME", "value": "/tmp"}],
+                "securityContext": container["securityContext"],
+                "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}],
+            }
+        ],
+        "volumes": [{"name": "scratch", "emptyDir": {}}],
+    }
+    kubectl.apply([{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "submit"}, "spec": spec}])
+    kubectl.run("wait", "pod/submit", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s", timeout=120)
+    printed = list(yaml.safe_load_all(kubectl.run("logs", "submit")))
+    assert {each["metadata"]["name"] for each in printed} == {"run-image"}
+    assert printed[-1]["kind"] == "Job"
+
+
 def huge(folder: Path) -> Path:
-    """An overlay whose pods no node of any cluster has room for."""
+    """An overlay whose pods fit on no node."""
     parts = os.path.relpath(FOLDER, folder)
     patch = [
         {"op": "replace", "path": f"/spec/template/spec/containers/0/resources/{which}/cpu", "value": "100000"}
@@ -268,26 +300,26 @@ def huge(folder: Path) -> Path:
     [
         (["training.epochs=0"], {}, 2, r"error: .*job.toml: training.epochs = 0"),
         ([], {"image": "localhost/spikewise:never-built"}, 2, r"error: image localhost/spikewise:never-built cannot be pulled"),
-        (["launch.start_timeout=5"], {}, 2, r"error: pod run-\S+ finds no node: .*for 5 s, launch"),
-        (["data.source=s3://spikewise/nothing"], {}, 2, r"error: run .*: the driver ended with exit code 2"),
+        (["launch.start_timeout=5"], {}, 2, r"error: pod run-\S+ cannot be scheduled: .*for 5 s, launch"),
+        (["data.source=s3://spikewise/nothing"], {}, 2, r"error: run .*: the driver exited with code 2"),
     ],
     ids=["configuration", "image", "request", "data"],
 )
 def test_mistakes_end_in_a_line(kubectl, configuration, tmp_path, request, overrides, options, code, line):
-    """A person would not learn what to mend, or would find what is left of the mistake a week later."""
+    """A user would not learn what to correct, or would find leftovers of the mistake a week later."""
     name = f"mistake-{request.node.callspec.id}"
     if name == "mistake-request":
         options = {"overlay": str(huge(tmp_path))}
     run = Submission(configuration, name, *overrides, **options)
     assert run.wait() == code, run.output
     assert re.search(line, run.output), run.output
-    if name != "mistake-data":  # what has run stays, for its log
+    if name != "mistake-data":  # the objects of a run that has started stay, for its log
         assert left(kubectl, name) == []
 
 
-@pytest.mark.skipif(not PROMETHEUS, reason="SPIKEWISE_PROMETHEUS names no Prometheus")
+@pytest.mark.skipif(not PROMETHEUS, reason="SPIKEWISE_PROMETHEUS is not set: it names the Service of a Prometheus")
 def test_prometheus(kubectl, storage, stormy, calm):
-    """Nobody would see the losses, or learn of a run that dies again and again; or a run that has ended would raise alarms."""
+    """The losses would not show, or a run that restarts again and again would raise no alert, or an ended run would raise one."""
     (found,) = query(kubectl, 'last_over_time(spikewise_loss{split="validation", run="stormy"}[1h])')[-1:]
     assert any(np.isclose(float(found["value"][1]), losses[2]) for losses in jobs.curves(storage, stormy.name))
     firing = 'ALERTS{run="stormy", alertname="SpikewiseRestarts", alertstate="firing"}'
@@ -298,5 +330,5 @@ def test_prometheus(kubectl, storage, stormy, calm):
     rules = yaml.safe_load((FOLDER / "monitoring/prometheusrule.yaml").read_text())["spec"]["groups"][0]["rules"]
     (expression,) = [rule["expr"] for rule in rules if rule["alert"] == "SpikewiseNoProgress"]
     assert "> 900" in expression
-    stuck = query(kubectl, expression.replace("> 900", "> 1"))  # the alert itself would take a quarter of an hour
+    stuck = query(kubectl, expression.replace("> 900", "> 1"))  # the alert itself takes 15 minutes
     assert not {each["metric"]["run"] for each in stuck} & {calm.name, stormy.name}

@@ -21,11 +21,11 @@ import psutil
 import pytest
 from PIL import Image
 
+from benchmarks.support.faultproxy import FaultProxy
+from benchmarks.support.job import DEADLINE, Job, read_report
 from jobs import train
-from jobs.demo.s3_server import ObjectStore
+from jobs.demo.s3_server import S3Server
 from tests.support import jobs
-from tests.support.faultproxy import FaultProxy
-from tests.support.jobs import Job
 from tests.trainer.data.test_decode import png
 from trainer import config
 from trainer.data.pack import load_pack
@@ -80,7 +80,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(object_store, tmp_path_factory) -> Place:  # noqa: ARG001
+def place(s3_server, tmp_path_factory) -> Place:  # noqa: ARG001
     storage, folder = "s3://spikewise/bad-input", tmp_path_factory.mktemp("bad-input")
     jobs.put_images(storage, 160)
     return Place.at(storage, folder, min_validation=10)
@@ -168,7 +168,7 @@ def test_wrong_places(attempt, overrides, pattern):
     attempt.fails(pattern, *overrides)
 
 
-def test_wrong_credentials(attempt, object_store: ObjectStore, monkeypatch):
+def test_wrong_credentials(attempt, s3_server: S3Server, monkeypatch):
     """The user would not know which of two keys is wrong, or that the right to write is missing."""
     with monkeypatch.context() as patch:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -181,15 +181,15 @@ def test_wrong_credentials(attempt, object_store: ObjectStore, monkeypatch):
         patch.delenv("AWS_SECRET_ACCESS_KEY")
         attempt.fails(r"no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     with monkeypatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", object_store.reader_access_key)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", object_store.reader_secret_key)
+        patch.setenv("AWS_ACCESS_KEY_ID", s3_server.reader_access_key)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.reader_secret_key)
         attempt.fails(r"runs/refused/lease-\d+\.json: these credentials do not permit it: grant them .*for PutObject")
 
 
 def test_as_a_command(place):
     """What the other tests see in their own process would not be what a shell sees: code, streams, no traceback at exit."""
     command = [sys.executable, "-m", "jobs.train", "--config", str(place.configuration), "--set", "data.source=s3://spikewise/none"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=jobs.DEADLINE, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: data.source = s3://spikewise/none holds no objects: correct it, or upload the images first\n"
     assert re.fullmatch(r"run job-\d{8}-\d{6}: metrics at http://127\.0\.0\.1:\d+/metrics\n", done.stdout)
@@ -325,14 +325,14 @@ def trained(hostile) -> tuple[Place, set[str], set[str], Job]:
     job.await_line("^epoch 1/2")
     started = psutil.Process(job.process.pid).children(recursive=True)
     job.succeed()
-    assert not psutil.wait_procs(started, jobs.DEADLINE)[1]
+    assert not psutil.wait_procs(started, DEADLINE)[1]
     return place, good, bad, job
 
 
 def test_hostile_names_reach_the_report_unharmed(trained):
     """A name could run a script in the reader's browser, break the page, or stand for another image."""
     place, good, bad, job = trained
-    document = jobs.report(place.folder, "hostile")
+    document = read_report(place.folder / "runs", "hostile")
     quarantined = {entry["key"]: entry["reason"] for entry in document["data"]["quarantined"]}
     assert set(quarantined) == bad
     assert quarantined['fake/"bomb".png'] == "has 60000 x 60000 pixels, above data.max_pixels = 100000000"
@@ -366,7 +366,7 @@ def shaky(every: int, method: str = "") -> Callable[[str, str], bool]:
     return lambda asked, path: asked.startswith(method) and next(numbers) % every == 0  # noqa: ARG005
 
 
-def test_a_damaged_checkpoint_and_a_shaky_server(trained, object_store: ObjectStore):
+def test_a_damaged_checkpoint_and_a_shaky_server(trained, s3_server: S3Server):
     """One torn object or a bad day of the storage would end the run, or let it go on from garbage."""
     place, *_ = trained
     storage = place.runs
@@ -377,7 +377,7 @@ def test_a_damaged_checkpoint_and_a_shaky_server(trained, object_store: ObjectSt
     content[len(content) // 2] ^= 1
     storage.put(key, bytes(content))
     shutil.rmtree(place.folder / "cache")
-    with FaultProxy(object_store.endpoint_url) as proxy, socket.create_server(("127.0.0.1", 0)) as taken:
+    with FaultProxy(s3_server.endpoint_url) as proxy, socket.create_server(("127.0.0.1", 0)) as taken:
         proxy.inject("status", 8, status=503, matches=shaky(7))
         proxy.inject("status", 6, status=500, matches=shaky(11))
         proxy.inject("cut", 8, matches=shaky(5, "GET"))
@@ -406,7 +406,7 @@ def test_a_damaged_checkpoint_and_a_shaky_server(trained, object_store: ObjectSt
     assert checkpoints.latest().step == 3 * first
 
 
-def test_storage_that_goes_away_for_good(place, object_store: ObjectStore):
+def test_storage_that_goes_away_for_good(place, s3_server: S3Server):
     """Hours of training would be lost to an outage that may end before they do; or the job would call itself a success."""
     gone = threading.Event()
 
@@ -415,7 +415,7 @@ def test_storage_that_goes_away_for_good(place, object_store: ObjectStore):
             gone.set()
         return gone.is_set()
 
-    with FaultProxy(object_store.endpoint_url) as proxy:
+    with FaultProxy(s3_server.endpoint_url) as proxy:
         proxy.inject("cut", 1, matches=lambda _, path: path.endswith("/run.json"))  # even the answer that there is none
         proxy.inject("status", 10**9, status=503, matches=outage)
         overrides = [f"s3.endpoint_url={proxy.url}", "s3.max_attempts=2", "training.epochs=2"]
@@ -423,7 +423,7 @@ def test_storage_that_goes_away_for_good(place, object_store: ObjectStore):
         job.await_line("^epoch 2/2")
         started = psutil.Process(job.process.pid).children(recursive=True)
         assert job.wait() == 1
-    assert not psutil.wait_procs(started, jobs.DEADLINE)[1]
+    assert not psutil.wait_procs(started, DEADLINE)[1]
     assert "Traceback" not in job.output
     assert re.search(r"warning: CHECKPOINT of step \d+ FAILED, training goes on: .* with 503", job.output)
     assert re.search(r"warning: results of epoch 2 were not stored: .* with 503", job.output)

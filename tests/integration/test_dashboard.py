@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.support.job import Job
 from tests.k8s.test_monitoring import DASHBOARD_QUERIES, metrics
 from tests.support import jobs
-from tests.support.jobs import Job
 from tests.support.prometheus import prometheus, query, until
 from tests.trainer.test_metrics import a_diagnosis
 from trainer.metrics import METRICS, Exporter
@@ -22,7 +22,7 @@ RARE = {"Spikes by cause A", "Last spike A", "Rise A", "Explained A", "Spikes", 
 """What a run of a minute does not have. An exporter that is told of it stands for one that has."""
 
 
-def test_every_query_of_the_dashboard_has_an_answer(object_store: Any, tmp_path: Path) -> None:  # noqa: ARG001
+def test_every_query_of_the_dashboard_has_an_answer(s3_server: Any, tmp_path: Path) -> None:  # noqa: ARG001
     """A panel would stay empty for ever, and its reader believe that there is nothing to see."""
     storage = "s3://spikewise/dashboard"
     jobs.put_images(storage)

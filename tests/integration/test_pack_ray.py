@@ -35,7 +35,7 @@ HOSTILE = ["Au/line\nbreak.jpg", "Au/ü 写真 \U0001f600.png", "Tp/..b.jpg", "T
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(object_store):  # noqa: ARG001 - first, so that Ray's workers inherit its credentials
+def cluster(s3_server):  # noqa: ARG001 - first, so that Ray's workers inherit its credentials
     import ray
 
     ray.init(num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, logging_level=logging.ERROR)

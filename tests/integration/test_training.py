@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
+from benchmarks.support.job import Job, read_report
 from tests.support import jobs
-from tests.support.jobs import Job
 from tests.support.prometheus import prometheus, query, until
 from trainer import config
 from trainer.storage import open_store
@@ -26,7 +26,7 @@ EPOCH_LINE = r"^epoch 2/8 .* ([0-9.]+) s  left"
 
 
 @pytest.fixture(scope="module")
-def place(object_store, tmp_path_factory):  # noqa: ARG001
+def place(s3_server, tmp_path_factory):  # noqa: ARG001
     """A bucket with images, a folder, a configuration, and a finished run `one` of one worker."""
     storage, folder = "s3://spikewise/training", tmp_path_factory.mktemp("training")
     jobs.put_images(storage)
@@ -40,7 +40,7 @@ def test_a_run_leaves_what_it_promises(place):
     """A user would find no report, no model or no checkpoints after a successful job."""
     storage, folder, _, first = place
     assert "completed" in first.output
-    document = jobs.report(folder, "one")
+    document = read_report(folder / "runs", "one")
     assert document["outcome"] == "completed"
     assert len(document["history"]) == 4
     stored = {entry.key for entry in open_store(f"{storage}/storage/runs/one", config.S3(path_style=True)).list()}
@@ -152,7 +152,7 @@ def test_a_run_that_stopped_early_stays_as_it_is(place):
         assert "stopped early" in job.output
         losses = jobs.curves(storage, "stopped-early")[:, 2]
         assert len(losses) == np.argmin(losses) + 2
-        assert jobs.report(folder, "stopped-early")["validation"]["loss"]["value"] == pytest.approx(losses.min())
+        assert read_report(folder / "runs", "stopped-early")["validation"]["loss"]["value"] == pytest.approx(losses.min())
 
 
 def test_records_that_were_lost_are_stored_again(place):
@@ -161,12 +161,12 @@ def test_records_that_were_lost_are_stored_again(place):
     storage, folder, configuration, _ = place
     store = open_store(f"{storage}/storage/runs/records", config.S3(path_style=True))
     Job(configuration, "records").succeed()
-    curves, report = jobs.curves(storage, "records"), jobs.report(folder, "records")
+    curves, report = jobs.curves(storage, "records"), read_report(folder / "runs", "records")
     store.put("epochs/0009.json", store.get("epochs/0004.json").replace(b'"epoch": 4', b'"epoch": 9'))
     store.delete(["epochs/0002.json", "spikes.json"])
     Job(configuration, "records").succeed()
     np.testing.assert_array_equal(jobs.curves(storage, "records"), curves)
-    assert jobs.report(folder, "records")["spikes"] == report["spikes"]
+    assert read_report(folder / "runs", "records")["spikes"] == report["spikes"]
 
 
 def test_a_resumed_run_keeps_what_it_learned_with(place):
@@ -184,7 +184,7 @@ def test_divergence_ends_the_run_with_a_line(place):
     assert job.wait() == 1
     assert "training is not finite in epoch 1 from step" in job.output
     assert "Traceback" not in job.output
-    assert jobs.report(folder, "diverged")["outcome"].startswith("failed: training is not finite")
+    assert read_report(folder / "runs", "diverged")["outcome"].startswith("failed: training is not finite")
     assert not Checkpoints(open_store(f"{storage}/storage", config.S3(path_style=True)), "diverged", 1).latest()
 
 

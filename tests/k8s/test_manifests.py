@@ -1,4 +1,4 @@
-"""The manifests: every overlay in both shapes is rendered, valid, restricted, and agrees with the program."""
+"""The files in k8s/: every overlay renders in both shapes, is valid, passes Pod Security "restricted", and agrees with the code."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ def objects(request: pytest.FixtureRequest) -> list[KubernetesObject]:
 
 @cache
 def _schema(kind: str) -> dict[str, Any]:
-    """Of a custom resource, as its project publishes it."""
+    """The schema of a custom resource, as its project publishes it."""
     definition = yaml.load(Path(os.environ["SPIKEWISE_CRDS"], SCHEMAS[kind]).read_text(), yaml.CSafeLoader)
     if "spec" in definition:
         (version,) = [each for each in definition["spec"]["versions"] if each["storage"]]
@@ -42,7 +42,7 @@ def _schema(kind: str) -> dict[str, Any]:
 
 
 def _closed(schema: Any) -> Any:
-    """The schema, forbidding what it does not know: an API server drops that in silence."""
+    """The schema, with unknown fields forbidden: an API server silently drops them."""
     if isinstance(schema, list):
         return [_closed(each) for each in schema]
     if not isinstance(schema, dict):
@@ -60,7 +60,7 @@ def _pods(main: KubernetesObject) -> list[dict[str, Any]]:
 
 
 def test_valid(objects):
-    """The API server would refuse the run, or drop a misspelt field without a word."""
+    """The API server would reject the run, or silently drop a misspelt field."""
     for found in objects:
         if found["kind"] not in SCHEMAS:
             kubernetes_validate.validate(found, VERSION, strict=True)
@@ -72,7 +72,7 @@ def test_valid(objects):
 
 @pytest.mark.crds
 def test_valid_for_kuberay(objects):
-    """KubeRay's API would refuse the RayJob, or drop a misspelt field without a word."""
+    """The API server would reject the RayJob, or silently drop a misspelt field."""
     for found in objects:
         if found["kind"] in SCHEMAS:
             jsonschema.validate(found["spec"], _schema(found["kind"])["properties"]["spec"])
@@ -80,13 +80,13 @@ def test_valid_for_kuberay(objects):
 
 @pytest.mark.crds
 def test_valid_for_kueue():
-    """Kueue's API would refuse the queue."""
+    """The API server would reject the queue, or runs would wait in another one."""
     queue = yaml.safe_load(Path("k8s/overlays/kueue/local-queue.yaml").read_text())
     jsonschema.validate(queue["spec"], _schema("LocalQueue")["properties"]["spec"])
     assert queue["metadata"]["name"] == manifests.queue(_main("kueue", "job"))
 
 
-def test_object_store_valid():
+def test_s3_server_valid():
     """`python -m jobs.cluster_data` would fail on every cluster."""
     for found in yaml.safe_load_all(kustomize(manifests.FOLDER / cluster_data.NAME)):
         kubernetes_validate.validate(found, VERSION, strict=True)
@@ -94,7 +94,7 @@ def test_object_store_valid():
 
 
 def test_rights_of_submitters(objects):
-    """Somebody with the documented rights could not submit, or not cancel again."""
+    """A user with the documented rights could not submit a run, or not cancel it."""
     role = yaml.safe_load(Path("k8s/submitter-role.yaml").read_text())
     kubernetes_validate.validate(role, VERSION, strict=True)
     kinds, *_ = role["rules"]
@@ -105,8 +105,8 @@ def test_rights_of_submitters(objects):
     assert {"get", "list", "watch", "create", "patch", "delete"} == set(kinds["verbs"])
 
 
-def test_operator_may_be_told_apart():
-    """The patch that docs/operations.md shows would open the head to others instead."""
+def test_patch_for_the_operators_namespace():
+    """The patch in docs/operations.md would open the head to other pods instead of restricting it."""
     policy = next(each for each in manifests.render("local", "rayjob") if each["kind"] == "NetworkPolicy")
     _, path = Path("docs/operations.md").read_text().split("path: /spec/ingress/")
     number, *rest = path.split()[0].split("/")
@@ -114,13 +114,13 @@ def test_operator_may_be_told_apart():
     assert policy["spec"]["ingress"][int(number)]["from"][0]["namespaceSelector"] == {}
 
 
-def test_object_store_holds_the_demo():
-    """The run that docs/cluster.md submits would find no images."""
+def test_s3_server_has_the_demo_images():
+    """The run in docs/cluster.md would find no images."""
     assert SETTINGS.data.source == cluster_data.SOURCE
 
 
 def test_restricted(objects):
-    """A namespace that enforces Pod Security "restricted" would take no pod of the run."""
+    """A namespace that enforces Pod Security "restricted" would reject every pod of the run."""
     for spec in [*_pods(objects[-1]), *_pods(_deployment())]:
         assert spec["securityContext"]["runAsNonRoot"]
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -142,10 +142,10 @@ def _deployment() -> KubernetesObject:
     )
 
 
-def test_nothing_of_the_template_is_left(objects):
-    """Two runs would share an object, or a pod would look for an image that nobody has built."""
+def test_all_placeholders_are_replaced(objects):
+    """Two runs would share an object, or a pod would need an image that does not exist."""
     text = json.dumps(objects)
-    assert manifests.STANDS_FOR_RUN not in text
+    assert manifests.RUN_PLACEHOLDER not in text
     assert {container["image"] for container in manifests.containers(objects[-1])} == {"registry.example/spikewise:1"}
     for found in objects:
         assert found["metadata"]["name"] == "run-first"
@@ -153,7 +153,7 @@ def test_nothing_of_the_template_is_left(objects):
 
 
 def test_every_pod_is_labelled(objects):
-    """Metrics, network policy, status and cancel find pods by these labels."""
+    """The metrics, the network policy, `make status` or `make cancel` would not find the run's pods."""
     labels = {manifests.LABEL: "first", "app.kubernetes.io/name": "spikewise"}
     templates = list(manifests.pod_templates(objects[-1]["spec"]))
     assert len(templates) == {"Job": 1, "RayJob": 3}[objects[-1]["kind"]]
@@ -162,7 +162,7 @@ def test_every_pod_is_labelled(objects):
 
 
 def test_workers(objects):
-    """The driver would wait for pods that nobody starts."""
+    """The driver would wait for pods that are never created."""
     spec = objects[-1]["spec"]
     if objects[-1]["kind"] == "Job":
         assert (spec["completions"], spec["parallelism"]) == (4, 4)
@@ -170,12 +170,12 @@ def test_workers(objects):
         (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
         assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (4, 4, 4)
         assert spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-        for each in (group, spec["rayClusterSpec"]["headGroupSpec"]):  # Ray takes more than /dev/shm has if it is not told
+        for each in (group, spec["rayClusterSpec"]["headGroupSpec"]):  # without it Ray uses more than /dev/shm holds
             assert each["rayStartParams"]["object-store-memory"] == str(SETTINGS.launch.object_store_bytes)
 
 
 def test_pods_agree_with_the_program(objects):
-    """A pod would start without its configuration, its ports or its scratch space."""
+    """A pod would start without its configuration, ports or scratch space."""
     for spec in _pods(objects[-1]):
         (container,) = spec["containers"]
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
@@ -207,7 +207,7 @@ def test_time_to_save(objects):
 
 
 def test_ray_knows_its_settings(objects):
-    """A new version of Ray would drain no node, or take half a minute to notice."""
+    """With a new version of Ray, nodes would not drain, or workers would notice half a minute late."""
     package = Path(importlib.util.find_spec("ray").origin).parent
     constants = "".join((package / file).read_text() for file in ("_private/ray_constants.py", "train/v2/_internal/constants.py"))
     for container in manifests.containers(objects[-1]):
@@ -216,7 +216,7 @@ def test_ray_knows_its_settings(objects):
 
 
 def test_gpu_requests_equal_limits():
-    """A pod with a GPU would be the first to be evicted, and its neighbours would take its cores."""
+    """A pod with a GPU would be evicted first, and other pods would take its cores."""
     for shape in manifests.SHAPES:
         main = _main("gpu", shape)
         assert manifests.gpus(main) == 1
@@ -226,21 +226,21 @@ def test_gpu_requests_equal_limits():
 
 
 def test_rayjob_head_takes_no_gpu():
-    """A GPU would stand idle under the head."""
+    """The head would occupy a GPU and not use it."""
     main = _main("gpu", "rayjob")
     head = main["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert "nvidia.com/gpu" not in head["resources"]["limits"]
 
 
 def test_rayjob_head_is_found():
-    """KubeRay would wait for a port named dashboard for ever, and never start the driver."""
+    """KubeRay would wait forever for a port named dashboard, and never start the driver."""
     head = _main("local", "rayjob")["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in head["ports"]}
     assert ports == {"metrics": 9400, "gcs-server": 6379, "dashboard": 8265}
 
 
 def test_kueue():
-    """Kueue would not know the run, or pods would start before it admits them."""
+    """Kueue would ignore the run, or pods would start before Kueue admits them."""
     for shape in manifests.SHAPES:
         main = _main("kueue", shape)
         assert manifests.queue(main) == "spikewise"
@@ -252,7 +252,7 @@ def _main(overlay: str, shape: str) -> KubernetesObject:
 
 
 def test_head_is_found():
-    """Workers would wait for a head whose name nobody resolves."""
+    """Workers would wait for a head whose DNS name does not exist."""
     found = {each["kind"]: each for each in manifests.fit(manifests.render("local", "job"), SETTINGS, "first", "image", None)}
     service = found["Service"]
     assert found["Job"]["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"] == found["Job"]["metadata"]["name"]
@@ -262,16 +262,16 @@ def test_head_is_found():
 
 
 def test_versions_agree():
-    """The image would have another Ray than KubeRay is told, or than the tests ran with."""
+    """The image would have another version of Ray than KubeRay, or other packages than the tests; or it could not submit."""
     ray = _main("local", "rayjob")["spec"]["rayClusterSpec"]["rayVersion"]
     groups = tomllib.loads(Path("pyproject.toml").read_text())["dependency-groups"]
     assert any(dependency.endswith(f"=={ray}") for dependency in groups["job"] if dependency.startswith("ray["))
-    ours = _pins("requirements.lock")
-    assert {**_pins("docker/requirements-cpu.lock"), "tensorflow": ours["tensorflow"]} == {
-        **ours,
-        "tensorflow-cpu": ours["tensorflow"],
-    }
-    gpu = _pins("docker/requirements-gpu.lock")
+    tested = _pins("requirements-dev.lock")
+    cluster = {re.match(r"[\w-]+", dependency)[0] for dependency in groups["cluster"]}
+    ours = _pins("requirements.lock") | {name: tested[name] for name in cluster}
+    assert tested.items() >= ours.items()
+    cpu, gpu = _pins("docker/requirements-cpu.lock"), _pins("docker/requirements-gpu.lock")
+    assert cpu | {"tensorflow": ours["tensorflow"]} == ours | {"tensorflow-cpu": ours["tensorflow"]}
     assert {name: version for name, version in gpu.items() if not name.startswith("nvidia-")} == ours
 
 
@@ -280,7 +280,7 @@ def _pins(path: str) -> dict[str, str]:
 
 
 def test_policy_covers_what_is_called():
-    """A run with least rights would be denied in the middle of it."""
+    """A run with only the documented rights would be denied access in the middle of training."""
     statements = json.loads(Path("k8s/s3-policy.json").read_text())["Statement"]
     allowed = {action for statement in statements for action in statement["Action"]}
     calls = re.findall(r'client\.(\w+)\(|get_paginator\("(\w+)"\)', Path("trainer/storage/s3.py").read_text())

@@ -1,4 +1,4 @@
-"""jobs.demo.images and jobs.demo.forgeries: the images of the demo, on the photographs that the installed packages bring along."""
+"""jobs.demo.images and jobs.demo.forgeries: the demo's images, made from the photographs in the installed packages."""
 
 import io
 import json
@@ -14,7 +14,8 @@ from jobs.demo.forgeries import PHOTOGRAPHS, make_pair, photograph
 from trainer import config
 from trainer.storage import open_store
 
-SIZE = 64  # of the sets that are written; what images look like is looked at on larger ones
+SIZE = 64
+"""Of images whose content is not tested, in pixels."""
 SMALL = 2 * len(PHOTOGRAPHS)
 
 
@@ -29,7 +30,7 @@ def labels(images: dict[str, bytes]) -> np.ndarray:
 
 
 def separation(labels: np.ndarray, values: list[float]) -> float:
-    """Chance that a random forgery has the larger value than a random authentic image; 0.5: the value tells nothing."""
+    """Chance that a random forgery has the larger value than a random authentic image; 0.5: the value does not separate them."""
     fake, authentic = np.array(values)[labels][:, None], np.array(values)[~labels][None, :]
     return float((fake > authentic).mean() + (fake == authentic).mean() / 2)
 
@@ -44,18 +45,18 @@ def run(*arguments: object) -> int:
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_every_photograph_is_installed_and_large_enough(name: str) -> None:
-    """A package that stops shipping a photograph would break the demo on the next upgrade."""
+    """The demo would fail after an upgrade of a package that no longer contains a photograph."""
     assert min(photograph(name).size) >= 160
 
 
 def test_same_seed_same_bytes() -> None:
-    """Two people who run the demo would otherwise see different curves."""
+    """Two users who run the demo would see different curves."""
     assert make_pair(3, 5, SIZE) == make_pair(3, 5, SIZE)
     assert set(make_pair(3, 5, SIZE).values()).isdisjoint(make_pair(4, 5, SIZE).values())
 
 
 def test_classes_and_photographs_are_balanced(images: dict[str, bytes]) -> None:
-    """An accuracy of 50 % would not mean chance, and a photograph of one class only would give the answer away."""
+    """An accuracy of 50 % would not mean chance, or a photograph with one class only would give the class away."""
     places = {label: [key.removeprefix(label) for key in images if key.startswith(label)] for label in ("authentic", "fake")}
     assert places["authentic"] == places["fake"]
     assert len(images) == 2 * len(places["fake"]) == len(set(images.values()))
@@ -68,7 +69,7 @@ def test_group_is_the_photograph(images: dict[str, bytes]) -> None:
 
 
 def test_files_do_not_tell_the_classes_apart(images: dict[str, bytes]) -> None:
-    """A network that learned the file format would look as if it detected forgeries."""
+    """A network that learned the file format would seem to detect forgeries."""
     kinds: dict[bool, set[str]] = {False: set(), True: set()}
     for fake, data in zip(labels(images), images.values(), strict=True):
         image = Image.open(io.BytesIO(data))
@@ -83,13 +84,13 @@ def test_files_do_not_tell_the_classes_apart(images: dict[str, bytes]) -> None:
     ids=["brightness", "contrast", "range", "saturation", "sharpness"],
 )
 def test_no_single_number_tells_the_classes_apart(images: dict[str, bytes], statistic: object) -> None:
-    """The demo's task would be a trick: a threshold on one number would do as well as the network."""
+    """The demo's task would be trivial: a threshold on one number would classify as well as the network."""
     values = [float(statistic(np.asarray(Image.open(io.BytesIO(data)), float))) for data in images.values()]  # type: ignore[operator]
     assert separation(labels(images), values) == pytest.approx(0.5, abs=0.17)
 
 
 def test_a_forgery_differs_in_one_piece(images: dict[str, bytes]) -> None:
-    """A "forgery" without a change would be a wrong label, and one changed all over no forgery."""
+    """An unchanged "forgery" would have a wrong label; one that is changed everywhere would be no forgery."""
     for key, data in images.items():
         if key.startswith("fake/"):
             pair = [Image.open(io.BytesIO(file)) for file in (data, images[key.replace("fake/", "authentic/")])]
@@ -102,17 +103,17 @@ def test_a_forgery_differs_in_one_piece(images: dict[str, bytes]) -> None:
 
 
 def test_second_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`make demo` would make its data again on every run."""
+    """`make demo` would write its images again on every run."""
     assert run("--images", SMALL, "--size", SIZE, tmp_path / "set") == 0
     first, times = contents(tmp_path / "set"), {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
     assert len(first) == SMALL + 1
     assert run("--images", SMALL, "--size", SIZE, tmp_path / "set") == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")} == times
-    assert "were there already" in capsys.readouterr().out
+    assert "(already there)" in capsys.readouterr().out
 
 
-def test_interrupted_or_damaged_set_is_made_whole(tmp_path: Path) -> None:
-    """Training would go on with half of the images after a Ctrl-C, or without those that somebody deleted."""
+def test_an_interrupted_or_damaged_set_is_completed(tmp_path: Path) -> None:
+    """After Ctrl-C the demo would train on half of the images; or on fewer if some were deleted."""
     run("--images", SMALL, "--size", SIZE, tmp_path)
     whole = contents(tmp_path)
     (tmp_path / "fake/cat/cat-0001.jpg").unlink()
@@ -125,8 +126,8 @@ def test_interrupted_or_damaged_set_is_made_whole(tmp_path: Path) -> None:
     assert contents(tmp_path) == whole
 
 
-def test_another_set_replaces_the_first_and_spares_the_rest(tmp_path: Path) -> None:
-    """Images of the set before would stay and be trained on, or a note laid beside them would be lost."""
+def test_another_set_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
+    """The demo would also train on images of the previous set; or a file of the user beside them would be deleted."""
     run("--images", SMALL + 2, "--size", SIZE, tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     run("--images", SMALL, "--size", SIZE, "--seed", 1, tmp_path)
@@ -135,36 +136,35 @@ def test_another_set_replaces_the_first_and_spares_the_rest(tmp_path: Path) -> N
     assert contents(tmp_path / "fresh") == {key: data for key, data in contents(tmp_path).items() if not key.startswith("fresh/")}
 
 
-def test_folder_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A mistyped target would mix forgeries into somebody's own photographs."""
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped target would mix forgeries into a user's own photographs."""
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
     assert run(tmp_path) == 2
     assert contents(tmp_path) == {"holiday.jpg": b"mine"}
     assert (
-        capsys.readouterr().err == f"error: {tmp_path} holds 1 other objects, such as holiday.jpg: name an empty folder or prefix\n"
+        capsys.readouterr().err
+        == f"error: {tmp_path} holds 1 other objects, such as holiday.jpg. Fix: name an empty folder or prefix.\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "line"),
     [
-        (["--images", "2"], f"--images 2: write a number from {SMALL} to 100000"),
-        (["--images", "101"], "--images 101: half of them are forged, so write an even number"),
-        (["--size", "8"], "--size 8: write a number from 32 to 512"),
-        (["--seed", "-1"], "--seed -1: write a number from 0 to 2147483647"),
+        (["--images", "2"], f"--images 2 is out of range. Fix: use {SMALL} to 100000."),
+        (["--images", "101"], "--images 101 is odd, and half of the images are forged. Fix: use an even number."),
+        (["--size", "8"], "--size 8 is out of range. Fix: use 32 to 512."),
+        (["--seed", "-1"], "--seed -1 is out of range. Fix: use 0 to 2147483647."),
     ],
 )
-def test_bad_arguments_are_said_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
-) -> None:
-    """A user would get a traceback, or a data set that cannot be split."""
+def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str) -> None:
+    """A user would see a traceback, or get images that cannot be split."""
     assert run(*arguments, tmp_path / "set") == 2
-    assert capsys.readouterr().err == f"error: {said}\n"
+    assert capsys.readouterr().err == f"error: {line}\n"
     assert not (tmp_path / "set").exists()
 
 
-def test_bad_target_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A user would get a traceback for a mistyped address or for a file where a folder should be."""
+def test_bad_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user would see a traceback for a mistyped URL, or for a file in place of a folder."""
     (tmp_path / "file").write_text("")
     for target in ("s3:/bucket", tmp_path / "file"):
         assert run(target) == 2
@@ -172,17 +172,19 @@ def test_bad_target_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the extra `demo` a user would get an ImportError."""
+    """A user without the packages of the group `demo` would see a traceback."""
     monkeypatch.setitem(PHOTOGRAPHS, "cat", "no_such_package/cat.jpg")
     photograph.cache_clear()
     assert run("--images", SMALL, tmp_path) == 2
-    assert "no_such_package, which is missing: pip install 'spikewise[demo]'" in capsys.readouterr().err
+    assert (
+        "no_such_package, which contains the photograph cat, is not installed. Fix: run `make install`." in capsys.readouterr().err
+    )
     assert contents(tmp_path) == {}
 
 
 @pytest.mark.integration
 def test_bucket_holds_the_same_set_as_a_folder(bucket: str, tmp_path: Path) -> None:
-    """The demo on S3 would train on other images than the one in a folder, or make them again each time."""
+    """The demo on S3 would have other images than a folder, or write them again on every run."""
     for target in (tmp_path, bucket, bucket):
         assert run("--images", SMALL, "--size", SIZE, target) == 0
     store = open_store(bucket, config.S3(path_style=True))

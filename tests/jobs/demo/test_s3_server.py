@@ -1,4 +1,4 @@
-"""jobs.demo.s3_server: the server that the demo and most other tests stand on."""
+"""jobs.demo.s3_server: the server that the demo and many tests use."""
 
 import os
 import select
@@ -10,29 +10,29 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.demo.s3_server import ObjectStore, local_object_store
+from jobs.demo.s3_server import S3Server, local_s3_server
 from trainer.config import S3
 from trainer.storage import StoreError, open_store
 
 pytestmark = pytest.mark.integration
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
-def use(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def use(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
 
 
 def test_two_servers_at_once_and_data_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two people could not run the demo on one machine, or a demo's data would be gone the next day."""
-    with local_object_store(tmp_path / "one", ["first", "second"]) as one, local_object_store(tmp_path / "two") as two:
+    """Two users could not run the demo on one machine, or the demo's data would be lost when it ends."""
+    with local_s3_server(tmp_path / "one", ["first", "second"]) as one, local_s3_server(tmp_path / "two") as two:
         use(one, monkeypatch)
         open_store("s3://second/x", S3()).put("key", b"kept")
         use(two, monkeypatch)
         with pytest.raises(StoreError, match="no such bucket"):
             open_store("s3://second/x", S3()).get("key")
     assert None not in (one.process.poll(), two.process.poll())
-    with local_object_store(tmp_path / "one", ["first", "second"]) as again:
+    with local_s3_server(tmp_path / "one", ["first", "second"]) as again:
         use(again, monkeypatch)
         assert open_store("s3://second/x", S3()).get("key") == b"kept"
 
@@ -41,7 +41,7 @@ def test_two_servers_at_once_and_data_that_stays(tmp_path: Path, monkeypatch: py
 def test_the_server_ends_with_its_starter(tmp_path: Path, signal_number: int) -> None:
     """Servers would pile up on the machine after every interrupted run."""
     command = [sys.executable, "-m", "jobs.demo.s3_server", "--folder", str(tmp_path / "data")]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background job it is ignored, in all that it starts too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores SIGINT, and so do its children
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         lines = [starter.stdout.readline().strip() for _ in range(5)]

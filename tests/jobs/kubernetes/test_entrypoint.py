@@ -1,4 +1,4 @@
-"""jobs.kubernetes.entrypoint without a cluster: which endings Kubernetes is to try again."""
+"""jobs.kubernetes.entrypoint without a cluster: which exits Kubernetes retries."""
 
 import os
 from pathlib import Path
@@ -21,10 +21,10 @@ OUTAGE, MISTAKE = StoreError("no answer", transient=True), StoreError("no such b
     ("error", "code"),
     [(OUTAGE, 75), (MISTAKE, 2), (ConnectionError("of Ray"), 75), (entrypoint._Terminated(), entrypoint.TERMINATED)],
 )
-def test_which_endings_are_tried_again(monkeypatch, capsys, error, code):
+def test_which_exits_are_retried(monkeypatch, capsys, error, code):
     """A head that is replaced during an outage would end the run for good; or a mistake would be repeated six times."""
 
-    def lead(_: Any) -> None:
+    def lead(*_: Any) -> None:
         raise error
 
     monkeypatch.setattr(entrypoint, "CONFIG", CONFIG)
@@ -41,12 +41,12 @@ def test_which_endings_are_tried_again(monkeypatch, capsys, error, code):
     ("error", "flags", "code"),
     [(OUTAGE, ["--retried"], 75), (OUTAGE, [], 2), (MISTAKE, ["--retried"], 2), (ConnectionError("of Ray"), ["--retried"], 75)],
 )
-def test_the_driver_says_so_too(monkeypatch, error, flags, code):
-    """The driver takes the pod's place, so its exit code is the pod's."""
+def test_the_driver_uses_the_same_codes(monkeypatch, error, flags, code):
+    """The driver replaces the pod's program, so Kubernetes would retry a mistake or end the run in an outage."""
 
     def fail(*_: Any) -> None:
         raise error
 
     monkeypatch.setattr(driver, "launch", fail)
     assert train.main(["--config", CONFIG, *flags]) == code
-    assert os.EX_TEMPFAIL == 75  # what the documents say
+    assert os.EX_TEMPFAIL == 75  # the number in the documentation

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, IncompleteReadError, NoCredentialsError
 
-from jobs.demo.s3_server import ObjectStore
-from tests.support.faultproxy import FaultProxy, Kind
+from benchmarks.support.faultproxy import FaultProxy, Kind
+from jobs.demo.s3_server import S3Server
 from trainer.config import S3
 from trainer.storage import Exists, NotFound, Store, StoreError, open_store, s3
 from trainer.storage.s3 import S3Store
@@ -20,8 +20,8 @@ DATA = b"0123456789" * 10
 
 
 @pytest.fixture
-def proxy(object_store: ObjectStore) -> Iterator[FaultProxy]:
-    with FaultProxy(object_store.endpoint_url) as proxy:
+def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
+    with FaultProxy(s3_server.endpoint_url) as proxy:
         yield proxy
 
 
@@ -91,7 +91,7 @@ class TestS3:
         assert [entry.key for entry in store.list()] == keys
         assert store.requests["ListObjectsV2"] == 2
 
-    @pytest.mark.usefixtures("object_store")
+    @pytest.mark.usefixtures("s3_server")
     def test_no_such_bucket(self, tmp_path: Path) -> None:
         """A misspelled bucket would look like an empty one, or like storage without a pack."""
         (tmp_path / "file").write_bytes(b"data")
@@ -121,11 +121,11 @@ class TestS3:
                 operation(store, tmp_path / "file")
             message(error)
 
-    def test_reading_needs_no_right_to_write(self, object_store: ObjectStore, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reading_needs_no_right_to_write(self, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Data could not be shared read-only, or the user would not learn which permission is missing."""
         open_store(bucket, S3()).put("key", b"data")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", object_store.reader_access_key)
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", object_store.reader_secret_key)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.reader_access_key)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.reader_secret_key)
         store = open_store(bucket, S3())
         assert [store.get(entry.key) for entry in store.list()] == [b"data"]
         with pytest.raises(StoreError, match=r"lack the permission \(AccessDenied for PutObject\)\. Fix: grant") as error:

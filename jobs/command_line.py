@@ -1,0 +1,20 @@
+"""Arguments and output that several commands share."""
+
+import argparse
+
+
+def add_configuration(parser: argparse.ArgumentParser, about: str) -> None:
+    """Adds --config and --set, as `config.load` takes them. `about`: the help text of --config."""
+    parser.add_argument("--config", required=True, metavar="FILE", help=about)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
+    )
+
+
+def add_namespace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--namespace", metavar="NAME", help="Kubernetes namespace (default: that of the kubeconfig's context)")
+
+
+def say(line: str) -> None:
+    """Prints a line at once, also into a pipe."""
+    print(line, flush=True)

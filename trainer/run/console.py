@@ -132,7 +132,7 @@ class RunLog:
         self._console.say(f"report: {page}")
 
     def report_incomplete(self, reason: str) -> None:
-        self.warn(f"The report is incomplete (python -m jobs.report --config FILE --run {self._run} rebuilds it): {reason}")
+        self.warn(f"the report is incomplete (python -m jobs.report --config FILE --run {self._run} rebuilds it): {reason}")
 
     def _started(self, event: events.Started, *, again: bool) -> None:
         if again:

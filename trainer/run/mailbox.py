@@ -86,7 +86,7 @@ class Outbox:
             try:
                 self.stop = self.stop or ray.get(self._answer)
             except ray.exceptions.RayError as error:  # training does not fail because of its monitoring
-                log.warning("The driver does not answer: %s", error)
+                log.warning("the driver does not answer: %s", error)
             self._answer = None
 
 

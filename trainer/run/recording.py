@@ -35,7 +35,7 @@ class Recorder:
         try:
             return results.count_start(self._store, self._run)
         except StoreError as error:
-            log.warning("This start of the workers was not counted: %s", error)
+            log.warning("this start of the workers was not counted: %s", error)
             return 0
 
     def record(self, report: EpochReport, arrays: Mapping[str, np.ndarray], findings: Findings | None) -> None:
@@ -53,7 +53,7 @@ class Recorder:
             if findings is not None:
                 results.put_diagnoses(self._store, self._run, findings.diagnoses, findings.overfitting)
         except StoreError as error:
-            log.warning("The report may lack epochs: %s", error)
+            log.warning("the report may lack epochs: %s", error)
 
     def close(self) -> None:
         """Waits until everything is stored or has failed, and accepts no more records."""
@@ -65,4 +65,4 @@ class Recorder:
             if findings is not None:
                 results.put_diagnoses(self._store, self._run, findings.diagnoses, findings.overfitting)
         except StoreError as error:
-            log.warning("The results of epoch %d were not stored: %s", report.epoch, error)
+            log.warning("the results of epoch %d were not stored: %s", report.epoch, error)

@@ -217,11 +217,11 @@ class _Worker:
         step = int(self.learner.optimizer.iterations)
         try:
             if not finite(position.steps).all():  # no run could recover from such weights
-                raise CheckpointError("The loss or the weights are NaN or infinite")
+                raise CheckpointError("the loss or the weights are NaN or infinite")
             self.checkpoints.save(step, *to_checkpoint(self.learner, position, self.diagnostician, self.task.settings))
             self.outbox.post(events.CheckpointSaved(step, self.checkpoints.stats))
         except (CheckpointError, StoreError) as error:
-            log.warning("No checkpoint was saved inside epoch %d: %s", position.epoch, error)
+            log.warning("no checkpoint was saved inside epoch %d: %s", position.epoch, error)
 
     def _close_epoch(self, trained: _Trained, began: float) -> None:
         """Evaluates, diagnoses, records, saves and reports the epoch. Raises TrainingError when it was not finite."""
@@ -305,7 +305,7 @@ class _Worker:
             raise
         except Exception as error:  # training does not fail because of its diagnosis
             if self.chief:  # the others meet the same error
-                log.exception("The diagnosis of epoch %d failed: %r", self.position.epoch, error)
+                log.exception("the diagnosis of epoch %d failed: %r", self.position.epoch, error)
             return None
         finally:
             self.changes = []

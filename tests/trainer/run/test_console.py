@@ -122,5 +122,5 @@ def test_the_rest_of_a_run_is_told(capsys):
         "run first: metrics at http://127.0.0.1:9400/metrics",
         "stop requested: saving a checkpoint",
         "report: runs/first/report.html",
-        "warning: The report is incomplete (python -m jobs.report --config FILE --run first rebuilds it): no answer",
+        "warning: the report is incomplete (python -m jobs.report --config FILE --run first rebuilds it): no answer",
     ]

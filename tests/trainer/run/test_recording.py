@@ -67,7 +67,7 @@ def test_training_goes_on_where_nothing_can_be_stored(broken, caplog):
     recorder.close()
     messages = [record.getMessage() for record in caplog.records]
     assert [message.partition(":")[0] for message in messages] == [
-        "This start of the workers was not counted",
-        "The report may lack epochs",
-        "The results of epoch 2 were not stored",
+        "this start of the workers was not counted",
+        "the report may lack epochs",
+        "the results of epoch 2 were not stored",
     ]

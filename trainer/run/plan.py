@@ -17,7 +17,7 @@ def plan(settings: config.Settings, name: str) -> str:
     if previous:
         config.check_resumable(settings, previous["config"], name)
     epochs = len(results.get_history(storage, name)) if previous else 0
-    found = images_of(name, settings, storage, previous)
+    found = images_of(name, open_store(settings.data.source, settings.s3), storage, settings.data, previous)
     fraction = settings.data.validation_fraction
     split, classes = ("group" if settings.data.group_by else "content"), ", ".join(found.classes)
     if isinstance(found, Pack):

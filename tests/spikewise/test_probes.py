@@ -285,7 +285,7 @@ def test_statistics_that_training_does_not_move_are_not_estimated_anew(how):
     assert {id(model.weights[i]) for i in network.statistics} == {id(head_norm.moving_mean), id(head_norm.moving_variance)}
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
-    assert network.momentum == 0.9 or how == "training=False"  # with training=False both layers count as trainable, and their momenta differ
+    assert network.momentum == 0.9 or how == "training=False"  # else both layers train, with two momenta
     with network.untouched():
         anew = probes.reestimated(network, network.weights(), [0])
     head = base(x, training=False).numpy()

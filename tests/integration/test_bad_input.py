@@ -158,11 +158,11 @@ def test_no_configuration(attempt, tmp_path):
             ["data.source=s3://no-such-bucket/images"],
             r"s3://no-such-bucket/images/\*: no such bucket .*\. Fix: create it",
         ),
-        (["data.source=s3://spikewise/nothing-here"], r"data\.source = s3://spikewise/nothing-here holds no objects: correct it"),
+        (["data.source=s3://spikewise/nothing-here"], r"data\.source = s3://spikewise/nothing-here holds no objects\. Fix: correct it"),
         (["data.source=/no/such/folder"], r"/no/such/folder: no such folder\. Fix: correct the path or create the folder"),
         (
             ["data.classes.fake=forged/"],
-            r"class 'fake': no key .* begins with 'forged/'; there are 'authentic/' \(80\), 'fake/' \(80\)",
+            r"class 'fake': no key .* starts with 'forged/' \(found: 'authentic/' \(80\), 'fake/' \(80\)\)\. Fix: correct data\.classes\.fake",
         ),
         (["data.classes={}", "data.class_pattern=(?P<class>authentic)"], r"finds only the class 'authentic' \(80 images\)"),
         (
@@ -204,7 +204,7 @@ def test_as_a_command(place):
     command = [sys.executable, "-m", "jobs.train", "--config", str(place.configuration), "--set", "data.source=s3://spikewise/none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: data.source = s3://spikewise/none holds no objects: correct it, or upload the images first\n"
+    assert done.stderr == "error: data.source = s3://spikewise/none holds no objects. Fix: correct it or upload the images\n"
     assert re.fullmatch(r"run job-\d{8}-\d{6}: metrics at http://127\.0\.0\.1:\d+/metrics\n", done.stdout)
 
 
@@ -261,7 +261,7 @@ def test_a_cluster_too_small(on_cluster):
         ),
         (
             "data.min_validation=60",
-            r"has \d+ validation images .*below data\.min_validation = 60: add images, raise data\.validation_",
+            r"has \d+ validation images .*below data\.min_validation = 60\. Fix: add images, raise data\.validation_",
         ),
     ],
 )
@@ -277,7 +277,7 @@ def test_a_full_disk(on_cluster, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
         on_cluster.fails(
-            r"cache/.*: the disk is full: \d+ bytes are needed, .* or set pipeline\.cache_dir to a folder on a larger disk",
+            r"cache/.*: the disk is full \(\d+ bytes are needed, .*\)\. Fix: .* or set pipeline\.cache_dir to a folder on a larger disk",
             f"pipeline.cache_dir={tmp_path}/cache",
         )
     finally:
@@ -327,7 +327,7 @@ def test_too_many_broken_images(hostile, cluster, capfd, monkeypatch):
     fraction = f"{len(bad) / len(good | bad):.2%}"
     Attempt(place, capfd.readouterr).fails(
         rf"{len(bad)} of {len(good | bad)} images \({fraction}\) cannot be used, above data\.max_quarantined = 1\.00%: "
-        r"'authentic/\.\.\\nempty\.jpg' is empty \(0 bytes\); .*quarantine\.json\), or raise data\.max_quarantined$"
+        r"'authentic/\.\.\\nempty\.jpg' is empty \(0 bytes\); .*quarantine\.json lists all\), or raise data\.max_quarantined$"
     )
 
 

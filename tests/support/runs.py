@@ -1,31 +1,11 @@
-"""Values of a run, for tests that need some."""
+"""Events and diagnoses of made-up runs."""
 
 from typing import Any
 
 from spikewise.records import Cause, Diagnosis, Spike
-from trainer.epoch import EpochReport
+from tests.support.epochs import report
 from trainer.run.events import EpochFinished, Requests
 from trainer.storage.checkpoint import SaveStats
-
-
-def report(epoch: int, validation_loss: float = 0.5, **changes: Any) -> EpochReport:
-    values: dict[str, Any] = {
-        "epoch": epoch,
-        "step": 10 * epoch,
-        "train_loss": 0.4,
-        "train_accuracy": 0.8,
-        "train_loss_inference": 0.3,
-        "validation_loss": validation_loss,
-        "validation_accuracy": 0.7,
-        "learning_rate": 1e-4,
-        "gradient_norm": 1.0,
-        "update_norm": 0.1,
-        "images_per_second": 320.0,
-        "input_wait": 0.25,
-        "step_seconds": 0.1,
-        "seconds": 2.0,
-    }
-    return EpochReport(**values | changes)
 
 
 def diagnosis(epoch: int, **spike: Any) -> Diagnosis:

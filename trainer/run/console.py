@@ -1,4 +1,4 @@
-"""What a person reads while a job runs: progress bars on a terminal, plain lines elsewhere. Nothing here decides anything."""
+"""What a person reads while a job runs: progress bars on a terminal, plain lines elsewhere. This module decides nothing."""
 
 import time
 from collections.abc import Sequence

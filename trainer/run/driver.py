@@ -39,7 +39,7 @@ END_SECONDS = 60.0
 
 
 class LaunchError(UserError):
-    """The run cannot go on as asked."""
+    """The run cannot continue."""
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -111,6 +111,8 @@ def _serve_metrics(exporter: Exporter, metrics: config.Metrics, log: RunLog) -> 
 
 @dataclass
 class _Run:
+    """One launch of a run."""
+
     name: str
     settings: config.Settings
     storage: Store
@@ -136,14 +138,15 @@ class _Run:
         previous = results.get_run(self.storage, self.name)
         if previous:
             config.check_resumable(settings, previous["config"], self.name)
-        images = images_of(self.name, settings, self.storage, previous)
+        source = open_store(settings.data.source, settings.s3)
+        images = images_of(self.name, source, self.storage, settings.data, previous)
         check_output(settings.run.output)
         with ray_cluster.connect(settings.launch) as logs:
             cores = ray_cluster.cores_for_a_worker(settings.launch)
             exporter.enter("packing")
             data = prepare(
                 images,
-                open_store(settings.data.source, settings.s3),
+                source,
                 self.storage,
                 settings.data,
                 cache_dir=Path(settings.pipeline.cache_dir),

@@ -26,7 +26,7 @@ def load_best(learner: Learner, checkpoints: Checkpoints, history: Sequence[Epoc
         learner.restore({name: array for name, array in found.state.items() if name.startswith(("model/", "optimizer/"))})
         epoch = next(report.epoch for report in history if report.step == found.step)
     if wanted and wanted.epoch != epoch:
-        log.warning("model.keras is of epoch %d: the best epoch, %d, has no intact checkpoint", epoch, wanted.epoch)
+        log.warning("model.keras has the weights of epoch %d: the best epoch, %d, has no intact checkpoint", epoch, wanted.epoch)
     return epoch
 
 

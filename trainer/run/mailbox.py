@@ -71,7 +71,7 @@ class Outbox:
         if self._chief:
             self._read_answer()
             answer = self._mailbox.post.remote(event)
-            if self._answer is None:  # else the older one comes first: where posts are frequent, the newest would never be there
+            if self._answer is None:  # with frequent posts, the answer to the newest one is never ready
                 self._answer = answer
 
     def post_progress(self, epoch: int, step: int, steps: int) -> None:

@@ -57,7 +57,7 @@ class Monitoring:
         """Waits until the last values are scraped, at most `linger` seconds; Ctrl-C ends the wait.
 
         Does not wait for a run that never trained. A run that was interrupted waits only if it was ever scraped, and at most
-        STOP_SECONDS: somebody may sit at the terminal.
+        STOP_SECONDS: a user may be waiting at the terminal.
         """
         seconds = self._linger if trained else 0.0
         if interrupted:

@@ -49,7 +49,11 @@ def prepare(
     """
     packed = images if isinstance(images, Pack) else _packed(images, source, storage, data, log, progress)
     rows = open_rows(packed, storage, cache_dir)
-    sides = split(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes, data)
+    sides = split(
+        *(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes),
+        validation_fraction=data.validation_fraction,
+        min_validation=data.min_validation,
+    )
     training, validation = len(sides.training), len(sides.validation)
     check_batch_size(batch_size, training)
     pixels = packed.images * int(np.prod(packed.image_shape))

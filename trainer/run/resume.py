@@ -1,7 +1,7 @@
 """What a checkpoint of a run holds, and how a run resumes from one.
 
-Separation of concerns: storage/checkpoint.py stores arrays and JSON and knows nothing of training; here both are made of the
-learner, the diagnosis and the position of the run, and taken apart again.
+Separation of concerns: storage/checkpoint.py stores arrays and JSON and knows nothing of training. This module builds both from the
+learner, the diagnosis and the position of the run, and restores these from both.
 
 Shapes: s steps of the current epoch so far.
 """

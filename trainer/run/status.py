@@ -13,7 +13,7 @@ class RunStatus:
     """Kept up to date by `update`, with every event in the order of the mailbox."""
 
     epochs: int
-    """Epochs that the run is to have."""
+    """Epochs that the run is configured for."""
     starts: int = 0
     """How often this driver has seen all workers start."""
     history: list[EpochReport] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """What one worker does, top to bottom: the story of an epoch.
 
-Every worker runs the same lines on its own part of each global batch; rank 0 also stores results and reports to the driver.
-Neither ever holds up training.
+Every worker runs the same lines on its own part of each global batch. Rank 0 also stores results and reports to the driver, in the
+background, so that neither delays training.
 
 Shapes: n validation images, m images of the fixed training sample, K classes, s steps of an epoch.
 """
@@ -66,7 +66,7 @@ def work(task: Task) -> None:
 
 @dataclass(frozen=True)
 class _Trained:
-    """The steps of an epoch that this process has trained; fewer than the epoch has after a resume inside it."""
+    """The steps of an epoch that this process has trained: all of them, or the remaining ones after a resume inside the epoch."""
 
     steps: int
     seconds: float
@@ -180,7 +180,7 @@ class _Worker:
         return bool(patience) and lowest is not None and history[-1].epoch - lowest.epoch >= patience
 
     def _train_epoch(self) -> _Trained | None:
-        """Makes the remaining steps of the epoch. None: a stop was requested, and a checkpoint is saved."""
+        """Trains the remaining steps of the epoch. Returns None after a request to stop; a checkpoint is saved then."""
         epoch, start = self.position.epoch, len(self.position.steps)
         steps: list[StepStats] = []
         signals = []
@@ -190,7 +190,7 @@ class _Worker:
         self.feed.waited = 0.0
         began = time.perf_counter()
         for batch in self.feed.batches(epoch, start):
-            asks = not saved and len(steps) % PREEMPTION_STEPS == 0  # at the same steps on all workers: they wait for each other
+            asks = not saved and len(steps) % PREEMPTION_STEPS == 0  # at the same steps on all workers, which wait for each other
             preempted = asks and ray.train.get_preemption_info() is not None
             stats, raised = self.learner.train(batch, stop=self.outbox.stop, save=preempted)
             steps.append(stats)

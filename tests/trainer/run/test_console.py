@@ -51,8 +51,8 @@ def lines(capsys, *seen, epochs=100):
         (
             finished(7, 0.25),
             [
-                "epoch   7/100  loss 0.4000  accuracy 0.800  val_loss 0.2500  val_accuracy 0.700  320 images/s  2.0 s  "
-                "left 3m06s  best"
+                "epoch   7/100  loss 0.1000  accuracy 0.500  val_loss 0.2500  val_accuracy 0.750  100 images/s  4.0 s  "
+                "left 6m12s  best"
             ],
         ),
         (events.CheckpointSaved(27, SaveStats()), ["checkpoint of step 27 saved"]),
@@ -110,7 +110,7 @@ def test_the_data_are_described(capsys):
     ]
 
 
-def test_the_rest_of_a_run_is_told(capsys):
+def test_the_other_lines_of_a_run(capsys):
     """A user would not find the metrics or the report, or not know that a stop was understood."""
     with Console() as console:
         log = RunLog(console, "first", 1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support import training
-from tests.support.runs import report
+from tests.support.epochs import report
 from trainer import config
 from trainer.run.finish import load_best, store_model
 from trainer.storage import open_store
@@ -55,7 +55,7 @@ def test_a_missing_best_epoch_is_reported(learner, store, caplog):
     checkpoints = Checkpoints(store, "first", 3)
     save(checkpoints, learner, 1, 3)
     assert load_best(learner, checkpoints, HISTORY) == 1
-    assert "model.keras is of epoch 1: the best epoch, 2, has no intact checkpoint" in caplog.text
+    assert "model.keras has the weights of epoch 1: the best epoch, 2, has no intact checkpoint" in caplog.text
 
 
 def test_without_checkpoints_the_weights_stay(learner, store, caplog):

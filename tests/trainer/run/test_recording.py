@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.support.runs import diagnosis, report
+from tests.support.epochs import report
+from tests.support.runs import diagnosis
 from trainer import config
 from trainer.run.recording import Findings, Recorder
 from trainer.storage import open_store, results

@@ -7,7 +7,7 @@ import pytest
 
 from spikewise.diagnose import Diagnostician
 from tests.support import training
-from tests.support.runs import report
+from tests.support.epochs import report
 from tests.trainer.engine.test_golden import SHAPE, _Rows
 from trainer import config
 from trainer.engine.distributed_network import DistributedNetwork

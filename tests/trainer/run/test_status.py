@@ -3,7 +3,8 @@
 import numpy as np
 
 from spikewise.diagnose import News
-from tests.support.runs import diagnosis, finished, report
+from tests.support.epochs import report
+from tests.support.runs import diagnosis, finished
 from trainer.run import events
 from trainer.run.status import RunStatus
 from trainer.storage.checkpoint import SaveStats

@@ -1,9 +1,16 @@
 # Everything a person runs. `make help` lists it.
+#   make PYTHON=python3.12 VENV=.venv-3.12 unit     uses another Python, in another virtual environment
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-PYTHON ?= python3
-VENV := .venv
+
+# Exits with 0 in a Python that is supported and can create virtual environments. On Debian, venv needs a package of its own.
+IS_SUPPORTED = 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+# The newest supported Python. Each candidate is run, because a pyenv shim exists even if its version is not active.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c $(IS_SUPPORTED) 2>/dev/null && echo $$python && break; done)
+VENV ?= .venv
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip
 READY := $(VENV)/.ready
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' spikewise/__init__.py)
@@ -16,82 +23,92 @@ ON_CLUSTER = $(NAMESPACE:%=--namespace %)
 SUBMIT = $(BIN)/python -m jobs.submit --config $(CONFIG) $(SET:%=--set %) --overlay $(OVERLAY) --shape $(SHAPE) --image $(IMAGE) \
 	$(SECRET:%=--secret %) $(ON_CLUSTER)
 
-.PHONY: help install demo train test unit lint format bench lock clean
+.PHONY: help install demo train test unit coverage lint format bench wheel lock clean
 .PHONY: image image-s3-server cluster-data submit manifests status logs cancel e2e dashboard
 
-help: ## this list
+help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(READY) ## a virtual environment in .venv with everything locked
+install: $(READY) ## create .venv with every locked dependency; update it after the lock has changed
 
 $(READY): requirements-dev.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed, $$($(PYTHON) --version) found: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(or $(PYTHON),false) -c $(IS_SUPPORTED) 2>/dev/null || { echo "$(if $(PYTHON),$(PYTHON) is not a Python 3.11 to 3.13 with venv,Found no Python 3.11 to 3.13 with venv). Fix:" \
+		"install one (Debian: apt install python3 python3-venv), or name one: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.13" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(READY) ## the main job on real photographs, with a local S3 server: a report in a few minutes
+demo: $(READY) ## run the whole job on demo photographs with a local S3 server; writes a report in a few minutes
 	$(BIN)/python -m jobs.demo
 
-train: $(READY) ## train: make train CONFIG=jobs/configs/question.toml SET="data.source=s3://my-bucket/images"
+train: $(READY) ## train on this machine: make train CONFIG=jobs/configs/question.toml SET="data.source=s3://my-bucket/images"
 	$(BIN)/python -m jobs.train --config $(CONFIG) $(SET:%=--set %)
 
-test: $(READY) lint ## lint, unit tests, then the tests with real components
+test: $(READY) lint ## lint, run the unit tests, then the integration tests (about 15 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 -m "not integration"
 	$(BIN)/python -m pytest -m integration
 
-unit: $(READY) ## the fast tests alone
+unit: $(READY) ## run the unit tests only (about 90 seconds on two cores)
 	$(BIN)/python -m pytest -n 2 -m "not integration"
 
-lint: $(READY) ## ruff and mypy
+coverage: $(READY) ## run the unit tests and print how much of spikewise, trainer and jobs they cover
+	$(BIN)/python -m pytest -n 2 -m "not integration" --cov --cov-report=term
+
+lint: $(READY) ## check style and types with ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --package spikewise --cache-dir .mypy_cache/strict
 
-format: $(READY) ## let ruff format the code
+format: $(READY) ## format the code with ruff and fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## measure speed and memory, printed as JSON (about 15 minutes; keep the machine quiet)
+bench: $(READY) ## measure speed and memory; prints JSON (about 15 minutes; keep the machine quiet)
 	$(BIN)/python -m benchmarks.speed
 
-image: ## the container image, with docker, podman or buildah: make image IMAGE=registry.example/spikewise:1 [VARIANT=gpu]
+wheel: $(READY) ## build the library's wheel in dist/
+	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT \
+		&& cp -r spikewise pyproject.toml README.md LICENSE "$$copy" && rm -f dist/spikewise-*.whl \
+		&& $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist "$$copy" && ls dist/spikewise-*.whl
+
+image: ## build the image with docker, podman or buildah: make image IMAGE=registry.example/spikewise:1 [VARIANT=gpu]
 	docker/build $(IMAGE) $(VARIANT:%=--build-arg VARIANT=%) $(BUILD)
 
-image-s3-server: ## the image of an S3 server for a cluster without a bucket
+image-s3-server: ## build the image of the S3 server, for a cluster without a bucket
 	docker/build $(S3_SERVER_IMAGE) --target s3-server $(BUILD)
 
-cluster-data: $(READY) ## that S3 server in the cluster, with the demo's images
+cluster-data: $(READY) ## start that S3 server in the cluster and upload the demo's images
 	$(BIN)/python -m jobs.cluster_data --image $(S3_SERVER_IMAGE) $(ON_CLUSTER)
 
-submit: $(READY) ## run on a cluster: make submit CONFIG=F OVERLAY=local|gpu|spot|kueue [SHAPE=job|rayjob] IMAGE=I SET="run.name=first"
+submit: $(READY) ## train on a cluster: make submit CONFIG=F OVERLAY=local|gpu|spot|kueue [SHAPE=job|rayjob] IMAGE=I SET="run.name=first"
 	$(SUBMIT)
 
-manifests: $(READY) ## print what submit would apply, and touch nothing
+manifests: $(READY) ## print what submit would apply, without applying it
 	@$(SUBMIT) --dry-run
 
-status: $(READY) ## of a run on a cluster: make status RUN=first (without RUN: the newest; when it is gone from there: STORAGE=s3://...)
+status: $(READY) ## show a run: make status RUN=first (default: the newest; STORAGE=s3://... once it has left the cluster)
 	@$(BIN)/python -m jobs.cluster status $(RUN:%=--run %) $(STORAGE:%=--storage %) $(ON_CLUSTER)
 
-logs: $(READY) ## the driver's log, followed: make logs RUN=first
+logs: $(READY) ## follow the driver's log: make logs RUN=first
 	@$(BIN)/python -m jobs.cluster logs $(RUN:%=--run %) $(ON_CLUSTER)
 
-cancel: $(READY) ## end a run; it saves a checkpoint first: make cancel RUN=first
+cancel: $(READY) ## stop a run after it has saved a checkpoint: make cancel RUN=first
 	@$(BIN)/python -m jobs.cluster cancel $(RUN:%=--run %) $(ON_CLUSTER)
 
-e2e: $(READY) ## runs, failures and mistakes on the cluster of the current context (about half an hour; images: see docs/cluster.md)
+e2e: $(READY) ## test on the cluster of the current kubectl context (about half an hour; see CONTRIBUTING.md)
 	SPIKEWISE_IMAGE=$(IMAGE) SPIKEWISE_S3_SERVER_IMAGE=$(S3_SERVER_IMAGE) $(BIN)/python -m pytest tests/e2e/run_on_cluster.py
 
-dashboard: $(READY) ## write the Grafana dashboard's JSON anew
+dashboard: $(READY) ## regenerate the JSON of the Grafana dashboard
 	$(BIN)/python -m k8s.monitoring.dashboard > k8s/monitoring/dashboard.json
 
-lock: $(READY) ## resolve the dependencies of pyproject.toml anew
+lock: $(READY) ## update the lock files after a change of the dependencies in pyproject.toml
 	$(LOCK) --output-file requirements.lock --group job
 	$(LOCK) --constraint requirements.lock --output-file requirements-dev.lock --group job --group cluster --group demo --group dev
 	$(LOCK) --constraint requirements-dev.lock --override docker/requirements-cpu.override --output-file docker/requirements-cpu.lock --group job --group cluster docker/requirements-cpu.in
 	$(LOCK) --constraint requirements-dev.lock --output-file docker/requirements-gpu.lock --group job --group cluster --group gpu
 LOCK = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
-clean: ## remove caches, shards and demo data, but no run's report
-	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove caches, packed images, demo data and built wheels; keep runs/ and .venv
+	rm -rf .cache .pytest_cache .mypy_cache .ruff_cache dist

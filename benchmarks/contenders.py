@@ -1,13 +1,16 @@
-"""What the job is compared with, each in a process of its own: `python -m benchmarks.contenders NAME FOLDER [--epochs E]`.
+"""The alternatives that benchmarks.speed compares the job with. Each runs in its own process and prints JSON.
 
-Owns: the same network on the same images (jobs.demo.images's, in FOLDER) without Ray and without an object store. Prints JSON.
+    python -m benchmarks.contenders NAME FOLDER [--epochs E]
 
-    memory       the job's own training step, fed with batches that are ready in memory
-    step         the same step, in turns with Keras' own BatchNormalization
-    fit          keras.Model.fit as the documentation shows it, images read from the folder in every epoch
-    fit-cached   the same with .cache().prefetch(): decoded once, then from memory
+All of them train the question's network on the images in FOLDER (made by `python -m jobs.demo.images`), without Ray and
+without an object store. Each takes about a minute on two cores.
 
-Shapes: n training images, B images of a batch, s steps of an epoch, E epochs.
+    memory       the job's training step, fed with batches that are already in memory
+    step         the same step, alternating with the same step on Keras' BatchNormalization
+    fit          keras.Model.fit as the Keras documentation shows it; reads and decodes the folder in every epoch
+    fit-cached   the same with .cache().prefetch(): decodes once, then reads from memory
+
+Shapes: n training images, B images per batch, s steps per epoch, E epochs, H W C one image.
 """
 
 import argparse
@@ -19,27 +22,28 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the job has it
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the job sets it
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.support import training
 from trainer import config
+from trainer.data import augmentation
 from trainer.data.loader import Batch
-from trainer.data.order import epoch_order
-from trainer.engine.group import Group
+from trainer.data.order import epoch_generator, epoch_order
 from trainer.engine.step import Learner
 
 QUESTION = "jobs/configs/question.toml"
 NICENESS = 15
-"""Which Ray gives its workers: what else runs on the machine then slows the job and its contenders alike."""
+"""The niceness of Ray's workers. With the same niceness, other load slows the job and the contenders alike."""
 PAIRS, BLOCK, WARM_UP = 40, 5, 5
-"""Of `step`: turns of each, steps in one turn, and steps before the first."""
+"""For `step`: turns per layer, steps per turn, and untimed steps before the first turn."""
 
 
-def images(folder: Path, settings: config.Config) -> tf.data.Dataset:
-    """Training images as a Keras user reads them: batches of float32 [B, H, W, C] in 0..255 and int32 [B]."""
+def images(folder: Path, settings: config.Settings) -> tf.data.Dataset:
+    """The training images, read the Keras way: batches of float32 [B, H, W, C] in 0..255 and int32 [B]."""
     fraction = settings.data.validation_fraction
     return keras.utils.image_dataset_from_directory(
         folder,
@@ -53,8 +57,8 @@ def images(folder: Path, settings: config.Config) -> tf.data.Dataset:
     )
 
 
-def keras_network(settings: config.Config) -> keras.Sequential:
-    """The question's network, as a Keras user writes it."""
+def keras_network(settings: config.Settings) -> keras.Sequential:
+    """The question's network in plain Keras, compiled."""
     layers = keras.layers
     rates = settings.model.dropout
 
@@ -86,7 +90,7 @@ def keras_network(settings: config.Config) -> keras.Sequential:
 
 
 class Stopwatch(keras.callbacks.Callback):
-    """Images per second of each epoch [E]."""
+    """Records images per second for each epoch [E]."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -100,7 +104,8 @@ class Stopwatch(keras.callbacks.Callback):
         self.speeds.append(self.count / (time.perf_counter() - self.began))
 
 
-def fit(folder: Path, settings: config.Config, epochs: int, *, cached: bool) -> dict:
+def fit(folder: Path, settings: config.Settings, epochs: int, *, cached: bool) -> dict:
+    """Images per second of keras.Model.fit, one value per epoch."""
     data = images(folder, settings)
     stopwatch = Stopwatch(len(data.file_paths))
     if cached:
@@ -109,34 +114,41 @@ def fit(folder: Path, settings: config.Config, epochs: int, *, cached: bool) -> 
     return {"images_per_second": stopwatch.speeds}
 
 
-def batches(folder: Path, settings: config.Config) -> list[Batch]:
-    """An epoch's full batches [s], in memory."""
+def batches(folder: Path, settings: config.Settings) -> list[Batch]:
+    """All full batches of one epoch [s], in memory."""
     parts = list(images(folder, settings).as_numpy_iterator())
     pixels = np.concatenate([part[0] for part in parts]).round().astype(np.uint8)
     labels = np.concatenate([part[1] for part in parts]).astype(np.int32)
-    order, changes = epoch_order(len(labels), 1, settings)
+    generator = epoch_generator(settings.run.seed, epoch=1)
+    order = epoch_order(generator, len(labels), settings.training.batch_size)
+    changes = augmentation.draw(generator, order.shape, flip=settings.pipeline.flip, shift=settings.pipeline.shift)
     return [Batch(*map(tf.constant, (pixels[rows], labels[rows], change))) for rows, change in zip(order, changes, strict=True)]
 
 
-def memory(folder: Path, settings: config.Config, epochs: int) -> dict:
+def a_learner(settings: config.Settings) -> Learner:
+    return training.learner(settings, (*settings.data.image_size, 3))
+
+
+def memory(folder: Path, settings: config.Settings, epochs: int) -> dict:
+    """Images per second of the job's training step, one value per epoch."""
     ready = batches(folder, settings)
-    learner = Learner(Group(), settings, (*settings.data.image_size, 3), 2)
+    learner = a_learner(settings)
     speeds = []
     for _ in range(epochs):
         began = time.perf_counter()
-        losses = [learner.train(batch).loss for batch in ready]
+        losses = [learner.train(batch)[0].loss for batch in ready]
         assert np.isfinite([float(loss) for loss in losses]).all()
         speeds.append(len(ready) * settings.training.batch_size / (time.perf_counter() - began))
     return {"images_per_second": speeds}
 
 
-def step(folder: Path, settings: config.Config) -> dict:
-    """Milliseconds of a step: means of BLOCK steps, in turns."""
+def step(folder: Path, settings: config.Settings) -> dict:
+    """Milliseconds per step by kind of BatchNormalization: PAIRS means of BLOCK steps each."""
     ready = batches(folder, settings)
     learners = {}
     for kind in (settings.model.batch_normalization, "keras"):
         model = settings.model.model_copy(update={"batch_normalization": kind})
-        learners[kind] = Learner(Group(), settings.model_copy(update={"model": model}), (*settings.data.image_size, 3), 2)
+        learners[kind] = a_learner(settings.model_copy(update={"model": model}))
         for batch in ready[:WARM_UP]:
             learners[kind].train(batch)
     turns: dict[str, list[float]] = {kind: [] for kind in learners}
@@ -144,21 +156,21 @@ def step(folder: Path, settings: config.Config) -> dict:
         for kind in sorted(learners, reverse=bool(pair % 2)):
             began = time.perf_counter()
             for number in range(BLOCK):
-                stats = learners[kind].train(ready[(pair * BLOCK + number) % len(ready)])
+                stats, _ = learners[kind].train(ready[(pair * BLOCK + number) % len(ready)])
             float(stats.loss)
             turns[kind].append((time.perf_counter() - began) / BLOCK * 1000)
     return {"milliseconds": turns}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.contenders", description="One of the job's contenders.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.contenders", description="Time one alternative to the job.")
     parser.add_argument("name", choices=("memory", "step", "fit", "fit-cached"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epochs", type=int, default=5)
     arguments = parser.parse_args()
     settings = config.load(QUESTION)
     os.nice(NICENESS)
-    tf.config.threading.set_intra_op_parallelism_threads(os.cpu_count() or 1)  # as the job's one worker has it
+    tf.config.threading.set_intra_op_parallelism_threads(os.cpu_count() or 1)  # as the job sets it for a single worker
     match arguments.name:
         case "memory":
             result = memory(arguments.folder, settings, arguments.epochs)

@@ -1,9 +1,10 @@
-"""What the diagnosis costs in epochs without a spike, as a share of the rest of the run, by steps an epoch. Prints JSON in minutes.
+"""The time that the diagnosis adds to an epoch without a spike, as a fraction of the rest of the epoch. Prints JSON.
 
     python -m benchmarks.diagnosis_time
 
-It copies the weights eight times an epoch, however long that is, so a short epoch has the largest share; 184 steps are those of
-jobs/configs/question.toml. Images are 32x32: at the question's 64x64 a step takes longer, and the share is smaller.
+Takes a few minutes on two cores. The diagnosis copies the weights eight times per epoch, however long the epoch is, so the
+fraction is largest in short epochs. jobs/configs/question.toml has 184 steps per epoch. The images here are 32x32; at the
+question's 64x64 a step takes longer and the fraction is smaller.
 """
 
 import json
@@ -13,8 +14,9 @@ import statistics
 import time
 
 EPOCHS = 6
-"""Measured, after two that compile."""
+"""Measured epochs. They follow two epochs in which TensorFlow compiles."""
 STEPS = (16, 75, 184)
+"""Steps per epoch."""
 
 
 def main() -> None:

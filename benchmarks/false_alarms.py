@@ -1,11 +1,12 @@
-"""How often a healthy run raises an alarm: simulated loss curves through the detector's own forecast. Seconds; prints JSON.
+"""How often the detector raises an alarm in a healthy run, on simulated loss curves. Prints JSON.
 
     python -m benchmarks.false_alarms [--runs 4000] [--seed 1]
 
-Where detect.MULTIPLE comes from: it is the smallest multiple, rounded up to halves, with which no kind of healthy run below
-has an alarm in more than 5 % of its runs. Each kind is a trend (a fall to a floor, then none or some overfitting) and a noise_scale
-around it; "photographs" is what was seen on real ones (standard deviation 0.05, lag-1 autocorrelation 0.5-0.6, a few
-excursions of 3 to 6 MAD on a climb from 0.7 to 1.4-1.7). Tuned with --seed 0, reported with --seed 1.
+Takes about a minute. This is where spikewise.detect.MULTIPLE comes from: it is the smallest multiple, rounded up to halves, at
+which at most 5 % of the runs of every kind below raise an alarm. A simulated curve is a trend (a fall to a floor, then possibly
+overfitting) plus autocorrelated noise. The kind "photographs" imitates real runs on photographs: standard deviation 0.05,
+lag-1 autocorrelation 0.5-0.6, and a few excursions of 3 to 6 MAD while the loss climbs from 0.7 to 1.4-1.7. The multiple was
+chosen with --seed 0 and is reported with --seed 1.
 
 Shapes: S runs, T epochs.
 """
@@ -24,26 +25,26 @@ EPOCHS = 100
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of healthy run; pairs are ranges that each run draws from."""
+    """A kind of healthy run. Each run draws its own value from each pair (low, high)."""
 
     autocorrelation: tuple[float, float]
     deviation: tuple[float, float]
-    """Standard deviation of the noise_scale, nats."""
+    """Standard deviation of the noise, in nats."""
     excursions: float
-    """Largest share of epochs with an excursion of 3 to 6 MAD, up or down."""
+    """Largest fraction of epochs with an excursion of 3 to 6 MAD, up or down."""
     climb: tuple[float, float]
-    """Nats by which the loss rises through overfitting, all in all."""
+    """Total rise of the loss through overfitting, in nats."""
     grows: bool = False
-    """Whether the noise_scale grows with the loss."""
+    """Whether the noise is proportional to the loss."""
 
 
 KINDS = {
     "photographs": Kind((0.5, 0.6), (0.05, 0.05), 0.05, (0.7, 1.0)),
     "photographs, growing": Kind((0.5, 0.6), (0.04, 0.06), 0.05, (0.7, 1.0), grows=True),
-    "independent noise_scale": Kind((0.0, 0.0), (0.01, 0.08), 0.0, (0.0, 1.0)),
+    "independent noise": Kind((0.0, 0.0), (0.01, 0.08), 0.0, (0.0, 1.0)),
     "independent, excursions": Kind((0.0, 0.2), (0.01, 0.08), 0.05, (0.0, 1.0)),
-    "slow noise_scale": Kind((0.6, 0.8), (0.01, 0.08), 0.03, (0.0, 1.0)),
-    "small noise_scale": Kind((0.3, 0.6), (0.002, 0.01), 0.03, (0.0, 0.5)),
+    "slow noise": Kind((0.6, 0.8), (0.01, 0.08), 0.03, (0.0, 1.0)),
+    "small noise": Kind((0.3, 0.6), (0.002, 0.01), 0.03, (0.0, 0.5)),
     "mixture": Kind((0.0, 0.7), (0.005, 0.08), 0.03, (0.0, 1.2), grows=True),
 }
 
@@ -66,15 +67,15 @@ def simulate(kind: Kind, runs: int, seed: int) -> np.ndarray:
     shocks = r.normal(size=(runs, EPOCHS)) * np.sqrt(1 - rho**2)
     sign = np.where(r.random((runs, EPOCHS)) < 0.7, 1, -1)
     shocks += (r.random((runs, EPOCHS)) < draw(0, kind.excursions)) * sign * r.uniform(3, 6, (runs, EPOCHS)) * 0.6745
-    noise_scale = np.zeros((runs, EPOCHS))
-    noise_scale[:, 0] = r.normal(size=runs)
+    noise = np.zeros((runs, EPOCHS))
+    noise[:, 0] = r.normal(size=runs)
     for epoch in range(1, EPOCHS):
-        noise_scale[:, epoch] = rho[:, 0] * noise_scale[:, epoch - 1] + shocks[:, epoch]
-    return np.maximum(trend + draw(*kind.deviation) * (trend if kind.grows else 1) * noise_scale, 0.001)
+        noise[:, epoch] = rho[:, 0] * noise[:, epoch - 1] + shocks[:, epoch]
+    return np.maximum(trend + draw(*kind.deviation) * (trend if kind.grows else 1) * noise, 0.001)
 
 
 def needed(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each run [S, T] the multiple at which it would just raise no alarm [S], and the threshold by epoch [S, T]."""
+    """The smallest multiple at which each run of `losses` [S, T] raises no alarm [S], and its relative thresholds [S, T]."""
     multiples, limits = np.zeros(len(losses)), np.full(losses.shape, np.nan)
     for epoch in range(2, EPOCHS + 1):
         baseline, scale = detect.forecast(np.arange(1, epoch), losses[:, : epoch - 1], epoch)

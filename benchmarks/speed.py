@@ -1,15 +1,18 @@
-"""Speed and memory of the job: `python -m benchmarks.speed [--quick]`. Prints one JSON object; `make bench`.
+"""Measures the speed and the memory of the job. Prints one JSON object.
 
-On photographs (jobs.demo.images) in the local object store, the question's network, 64x64, batches of 32. What is compared runs
-in turns within one call, ROUNDS times, because machines differ and drift: only ratios mean something.
+    python -m benchmarks.speed [--quick]     (or: make bench)
 
-    a  the job through Ray, one worker, against the same steps on data in memory without Ray     (target: 0.95)
-    b  the job against keras.Model.fit of the same network; two workers; one step against the same step with Keras' own
-       BatchNormalization                                                                        (target: 1.7)
-    c  images read from the object store by the first run, and by a second run on the same data  (target: 0)
-    d  peak memory of driver, workers and Ray, and what bounds it
+Takes about 15 minutes on two cores; keep the machine quiet meanwhile. --quick takes about 4 minutes and shows only that the
+benchmark works. Trains the question's network on demo photographs (64x64, batch size 32) in the local S3 server. Machines
+differ and their speed drifts, so only ratios count: the programs to compare alternate within one call, ROUNDS times.
 
-Speeds are of training alone, the median of an epoch's after the first; the memory is that of runs that are not timed.
+    a  the job on Ray with one worker, against the same steps on data in memory without Ray      (target: 0.95)
+    b  the job against keras.Model.fit on the same network; two workers against one; a training step against the same step
+       with Keras' BatchNormalization                                                            (target: 1.7)
+    c  images read from the S3 server by a first run, and by a second run on the same data       (target: 0)
+    d  peak memory of the driver, the workers and Ray, and what limits it
+
+A speed is that of training alone: the median over all epochs but the first. Memory is measured in separate, untimed runs.
 """
 
 import argparse
@@ -26,9 +29,9 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.support.faultproxy import FaultProxy
+from benchmarks.support.job import Job, read_report
 from jobs.demo.s3_server import local_s3_server
-from tests.support.faultproxy import FaultProxy
-from tests.support.jobs import Job, report
 from trainer import config
 from trainer.storage import open_store
 
@@ -41,16 +44,16 @@ QUESTION = Path("jobs/configs/question.toml")
 SOURCE, S3 = "s3://spikewise/photographs", config.S3(path_style=True)
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 BOUNDS = {
-    "driver": "one shard (96 MB) while packing, whatever the size of the data; else Ray's client",
-    "worker": "TensorFlow, the network's activations (training.batch_size x data.image_size) and the packed images, if they are "
-    "no more than pipeline.memory_bytes; otherwise they stay on disk",
-    "Ray's tasks": "packing, for each core: a block of 64 images (at most 32 MB of pixels) and 256 MB of the files it reads",
-    "Ray itself": "launch.object_store_bytes for its shared memory, of which each process' resident set shows what it touched",
+    "driver": "while packing, one shard (96 MB) regardless of the size of the data; afterwards Ray's client",
+    "worker": "TensorFlow, the network's activations (training.batch_size x data.image_size), and the packed images if they fit "
+    "in pipeline.memory_bytes (otherwise they stay on disk)",
+    "Ray's tasks": "while packing, per core: a block of 64 images (at most 32 MB of pixels) and 256 MB of input files",
+    "Ray itself": "launch.object_store_bytes of shared memory; the resident set of a process includes the part it has touched",
 }
 
 
 class Bench:
-    """The folder of a benchmark, the images in it and in the object store, and runs on them."""
+    """A temporary folder with the images, a copy of them in the S3 server, and runs on both."""
 
     def __init__(self, folder: Path, images: int) -> None:
         self.folder = folder
@@ -78,14 +81,15 @@ class Bench:
         )
 
     def job(self, name: str, workers: int, epochs: int) -> dict:
-        """A timed run: its report."""
+        """Runs the job and returns its report."""
         say(f"{name}: {workers} worker{'s' * (workers > 1)}")
         job = self.start(name, workers, epochs)
         job.process.wait()
         job.succeed()
-        return report(self.folder, name)
+        return read_report(self.folder / "runs", name)
 
     def contender(self, name: str, *arguments: str) -> dict:
+        """Runs one of benchmarks.contenders and returns its result."""
         say(name)
         command = [sys.executable, "-m", "benchmarks.contenders", name, str(self.images), *arguments]
         return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
@@ -96,12 +100,12 @@ def say(what: str) -> None:
 
 
 def steady(speeds: list[float]) -> float:
-    """Median of all epochs but the first, in which TensorFlow traces and data is read."""
+    """The median of all epochs but the first, in which TensorFlow traces its functions and the data is read."""
     return statistics.median(speeds[1:])
 
 
 def compare(bench: Bench, rounds: int, epochs: int) -> dict:
-    """a and b."""
+    """Parts a and b: speeds."""
     speeds: dict[str, list[float]] = defaultdict(list)
     whole: list[float] = []
     for number in range(rounds):
@@ -139,7 +143,7 @@ def compare(bench: Bench, rounds: int, epochs: int) -> dict:
 
 
 def observe(bench: Bench, endpoint_url: str, epochs: int) -> dict:
-    """c and d: a first run, which packs, and a second one with two workers, watched from outside."""
+    """Parts c and d: image reads and memory of a first run, which packs, and of a second one with two workers."""
     reads, memory = {}, {}
     with FaultProxy(endpoint_url) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.url
@@ -156,8 +160,10 @@ def observe(bench: Bench, endpoint_url: str, epochs: int) -> dict:
 
 
 def watch(job: Job) -> dict[str, dict[str, float]]:
-    """Waits for the end of a job; by role, the largest sums over its processes that were seen. MB; what processes share counts
-    once for each of them as resident, and not at all as unshared."""
+    """Waits for a job to finish. Returns the peak of each measure by role, summed over the role's processes.
+
+    Sizes are in MB. Memory that processes share counts once per process in `resident` and not at all in `unshared`.
+    """
     peaks: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(MEASURES, 0))
     while job.process.poll() is None:
         now: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(MEASURES, 0))
@@ -190,7 +196,7 @@ def _role(title: str, is_driver: bool) -> str:
 
 
 def machine(environment: dict[str, str]) -> dict:
-    """`environment`: as a run reports it."""
+    """Describes this machine. `environment` is that of a run's report."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2].partition("\n")[0].split()
     return {
         "processor": environment["processor"],
@@ -201,8 +207,8 @@ def machine(environment: dict[str, str]) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="Measures speed and memory; prints JSON.")
-    parser.add_argument("--quick", action="store_true", help="few images, one round: whether it runs, not how fast")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="Measure the job: speed and memory.")
+    parser.add_argument("--quick", action="store_true", help="few images and one round: shows that the benchmark works")
     arguments = parser.parse_args()
     images, rounds, epochs = (QUICK_IMAGES, 1, QUICK_EPOCHS) if arguments.quick else (IMAGES, ROUNDS, EPOCHS)
     began, load = time.monotonic(), os.getloadavg()[0]
@@ -211,7 +217,7 @@ def main() -> int:
         bench = Bench(Path(name), images)
         observed = observe(bench, server.endpoint_url, 2)
         compared = compare(bench, rounds, epochs)
-        environment = report(bench.folder, "first")["environment"]
+        environment = read_report(bench.folder / "runs", "first")["environment"]
     result = {
         "command": f"python -m benchmarks.speed{' --quick' if arguments.quick else ''}",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",

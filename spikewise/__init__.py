@@ -1,22 +1,87 @@
-"""Why the validation loss jumped: detect (pure), probe (counterfactuals on the network), attribute (pure).
+"""Explains why a validation loss jumped: detects the spike, probes the network, and names the cause with evidence and a remedy.
 
-records        the values: Spike, Probe, Cause, Diagnosis
-detect         per-example losses of each epoch in, spikes out
-steps          what was unusual in how an epoch was trained
-probes         the validation set evaluated again with one thing changed
-attribute      what the probes found -> ranked causes, each with evidence and a remedy
-diagnostician  the one door: fed once an epoch
-suspects       single images that made a rise, and what each looks like
-words          diagnoses in plain words
+    from spikewise import SpikeDiagnosis
 
-For Keras users, without Ray, a cluster or storage (docs/diagnosis.md):
+    spikes = SpikeDiagnosis((x_validation, y_validation))
+    model.fit(x, y, epochs=100, callbacks=[spikes])
+    print(spikes.summary)
 
-callback       SpikeDiagnosis, for a plain model.fit
-offline        explain, for two sets of per-example losses and a model
-keras_network  a plain Keras model as the probes see it
-keras_data     their examples and loss, checked
+`explain` does the same for two sets of losses, and `python -m spikewise` does so on the command line. docs/diagnosis.md describes
+causes and probes. Names are imported on first use: `import spikewise` needs and loads NumPy alone; SpikeDiagnosis needs Keras on
+TensorFlow (`pip install 'spikewise[keras]'`).
 
-Importing this package imports nothing heavy; `callback` and `offline` import Keras and TensorFlow, nothing else imports them.
+The modules, from bottom to top:
+
+records    the values: Spike, Probe, Cause, Diagnosis, ...
+detect     per-example losses of each epoch in, spikes out
+steps      what was unusual about the training in an epoch
+probes     counterfactuals: evaluate the validation set again with one condition changed
+suspects   the single images behind a rise
+causes     what probes and steps found -> ranked causes with evidence and remedy, one module per cause
+diagnose   the Diagnostician, which joins all of this for one run
+describe   diagnoses as text
+keras      the callback, and the adapters to Keras
+compare    explain
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spikewise.compare import explain
+    from spikewise.diagnose import Diagnostician, News
+    from spikewise.errors import UserError
+    from spikewise.keras.callback import SpikeDiagnosis
+    from spikewise.probes import Network
+    from spikewise.records import STEP, Cause, Diagnosis, Event, Overfitting, Probe, Spike, Suspect, Training
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "STEP",
+    "Cause",
+    "Diagnosis",
+    "Diagnostician",
+    "Event",
+    "Network",
+    "News",
+    "Overfitting",
+    "Probe",
+    "Spike",
+    "SpikeDiagnosis",
+    "Suspect",
+    "Training",
+    "UserError",
+    "explain",
+]
+
+_HOMES = {
+    "spikewise.compare": ("explain",),
+    "spikewise.diagnose": ("Diagnostician", "News"),
+    "spikewise.errors": ("UserError",),
+    "spikewise.keras.callback": ("SpikeDiagnosis",),
+    "spikewise.probes": ("Network",),
+    "spikewise.records": ("STEP", "Cause", "Diagnosis", "Event", "Overfitting", "Probe", "Spike", "Suspect", "Training"),
+}
+"""The module that defines each public name."""
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use. Raises ImportError if it needs Keras or TensorFlow and they are not installed."""
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("keras", "tensorflow"):
+            raise
+        raise ImportError(
+            f"spikewise.{name} needs Keras and TensorFlow, and {error.name} is not installed. Fix: pip install 'spikewise[keras]'"
+        ) from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,11 +1,11 @@
-"""Is this epoch's validation loss a spike? Pure numpy: losses in, spikes out; no look-ahead.
+"""Is this epoch's validation loss a spike? Pure NumPy: losses in, spikes out, without look-ahead.
 
-An epoch is a spike when its mean loss lies above the trend of the epochs before it by more than MULTIPLE times the run's own
-noise_scale, and by enough to matter. The trend is a robust line that follows overfitting upwards but does not extrapolate an
-improvement; the noise_scale is measured on second differences, which no trend disturbs. Both start from a prior, so that the second
-epoch can already be judged. MULTIPLE is calibrated, not taken from a table: see benchmarks/false_alarms.py.
+An epoch is a spike if its mean loss lies above the trend of the earlier epochs by more than MULTIPLE times the run's own noise
+scale, and by enough to matter. The trend is a robust line that follows overfitting upwards but does not extrapolate an
+improvement. The noise scale is measured on second differences, which a trend does not affect. It starts from a prior, so the
+second epoch can already be judged. MULTIPLE is calibrated: see benchmarks/false_alarms.py.
 
-Shapes: n validation images, k epochs, G groups of images, r resamples; ... any number of runs at once.
+Shapes: n validation images, k epochs, r resamples; "..." stands for any number of runs at once.
 """
 
 from collections.abc import Hashable, Sequence
@@ -17,33 +17,34 @@ import numpy as np
 from spikewise.records import Outcome, Overfitting, Spike
 
 MULTIPLE = 8.0
-"""Of the noise_scale, beyond which a rise is a spike: at most 5 % of healthy runs of 100 epochs have one, with autocorrelated noise
-on an overfitting trend and occasional excursions (benchmarks/false_alarms.py)."""
+"""A rise above this many noise scales is a spike. With it, at most 5 % of healthy runs of 100 epochs raise an alarm, including runs
+with autocorrelated noise, an overfitting trend and occasional excursions (benchmarks/false_alarms.py)."""
 BACK = 3.0
-"""Of the noise scale, below which a spike is over: between the two it is neither, or a high loss would end its own alarm."""
+"""A spike has recovered once the rise is below this many noise scales. Between BACK and MULTIPLE it stays open; with one limit, a
+loss that stays high would end its own alarm."""
 SMALLEST_FRACTION = 0.1
-"""Of the expected loss, below which a rise does not matter."""
+"""A rise below this fraction of the expected loss does not matter."""
 SMALLEST_RISE = 0.01
-"""Nats, below which a rise does not matter: what a single image at p = 1e-7 adds to the mean of 1,600."""
+"""A rise below this many nats does not matter: one image at p = 1e-7 adds this much to the mean of 1,600."""
 PATIENCE = 5
-"""Epochs after which a spike that has not come back is called a level shift or a divergence."""
+"""A spike that has not recovered after this many epochs is a level shift or a divergence."""
 WINDOW = 8
-"""Epochs that the trend is fitted to."""
+"""Number of epochs that the trend is fitted to."""
 MEMORY = 30
-"""Differences that the noise_scale is measured on."""
+"""Number of differences that the noise scale is measured on."""
 PRIOR = 0.06
-"""The noise_scale that is assumed before any is seen, as a share of the loss."""
+"""The noise scale assumed before any is measured, as a fraction of the loss."""
 PRIOR_WEIGHT = 3.0
-"""How many measured differences the prior is worth."""
+"""Number of measured differences that the prior counts for."""
 REFERENCES = 3
-"""Ordinary epochs before a spike whose mean loss of each image is what its rise is measured against."""
+"""Number of ordinary epochs before a spike whose mean per-image loss is the reference for its rise."""
 FEW = 0.02
-"""Share of the validation images that counts as a few."""
+"""Fraction of the validation images that counts as a few."""
 FEW_GROUPS = 20
-"""Groups of validation images below which a draw of them says little: what explains the rise goes before chance then."""
+"""With fewer groups of validation images than this, almost any rise could be chance; other causes are then considered first."""
 CERTAIN = 3.3
-"""Standard errors of the rise below which it may be chance: an alarm is the worst of up to 100 epochs, and chance alone makes
-one of so many in 5 % of runs."""
+"""A rise below this many standard errors may be chance. An alarm is the worst of up to 100 epochs, and chance alone produces a
+rise of this size in 5 % of runs."""
 RESAMPLES = 1000
 
 Values = np.ndarray | float
@@ -57,25 +58,25 @@ def forecast(epochs: np.ndarray, losses: np.ndarray, epoch: int) -> tuple[np.nda
     prior, k = PRIOR * baseline, losses.shape[-1] - 2
     if k < 1:
         return baseline, prior
-    # The last epochs alone where they are calmer than those before: a wild start is forgotten soon.
+    # If the last epochs are calmer than those before, they alone count, so that a wild start is soon forgotten.
     noise_scale = np.minimum(_noise_scale(losses, MEMORY), 1.5 * _noise_scale(losses, WINDOW))
     k = min(k, MEMORY)
     return baseline, np.sqrt((PRIOR_WEIGHT * prior**2 + k * noise_scale**2) / (PRIOR_WEIGHT + k))
 
 
 def _noise_scale(losses: np.ndarray, memory: int) -> np.ndarray:
-    """Standard deviation [...] of losses [..., k], k > 2, around any straight trend, from the last second differences."""
+    """Standard deviation [...] of losses [..., k], k > 2, around a straight trend, from the last `memory` second differences."""
 
     def deviation(lag: int) -> np.ndarray:
         differences = losses[..., 2 * lag :] - 2 * losses[..., lag:-lag] + losses[..., : -2 * lag]
-        return 1.4826 * np.median(np.abs(differences[..., -memory:]), -1) / np.sqrt(6)
+        return np.asarray(1.4826 * np.median(np.abs(differences[..., -memory:]), -1) / np.sqrt(6))
 
-    # Autocorrelated noise hides from differences of neighbours; a fall that flattens shows in those of distant ones.
+    # Neighbouring differences miss autocorrelated noise; distant ones mistake a fall that flattens for noise.
     return np.minimum(deviation(2), 2 * deviation(1)) if losses.shape[-1] > 4 else deviation(1)
 
 
 def line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The robust line (Theil and Sen) through y [..., k] at x [k]: slope and level at the last x, both [...]."""
+    """The robust line (Theil-Sen) through y [..., k] at x [k]: slope and level at the last x, both [...]."""
     if len(x) < 2:
         return np.zeros(y.shape[:-1]), y[..., -1]
     i, j = np.triu_indices(len(x), 1)
@@ -84,15 +85,15 @@ def line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def threshold(baseline: Values, scale: Values, smallest_fraction: float = SMALLEST_FRACTION, multiple: float = MULTIPLE) -> Values:
-    """The rise [...] beyond which an epoch is a spike."""
+    """The rise [...] above which an epoch is a spike, given the expected loss and the noise scale [...]."""
     return np.maximum(np.maximum(multiple * scale, smallest_fraction * baseline), SMALLEST_RISE)
 
 
 class Resampler:
-    """The same r draws of the validation images for all that is said about a run, by group where groups are known."""
+    """Bootstrap over the validation images, by group where groups are known. All intervals of a run use the same r draws."""
 
     def __init__(self, images: int, groups: Sequence[Hashable] | None = None, resamples: int = RESAMPLES) -> None:
-        """`groups` [n]: images with equal ones are drawn together; those with None or "" are drawn alone."""
+        """`groups` [n]: images of the same group are drawn together; images whose group is None or "" are drawn on their own."""
         numbers: dict[tuple[Hashable, int], int] = {}
         keys = [(g, i if g in (None, "") else -1) for i, g in enumerate(groups or [None] * images)]
         self._members = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
@@ -102,11 +103,11 @@ class Resampler:
         self._sizes = self._weights @ np.bincount(self._members).astype(np.float32)
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """[n] -> its mean in each draw [r]."""
+        """The mean of values [n] in each draw [r]."""
         return (self._weights @ np.bincount(self._members, values)) / self._sizes
 
     def largest(self, values: np.ndarray) -> tuple[str | None, float]:
-        """The group with the largest sum of values [n], and its part of the sum of all; no name where images are drawn alone."""
+        """The group with the largest sum of values [n], and its fraction of the total; None for a single image."""
         sums = np.bincount(self._members, values)
         number = int(np.argmax(sums))
         name = self._names[number]
@@ -114,43 +115,43 @@ class Resampler:
 
 
 class Update(NamedTuple):
-    """What an epoch brought."""
+    """What the detector found in an epoch."""
 
     spike: Spike | None
-    """A new one."""
+    """A new spike."""
     resolved: Spike | None
-    """An earlier one whose outcome is known now."""
+    """An earlier spike whose outcome is now known."""
 
 
 class Detector:
-    """Takes one epoch after the other. All it knows is in `state`, so that a resumed run sees what an undisturbed one would."""
+    """Judges one epoch after the other. Everything it knows is in `state`, so a resumed run finds what an undisturbed one would."""
 
     def __init__(self, groups: Sequence[Hashable] | None = None, *, smallest_fraction: float = SMALLEST_FRACTION) -> None:
-        """`groups` [n]: of the validation images, see Resampler."""
+        """`groups` [n]: see Resampler; `smallest_fraction`: a rise below this fraction of the expected loss does not matter."""
         self.means: list[float] = []
         self.spikes: list[Spike] = []
         self.ordinary: list[int] = []
-        """Epochs that the trend is made of."""
+        """Numbers of the epochs that the trend is fitted to."""
         self._recent: dict[int, np.ndarray] = {}
-        """Losses [n] of the last ordinary epochs."""
+        """Losses [n] of the last ordinary epochs, by epoch."""
         self._groups = groups
         self._smallest_fraction = smallest_fraction
         self._resampler: Resampler | None = None
 
     @property
     def epoch(self) -> int:
-        """The last one seen."""
+        """The last epoch seen; 0 before the first."""
         return len(self.means)
 
     @property
     def due(self) -> bool:
-        """Whether the next epoch is the one after which a spike that has not come back is given up."""
+        """Whether the open spike must be resolved by the next epoch: as recovered, a level shift or a divergence."""
         return bool(self.spikes) and self.spikes[-1].outcome == "open" and self.epoch + 1 - self.spikes[-1].epoch >= PATIENCE
 
     def update(self, losses: np.ndarray, *, lost: bool | None = None) -> Update:
-        """The next epoch's loss of each validation image [n], the images in the same order every time. `lost`: whether the
-        network no longer knows its training images either, so that a lasting rise is a divergence; None if nobody looked. It
-        counts when a spike is `due`."""
+        """Judges the next epoch from the loss of each validation image [n], the images in the same order every time. `lost` counts
+        only if a spike is `due`: whether the network has lost its training images as well, which makes a lasting rise a
+        divergence; None if unknown."""
         losses = np.asarray(losses, float)
         self.means.append(float(np.mean(losses)))
         open_ = self.spikes[-1] if self.spikes and self.spikes[-1].outcome == "open" else None
@@ -166,7 +167,7 @@ class Detector:
                 self.ordinary = [e for e in range(open_.epoch, self.epoch) if np.isfinite(self.means[e - 1])]
                 self._recent = {}
         if self.epoch > 1 and not np.isfinite(self.means[-2:]).any():
-            spike = None  # that it is not finite was told before
+            spike = None  # the epoch before reported it already
         if spike is not None:
             self.spikes.append(spike)
         elif np.isfinite(self.means[-1]):
@@ -176,17 +177,17 @@ class Detector:
         return Update(spike, resolved)
 
     def reference(self) -> np.ndarray | None:
-        """Loss of each image [n] before the spike: the mean of the last ordinary epochs; None if there were none."""
+        """Loss of each image [n], averaged over the last ordinary epochs; None if there were none."""
         return np.mean(list(self._recent.values()), 0) if self._recent else None
 
     def resampler(self, images: int) -> Resampler:
-        """For n images; made when first needed."""
+        """The resampler for n images, created on first use."""
         if self._resampler is None:
             self._resampler = Resampler(images, self._groups)
         return self._resampler
 
     def state(self) -> tuple[dict[str, Any], np.ndarray]:
-        """JSON types, and the losses [k, n] of the last ordinary epochs."""
+        """The state as JSON types, and the losses [k, n] of the last ordinary epochs as float32."""
         facts = {
             "means": self.means,
             "ordinary": self.ordinary,
@@ -196,12 +197,13 @@ class Detector:
         return facts, np.array(list(self._recent.values()), np.float32)
 
     def restore(self, facts: dict[str, Any], recent: np.ndarray) -> None:
-        """Takes a `state` over."""
+        """Restores a `state`."""
         self.means, self.ordinary = list(facts["means"]), list(facts["ordinary"])
         self.spikes = [Spike(**values) for values in facts["spikes"]]
         self._recent = dict(zip(facts["recent"], recent.astype(float), strict=True))
 
     def _judge(self, losses: np.ndarray, multiple: float) -> Spike | None:
+        """The newest epoch as a spike, if its rise exceeds `multiple` noise scales."""
         loss = self.means[-1]
         baseline = scale = limit = np.nan
         if self.ordinary:
@@ -221,11 +223,12 @@ class Detector:
         resampler = self.resampler(len(losses))
         draws = rise + resampler.means(change) - change.mean()
         low, high = (float(value) for value in np.quantile(draws, [0.025, 0.975]))
-        group, part = resampler.largest(change)
-        spike = replace(spike, groups=resampler.groups, group=group, group_fraction=part)
+        group, fraction = resampler.largest(change)
+        spike = replace(spike, groups=resampler.groups, group=group, group_fraction=fraction)
         return replace(spike, rise=rise, low=low, high=high, error=float(draws.std()))
 
     def _outcome(self, spike: Spike, now: Spike | None, lost: bool | None) -> Outcome:
+        """What has become of an open spike; `now`: the newest epoch, if it still counts as high."""
         if now is None:
             return "recovered"
         if now.outcome == "divergence":
@@ -238,9 +241,9 @@ class Detector:
 
 
 def overfitting(epochs: Sequence[int], validation: np.ndarray, training: np.ndarray) -> Overfitting | None:
-    """Whether validation losses [k] have been climbing since their best while training losses [k], in inference mode, fell.
+    """The overfitting trend, if validation losses [k] have climbed since their best while training losses [k] fell.
 
-    `epochs` [k]: ordinary ones, so that a spike is not taken for a trend.
+    `epochs` [k]: ordinary epochs only, so that a spike is not mistaken for a trend. Training losses are in inference mode.
     """
     x, validation, training = np.asarray(epochs, float), np.asarray(validation, float), np.asarray(training, float)
     if len(x) < 2 * PATIENCE:

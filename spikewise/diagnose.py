@@ -1,7 +1,8 @@
-"""The one door: fed once an epoch, it returns a Diagnosis when the validation loss spikes.
+"""The Diagnostician: takes the results of one epoch at a time, and returns a Diagnosis when the validation loss spikes.
 
-It owns what must be remembered between epochs: the detector, the weights and losses of the last ordinary epoch, the weights along
-the epoch that is running. On several workers each has one and feeds it the same numbers; then all come to the same answer.
+It owns what must be remembered between epochs: the detector, the weights and losses of the last ordinary epoch, and the snapshots
+of the running epoch. With several workers, each has its own Diagnostician and passes it the same numbers, so all get the same
+result.
 
 Shapes: n validation images, m sampled training images, s steps of an epoch.
 """
@@ -13,45 +14,59 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spikewise import attribute, probes
-from spikewise import steps as records
+from spikewise import causes, probes
+from spikewise import steps as analysis
 from spikewise.detect import SMALLEST_FRACTION, Detector, overfitting
 from spikewise.probes import Network, Scene, Weights
-from spikewise.records import Case, Cause, Diagnosis, Event, Hyperparameters, Overfitting, Probe, Spike, Suspect, Training
+from spikewise.records import (
+    STEP,
+    Case,
+    Diagnosis,
+    Event,
+    Hyperparameters,
+    Overfitting,
+    Probe,
+    Spike,
+    Training,
+    diagnosis_from,
+)
 from spikewise.suspects import suspects
 
 SNAPSHOTS = 8
-"""Times an epoch that the weights are copied."""
-RECORDS = 7
+"""Number of parts that an epoch is divided into by copies of the weights."""
 RECENT = 2
-"""Epochs for which a learning rate that was raised is still told of: its harm may come a little later."""
+"""Number of epochs for which a raised learning rate remains a possible cause: its harm may come a little later."""
 
 Predict = Callable[[Sequence[int]], dict[int, tuple[str, str, float]]]
-"""Numbers of validation images -> label, prediction, probability of the prediction, now."""
+"""Positions of validation images -> label, predicted class, and its probability, by position."""
 
 
 @dataclass
 class _Epoch:
-    """What is kept of an ordinary epoch."""
+    """What is remembered of an ordinary epoch."""
 
     losses: np.ndarray
+    """[n], validation images."""
     sample: float
+    """Mean loss of the sampled training images."""
     steps: np.ndarray
+    """[s], dtype STEP."""
     weights: Weights | None = None
     average: Weights | None = None
 
 
 class News(NamedTuple):
-    """What an epoch brought."""
+    """What the Diagnostician found in an epoch."""
 
     diagnosis: Diagnosis | None
-    """Of a new spike."""
+    """Diagnosis of a new spike."""
     resolved: Diagnosis | None
-    """An earlier one whose outcome is known now; a divergence changes its verdict."""
+    """Diagnosis of an earlier spike whose outcome is now known. A divergence changes its verdict."""
 
 
 class Diagnostician:
-    """Feed it with `mark` after the steps that `marks` names, and with `close_epoch`."""
+    """Explains each spike of one run. In every epoch, call `snapshot` after the steps that `snapshots` returns, then
+    `close_epoch`."""
 
     def __init__(
         self,
@@ -64,12 +79,13 @@ class Diagnostician:
         momentum: float = np.nan,
         smallest_fraction: float = SMALLEST_FRACTION,
     ) -> None:
-        """`groups`, `keys`, `labels` [n]: source, name and class number of each validation image; `momentum`: of
-        BatchNormalization, for its remedy; `smallest_fraction`: of the expected loss, below which a rise does not matter."""
+        """`batch_size`: images of a global batch. `groups`, `keys`, `labels` [n]: source, name and class number of each validation
+        image. `momentum`: that of BatchNormalization, for its remedy. `smallest_fraction`: a rise below this fraction of the
+        expected loss does not matter."""
         self.network = network
         self.detector = Detector(groups, smallest_fraction=smallest_fraction)
         self.diagnoses: list[Diagnosis] = []
-        self._settings = Hyperparameters(batch_size=batch_size, momentum=momentum)
+        self._hyperparameters = Hyperparameters(batch_size=batch_size, momentum=momentum)
         self._keys = keys
         self._guess = _guessing(labels)
         self._samples: list[float] = []
@@ -79,12 +95,16 @@ class Diagnostician:
         """The last change of the learning rate."""
 
     def snapshots(self, steps: int) -> frozenset[int]:
-        """After how many steps of an epoch of so many `mark` wants to be called."""
+        """The numbers of completed steps, in an epoch of `steps`, after which to call `snapshot`."""
         return frozenset(np.linspace(0, steps, SNAPSHOTS + 1).astype(int)[1:-1].tolist())
 
     def snapshot(self, step: int) -> None:
-        """Remembers the weights after `step` steps of this epoch."""
+        """Copies the weights after `step` steps of this epoch."""
         self._path.append((step, self.network.weights()))
+
+    def discard_epoch(self) -> None:
+        """Forgets the snapshots of an epoch that was interrupted and will not be closed."""
+        self._path = []
 
     def close_epoch(
         self,
@@ -96,8 +116,12 @@ class Diagnostician:
         events: Sequence[Event] = (),
         predict: Predict | None = None,
     ) -> News:
-        """After the epoch's evaluation: losses [n] of the validation images and [m] of the sampled training images, both in
-        inference mode, the epoch's StepStats [s, 7], and what happened to the run since the last epoch ended."""
+        """Judges an epoch after its evaluation. On a spike, it probes the network and leaves it unchanged.
+
+        `losses` [n] of the validation images and `sample` [m] of the sampled training images are in inference mode. `steps` [s] is
+        any structured array with the fields of records.STEP. `events`: what happened to the run since the last epoch ended.
+        """
+        steps = steps[list(STEP.names or ())].astype(STEP)
         sampled = float(np.mean(sample)) if len(sample) else np.nan
         self._samples.append(sampled)
         update = self.detector.update(losses, lost=self._lost(sampled, len(steps)) if self.detector.due else None)
@@ -108,9 +132,9 @@ class Diagnostician:
         if update.spike is not None:
             began = time.perf_counter()
             case = self._case(update.spike, losses, sampled, steps, learning_rate, events, predict)
-            causes = attribute.attribute(case)
+            ranked = causes.attribute(case)
             diagnosis = Diagnosis(
-                update.spike, causes, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
+                update.spike, ranked, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
             )
             self.diagnoses.append(diagnosis)
         self._rate = next((event for event in reversed(events) if event.kind == "learning_rate"), self._rate)
@@ -125,54 +149,55 @@ class Diagnostician:
 
     @property
     def overfitting(self) -> Overfitting | None:
-        """The trend so far."""
+        """The overfitting trend of the ordinary epochs so far, if there is one."""
         ordinary = self.detector.ordinary
         means = [self.detector.means[epoch - 1] for epoch in ordinary]
         return overfitting(ordinary, np.array(means), np.array([self._samples[epoch - 1] for epoch in ordinary]))
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """JSON types, and small arrays: with both a resumed run goes on as if nothing had been. Weights are not among them."""
+        """The state as JSON types and plain float arrays, without weights. A resumed run that restores both continues as an
+        undisturbed one would."""
         facts, recent = self.detector.state()
         arrays = {"recent": recent}
         for number, before in enumerate(self._before):
-            arrays |= {f"{number}/losses": before.losses.astype(np.float32), f"{number}/steps": before.steps}
+            arrays |= {f"{number}/losses": before.losses.astype(np.float32), f"{number}/steps": analysis.as_array(before.steps)}
         kept = {"detector": facts, "samples": self._samples, "before": [before.sample for before in self._before]}
         rate = self._rate.as_dict() if self._rate else None
         return kept | {"rate": rate, "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses]}, arrays
 
     def restore(self, facts: dict[str, Any], arrays: dict[str, np.ndarray], *, at_epoch_end: bool) -> None:
-        """Takes a `state` over. `at_epoch_end`: the network's weights are those with which the last epoch ended."""
+        """Restores a `state`. `at_epoch_end`: the network now has the weights with which the last epoch ended."""
         self.detector.restore(facts["detector"], arrays["recent"])
         self._samples = list(facts["samples"])
         self._rate = Event(**facts["rate"]) if facts.get("rate") else None
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
         self._before = [
-            _Epoch(arrays[f"{number}/losses"].astype(float), sample, arrays[f"{number}/steps"])
+            _Epoch(arrays[f"{number}/losses"].astype(float), sample, analysis.from_array(arrays[f"{number}/steps"]))
             for number, sample in enumerate(facts["before"])
         ]
         if at_epoch_end and self._before and self.detector.ordinary[-1:] == [self.detector.epoch]:
             self._before[-1].weights = self.network.weights()
 
     def _lost(self, sampled: float, steps: int) -> bool | None:
-        """Whether more than half of what the network knew about its training images is gone; None if that cannot be told.
-        Statistics that lag may only hide it: then those estimated anew decide."""
+        """Whether the network has lost more than half of what it knew about its training images; None if unknown. If lagging
+        statistics may be the reason, it is decided with re-estimated statistics."""
         if not self._before or not np.isfinite(self._guess) or np.isnan(sampled):
             return None
         limit = (self._guess + self._before[-1].sample) / 2
         if sampled >= limit and self.network.statistics and steps > 1:
             with self.network.untouched():
-                sampled = probes.training_loss(self.network, steps, self._settings.batch_size)
+                sampled = probes.training_loss(self.network, steps, self._hyperparameters.batch_size)
         return not sampled < limit
 
     def _resolve(self, spike: Spike) -> Diagnosis | None:
-        """The diagnosis of a spike whose outcome became known."""
+        """Updates the diagnosis of a spike whose outcome became known."""
         number = next((i for i, d in enumerate(self.diagnoses) if d.spike.epoch == spike.epoch), None)
         if number is None:
             return None
         diagnosis = replace(self.diagnoses[number], spike=spike)
         if spike.outcome == "divergence":
-            case = Case(spike, settings=self._settings)
-            first = attribute.attribute(case)[0]
+            case = Case(spike, hyperparameters=self._hyperparameters)
+            first = causes.attribute(case)[0]
             diagnosis = replace(diagnosis, causes=(first, *(c for c in diagnosis.causes if c.name != first.name)))
         self.diagnoses[number] = diagnosis
         return diagnosis
@@ -187,12 +212,11 @@ class Diagnostician:
         events: Sequence[Event],
         predict: Predict | None,
     ) -> Case:
-        """Everything that attribution is to know, probes included."""
+        """Everything that is known about the spike. Makes the probes."""
         if self._rate and spike.epoch - self._rate.epoch <= RECENT:
             events = [*events, replace(self._rate, step=0)]
-        settings = replace(self._settings, learning_rate=learning_rate, steps=len(steps))
-        self._settings = settings
-        case = Case(spike, settings=settings, events=events, keys=self._keys, overfitting=self.overfitting)
+        self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
+        case = Case(spike, hyperparameters=self._hyperparameters, events=events, keys=self._keys, overfitting=self.overfitting)
         if not self._before or spike.outcome == "divergence":
             return case
         before = self._before[-1]
@@ -208,7 +232,7 @@ class Diagnostician:
             reference_average=before.average,
             steps=steps,
             earlier=earlier,
-            batch_size=self._settings.batch_size,
+            batch_size=self._hyperparameters.batch_size,
         )
         if before.weights is not None and self.detector.ordinary[-1] == spike.epoch - 1:
             scene.path = [(0, before.weights), *self._path]
@@ -222,26 +246,27 @@ class Diagnostician:
         return replace(case, probes=found, training=training, predicted=predict(images) if predict and images else {})
 
     def _training(self, scene: Scene, events: Sequence[Event], rise: float, loss: float) -> Training:
-        """What was unusual in how the epoch was trained."""
+        """What was unusual about the training in the epoch; `rise`, `loss`: those of the sampled training images."""
         if not len(scene.steps) or not len(scene.earlier):
             return Training(train_rise=rise, train_loss=loss)
-        lengths = records.unexplained_lengths(scene.steps, scene.earlier)
+        lengths = analysis.unexplained_lengths(scene.steps, scene.earlier)
         trainable = [i for i in range(len(scene.now)) if i not in set(self.network.statistics)]
         return Training(
             length=float(lengths.max()),
             length_at=int(lengths.argmax()),
             length_after=tuple(float(lengths[event.step :].max(initial=1.0)) for event in events),
-            jumps=tuple(records.jump(scene.path, event.step, self.network.statistics) for event in events),
-            astray=records.astray(scene.steps, scene.earlier),
-            gradient=records.gradient_ratio(scene.steps[: len(scene.steps) // 2 + 1], scene.earlier),
-            straightness=records.straightness(scene.path, trainable),
-            foreign=records.foreign(scene.path, scene.steps, trainable),
+            jumps=tuple(analysis.jump(scene.path, event.step, self.network.statistics) for event in events),
+            astray=analysis.astray(scene.steps, scene.earlier),
+            gradient=analysis.gradient_ratio(scene.steps[: len(scene.steps) // 2 + 1], scene.earlier),
+            straightness=analysis.straightness(scene.path, trainable),
+            foreign=analysis.foreign(scene.path, scene.steps, trainable),
             train_rise=rise,
             train_loss=loss,
         )
 
     def _probe(self, scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:
-        found: list[Probe | None] = [probes.few_examples(scene)]
+        """The results of all probes that are possible, by name."""
+        found: list[Probe | None] = [probes.few_examples(scene.spike, scene.losses, scene.reference_losses)]
         if scene.reference and scene.path and np.isfinite(scene.spike.loss):
             with self.network.untouched():
                 found += probes.evaluation(scene)
@@ -259,20 +284,8 @@ class Diagnostician:
         return {probe.name: probe for probe in found if probe is not None}
 
 
-def diagnosis_from(values: dict[str, Any]) -> Diagnosis:
-    """The reverse of Diagnosis.as_dict."""
-    return Diagnosis(
-        spike=Spike(**values["spike"]),
-        causes=tuple(Cause(**cause) for cause in values["causes"]),
-        probes=tuple(Probe(**probe) for probe in values["probes"]),
-        training=Training(**values["training"]),
-        seconds=values["seconds"],
-        suspects=tuple(Suspect(**suspect) for suspect in values.get("suspects", ())),
-    )
-
-
 def _guessing(labels: np.ndarray | None) -> float:
-    """Loss of always answering with the shares of the classes; infinite if labels are unknown."""
+    """Loss of always predicting the class frequencies of `labels` [n]; infinite if they are unknown."""
     if labels is None or not len(labels):
         return np.inf
     fractions = np.bincount(np.asarray(labels, int)) / len(labels)

@@ -1,10 +1,10 @@
-"""What a user can cause and correct."""
+"""The base class of every error that a user can correct."""
 
 
 class UserError(ValueError):
-    """Something that a user can mend. The message is for them: what was wrong, the value, the bound, the way out."""
+    """An error the user can correct. The message is one line: the problem with its value and bound, then "Fix: what to do"."""
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
-        """`transient`: the same may succeed a while later, as with storage that does not answer."""
+        """`transient`: the same call may succeed later, for example when storage did not answer."""
         super().__init__(message)
         self.transient = transient

@@ -1,11 +1,12 @@
-"""Counterfactuals: the network is evaluated again with one thing changed, and each says how much of the rise that removes.
+"""Counterfactuals: evaluate the network again with one condition changed, and measure how much of the rise that removes.
 
-Every probe compares two rises: that of the validation loss from the reference (the last ordinary epoch) to now, and the same
-with the condition changed at both ends. So what the condition always does (averaged weights are always a little better) does
-not count, only what it does to the rise. A probe is a function of the `Scene`; it needs no more than `Network` says, which a
-worker of a distributed run and a plain Keras model both provide. At most three passes over the validation images each.
+Every probe compares two rises of the validation loss from the reference (the last ordinary epoch) to now: the rise as it was, and
+the rise with the condition changed at both ends. A constant effect of the condition (averaged weights are always a little better)
+therefore cancels out. A probe is a function of the `Scene` and uses the network only through the `Network` protocol, which a
+worker of a distributed run and a plain Keras model both implement. Each probe takes at most three passes over the validation
+images.
 
-Shapes: n validation images, s steps of the epoch, b images of a batch, k batches, C channels, r resamples.
+Shapes: n validation images, s steps of the epoch, e steps of ordinary epochs before, b images of a batch, k batches, C channels.
 """
 
 from collections.abc import Sequence
@@ -16,120 +17,144 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from spikewise import steps as records
+from spikewise import steps as analysis
 from spikewise.detect import FEW, Resampler
 from spikewise.records import Event, Probe, Spike
 
 Weights = list[np.ndarray]
-"""Every variable that inference depends on: trainable ones and BatchNormalization's moving statistics."""
+"""All variables that inference depends on: trainable weights and BatchNormalization's moving statistics."""
 
 IMAGES = 1000
-"""Training images (about) that moving statistics are estimated on."""
+"""Approximate number of training images that moving statistics are re-estimated on."""
 COMPARED = 12
-"""Batches that a suspect is compared with."""
+"""Number of batches that a suspicious batch is compared with."""
+
+TITLES = {
+    "few_examples": "without the images that rose most",
+    "repetition": "evaluated a second time",
+    "earlier_weights": "the earlier weights, evaluated again",
+    "path": "within the steepest stretch of steps",
+    "before_event": "with the weights from before the event",
+    "statistics": "BatchNorm statistics re-estimated",
+    "variance_shift": "without dropout's effect on the statistics",
+    "line": "with steps of the usual length",
+    "averaged": "weights averaged over the epoch",
+    "bad_batches": "without the batches that stand out",
+}
+"""What a person calls each probe."""
+
+
+def title(name: str) -> str:
+    """What a person calls a probe. A probe of another version, which has no title here, keeps its own name."""
+    return TITLES.get(name, name.replace("_", " "))
 
 
 class Network(Protocol):
-    """What the probes may do with a network. On several workers all call the same methods in the same order, and all get the
-    same answers."""
+    """What the probes need of a network. With several workers, all of them call the same methods in the same order and get the same
+    results."""
 
     @property
     def statistics(self) -> Sequence[int]:
-        """Which of the Weights are moving statistics; empty without BatchNormalization."""
+        """Indices of the moving statistics among the Weights; empty without BatchNormalization."""
 
     @property
     def drops(self) -> bool:
-        """Has dropout."""
+        """Whether the network has dropout."""
 
     def untouched(self) -> AbstractContextManager[None]:
-        """Inside, anything may be done; afterwards weights, statistics, optimizer and random state are what they were."""
+        """Restores weights, statistics, optimizer and random state on exit, whatever was changed inside."""
 
     def evaluate(self) -> np.ndarray:
-        """Loss of each validation image [n], inference mode, as the run itself evaluates."""
+        """Loss of each validation image [n] in inference mode, exactly as the run itself evaluates."""
 
     def weights(self) -> Weights:
-        """A copy."""
+        """A copy of the weights."""
 
-    def assign(self, weights: Weights) -> None: ...
+    def assign(self, weights: Weights) -> None:
+        """Sets the weights."""
 
     def moments(self, batches: Sequence[int], *, dropout: bool) -> list[np.ndarray]:
-        """What these batches of the epoch would add to each of `statistics` with the weights as they are: [k, C] each."""
+        """Moments of these k batches under the current weights, one array [k, C] for each of `statistics`; with or without
+        dropout."""
 
     def batch_losses(self, batch: int) -> np.ndarray:
-        """Losses [b] of one of the epoch's batches, as it was trained on, in inference mode."""
+        """Losses [b] of one of the epoch's batches in inference mode, with the images as they were trained on."""
 
 
 @dataclass
 class Scene:
-    """All that a probe may look at. Losses are as the run evaluated them."""
+    """Everything a probe may look at. Losses are those of the run's own evaluations."""
 
     network: Network
     spike: Spike
     resampler: Resampler
     losses: np.ndarray
-    """[n] now."""
+    """[n], now."""
     reference_losses: np.ndarray
-    """[n] at the reference epoch."""
+    """[n], at the reference epoch."""
     reference: Weights
-    """At the end of the reference epoch."""
+    """Weights at the end of the reference epoch."""
     path: list[tuple[int, Weights]]
-    """Weights after so many steps of this epoch, in order; the last are those now. It begins with step 0 if the reference is the
-    epoch before."""
+    """Snapshots of this epoch as (steps done, weights), in order; the last one holds the weights now. The first has step 0 if the
+    reference is the epoch before."""
     reference_average: Weights | None
-    """Mean over the path of the reference epoch."""
+    """Mean of the weights over the path of the reference epoch."""
     steps: np.ndarray
-    """[s, 7] StepStats of this epoch."""
+    """[s], dtype records.STEP: the steps of this epoch."""
     earlier: np.ndarray
-    """[e, 7] of ordinary epochs before."""
+    """[e], the steps of ordinary epochs before."""
     batch_size: int
+    """Images of a global batch."""
 
     @property
     def now(self) -> Weights:
+        """The current weights."""
         return self.path[-1][1]
 
     @cached_property
     def rise(self) -> np.ndarray:
-        """[n], from the reference epoch to now."""
-        return self.losses.astype(float) - self.reference_losses
+        """Rise [n] of each image's loss from the reference epoch to now."""
+        return np.asarray(self.losses.astype(float) - self.reference_losses)
 
     @cached_property
     def batches(self) -> tuple[list[int], list[int]]:
-        """Two disjoint sets of this epoch's batches for moving statistics."""
+        """Two disjoint sets of this epoch's batches to re-estimate moving statistics on."""
         return halves(len(self.steps), self.batch_size)
 
     def raw(self, weights: Weights) -> np.ndarray:
-        """Losses [n] of `weights`, their own statistics included."""
+        """Losses [n] of `weights` with their own moving statistics."""
         self.network.assign(weights)
         return np.asarray(self.network.evaluate(), float)
 
-    def cleaned(self, weights: Weights, part: int = 0, *, dropout: bool = True) -> np.ndarray:
-        """Losses [n] of `weights` with moving statistics estimated on one of the two sets of batches."""
-        return self.raw(reestimated(self.network, weights, self.batches[part], dropout=dropout))
+    def cleaned(self, weights: Weights, half: int = 0, *, dropout: bool = True) -> np.ndarray:
+        """Losses [n] of `weights` with moving statistics re-estimated on one of the two sets of batches."""
+        return self.raw(reestimated(self.network, weights, self.batches[half], dropout=dropout))
 
     @cached_property
     def again(self) -> tuple[np.ndarray, np.ndarray]:
-        """Losses [n] of the weights now and of the reference's, statistics included, evaluated today."""
+        """Losses [n] of the current and of the reference weights, with their own statistics, both evaluated today."""
         return self.raw(self.now), self.raw(self.reference)
 
     @cached_property
     def clean_now(self) -> tuple[np.ndarray, np.ndarray]:
-        """Losses [n] now with re-estimated statistics, on each of the two sets of batches."""
+        """Losses [n] of the current weights with statistics re-estimated on each of the two sets of batches."""
         if not self.network.statistics:
             return self.again[0], self.again[0]
         return self.cleaned(self.now, 0), self.cleaned(self.now, 1)
 
     @cached_property
     def clean_reference(self) -> np.ndarray:
+        """Losses [n] of the reference weights with re-estimated statistics."""
         return self.cleaned(self.reference, 0) if self.network.statistics else self.again[1]
 
     @cached_property
     def noise(self) -> float:
-        """Standard deviation of a share, from which batches and dropout masks re-estimation happened to draw."""
+        """Standard deviation of a fraction due to the batches and dropout masks that re-estimation happened to draw."""
         a, b = self.clean_now
         return float(abs(a.mean() - b.mean()) / abs(self.rise.mean())) if self.network.statistics else 0.0
 
     def probe(self, name: str, left: np.ndarray, *, noise: float = 0.0, passes: int = 0, **facts: Any) -> Probe:
-        """`left` [n]: the rise of each image under the changed condition."""
+        """The result of a probe. `left` [n]: the rise of each image under the changed condition."""
         rise, remains = self.resampler.means(self.rise), self.resampler.means(left)
         fraction = 1 - float(left.mean() / self.rise.mean())
         draws = 1 - remains / np.where(np.abs(rise) < 1e-9, 1e-9, rise)
@@ -139,14 +164,14 @@ class Scene:
 
 
 def halves(steps: int, batch_size: int) -> tuple[list[int], list[int]]:
-    """Two sets of an epoch's batches, disjoint where there are two, spread over the epoch; about IMAGES in each."""
+    """Two sets of batch numbers, spread over the epoch, of about IMAGES images each; disjoint unless the epoch has one batch."""
     count = min(steps, 2 * max(IMAGES // batch_size, 1))
     chosen = [int(i) for i in np.linspace(0, steps - 1, count)]
     return chosen[::2], chosen[1::2] or chosen[::2]
 
 
 def reestimated(network: Network, weights: Weights, batches: Sequence[int], *, dropout: bool = True) -> Weights:
-    """The same weights with moving statistics estimated on these batches, strange ones left out."""
+    """The same weights with moving statistics re-estimated on these batches, without batches whose moments stand out."""
     if not network.statistics:
         return weights
     network.assign(weights)
@@ -159,14 +184,15 @@ def reestimated(network: Network, weights: Weights, batches: Sequence[int], *, d
 
 
 def training_loss(network: Network, steps: int, batch_size: int) -> float:
-    """Mean loss of half of the epoch's batches in inference mode, with moving statistics estimated on the other half."""
+    """Mean loss of one half of the epoch's batches in inference mode, with moving statistics re-estimated on the other half, which
+    the network keeps."""
     some, others = halves(steps, batch_size)
     network.assign(reestimated(network, network.weights(), some))
     return float(np.mean([network.batch_losses(number).mean() for number in others]))
 
 
 def strange(moments: list[np.ndarray]) -> np.ndarray:
-    """Which of the k batches [k] have moments far from those of the others."""
+    """Which of the k batches have moments far from those of the others: bool [k]. `moments`: arrays [k, C]."""
     distances = np.zeros(len(moments[0]))
     for values in moments:
         middle = np.median(values, 0)
@@ -176,7 +202,7 @@ def strange(moments: list[np.ndarray]) -> np.ndarray:
 
 
 def evaluation(scene: Scene) -> list[Probe]:
-    """Evaluates the same weights a second time, and the reference's weights today. Two passes."""
+    """Evaluates the current weights a second time, and the reference weights today. Two passes."""
     again, before = scene.again
     difference = float(np.mean(np.abs(again - scene.losses)))
     moved = before - scene.reference_losses
@@ -192,23 +218,23 @@ def evaluation(scene: Scene) -> list[Probe]:
     ]
 
 
-def few_examples(scene: Scene) -> Probe | None:
-    """Leaves out the k images that rose most, k <= 2 %: so many that no alarm is left, or that most of what can go is gone. The
-    share allows for as many that fell most, since chance makes both; the interval runs from it to the share without this
-    allowance. No pass. None where 2 % are less than an image."""
-    n = len(scene.rise)
+def few_examples(spike: Spike, losses: np.ndarray, reference_losses: np.ndarray) -> Probe | None:
+    """Leaves out the k images that rose most, at most 2 % of all: just enough to end the alarm, or else to remove most of what 2 %
+    can remove. The fraction subtracts the k images that fell most, because chance produces both; the interval reaches from it to
+    the fraction without this correction. Needs no network. None if 2 % are less than one image. Losses: [n]."""
+    n, rise = len(losses), np.asarray(losses, float) - reference_losses
     most = int(FEW * n)
     if not most:
         return None
-    order = np.argsort(-np.nan_to_num(scene.rise, nan=np.inf))
-    finite = np.nan_to_num(scene.rise[order], nan=1e3, posinf=1e3)
+    order = np.argsort(-np.nan_to_num(rise, nan=np.inf))
+    finite = np.nan_to_num(rise[order], nan=1e3, posinf=1e3)
     up, down = np.cumsum(finite[:most]), np.cumsum(np.maximum(-finite[::-1][:most], 0))
     fractions = (up - down) / finite.sum()
     enough = fractions >= 0.8 * fractions[-1]
-    calm = enough & (finite.sum() - up <= scene.spike.threshold * (n - np.arange(1, most + 1)))
+    calm = enough & (finite.sum() - up <= spike.threshold * (n - np.arange(1, most + 1)))
     k = int(np.argmax(calm if calm.any() else enough)) + 1
     left = float(finite[k:].mean())
-    images = [{"image": int(i), "before": float(scene.reference_losses[i]), "now": float(scene.losses[i])} for i in order[:k]]
+    images = [{"image": int(i), "before": float(reference_losses[i]), "now": float(losses[i])} for i in order[:k]]
     high = float(up[k - 1] / finite.sum())
     fraction = float(fractions[k - 1])
     return Probe(
@@ -217,8 +243,8 @@ def few_examples(scene: Scene) -> Probe | None:
 
 
 def path(scene: Scene) -> Probe | None:
-    """Finds by bisection in which stretch of this epoch's steps the loss, statistics included, came past half of the rise; the
-    share is that of the rise within the stretch. Three passes at most."""
+    """Finds by bisection the stretch of this epoch's steps in which the loss crossed half of the rise. The fraction is the part of
+    the rise within that stretch. At most three passes."""
     points = scene.path
     if len(points) < 3 or points[0][0] != 0:
         return None
@@ -243,7 +269,7 @@ def path(scene: Scene) -> Probe | None:
 
 
 def statistics(scene: Scene) -> Probe | None:
-    """BatchNormalization's statistics estimated anew on training batches, dropout as in training. Three passes."""
+    """Re-estimates BatchNormalization's statistics on training batches, with dropout as in training. Three passes."""
     if not scene.network.statistics:
         return None
     a, b = scene.clean_now
@@ -254,8 +280,8 @@ def statistics(scene: Scene) -> Probe | None:
 
 
 def variance_shift(scene: Scene) -> Probe | None:
-    """By how much dropout spoils the statistics: those estimated with it against those without it, now, less what it did at the
-    reference epoch under the dropout of then, which the run's own statistics saw. Two passes."""
+    """How much dropout distorts the statistics: the loss with statistics estimated with dropout minus the loss with statistics
+    estimated without it, now, minus the same effect at the reference epoch. Two passes."""
     if not scene.network.statistics or not scene.network.drops:
         return None
     now, before = scene.cleaned(scene.now, dropout=False), scene.cleaned(scene.reference, dropout=False)
@@ -265,9 +291,9 @@ def variance_shift(scene: Scene) -> Probe | None:
 
 
 def line(scene: Scene) -> Probe:
-    """Losses along the line from the reference's weights to these, statistics re-estimated: had the steps been as long as usual,
-    or a quarter or half as long. Three passes."""
-    q = float(np.max(records.unexplained_lengths(scene.steps, scene.earlier), initial=1.0))
+    """Losses on the straight line from the reference weights to the current ones, with statistics re-estimated: with steps of the
+    usual length, and at two more points. Three passes."""
+    q = float(np.max(analysis.unexplained_lengths(scene.steps, scene.earlier), initial=1.0))
     usual = float(np.clip(1 / q, 1e-4, 0.75))
     losses = {0.0: float(scene.clean_reference.mean()), 1.0: float(scene.clean_now[0].mean())}
     kept = scene.rise
@@ -280,7 +306,7 @@ def line(scene: Scene) -> Probe:
 
 
 def averaged(scene: Scene) -> Probe | None:
-    """The mean of the weights over this epoch against that over the reference epoch, statistics re-estimated. Two passes."""
+    """Compares the mean weights of this epoch with those of the reference epoch, with statistics re-estimated. Two passes."""
     if scene.reference_average is None or len(scene.path) < 3:
         return None
     now, before = scene.cleaned(average(scene.path[1:])), scene.cleaned(scene.reference_average)
@@ -288,12 +314,12 @@ def averaged(scene: Scene) -> Probe | None:
 
 
 def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
-    """Looks for batches that stand out among those that can have made the rise between steps `first` and `last`, by their loss,
-    gradient or activations. They count if they stand out with the reference's weights as well, before any harm was done. The
-    share is what undoing the stretch of steps from them on removes. One pass."""
+    """Looks for batches that stand out by loss, gradient or activations, among those that can have caused a rise between steps
+    `first` and `last`. A batch counts if it also stands out under the reference weights, before any harm was done. The fraction is
+    what undoing the steps from the first of these batches on removes. One pass; None if no batch stands out."""
     network = scene.network
-    window = list(range(max(0, first - records.TAIL), last))
-    flagged = np.any([records.outliers(scene.steps[:, k], scene.earlier[:, k]) for k in (records.LOSS, records.GRADIENT)], 0)
+    window = list(range(max(0, first - analysis.TAIL), last))
+    flagged = np.any([analysis.outliers(scene.steps[name], scene.earlier[name]) for name in ("loss", "gradient_norm")], 0)
     suspects = {i for i in window if flagged[i]}
     network.assign(scene.reference)
     others = [int(i) for i in np.linspace(0, len(scene.steps) - 1, 4 * COMPARED) if not flagged[int(i)]]
@@ -302,13 +328,13 @@ def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
     if network.statistics:
         odd = {looked[i] for i in np.flatnonzero(strange(network.moments(looked, dropout=False)))} & set(window)
         network.assign(scene.reference)
-    chosen = sorted(odd) + sorted(suspects - odd, key=lambda i: -scene.steps[i, records.LOSS])
+    chosen = sorted(odd) + sorted(suspects - odd, key=lambda i: -scene.steps["loss"][i])
     if not chosen:
         return None
     usual = [float(network.batch_losses(i).mean()) for i in dict.fromkeys(others) if i not in odd | suspects][:COMPARED]
     each = {i: network.batch_losses(i) for i in chosen[:6]}
     losses = {i: float(values.mean()) for i, values in each.items()}
-    limit = max(2 * max(usual, default=np.inf), np.quantile(scene.earlier[:, records.LOSS], 0.99))
+    limit = max(2 * max(usual, default=np.inf), np.quantile(scene.earlier["loss"], 0.99))
     bad = sorted(i for i in losses if i in odd or losses[i] > limit)
     if not bad:
         return None
@@ -321,7 +347,7 @@ def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
 
 
 def before_event(scene: Scene, event: Event) -> Probe | None:
-    """The weights just before the event: the share of the rise that came after it. One pass."""
+    """Evaluates the weights just before the event: the fraction of the rise that came after it. At most one pass."""
     earlier = [weights for step, weights in scene.path if step <= event.step]
     if not earlier:
         return None
@@ -330,5 +356,5 @@ def before_event(scene: Scene, event: Event) -> Probe | None:
 
 
 def average(path: Sequence[tuple[int, Weights]]) -> Weights:
-    """The mean weights over a path."""
+    """The mean of the weights over a path."""
     return [np.asarray(np.mean(values, 0, dtype=np.float32)) for values in zip(*(weights for _, weights in path), strict=True)]

@@ -1,53 +1,45 @@
-"""What the diagnosis of a run says: plain, immutable values, JSON-able with `as_dict`. No behaviour lives here.
+"""The values a diagnosis consists of: plain, immutable records; `as_dict` turns each into JSON types.
 
-Losses are mean cross-entropy in nats per image. A share is a part of a spike's rise: 1 means that nothing of it is left.
-Shapes: n validation images.
+Losses are mean cross-entropies in nats per image. A `fraction` is a fraction of a spike's rise: a condition with fraction 1
+removes the whole rise.
+Shapes: n validation images, s steps of an epoch.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 Outcome = Literal["open", "recovered", "level shift", "divergence"]
 Look = Literal["mislabelled", "damaged"]
-"""What a single image appears to be: the network is sure of another class; or it is not what it was an epoch before."""
+"""What a single image appears to be. "mislabelled": the network is sure of another class; "damaged": the image is no longer what
+it was an epoch before."""
 
-CAUSES = (
-    "divergence",
-    "nondeterministic_evaluation",
-    "few_examples",
-    "sampling_noise",
-    "run_event",
-    "bad_batch",
-    "batchnorm_statistics",
-    "variance_shift",
-    "overshoot",
-    "gradient_noise",
-    "distribution_shift",
-    "overfitting",
-    "unexplained",
-)
-"""All causes; their order of precedence is attribute.py's."""
+STEP = np.dtype([("loss", np.float64), ("gradient_norm", np.float64), ("update_norm", np.float64)])
+"""One training step: the batch's mean loss in training mode before the update, the L2 norm of its gradient, and the L2 norm of
+the change of the trainable weights. Functions that take `steps` [s] accept any structured array with these fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """A validation loss above what the epochs before it led to expect."""
+    """An epoch whose validation loss lies above what the epochs before it led to expect."""
 
     epoch: int
-    """From 1."""
+    """Counted from 1."""
     loss: float
     baseline: float
-    """The loss that the trend of the epochs before led to expect; this and the next two are NaN if there were none."""
+    """The loss expected from the trend of the earlier epochs. NaN without earlier epochs, as are `scale` and `threshold`."""
     scale: float
-    """The run's own noise_scale from epoch to epoch, as a standard deviation."""
+    """The run's own noise from epoch to epoch, as a standard deviation."""
     threshold: float
-    """The rise beyond which this epoch is a spike."""
+    """The rise above which this epoch counts as a spike."""
     rise: float
     """loss - baseline; infinite if the loss is not finite."""
     low: float
     high: float
-    """95 % interval of the rise over other draws of the validation images (paired bootstrap; by group where groups are known)."""
+    """`low` to `high`: 95 % interval of the rise over other draws of the validation images (paired bootstrap, by group where
+    groups are known)."""
     error: float
     """Standard error of the rise, from the same bootstrap."""
     images: int
@@ -55,11 +47,11 @@ class Spike:
     outcome: Outcome = "open"
     outcome_epoch: int | None = None
     groups: int | None = None
-    """Of images that are drawn together; n where each is drawn for itself. None: not known."""
+    """Number of groups of images that are drawn together; n if every image is drawn on its own; None if unknown."""
     group: str | None = None
-    """The group whose images' losses rose most, in sum; None where images are drawn for themselves."""
+    """The group with the largest summed rise; None if images are drawn on their own."""
     group_fraction: float = 0.0
-    """Its part of the rise of all images; above 1 where others fell."""
+    """Fraction of the total rise that this group contributes; above 1 if other groups fell."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,16 +59,17 @@ class Spike:
 
 @dataclass(frozen=True, slots=True)
 class Overfitting:
-    """A trend, not a spike: since `epoch` the validation loss climbs while training images, in inference mode, get better."""
+    """A trend rather than a spike: since `epoch` the validation loss climbs while the loss on training images, in inference mode,
+    falls."""
 
     epoch: int
-    """The best one."""
+    """The best epoch."""
     loss: float
-    """There."""
+    """Validation loss at the best epoch."""
     climb: float
-    """Nats per epoch since."""
+    """Nats per epoch since then."""
     gap: float
-    """Validation minus training loss now, both in inference mode."""
+    """Generalization gap now: validation loss minus training loss, both in inference mode."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,12 +77,12 @@ class Overfitting:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to the run, as its caller knows it."""
+    """A change to the run that its caller knows about."""
 
     kind: Literal["restart", "optimizer_reset", "learning_rate", "world_size", "batch_size", "data"]
     epoch: int
     step: int = 0
-    """Step of that epoch before which it happened, from 0."""
+    """Step of that epoch, from 0, before which it happened."""
     before: float | None = None
     after: float | None = None
 
@@ -99,20 +92,20 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What one counterfactual found."""
+    """The result of one counterfactual evaluation."""
 
     name: str
     fraction: float
-    """Part of the rise that the changed condition removes."""
+    """Fraction of the rise that the changed condition removes."""
     low: float
     high: float
-    """95 % interval of the share: validation images resampled, and the probe's own noise."""
+    """`low` to `high`: 95 % interval of the fraction, from resampled validation images and the probe's own noise."""
     noise: float = 0.0
-    """Standard deviation of the share from the probe's own randomness."""
+    """Standard deviation of the fraction due to the probe's own randomness."""
     passes: int = 0
-    """Evaluations of the whole validation set that it took."""
+    """Evaluations of the whole validation set that the probe took."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What its sentence of evidence needs; JSON types."""
+    """Numbers that its sentence of evidence needs; JSON types."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,29 +113,30 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What was unusual in how the epoch was trained; found by steps.py."""
+    """What was unusual about the training in the epoch; computed by steps.py."""
 
     length: float = 1.0
-    """Largest step, in multiples of what is usual given the gradients."""
+    """Largest step length, as a multiple of what is usual for its gradient."""
     length_at: int = 0
+    """Step with that length, from 0."""
     length_after: tuple[float, ...] = ()
-    """For each event: the same, over the steps after it."""
+    """The same maximum over the steps after each event."""
     jumps: tuple[float, ...] = ()
-    """For each event: how far the moving statistics went where it happened, in multiples of the farthest elsewhere."""
+    """For each event: how far the moving statistics moved where it happened, as a multiple of the farthest move elsewhere."""
     astray: float = 0.0
-    """Loss of the last batches, as they were trained on, above the usual, in standard deviations."""
+    """How far the training loss of the last batches lies above the usual one, in standard deviations."""
     gradient: float = 1.0
-    """Gradient norms (root mean square) in the first half of the epoch, in multiples of the usual."""
+    """Root mean square of the gradient norms in the first half of the epoch, as a multiple of the usual one."""
     straightness: float = 0.0
-    """How far the weights came over the epoch, as a part of the way they went."""
+    """Distance between the weights at the start and the end of the epoch, as a fraction of the length of their path."""
     foreign: tuple[int, int, float] | None = None
-    """Between these steps the weights moved so much farther than the steps did."""
+    """First step, last step and excess of a stretch in which the weights moved farther than the steps account for."""
     train_rise: float = 0.0
-    """Of the sampled training images in inference mode since the reference epoch, nats."""
+    """Rise of the loss on the sampled training images, in inference mode, since the reference epoch; nats."""
     train_loss: float = float("nan")
-    """Theirs at the reference epoch."""
+    """Their loss at the reference epoch."""
     validation_rise: float | None = None
-    """Of the validation images since the same epoch; None: it is the spike's."""
+    """Rise of the validation loss since the reference epoch; None if it equals the spike's rise."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -150,6 +144,8 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
+    """A cause of one spike. The causes that can occur are defined in `spikewise.causes`."""
+
     name: str
     fraction: float
     low: float
@@ -157,9 +153,11 @@ class Cause:
     evidence: str
     """One sentence."""
     remedy: str
-    """One concrete thing to do."""
+    """One concrete action, as a sentence in lower case."""
     event: str | None = None
-    """Kind of the event that it blames."""
+    """Kind of the event that caused it."""
+    short_remedy: str | None = None
+    """The remedy without its explanation, for a summary; None if `remedy` is short already."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -167,17 +165,18 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A validation image that is among the few whose loss rose most."""
+    """One of the few validation images whose loss rose most."""
 
     image: int
-    """Its place among the validation images."""
+    """Its position among the validation images."""
     before: float
     now: float
+    """Its losses at the reference epoch and at the spike."""
     label: str | None = None
     prediction: str | None = None
-    """Now."""
+    """The predicted class at the spike."""
     probability: float | None = None
-    """Of the prediction."""
+    """Probability of the predicted class."""
     looks: Look | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -186,34 +185,34 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """Of the run, at the spike: what remedies are stated in."""
+    """The run's hyperparameters at the spike; remedies are expressed in them."""
 
     learning_rate: float = float("nan")
     batch_size: int = 0
     steps: int = 0
-    """Of an epoch."""
+    """Steps per epoch."""
     momentum: float = float("nan")
-    """BatchNormalization's."""
+    """Momentum of BatchNormalization."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """All that attribution knows of a spike."""
+    """Everything that is known about a spike before a cause is named."""
 
     spike: Spike
     probes: Mapping[str, Probe] = field(default_factory=dict)
     """By name."""
     training: Training = field(default_factory=Training)
-    settings: Hyperparameters = field(default_factory=Hyperparameters)
+    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
     events: Sequence[Event] = ()
     overfitting: Overfitting | None = None
     keys: Sequence[str] | None = None
     """Names of the validation images."""
     predicted: Mapping[int, tuple[str, str, float]] = field(default_factory=dict)
-    """For single validation images: label, prediction, its probability."""
+    """For single validation images: label, predicted class, and its probability."""
 
     def fraction(self, name: str) -> float:
-        """Of a probe; 0 if it was not made."""
+        """The fraction of the rise that a probe removes; 0 if the probe was not made."""
         return self.probes[name].fraction if name in self.probes else 0.0
 
 
@@ -226,13 +225,30 @@ class Diagnosis:
     probes: tuple[Probe, ...] = ()
     training: Training = field(default_factory=Training)
     seconds: float = 0.0
-    """That the probes took."""
+    """Time that the probes took."""
     suspects: tuple[Suspect, ...] = ()
-    """The images without which most of what single images can explain is gone, whatever the verdict."""
+    """The images that explain most of what single images can explain, whatever the verdict."""
 
     @property
     def verdict(self) -> Cause:
+        """The first cause."""
         return self.causes[0]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def diagnosis_from(values: Mapping[str, Any]) -> Diagnosis:
+    """The inverse of `Diagnosis.as_dict`, also after a round trip through JSON."""
+    training = dict(values["training"])
+    training |= {name: tuple(training[name]) for name in ("length_after", "jumps") if name in training}
+    if training.get("foreign") is not None:
+        training["foreign"] = tuple(training["foreign"])
+    return Diagnosis(
+        spike=Spike(**values["spike"]),
+        causes=tuple(Cause(**cause) for cause in values["causes"]),
+        probes=tuple(Probe(**probe) for probe in values["probes"]),
+        training=Training(**training),
+        seconds=values["seconds"],
+        suspects=tuple(Suspect(**suspect) for suspect in values.get("suspects", ())),
+    )

@@ -1,17 +1,17 @@
-"""The single validation images that made a rise, and what each looks like. Pure."""
+"""The single validation images behind a rise, and what each looks like. Pure."""
 
 from collections.abc import Sequence
 
 from spikewise.records import Case, Look, Suspect
 
 SURE = 0.9
-"""Probability of another class, above which a label looks wrong."""
+"""Probability of another class above which a label looks wrong."""
 HALF = 0.5
-"""Share of the rise from which a condition that removes it explains it."""
+"""A condition that removes at least this fraction of the rise explains it."""
 
 
 def suspects(case: Case) -> tuple[Suspect, ...]:
-    """The images without which most of the rise is gone, the one that rose most first; empty if that was not looked at."""
+    """The images that explain most of the rise, the largest rise first; empty without the probe `few_examples`."""
     if "few_examples" not in case.probes:
         return ()
     replaced = case.fraction("earlier_weights") >= HALF
@@ -25,9 +25,7 @@ def suspects(case: Case) -> tuple[Suspect, ...]:
 
 
 def look(images: Sequence[Suspect]) -> Look | None:
-    """What most of the images look like."""
+    """What more than half of the images look like; None if there is no such majority."""
     known = [image.looks for image in images if image.prediction is not None or image.looks]
-    for one in ("damaged", "mislabelled"):
-        if known.count(one) > HALF * len(known):  # type: ignore[arg-type]
-            return one  # type: ignore[return-value]
-    return None
+    looks: tuple[Look, ...] = ("damaged", "mislabelled")
+    return next((one for one in looks if known.count(one) > HALF * len(known)), None)

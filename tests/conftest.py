@@ -1,4 +1,5 @@
-"""What many tests share: one real S3 server; and skipping of tests for which this machine lacks something."""
+"""Fixtures that several modules share (a real S3 server, started once per process), and the skipping of tests that need something
+this machine lacks."""
 
 import os
 import secrets
@@ -15,14 +16,14 @@ from jobs.demo.s3_server import S3Server, local_s3_server
 NEEDS = {
     "prometheus": (
         lambda: shutil.which("prometheus") and shutil.which("promtool"),
-        "no prometheus here (Debian: apt install prometheus)",
+        "prometheus and promtool are not installed. Fix: apt install prometheus (Debian)",
     ),
     "crds": (
         lambda: "SPIKEWISE_CRDS" in os.environ,
-        "SPIKEWISE_CRDS is not set: it names the folder with the schemas of KubeRay, Kueue and the Prometheus operator",
+        "SPIKEWISE_CRDS is not set. Fix: set it to a folder with the schemas of KubeRay, Kueue and the Prometheus operator",
     ),
 }
-"""Marker -> whether this machine has what such tests need, and what is said where it has not."""
+"""Marker -> whether this machine has what such tests need, and the reason to give if it does not."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,15 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What was left out and why, a line for each reason."""
+    """Prints one line for each reason for which tests were skipped."""
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ()))
     for reason, count in reasons.items():
-        terminalreporter.write_line(f"left out: {count} test{'s' * (count > 1)}: {reason}")
+        terminalreporter.write_line(f"skipped {count} test{'s' * (count > 1)}: {reason}")
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A SeaweedFS server with the bucket `spikewise`; the environment points to it, here and in processes started from here."""
+    """A SeaweedFS server with the bucket `spikewise`. The environment, and so every child process, points to it."""
     with local_s3_server(tmp_path_factory.mktemp("s3-server")) as server, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
@@ -56,5 +57,5 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def bucket(s3_server: S3Server) -> str:  # noqa: ARG001
-    """URL of an empty place in the bucket, the test's own."""
+    """URL of an empty prefix in the bucket, one per test."""
     return f"s3://spikewise/{secrets.token_hex(8)}"

@@ -1,9 +1,14 @@
-"""The import graph: rooms are layers, an arrow never points back up, and each vendor has one door."""
+"""The import graph. Rooms are layers, imports never point to a higher room, and each vendor has one door.
+
+A room is a package (or a module) in ROOMS. A door is a room or a module that may use a vendor's package directly. Imports inside
+functions and under TYPE_CHECKING count too.
+"""
 
 import ast
 import graphlib
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,8 @@ import pytest
 ROOMS = [
     "spikewise",
     "spikewise.keras",
+    "spikewise.compare",
+    "spikewise.__main__",
     "trainer",
     "trainer.storage",
     "trainer.data",
@@ -25,7 +32,9 @@ ROOMS = [
     "jobs.demo.__main__",
     "benchmarks",
 ]
-"""From bottom to top. A module belongs to the longest name that it begins with."""
+"""From bottom to top. A module belongs to the longest name in this list that is the module or a package above it."""
+FACES = {"spikewise": "spikewise.compare"}
+"""Packages whose `__init__` re-exports names from higher rooms: the `__init__` belongs to the room given here."""
 DOORS = {
     "boto3": {"trainer.storage.s3"},
     "botocore": {"trainer.storage.s3"},
@@ -33,17 +42,18 @@ DOORS = {
     "keras": {"spikewise.keras", "trainer.model", "trainer.engine", "benchmarks"},
     "matplotlib": {"trainer.report.charts", "trainer.report.picture"},
     "prometheus_client": {"trainer.metrics"},
+    "psutil": {"benchmarks"},
     "pyarrow": {"trainer.data"},
     "pydantic": {"trainer.config"},
-    "ray": {"trainer.run", "trainer.data.pack", "jobs.kubernetes.entrypoint", "benchmarks"},
+    "ray": {"trainer.run", "trainer.data.pack", "jobs.kubernetes.entrypoint"},
     "rich": {"trainer.run.console"},
     "safetensors": {"trainer.storage.checkpoint"},
     "simplejpeg": {"trainer.data.decode"},
-    "tensorflow": {"spikewise.keras", "trainer.data", "trainer.model", "trainer.engine", "trainer.run.worker", "benchmarks"},
+    "tensorflow": {"spikewise.keras", "trainer.data", "trainer.model", "trainer.engine", "benchmarks"},
     "tf.distribute": {"trainer.engine.group"},
     "yaml": {"jobs"},
 }
-"""Package, or a part of one: the rooms and modules that may use it."""
+"""A vendor's package, or a part of it, and the rooms and modules that may use it."""
 PATHS = {
     ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("spikewise", "trainer", "jobs", "benchmarks")
@@ -51,14 +61,19 @@ PATHS = {
 }
 
 
+def _is_in(name: str, packages: Iterable[str]) -> bool:
+    """Whether a dotted name is one of the packages or lies inside one."""
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
+
+
 def _imports(path: Path) -> set[str]:
-    """Everything that a file imports anywhere, as dotted names of modules and of what is taken from them."""
+    """All names that a file imports, dotted: `from a.b import c` gives a.b.c."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
+            assert node.level == 0, f"{path}, line {node.lineno}: relative import. Fix: import by the full name."
             found |= {f"{node.module}.{name.name}" for name in node.names}
     return found
 
@@ -67,58 +82,87 @@ IMPORTS = {module: _imports(path) for module, path in PATHS.items()}
 
 
 def _module(name: str) -> str | None:
-    """Our module that `name` is, or is taken from."""
+    """The module of this repository that is `name` or contains it."""
     while name and name not in PATHS:
         name = name.rpartition(".")[0]
     return name or None
 
 
-def _room(module: str) -> int:
-    return ROOMS.index(max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len))
-
-
 OURS = {module: {_module(name) for name in names} - {None, module} for module, names in IMPORTS.items()}
 
 
+def _room(module: str) -> str:
+    module = FACES.get(module, module)
+    return max((room for room in ROOMS if _is_in(module, [room])), key=len)
+
+
 @pytest.mark.parametrize("module", sorted(PATHS))
-def test_no_import_points_back_up(module):
-    """A change at the top would break what lies below it."""
-    above = sorted(other for other in OURS[module] if _room(other) > _room(module))
-    assert not above, f"{module} imports {above} from rooms above its own"
+def test_no_import_points_to_a_higher_room(module):
+    """A change in the command line could break the library."""
+    room = ROOMS.index(_room(module))
+    higher = sorted(f"{other} (room {_room(other)})" for other in OURS[module] if ROOMS.index(_room(other)) > room)
+    assert not higher, (
+        f"{module} is in room {ROOMS[room]} and imports from higher rooms: {', '.join(higher)}. "
+        "Fix: move the shared part down, or pass it in as an argument."
+    )
 
 
-def test_no_cycle():
-    """Modules that need each other can be neither read nor tested one by one."""
-    graphlib.TopologicalSorter(OURS).prepare()
+def test_no_import_cycle():
+    """Modules of a cycle cannot be read, tested or reused one at a time."""
+    try:
+        graphlib.TopologicalSorter(OURS).prepare()
+    except graphlib.CycleError as error:
+        cycle = " <- ".join(error.args[1])
+        pytest.fail(f"import cycle: {cycle}. Fix: move the shared part into a module that both can import.", pytrace=False)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_exists(room):
+    """A renamed room would silently lose its rule."""
+    assert room in PATHS or Path(*room.split(".")).is_dir(), f"{room} does not exist. Fix: correct ROOMS."
+    assert any(_room(module) == room for module in PATHS), f"{room} has no module. Fix: correct ROOMS."
 
 
 @pytest.mark.parametrize("vendor", sorted(DOORS))
 def test_each_vendor_has_one_door(vendor):
-    """A change of a vendor's interface would have to be followed all over the code."""
-    users = {module for module, names in IMPORTS.items() if any(f"{name}.".startswith(f"{vendor}.") for name in names)}
-    if vendor == "tf.distribute":
+    """A change in a vendor's interface would have to be followed throughout the code."""
+    if vendor == "tf.distribute":  # never imported by this name
         users = {module for module, path in PATHS.items() if "tf.distribute." in path.read_text(encoding="utf-8")}
-    strangers = sorted(m for m in users if not any(f"{m}.".startswith(f"{door}.") for door in DOORS[vendor]))
-    assert users, f"nobody uses {vendor}: take it out of DOORS and of the dependencies"
-    assert not strangers, f"{strangers} use {vendor} beside its door, {sorted(DOORS[vendor])}"
+    else:
+        users = {module for module, names in IMPORTS.items() if any(_is_in(name, [vendor]) for name in names)}
+    elsewhere = sorted(module for module in users if not _is_in(module, DOORS[vendor]))
+    assert not elsewhere, f"{', '.join(elsewhere)} use {vendor}. Fix: go through its door, {', '.join(sorted(DOORS[vendor]))}."
+    unused = sorted(door for door in DOORS[vendor] if not any(_is_in(module, [door]) for module in users))
+    assert not unused, f"{', '.join(unused)} no longer use {vendor}. Fix: remove them from DOORS."
 
 
-def test_benchmarks_do_not_use_tests():
-    """Tests may use what benchmarks bring along, never the other way round."""
-    assert not [module for module, names in IMPORTS.items() if any(f"{name}.".startswith("tests.") for name in names)]
+def test_only_tests_import_tests():
+    """The job or a benchmark would not run without the tests."""
+    users = sorted(module for module, names in IMPORTS.items() if any(_is_in(name, ["tests"]) for name in names))
+    assert not users, f"{', '.join(users)} import from tests. Fix: move what they share to benchmarks/support."
+
+
+def _loaded(statement: str) -> set[str]:
+    """The modules that a fresh Python has loaded after `statement`."""
+    command = [sys.executable, "-c", f"import sys\n{statement}\nprint(*sys.modules)"]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize("module", ["spikewise", "spikewise.compare", "spikewise.diagnose"])
+def test_the_library_loads_numpy_only(module):
+    """Installing the library into a project would need more than NumPy, or importing it would take seconds."""
+    more = {name.partition(".")[0] for name in _loaded(f"import {module}") - _loaded("import numpy")}
+    assert more - {"spikewise"} <= sys.stdlib_module_names, f"importing {module} loads {', '.join(sorted(more))}"
 
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("spikewise", {"keras", "tensorflow", "ray", "pydantic", "boto3", "trainer", "jobs"}),
-        ("spikewise.diagnose", {"keras", "tensorflow", "ray", "pydantic", "boto3", "trainer", "jobs"}),
         ("trainer.run.driver", {"keras", "tensorflow", "matplotlib", "jinja2"}),
         ("jobs.submit", {"keras", "tensorflow", "ray", "boto3", "matplotlib"}),
     ],
 )
-def test_importing_is_light(module, heavy):
-    """A Keras user would have to bring a cluster along; every command, even --help, would take ten seconds."""
-    script = f"import sys, {module}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert not heavy & set(loaded)
+def test_commands_start_fast(module, heavy):
+    """Every command, even --help, would take ten seconds, and the driver would hold 600 MB that only workers need."""
+    loaded = heavy & _loaded(f"import {module}")
+    assert not loaded, f"importing {module} loads {', '.join(sorted(loaded))}. Fix: import them inside the functions that use them."

@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 import trainer
-from spikewise.records import CAUSES, Diagnosis, Overfitting
+from spikewise.causes import NAMES as CAUSES
+from spikewise.records import Diagnosis, Overfitting
 from trainer.epoch import EpochReport
 
 State = Literal["starting", "packing", "training", "completed", "failed", "interrupted"]

@@ -1,12 +1,12 @@
-"""How often is the named cause right? Runs with one injected cause each, and healthy ones; prints JSON.
+"""How often does the diagnosis name the right cause? Injects known causes into small training runs. Prints JSON.
 
-    python -m benchmarks.spike_causes                          the reporting set: about an hour on two cores
-    python -m benchmarks.spike_causes --quick                  a small part of it: minutes
-    python -m benchmarks.spike_causes --set tune               the set that thresholds were tuned on
-    python -m benchmarks.spike_causes --injections my_file.py  your own injections (see README.md) instead
+    python -m benchmarks.spike_causes                          the reporting set: 30 to 60 minutes on two cores
+    python -m benchmarks.spike_causes --quick                  a small part of it: a few minutes
+    python -m benchmarks.spike_causes --set tune               the set on which thresholds were tuned
+    python -m benchmarks.spike_causes --injections my_file.py  your own injections instead (see README.md)
 
-Results lie under --cache, one file a task, and are not made again: an interrupted benchmark goes on where it was. Whoever changes
-the diagnosis takes another folder. Tuning and reporting differ in data, seeds and strengths. Needs the extra `demo`.
+Each finished task is stored under --cache and is not repeated, so an interrupted benchmark resumes. After a change to the
+diagnosis, use a new --cache folder. The tuning and reporting sets differ in data, seeds and strengths.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from benchmarks.spike_causes.tasks import PLANS, Task, perform, tasks
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", choices=("report", "tune"), default="report")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--injections", metavar="FILE")
-    parser.add_argument("--only", metavar="NAME", help="one injection, or one cause")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--cache", type=Path, default=Path(".cache/spike_causes"))
+    parser.add_argument("--set", choices=("report", "tune"), default="report", help="the set of runs (default: report)")
+    parser.add_argument("--quick", action="store_true", help="run a small part of the reporting set")
+    parser.add_argument("--injections", metavar="FILE", help="a Python file that defines INJECTIONS")
+    parser.add_argument("--only", metavar="NAME", help="only this injection, or only injections of this cause")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="worker processes (default: one per core)")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/spike_causes"), help="folder of finished tasks")
     arguments = parser.parse_args()
     plan = PLANS["quick" if arguments.quick else arguments.set]
     began, results = time.perf_counter(), []

@@ -1,8 +1,9 @@
-"""The benchmark's images, 32x32 in colour, made from what installed packages bring along. The same seed makes the same images.
+"""The benchmark's images: 32x32, RGB, generated or cut from images that ship with installed packages.
 
-The report is made on `photographs`, the demo's (authentic or forged), and `letters`; thresholds are tuned on the others.
+The same seed gives the same images. The report uses `photographs` (the demo's, authentic or forged) and `letters`; thresholds
+were tuned on the other three sets.
 
-Shapes: N images, H W C = 32 32 3.
+Shapes: N images, H W C = 32 32 3. Each function returns uint8 [N, H, W, C] and int32 labels [N].
 """
 
 import io
@@ -16,7 +17,7 @@ SIZE = 32
 
 
 def photographs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The demo's images: two classes, hard."""
+    """The demo's images, two classes. Hard to learn."""
     from jobs.demo.forgeries import make_pair
 
     with ThreadPoolExecutor(2) as pool:
@@ -29,7 +30,7 @@ def photographs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Handwritten digits, ten classes, of differing contrast under noise."""
+    """Handwritten digits, ten classes, with random contrast and noise."""
     from sklearn.datasets import load_digits
 
     r = np.random.default_rng(seed)
@@ -45,7 +46,7 @@ def digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def letters(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eight printed letters, turned, of differing size, place and colours, light on dark or dark on light, under noise."""
+    """Eight printed letters with random rotation, size, position and colours, light on dark or dark on light, with noise."""
     r = np.random.default_rng(seed)
     labels = r.integers(0, 8, count)
     images = []
@@ -62,7 +63,7 @@ def letters(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def textures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Patches of three photographed surfaces, of differing brightness and contrast."""
+    """Patches of three photographed surfaces (brick, grass, gravel) with random brightness and contrast."""
     from skimage import data
 
     r = np.random.default_rng(seed)
@@ -77,7 +78,7 @@ def textures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Discs, squares, crosses and rings, drawn dimly on clouds; one label in twenty is wrong."""
+    """Faint discs, squares, crosses and rings on a cloudy background. One label in twenty is wrong."""
     r = np.random.default_rng(seed)
     labels = r.integers(0, 4, count)
     y, x = np.mgrid[:SIZE, :SIZE]

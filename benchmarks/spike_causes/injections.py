@@ -1,66 +1,24 @@
-"""What is done to a run, and which cause the diagnosis ought to name.
+"""The injected faults, and the cause that the diagnosis should name for each.
 
-To test the claim with your own: write a file that defines `INJECTIONS`, a list of objects like those below, and run
-`python -m benchmarks.spike_causes --injections my_file.py`. An injection is a subclass of `Injection` with a name, the expected
-cause (one of spikewise.records.CAUSES), strengths, and any of the hooks; `run` is a runs.Run, whose fields say what may
-be changed. It disturbs one epoch of a run that was healthy until then, or, with `patience`, several.
+To add your own, write a file that defines `INJECTIONS`, a list of classes like those below, and run
+`python -m benchmarks.spike_causes --injections my_file.py`. The base class, `Injection`, describes fields and hooks.
 """
-
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 import numpy as np
 
-from benchmarks.spike_causes.runs import Config, Run
+from benchmarks.spike_causes.runs import Injection, Run
 from spikewise.detect import forecast, threshold
 from spikewise.records import Event
 
 HOT = (("learning_rate", 2e-3), ("settled", 0.3))
-"""A learning rate so high in the end that a few bad steps do harm."""
+"""A final learning rate high enough for a few bad steps to do harm."""
 
 CALM = (("settled", 0.03),)
-"""A learning rate so low in the end that the loss hardly wiggles: elsewhere 2 % of the images are lost in the noise_scale."""
-
-
-@dataclass
-class Injection:
-    """One kind of disturbance at one strength."""
-
-    strength: float
-
-    name = ""
-    cause = ""
-    tune: ClassVar[tuple[float, float, float]] = (1, 1, 1)
-    """Strengths for tuning: weak, medium, strong."""
-    report: ClassVar[tuple[float, float, float]] = (1, 1, 1)
-    """Strengths for the report."""
-    patience = 1
-    """Epochs for which it goes on, until there is an alarm."""
-    decoy = False
-    """In half of the runs a restart that did no harm is reported for the same epoch: it must not be blamed."""
-    needs: ClassVar[tuple[tuple[str, Any], ...]] = ()
-    """Fields of Config, with their values, that the run needs from its first epoch on."""
-
-    def configure(self, config: Config) -> Config:
-        return replace(config, **dict(self.needs))
-
-    def begin(self, run: Run) -> None:
-        """Before the first step of a disturbed epoch."""
-
-    def before_step(self, run: Run, step: int) -> None: ...
-
-    def after_step(self, run: Run, step: int) -> None: ...
-
-    def end(self, run: Run) -> None:
-        """After its last step, before the evaluation."""
-
-    def evaluate(self, run: Run) -> np.ndarray | None:  # noqa: ARG002
-        """Losses [n] of the validation images, if they are not evaluated as usual; the diagnosis evaluates in the same way."""
-        return None
+"""A final learning rate so low that the loss hardly varies. Otherwise a fault in 2 % of the images disappears in the noise."""
 
 
 class AugmentedEvaluation(Injection):
-    """Validation images are evaluated under random noise, drawn anew each time."""
+    """Validation images are evaluated with random noise that differs in each evaluation."""
 
     name, cause = "augmented evaluation", "nondeterministic_evaluation"
     decoy = True
@@ -73,7 +31,7 @@ class AugmentedEvaluation(Injection):
 
 
 class TrainingModeEvaluation(Injection):
-    """Dropout and batch statistics stay on while validation images are evaluated, several images blanked out."""
+    """Validation images are evaluated in training mode: with a high dropout rate and batch statistics."""
 
     name, cause = "evaluation in training mode", "nondeterministic_evaluation"
     decoy = True
@@ -98,7 +56,7 @@ class TrainingModeEvaluation(Injection):
 
 
 class WrongLabels(Injection):
-    """A few validation images get another label."""
+    """A few validation images get a wrong label."""
 
     name, cause = "wrong validation labels", "few_examples"
     decoy = True
@@ -108,7 +66,7 @@ class WrongLabels(Injection):
 
     def begin(self, run: Run) -> None:
         pixels, labels = run.validation
-        # those that the network is surest of: where it doubts, a wrong label costs little
+        # The images with the lowest loss: a wrong label costs most where the network is confident.
         chosen = np.argsort(run.losses(pixels, labels))[: int(self.strength)]
         labels = labels.copy()
         labels[chosen] = (labels[chosen] + 1) % run.classes
@@ -116,7 +74,7 @@ class WrongLabels(Injection):
 
 
 class DamagedImages(Injection):
-    """A few validation images are inverted and overexposed by a damaged copy."""
+    """A few validation images are replaced by damaged copies: inverted and overexposed."""
 
     name, cause = "damaged validation images", "few_examples"
     decoy = True
@@ -136,7 +94,7 @@ class DamagedImages(Injection):
 
 
 class OtherCamera(Injection):
-    """Validation images come with another exposure from now on."""
+    """Validation images are darker from now on, as from another camera."""
 
     name, cause = "darker validation images", "distribution_shift"
     decoy = True
@@ -149,7 +107,7 @@ class OtherCamera(Injection):
 
 
 class OtherScaling(Injection):
-    """Validation images are shrunk and enlarged again before they are evaluated: their fine detail is lost."""
+    """Validation images are shrunk and enlarged again, which removes fine detail."""
 
     name, cause = "blurred validation images", "distribution_shift"
     decoy = True
@@ -165,7 +123,7 @@ class OtherScaling(Injection):
 
 
 class LearningRate(Injection):
-    """The learning rate is many times as high for one epoch, and nobody says so."""
+    """The learning rate is many times higher for one epoch, unreported."""
 
     name, cause = "learning rate pulse", "overshoot"
     tune, report = (80, 160, 320), (70, 140, 400)
@@ -178,7 +136,7 @@ class LearningRate(Injection):
 
 
 class GiantStep(Injection):
-    """A single step is very long."""
+    """A single step is very long, because its learning rate is."""
 
     name, cause = "one giant step", "overshoot"
     tune, report = (500, 1000, 2000), (600, 1200, 2500)
@@ -193,7 +151,7 @@ class GiantStep(Injection):
 
 
 class AnnouncedRate(Injection):
-    """The learning rate is raised for good in this epoch, and the run reports it."""
+    """The learning rate is raised permanently, and the run reports it."""
 
     name, cause = "raised learning rate, reported", "run_event"
     tune, report = (80, 160, 320), (70, 140, 400)
@@ -208,7 +166,7 @@ class AnnouncedRate(Injection):
 
 
 class LostOptimizer(Injection):
-    """A restart in the middle of the epoch loses the optimizer's moments, so that its next steps are long."""
+    """A restart in the middle of the epoch loses the optimizer's moments, which makes the next steps long."""
 
     name, cause = "optimizer state lost", "run_event"
     tune, report = (20, 60, 150), (25, 50, 200)
@@ -226,11 +184,11 @@ class LostOptimizer(Injection):
 
 
 class LostStatistics(Injection):
-    """A restart comes back without the moving statistics, and the run reports the restart."""
+    """A restart loses the moving statistics. The run reports the restart."""
 
     name, cause = "restart without statistics", "run_event"
     tune, report = (30, 20, 8), (25, 15, 5)
-    """Steps that the new statistics have had."""
+    """Steps between the reset and the evaluation."""
 
     def before_step(self, run: Run, step: int) -> None:
         if step == max(len(run.batches) - int(self.strength), 0):
@@ -239,7 +197,7 @@ class LostStatistics(Injection):
 
 
 class OtherWeights(Injection):
-    """Something overwrites a part of the weights with noise between two steps."""
+    """Noise is added to the weights between two steps."""
 
     name, cause = "overwritten weights", "run_event"
     tune, report = (0.8, 1.2, 2.0), (0.7, 1.1, 2.5)
@@ -253,11 +211,11 @@ class OtherWeights(Injection):
 
 
 class SilentlyLostStatistics(Injection):
-    """The moving statistics start anew, unreported."""
+    """The moving statistics are reset, unreported."""
 
     name, cause = "moving statistics reset", "batchnorm_statistics"
     tune, report = (40, 25, 8), (35, 20, 5)
-    """Steps that they have had since."""
+    """Steps between the reset and the evaluation."""
 
     def before_step(self, run: Run, step: int) -> None:
         if step == max(len(run.batches) - int(self.strength), 0):
@@ -265,7 +223,7 @@ class SilentlyLostStatistics(Injection):
 
 
 class StaleStatistics(Injection):
-    """So much of the moving statistics is still their initial value: too high a momentum for so few steps."""
+    """Moving statistics are blended with their initial values, as under a momentum too high for so few steps."""
 
     name, cause = "stale moving statistics", "batchnorm_statistics"
     tune, report = (0.3, 0.5, 0.8), (0.25, 0.45, 0.9)
@@ -277,7 +235,7 @@ class StaleStatistics(Injection):
 
 
 class MoreDropout(Injection):
-    """The dropout rate is raised for good: BatchNormalization behind it sees another variance than in inference."""
+    """The dropout rate is raised permanently: in training, the next BatchNormalization sees a variance unlike that of inference."""
 
     name, cause = "raised dropout", "variance_shift"
     decoy = True
@@ -290,7 +248,7 @@ class MoreDropout(Injection):
 
 
 class FlippedBatches(Injection):
-    """A few batches in a row carry wrong labels."""
+    """A few consecutive batches have wrong labels."""
 
     name, cause = "batches with wrong labels", "bad_batch"
     decoy = True
@@ -305,7 +263,7 @@ class FlippedBatches(Injection):
 
 
 class CorruptBatch(Injection):
-    """One batch is not scaled as the others are."""
+    """The pixels of one batch are on another scale."""
 
     name, cause = "a batch out of scale", "bad_batch"
     decoy = True
@@ -318,7 +276,7 @@ class CorruptBatch(Injection):
 
 
 class TinyBatches(Injection):
-    """Each batch of the epoch holds a few images over and over: its gradient is mostly noise."""
+    """Each batch of the epoch repeats a few images, so its gradient is mostly noise."""
 
     name, cause = "batches of few images", "gradient_noise"
     tune, report = (4, 3, 2), (4, 3, 2)
@@ -330,12 +288,15 @@ class TinyBatches(Injection):
 
 
 class UnluckyDraw(Injection):
-    """Longer steps stir the losses of single images up and do no harm on the whole; of many small validation sets, one whose
-    loss happened to jump while that of all images together did not."""
+    """A small validation set whose loss jumps by chance.
+
+    Longer steps change the losses of single images but not their mean. Of many random small validation sets, the injection
+    picks one whose loss jumped although the loss over all images did not.
+    """
 
     name, cause = "unlucky draw", "sampling_noise"
     tune, report = (60, 40, 25), (50, 35, 25)
-    """Images in it."""
+    """Images in the small validation set."""
     patience = 6
     draws = 2_000
 
@@ -359,7 +320,7 @@ class UnluckyDraw(Injection):
 
 
 class WrongWay(Injection):
-    """The last steps go up the gradient instead of down: no cause that the diagnosis knows."""
+    """The last steps go up the gradient instead of down. The diagnosis knows no such cause."""
 
     name, cause = "gradient with the wrong sign", "unexplained"
     tune, report = (14, 18, 22), (15, 19, 23)
@@ -373,7 +334,7 @@ class WrongWay(Injection):
 
 
 class Explosion(Injection):
-    """The learning rate is raised so far, for good, that the network is lost."""
+    """The learning rate is raised permanently, so far that the network never recovers."""
 
     name, cause = "explosion", "divergence"
     tune, report = (3000, 1e4, 1e5), (5000, 3e4, 1e6)

@@ -1,10 +1,10 @@
-"""Tiny training runs in one process, with plain TensorFlow, that an injection can disturb at every point.
+"""Small training runs in one process, in plain TensorFlow, and the hooks through which an injection disturbs them.
 
-The diagnosis sees of a run exactly what it sees of a real one: per-example losses, step records, the network, what the run
-itself reports as events. What an injection may change are the fields of `Run`; the hooks in which it may do so are
-injections.py's. A run can be copied (`save`, `load`), so that many injections start from one healthy past.
+The diagnosis sees the same as in a real run: per-example losses, step records, the network and the events that the run reports.
+An injection changes fields of `Run` in the hooks of `Injection`. `Run.save` and `Run.load` let many injections start from one
+healthy past.
 
-Shapes: n validation images, m sampled training images, b images of a batch, s steps, H W C one image, K classes.
+Shapes: n validation images, m sampled training images, b images per batch, s steps, H W C one image, K classes.
 """
 
 import copy
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -22,11 +22,8 @@ from benchmarks.spike_causes.data import DATA
 from spikewise.detect import Detector
 from spikewise.diagnose import Diagnostician, News
 from spikewise.keras.network import KerasNetwork
-from spikewise.records import Event
+from spikewise.records import STEP, Event
 from trainer.model.layers import BatchNormalization
-
-if TYPE_CHECKING:
-    from benchmarks.spike_causes.injections import Injection
 
 DROPOUT = (0.25, 0.25, 0.5)
 SETTLES = 8
@@ -35,15 +32,15 @@ SETTLES = 8
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is, but for its injection."""
+    """All settings of a run but its injection."""
 
     data: str
     architecture: str
     seed: int
     learning_rate: float = 1e-3
-    """Of the first epochs."""
+    """Learning rate of the first epochs."""
     settled: float = 0.1
-    """Part of it that is left afterwards."""
+    """Factor by which the learning rate is multiplied after SETTLES epochs."""
     batch_size: int = 32
     momentum: float = 0.95
     training: int = 800
@@ -51,8 +48,45 @@ class Config:
     sample: int = 250
 
 
+@dataclass
+class Injection:
+    """One kind of fault at one strength. It disturbs one epoch of a run that was healthy until then, or several (`patience`)."""
+
+    strength: float
+
+    name = ""
+    cause = ""
+    """The cause that the diagnosis should name: one of spikewise.causes.NAMES."""
+    tune: ClassVar[tuple[float, float, float]] = (1, 1, 1)
+    """Strengths in the tuning set: weak, medium, strong."""
+    report: ClassVar[tuple[float, float, float]] = (1, 1, 1)
+    """Strengths in the reporting set."""
+    patience = 1
+    """Number of epochs to disturb, unless an alarm comes first."""
+    decoy = False
+    """If true, half of the runs also report a harmless restart for the same epoch. The diagnosis must not blame it."""
+    needs: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    """Fields of Config and their values that the run needs from its first epoch on."""
+
+    def begin(self, run: "Run") -> None:
+        """Called before the first step of a disturbed epoch."""
+
+    def before_step(self, run: "Run", step: int) -> None:
+        """Called before each step, counted from 0."""
+
+    def after_step(self, run: "Run", step: int) -> None:
+        """Called after each step, counted from 0."""
+
+    def end(self, run: "Run") -> None:
+        """Called after the last step, before the evaluation."""
+
+    def evaluate(self, run: "Run") -> np.ndarray | None:  # noqa: ARG002
+        """Replaces the evaluation: losses [n] of the validation images. None evaluates as usual. The diagnosis uses it too."""
+        return None
+
+
 def question(shape: tuple[int, ...], classes: int, momentum: float) -> keras.Model:
-    """The network of the question: convolution, ReLU, BatchNormalization; dropout after each pooling and the dense layer."""
+    """The question's network: convolution, ReLU, BatchNormalization; dropout after each pooling and after the dense layer."""
     first, second, last = DROPOUT
 
     def block(filters: int) -> list[keras.Layer]:
@@ -80,7 +114,7 @@ def question(shape: tuple[int, ...], classes: int, momentum: float) -> keras.Mod
 
 
 def residual(shape: tuple[int, ...], classes: int, momentum: float) -> keras.Model:
-    """Another kind: BatchNormalization before ReLU, shortcuts, strides, global pooling; dropout inside the blocks."""
+    """A residual network: BatchNormalization before ReLU, strides, global pooling, dropout inside the blocks."""
     first, second, last = DROPOUT
 
     def normalize(x: Any) -> Any:
@@ -106,12 +140,12 @@ ARCHITECTURES: dict[str, Callable[[tuple[int, ...], int, float], keras.Model]] =
 
 @lru_cache(4)
 def images(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, C] and labels int32 [N] of a data set, made once."""
+    """Images uint8 [N, H, W, C] and labels int32 [N] of a data set. Cached."""
     return DATA[name](count, seed)
 
 
 class Run:
-    """A training run. Everything public may be read by an injection; what it may change is marked."""
+    """A training run. An injection may read every public field and may change those marked "May be changed"."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -120,7 +154,7 @@ class Run:
         training, validation = np.split(order, [config.training])
         self.training = (pixels[training], labels[training])
         self.validation = (pixels[validation], labels[validation])
-        """Images and labels that are evaluated. May be changed."""
+        """Validation images and labels. May be changed."""
         self.classes = int(labels.max()) + 1
         keras.utils.set_random_seed(config.seed)
         self.model = ARCHITECTURES[config.architecture](pixels.shape[1:], self.classes, config.momentum)
@@ -129,16 +163,16 @@ class Run:
         layers = list(self.model._flatten_layers(include_self=False, recursive=True))
         self.norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
         self.dropouts = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
-        """Their `rate` may be changed."""
+        """The dropout layers. Their `rate` may be changed."""
         self.gradient_sign = 1.0
-        """May be changed."""
+        """Factor of the gradient. May be changed."""
         self.batches: list[tuple[np.ndarray, np.ndarray]] = []
-        """Images and labels of this epoch's batches. May be changed in `begin`."""
+        """Images and labels of this epoch's batches. May be changed in `Injection.begin`."""
         self.events: list[Event] = []
-        """What the run reports to the diagnosis about this epoch. May be added to."""
+        """The events that the run reports to the diagnosis for this epoch. May be appended to."""
         self.epoch = 0
         self.history: list[np.ndarray] = []
-        """Losses of the validation images after each epoch."""
+        """Losses [n] of the validation images after each epoch."""
         self.rng = np.random.default_rng([config.seed, 2])
         self.diagnosis_seconds = 0.0
         self._compiled: dict[Any, Callable[..., Any]] = {}
@@ -157,7 +191,7 @@ class Run:
 
     @property
     def learning_rate(self) -> float:
-        """May be changed."""
+        """The optimizer's learning rate. May be changed."""
         return float(self.optimizer.learning_rate)
 
     @learning_rate.setter
@@ -165,18 +199,17 @@ class Run:
         self.optimizer.learning_rate.assign(value)
 
     def losses(self, pixels: np.ndarray, labels: np.ndarray, *, training: bool = False) -> np.ndarray:
-        """Losses [n] of images with the weights as they are."""
+        """Losses [n] of images with the current weights."""
         parts = [slice(i, i + 100) for i in range(0, len(labels), 100)]
         return np.concatenate([self._forward(_pixels(pixels[p]), labels[p], training).numpy() for p in parts])
 
     def evaluate(self) -> np.ndarray:
-        """Losses [n] of the validation images, as this run evaluates."""
+        """Losses [n] of the validation images, evaluated as the injection says."""
         own = self._injection.evaluate(self) if self._injection else None
         return self.losses(*self.validation) if own is None else own
 
-    def train_epoch(self, injection: "Injection | None" = None, *, restarted: bool = False) -> News:
-        """One epoch with everything that a run does, disturbed by `injection`; `restarted`: it also reports a restart, which did
-        no harm."""
+    def train_epoch(self, injection: Injection | None = None, *, restarted: bool = False) -> News:
+        """Trains, evaluates and diagnoses one epoch, disturbed by `injection`. `restarted` also reports a harmless restart."""
         self.epoch += 1
         self._injection = injection
         self.events = [Event("restart", self.epoch)] if restarted else []
@@ -194,7 +227,7 @@ class Run:
         for number, (pixels, labels) in enumerate(self.batches):
             if injection:
                 injection.before_step(self, number)
-            steps.append(self._train()(_pixels(pixels), labels).numpy())
+            steps.append(tuple(self._train()(_pixels(pixels), labels).numpy()))
             if injection:
                 injection.after_step(self, number)
             if number + 1 in snapshots:
@@ -208,13 +241,13 @@ class Run:
         self.history.append(losses)
         began = time.perf_counter()
         news = self.diagnostician.close_epoch(
-            losses, sample, np.array(steps), learning_rate=rate, events=self.events, predict=self.predict
+            losses, sample, np.array(steps, STEP), learning_rate=rate, events=self.events, predict=self.predict
         )
         self.diagnosis_seconds += time.perf_counter() - began
         return news
 
     def restrict(self, chosen: np.ndarray) -> None:
-        """From now on only these validation images, as if it had been so from the start."""
+        """Keeps only these validation images, and rewrites the past as if there had never been others."""
         pixels, labels = self.validation
         self.validation = pixels[chosen], labels[chosen]
         self.history = [losses[chosen] for losses in self.history]
@@ -226,13 +259,13 @@ class Run:
             epoch.losses = epoch.losses[chosen]
 
     def predict(self, numbers: Any) -> dict[int, tuple[str, str, float]]:
-        """See diagnostician.Predict."""
+        """Implements spikewise.diagnose.Predict."""
         pixels, labels = self.validation
         fractions = keras.ops.convert_to_numpy(keras.ops.softmax(self.model(_pixels(pixels[numbers]), training=False)))
         return {int(i): (str(labels[i]), str(p.argmax()), float(p.max())) for i, p in zip(numbers, fractions, strict=True)}
 
     def save(self) -> dict[str, Any]:
-        """A copy of all that an epoch can change."""
+        """Returns a copy of everything that an epoch can change."""
         return {
             "variables": [np.array(v) for v in self._variables()],
             "diagnostician": copy.deepcopy(self.diagnostician, {id(self.network): self.network}),
@@ -243,7 +276,7 @@ class Run:
         }
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Back to a `save`."""
+        """Restores the state that `save` returned."""
         for variable, value in zip(self._variables(), saved["variables"], strict=True):
             variable.assign(value)
         self.diagnostician = copy.deepcopy(saved["diagnostician"], {id(self.network): self.network})
@@ -261,7 +294,7 @@ class Run:
         return _pixels(pixels), labels
 
     def _train(self) -> Callable[..., Any]:
-        """The compiled update; what is a constant in it is part of its key."""
+        """The compiled training step, one for each combination of dropout rates and gradient sign, which are constants in it."""
         key = (*(layer.rate for layer in self.dropouts), self.gradient_sign)
         if key not in self._compiled:
             self._compiled[key] = tf.function(self._step)
@@ -276,10 +309,9 @@ class Run:
         before = [tf.identity(w) for w in weights]
         with tf.control_dependencies(before):
             self.optimizer.apply(gradients)
-        correct = tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32))
         norm = tf.linalg.global_norm(gradients)
         update = tf.linalg.global_norm([tf.convert_to_tensor(now) - was for now, was in zip(weights, before, strict=True)])
-        return tf.stack([loss, correct, norm, norm**2, update, 0.0, 0.0])
+        return tf.stack([loss, norm, update])
 
     def _losses(self, pixels: tf.Tensor, labels: tf.Tensor, training: bool) -> tf.Tensor:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, self.model(pixels, training=training))

@@ -1,7 +1,7 @@
-"""From the results of all runs to the numbers that are claimed, each with its count and interval. Pure.
+"""Turns the results of all runs into the published numbers, each with its count and interval. Pure functions.
 
-A result is one dict: of an injection (`kind` "injection": name, cause, strength 0 weak to 2 strong, detected, verdict, ...) or of a
-healthy or an overfitting run (`kind` "healthy", "overfitting": epochs, alarms, ...).
+A result is one dict. An injection has `kind` "injection", name, cause, strength (0 weak to 2 strong), detected, verdict and more;
+a run without an injection has `kind` "healthy" or "overfitting", epochs, alarms and more (see tasks.perform).
 """
 
 from collections import Counter
@@ -14,11 +14,11 @@ from scipy.stats import chi2
 Result = dict[str, Any]
 STRENGTHS = ("weak", "medium", "strong")
 RATES = ("1e-3, 1e-4 from the ninth epoch on", "1e-4")
-"""Learning rates of healthy runs with even and odd seeds (tasks.HEALTHY)."""
+"""Learning rate of healthy runs with even seeds, and with odd seeds (tasks.HEALTHY)."""
 
 
 def score(results: Iterable[Result]) -> dict[str, Any]:
-    """What the benchmark prints."""
+    """The scores that the benchmark prints."""
     results = list(results)
     injected = [r for r in results if r["kind"] == "injection"]
     detected = [r for r in injected if r["detected"]]
@@ -74,7 +74,7 @@ def _alarmed(result: Result) -> bool:
 
 
 def _fraction(results: list[Result], holds: Callable[[Result], bool]) -> dict[str, Any] | None:
-    """How many, out of how many, and Wilson's 95 % interval of the share."""
+    """The fraction of results for which `holds`, its count, and Wilson's 95 % interval. None without results."""
     n = len(results)
     if not n:
         return None
@@ -85,7 +85,7 @@ def _fraction(results: list[Result], holds: Callable[[Result], bool]) -> dict[st
 
 
 def _rate(count: int, epochs: int) -> dict[str, Any] | None:
-    """So many in 100 epochs, with Garwood's 95 % interval for a Poisson count."""
+    """The rate per 100 epochs, with Garwood's 95 % interval for a Poisson count. None without epochs."""
     if not epochs:
         return None
     low, high = chi2.ppf(0.025, 2 * count) / 2 if count else 0.0, chi2.ppf(0.975, 2 * count + 2) / 2
@@ -101,7 +101,7 @@ def _by(results: list[Result], key: str, holds: Callable[[Result], bool]) -> dic
 
 
 def _confusion(results: list[Result]) -> dict[str, dict[str, int]]:
-    """Injected cause -> verdict -> count."""
+    """Counts by injected cause and verdict."""
     return {
         cause: dict(Counter(r["verdict"] for r in results if r["cause"] == cause))
         for cause in sorted({r["cause"] for r in results})
@@ -109,7 +109,7 @@ def _confusion(results: list[Result]) -> dict[str, dict[str, int]]:
 
 
 def _time(runs: list[Result]) -> dict[str, Any] | None:
-    """Of the diagnosis, as a share of the rest of the run."""
+    """Time of the diagnosis, as a fraction of the rest of the run. None without runs."""
     fractions = [r["seconds"]["diagnosis"] / r["seconds"]["rest"] for r in runs]
     return (
         {"median": round(float(np.median(fractions)), 4), "largest": round(max(fractions), 4), "runs": len(runs)}

@@ -1,4 +1,4 @@
-"""What the benchmark consists of, task by task, and how one task is done (by a process of its own, see __main__.py)."""
+"""The benchmark's list of tasks, and how a worker process performs one of them."""
 
 import importlib.util
 import os
@@ -11,25 +11,25 @@ HEALTHY_EPOCHS = 100
 OVERFITTING_EPOCHS = 60
 SMALL: dict[str, Any] = {"training": 512, "validation": 200, "sample": 100}
 HEALTHY: tuple[dict[str, Any], ...] = (SMALL, {**SMALL, "learning_rate": 1e-4, "settled": 1.0})
-"""Config of healthy runs with even and odd seeds: the rates of the injected runs, and the question's constant one."""
+"""Config of healthy runs with even seeds (the learning rates of the injected runs) and odd seeds (the question's, constant)."""
 ENOUGH = {"photographs": 2400, "letters": 2400}
-"""Training images of injected runs, where 800 are too few to learn from: what a network does not know it cannot lose."""
+"""Training images of injected runs on hard data. From 800 images the networks learn too little there for a fault to do harm."""
 PAST = 18
-"""Healthy epochs before an injection, and up to 3 more, by seed."""
+"""Healthy epochs before an injection. The seed adds 0 to 3 more."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A set of runs."""
+    """A set of runs: each seed is run on each data set with each architecture."""
 
     data: tuple[str, ...]
     architectures: tuple[str, ...]
     seeds: tuple[int, ...]
-    """Of runs that are injected into."""
+    """Seeds of injected runs."""
     healthy: tuple[int, ...]
-    """Seeds of healthy runs, for each data set and architecture."""
+    """Seeds of healthy runs."""
     strengths: str
-    """"tune" or "report"."""
+    """Which strengths of an injection to use: "tune" or "report"."""
 
 
 BOTH = ("question", "residual")
@@ -42,7 +42,7 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does at a time. JSON types."""
+    """One unit of work. All fields are JSON types."""
 
     kind: str
     """"injection", "healthy" or "overfitting"."""
@@ -52,9 +52,9 @@ class Task:
     strengths: str
     needs: tuple[tuple[str, Any], ...] = ()
     injections: tuple[str, ...] = ()
-    """Class names."""
+    """Names of Injection classes."""
     file: str | None = None
-    """Where they are defined, if not in injections.py."""
+    """The file that defines them, if not injections.py."""
 
     @property
     def name(self) -> str:
@@ -64,24 +64,26 @@ class Task:
 
 
 def load(file: str | None) -> list[Any]:
-    """The injections of a file, or the benchmark's own. Raises SystemExit with a line if the file has none."""
+    """The injections that `file` defines, or the benchmark's own. Raises SystemExit if the file has none."""
     from benchmarks.spike_causes import injections
 
     if file is None:
         return injections.INJECTIONS
     spec = importlib.util.spec_from_file_location("own_injections", file)
     if spec is None or spec.loader is None or not Path(file).exists():
-        raise SystemExit(f"{file}: no such Python file")
+        raise SystemExit(f"{file}: no such Python file. Fix: pass the path of a file that defines INJECTIONS.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = getattr(module, "INJECTIONS", None)
     if not found:
-        raise SystemExit(f"{file}: defines no INJECTIONS, a list of subclasses of benchmarks.spike_causes.injections.Injection")
+        raise SystemExit(
+            f"{file}: defines no INJECTIONS. Fix: set it to a list of subclasses of benchmarks.spike_causes.injections.Injection."
+        )
     return found
 
 
 def tasks(plan: Plan, file: str | None, only: str | None) -> list[Task]:
-    """All that a plan consists of; each part of it is balanced, so that one can stop in between."""
+    """All tasks of a plan, in rounds that each cover every data set and architecture, so that a partial result is balanced."""
     chosen = [kind for kind in load(file) if only is None or only in (kind.name, kind.cause)]
     places = [(data, architecture) for data in plan.data for architecture in plan.architectures]
     found = []
@@ -98,7 +100,7 @@ def tasks(plan: Plan, file: str | None, only: str | None) -> list[Task]:
 
 
 def perform(task: Task) -> list[dict[str, Any]]:
-    """The results of one task; in a process of its own."""
+    """Performs one task and returns its results. Limits TensorFlow to one thread, so it needs a process of its own."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
@@ -137,7 +139,7 @@ def perform(task: Task) -> list[dict[str, Any]]:
 
 
 def _disturb(run: Any, injection: Any) -> dict[str, Any]:
-    """One injection into a run, until there is an alarm."""
+    """Applies an injection for `injection.patience` epochs or until the first alarm, and returns the result."""
     decoy = injection.decoy and run.config.seed % 2 == 1
     diagnosis = None
     for _ in range(injection.patience):

@@ -1,4 +1,4 @@
-"""A plain Keras model as the probes' Network; needs no Ray and no worker group.
+"""A Keras model as the Network that the probes work with.
 
 Shapes: b images of a batch, k batches, C channels.
 """
@@ -18,7 +18,7 @@ DROPOUT = (keras.layers.Dropout, keras.layers.GaussianDropout, keras.layers.Alph
 
 
 class KerasNetwork:
-    """Weights are those of `model.get_weights()`."""
+    """Implements spikewise.probes.Network. Weights are those of `model.get_weights()`."""
 
     def __init__(
         self,
@@ -28,8 +28,8 @@ class KerasNetwork:
         loss: Callable[[Any, Any], Any],
         variables: Sequence[keras.Variable] = (),
     ) -> None:
-        """`evaluate()`: losses of the validation images; `batch(number)`: images and labels of that batch of the epoch;
-        `loss(labels, outputs)`: of each example; `variables`: further ones to keep untouched, such as the optimizer's."""
+        """`evaluate()`: losses [n] of the n validation images. `batch(number)`: images and labels of that batch of the epoch.
+        `loss(labels, outputs)`: loss of each example [b]. `variables`: further variables to restore, such as the optimizer's."""
         self.model = model
         self.evaluate = evaluate
         self._batch = batch
@@ -39,18 +39,19 @@ class KerasNetwork:
         self._norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
         self._dropouts = [layer for layer in layers if isinstance(layer, DROPOUT)]
         self._weights = model.weights
-        self._read = tf.function(lambda: [tf.identity(v.value) for v in self._weights])  # one by one takes up to four times as long
+        # One compiled read of all weights: reading them one by one takes up to four times as long.
+        self._read = tf.function(lambda: [tf.identity(v.value) for v in self._weights])
         self.drops = bool(self._dropouts)
         self._forward: dict[tuple[float, ...], Callable[..., Any]] = {}
         momenta = {float(layer.momentum) for layer in self._norms}
         self.momentum = momenta.pop() if len(momenta) == 1 else float("nan")
-        """BatchNormalization's, where all layers that train have the same."""
+        """Momentum of BatchNormalization; NaN if the trainable layers differ."""
         self.infer = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
 
     @cached_property
     def _moving(self) -> list[tuple[keras.Variable, float]]:
-        """Moving statistics and their momentum, of the layers whose statistics training moves. One that a model of one's own calls
-        with training=False keeps them, which only a step in training mode shows."""
+        """Moving statistics and their momentum, of the layers whose statistics training moves. A subclassed model may call a layer
+        with training=False, which freezes its statistics; only a forward pass in training mode reveals that."""
         if not self._norms:
             return []
         with self.untouched():
@@ -62,11 +63,13 @@ class KerasNetwork:
 
     @cached_property
     def statistics(self) -> Sequence[int]:
+        """Indices of the moving statistics among the weights."""
         places = {id(v): i for i, v in enumerate(self._weights)}
         return [places[id(v)] for v, _ in self._moving]
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
+        """Restores all variables, the random state of dropout included, on exit."""
         before = [variable.value.numpy() for variable in self._variables]
         try:
             yield
@@ -75,13 +78,16 @@ class KerasNetwork:
                 variable.assign(value)
 
     def weights(self) -> Weights:
+        """A copy of the weights."""
         return [value.numpy() for value in self._read()]
 
     def assign(self, weights: Weights) -> None:
+        """Sets the weights."""
         for variable, value in zip(self._weights, weights, strict=True):
             variable.assign(value)
 
     def moments(self, batches: Sequence[int], *, dropout: bool) -> list[np.ndarray]:
+        """Moments of these batches under the current weights, one array [k, C] for each of `statistics`."""
         found: list[list[np.ndarray]] = [[] for _ in self._moving]
         for number in batches:
             for variable, _ in self._moving:  # from zero, one step leaves (1 - momentum) of the batch's own moments
@@ -92,7 +98,7 @@ class KerasNetwork:
         return [np.array(values) for values in found]
 
     def _move(self, number: int, *, dropout: bool) -> None:
-        """Moving statistics take this batch in, as in training."""
+        """Updates the moving statistics with this batch, as training does."""
         rates = [layer.rate for layer in self._dropouts]
         key = tuple(rates) if dropout else ()
         try:
@@ -106,5 +112,6 @@ class KerasNetwork:
                 layer.rate = rate
 
     def batch_losses(self, batch: int) -> np.ndarray:
+        """Losses [b] of a batch in inference mode."""
         x, y = self._batch(batch)
         return np.asarray(self._loss(tf.convert_to_tensor(y), self.infer(tf.convert_to_tensor(x))))

@@ -1,4 +1,4 @@
-"""The benchmark of the diagnosis: how its numbers come about, and that it runs."""
+"""The benchmark of the diagnosis: its scores are right, and it runs."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.spike_causes import scoring
 from benchmarks.spike_causes.tasks import PLANS, load, tasks
-from spikewise.records import CAUSES
+from spikewise import causes
 
 
 def _injected(cause: str, verdict: str | None, strength: int = 0) -> dict:
@@ -28,16 +28,16 @@ def _healthy(alarms: int) -> dict:
     }
 
 
-def test_each_share_has_its_count_and_its_interval():
-    """A claim of 95 % would stand on any number of runs."""
+def test_each_fraction_has_its_count_and_its_interval():
+    """A reader could not tell 95 % of 20 runs from 95 % of 2,000."""
     results = [_injected("overshoot", "overshoot")] * 19 + [_injected("overshoot", "bad_batch")]
     right = scoring.score(results)["verdict_right"]["all"]
     assert (right["count"], right["of"], right["fraction"]) == (19, 20, 0.95)
     assert right["interval_95"] == [0.7639, 0.9911]  # Wilson's
 
 
-def test_what_was_not_detected_is_not_called_wrong_but_missed():
-    """Detection and attribution would be mixed up in one number."""
+def test_an_undetected_spike_counts_as_missed_not_as_wrong():
+    """One number would mix up detection and attribution."""
     results = [_injected("overshoot", "overshoot", 2), _injected("overshoot", None, 2)]
     scores = scoring.score(results)
     assert scores["verdict_right"]["all"]["of"] == 1
@@ -46,7 +46,7 @@ def test_what_was_not_detected_is_not_called_wrong_but_missed():
 
 
 def test_alarms_are_counted_by_run_and_by_epoch():
-    """The rate of false alarms would be wrong, and the extra time that of runs with alarms."""
+    """The published rate of false alarms would be wrong, and the extra time would include diagnoses."""
     healthy = scoring.score([_healthy(0)] * 18 + [_healthy(2)])["healthy"]
     assert (healthy["runs_with_alarm"]["count"], healthy["runs_with_alarm"]["of"]) == (1, 19)
     assert healthy["epochs"] == 1900
@@ -57,9 +57,9 @@ def test_alarms_are_counted_by_run_and_by_epoch():
 
 
 def test_every_cause_is_injected_and_tuning_shares_nothing_with_the_report():
-    """A cause would be claimed that was never tried, or a number reported on what it was tuned on."""
+    """The results would cover a cause that was never injected, or come from the data that thresholds were tuned on."""
     kinds = load(None)
-    assert {kind.cause for kind in kinds} == set(CAUSES) - {"overfitting"}  # that is a kind of run
+    assert {kind.cause for kind in kinds} == set(causes.NAMES) - {"overfitting"}  # a kind of run, not an injection
     assert len(kinds) >= 10
     tune, report = PLANS["tune"], PLANS["report"]
     assert not set(tune.data) & set(report.data)
@@ -67,7 +67,7 @@ def test_every_cause_is_injected_and_tuning_shares_nothing_with_the_report():
     assert len({task.name for task in tasks(report, None, None)}) == len(tasks(report, None, None))
 
 
-def test_a_file_without_injections_is_refused_in_a_line(tmp_path):
+def test_a_file_without_injections_is_refused_in_one_line(tmp_path):
     """A user with a typo in their own file would get a traceback."""
     (tmp_path / "mine.py").write_text("INJECTION = []")
     with pytest.raises(SystemExit, match="defines no INJECTIONS"):
@@ -97,8 +97,8 @@ INJECTIONS = [Inverted, Step, Lost]
 
 
 @pytest.mark.integration
-def test_injections_are_detected_and_named_those_of_ones_own_too(tmp_path):
-    """The claim could not be tested, least of all by others with causes of their own."""
+def test_the_users_own_injections_are_run_and_scored(tmp_path):
+    """Users could not check the claims with faults of their own."""
     (tmp_path / "mine.py").write_text(OWN)
     command = [sys.executable, "-m", "benchmarks.spike_causes", "--quick", "--injections", str(tmp_path / "mine.py")]
     command += ["--cache", str(tmp_path / "cache")]
@@ -109,5 +109,5 @@ def test_injections_are_detected_and_named_those_of_ones_own_too(tmp_path):
         "overshoot": {"overshoot": 2},
     }
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "0 tasks to do, 6 results known" in again.stderr  # or an interruption would cost everything
+    assert "0 tasks to do, 6 results known" in again.stderr  # an interrupted benchmark resumes
     assert json.loads(again.stdout)["verdict_right"] == first["verdict_right"]

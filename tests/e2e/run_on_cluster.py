@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import yaml
 
+from benchmarks.support.job import Job
 from jobs import cluster_data
 from jobs.kubernetes.kubectl import Kubectl, KubernetesObject
 from jobs.kubernetes.manifests import FOLDER, LABEL, SHAPES, fit, overlays, owner, pod_templates, render
@@ -77,7 +78,7 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Submission(jobs.Job):
+class Submission(Job):
     """`python -m jobs.submit`, running."""
 
     deadline = 600.0

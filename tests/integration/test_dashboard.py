@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.support.job import Job
 from tests.k8s.test_monitoring import DASHBOARD_QUERIES, metrics
 from tests.support import jobs
-from tests.support.jobs import Job
 from tests.support.prometheus import prometheus, query, until
 from tests.trainer.test_metrics import a_diagnosis
 from trainer.metrics import METRICS, Exporter

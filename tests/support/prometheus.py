@@ -1,4 +1,4 @@
-"""A real Prometheus for tests: Debian's program, scraping the addresses it is given."""
+"""Starts a real Prometheus that scrapes given addresses, and queries it."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 
 DEADLINE = 60.0
-"""Seconds after which something that takes one or two on an idle machine counts as broken."""
+"""Seconds before a wait fails. On an idle machine the same wait takes one or two seconds."""
 
 
 @contextmanager
 def prometheus(folder: Path, *targets: str) -> Iterator[str]:
-    """A Prometheus that scrapes `targets` every second; yields the address of its HTTP API."""
+    """A Prometheus that scrapes `targets` (host:port) every second. Yields the URL of its HTTP API."""
     config = {
         "global": {"scrape_interval": "1s"},
         "scrape_configs": [{"job_name": "trainer", "static_configs": [{"targets": targets}]}],
@@ -46,6 +46,7 @@ def prometheus(folder: Path, *targets: str) -> Iterator[str]:
 
 
 def listening(server: subprocess.Popen[bytes]) -> str | None:
+    """The URL that the process listens on, or None while it is starting. Raises AssertionError if it has exited."""
     assert server.poll() is None
     for connection in psutil.Process(server.pid).net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN:
@@ -54,13 +55,13 @@ def listening(server: subprocess.Popen[bytes]) -> str | None:
 
 
 def query(api: str, expression: str) -> dict[tuple[tuple[str, str], ...], float]:
-    """Labels (without name, job and instance) -> value, of an instant query."""
+    """Runs an instant query. Returns labels (without name, job and instance) -> value; empty while Prometheus is starting."""
     url = f"{api}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             result = json.load(answer)["data"]["result"]
     except urllib.error.HTTPError as error:
-        if error.code != 503:  # it is starting
+        if error.code != 503:  # 503: still starting
             raise
         return {}
     return {
@@ -72,6 +73,7 @@ def query(api: str, expression: str) -> dict[tuple[tuple[str, str], ...], float]
 
 
 def until(condition: Any, explain: Any = lambda: "") -> Any:
+    """Waits until `condition()` is true and returns its value. Raises AssertionError with `explain()` after DEADLINE seconds."""
     deadline = time.monotonic() + DEADLINE
     while not (result := condition()):
         assert time.monotonic() < deadline, explain()

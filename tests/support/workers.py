@@ -1,7 +1,4 @@
-"""Runs a script in several processes that form one tf.distribute cluster on this machine, without Ray.
-
-`python -m tests.support.workers` is not meant to be called; tests call `run(script, size)`. The script finds its rank in TF_CONFIG.
-"""
+"""Runs a script in several local processes that form one tf.distribute cluster, without Ray."""
 
 import json
 import os
@@ -11,7 +8,10 @@ import sys
 
 
 def run(script: str, size: int, folder, timeout: float = 240) -> None:
-    """Runs Python `script` in `size` processes with `folder` as working directory; raises with their output if one fails."""
+    """Runs Python `script` in `size` processes with `folder` as the working directory. TF_CONFIG tells each process its rank.
+
+    Raises AssertionError with the output of the failed processes if any exits with an error.
+    """
     sockets = [socket.socket() for _ in range(size)]
     for s in sockets:
         s.bind(("127.0.0.1", 0))

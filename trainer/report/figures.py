@@ -153,7 +153,7 @@ def of_spike(document: dict[str, Any], spike: dict[str, Any]) -> list[tuple[str,
 
 def whole_percent(fraction: float | None) -> str:
     """A fraction of a rise in whole percent: its interval is too wide for decimals."""
-    return "–" if fraction is None else describe.part(fraction).replace("%", " %")
+    return "–" if fraction is None else describe.percent(fraction).replace("%", " %")
 
 
 def _short(spike: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ def render(document: dict[str, Any], thumbnails: Mapping[Place, Thumbnail]) -> s
         setting=_setting,
         style=_style,
         sentence_case=lambda text: text[:1].upper() + text[1:],
-        cause=lambda name: describe.CAUSES[name],
+        cause=describe.cause_title,
         probe=describe.probe,
     )
     environment.globals.update(number=number, percent=percent, whole_percent=whole_percent, interval=_interval)

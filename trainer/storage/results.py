@@ -6,7 +6,7 @@ runs/<run>/starts             how often workers have started on the run
 runs/<run>/spikes.json        a Diagnosis for each spike, and the Overfitting
 runs/<run>/epochs/0001.json   the epoch's EpochReport
 runs/<run>/epochs/0001.npz    of the n validation images, in the order of the split: losses [n] and probabilities [n, K];
-                              of the fixed sample of m training images: sample [m], losses; of the s steps: steps [s, ...]
+                              of the fixed sample of m training images: sample [m], losses; of the s steps: steps/<field> [s]
 """
 
 import io
@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from spikewise.diagnose import diagnosis_from
-from spikewise.records import Diagnosis, Overfitting
+from spikewise.records import Diagnosis, Overfitting, diagnosis_from
 from trainer import UserError
 from trainer.epoch import EpochReport
 from trainer.storage import NotFound, Store

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, IncompleteReadError, NoCredentialsError
 
+from benchmarks.support.faultproxy import FaultProxy, Kind
 from jobs.demo.s3_server import S3Server
-from tests.support.faultproxy import FaultProxy, Kind
 from trainer.config import S3
 from trainer.storage import Exists, NotFound, Store, StoreError, open_store, s3
 from trainer.storage.s3 import S3Store

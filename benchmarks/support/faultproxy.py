@@ -1,12 +1,11 @@
-"""A server on loopback that passes requests on to a real S3 server and misbehaves when told to.
+"""A proxy on loopback that forwards requests to a real S3 server and injects the faults of a network or an overloaded server.
 
-Owns: the faults that a network or an overloaded server shows, one request at a time. Signatures stay valid, because the Host
-header is passed on as it came.
+S3 signatures stay valid, because the proxy forwards the Host header unchanged.
 
     with FaultProxy(endpoint_url) as proxy:
-        proxy.inject("status", times=2, status=503)     # then it behaves
+        proxy.inject("status", times=2, status=503)     # the next two requests fail
         ... use proxy.url as the endpoint ...
-        proxy.seen                                      # [("GET", "/bucket/key"), ...], those with faults included
+        proxy.seen                                      # [("GET", "/bucket/key"), ...], failed requests included
 """
 
 import http.client
@@ -31,7 +30,7 @@ class Fault:
 
 
 class FaultProxy:
-    """See the module. `url` is its endpoint, `seen` the (method, path) of every request so far."""
+    """A running proxy. `url` is its endpoint; `seen` holds the (method, path) of every request so far."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream).netloc
@@ -52,15 +51,16 @@ class FaultProxy:
         after: int = 10,
         matches: Callable[[str, str], bool] = lambda method, path: True,  # noqa: ARG005
     ) -> None:
-        """The next `times` requests whose (method, path) match go wrong. Faults injected earlier come first.
+        """Makes the next `times` requests whose (method, path) match fail. Faults apply in the order in which they were injected.
 
-        status: answered with this HTTP status, not passed on. hang: no answer, not passed on. cut: the answer's body ends after
-        `after` bytes. stall: it stops there, the connection stays open. lose: passed on, but the answer never comes back.
+        status: responds with this HTTP status without forwarding. hang: neither forwards nor responds. cut: closes the connection
+        after `after` bytes of the body. stall: stops there and keeps the connection open. lose: forwards, but drops the response.
         """
         with self._lock:
             self._faults.append(Fault(kind, times, status, after, matches))
 
     def next_fault(self, method: str, path: str) -> Fault | None:
+        """Records a request and returns the fault to apply to it, if any."""
         with self._lock:
             self.seen.append((method, path))
             for fault in self._faults:
@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def serve(self) -> None:
-        with suppress(ConnectionError):  # the client may have given up waiting
+        with suppress(ConnectionError):  # the client may have stopped waiting
             self._serve()
 
     def _serve(self) -> None:
@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = str(len(body))
         for name, value in headers:
             if name.lower() == "content-length":
-                length = value  # an answer to HEAD states the length of a body that it does not have
+                length = value  # a response to HEAD states the length of a body it does not carry
             elif name.lower() not in ("connection", "transfer-encoding"):
                 self.send_header(name, value)
         self.send_header("Content-Length", length)

@@ -1,0 +1,84 @@
+"""From a case to ranked causes. Pure: probe results in, a verdict out.
+
+The verdict is the first kind of PRECEDENCE whose claim decides; the other causes follow by their fraction of the rise. What
+changed in this epoch goes before the mechanism through which it acted: with steps ten times as long, BatchNormalization's
+statistics lag behind the weights, and re-estimating them removes most of the rise; yet the steps are the cause.
+
+A claim based on a probe decides if the probe removes at least half of the rise and its 95 % interval, its own noise included, lies
+above 0.
+
+To add a cause, write a module like those beside this one, put its CAUSE into PRECEDENCE, and describe it in the table of
+docs/diagnosis.md (a test compares the table with PRECEDENCE).
+"""
+
+from spikewise.causes import (
+    bad_batch,
+    batchnorm_statistics,
+    distribution_shift,
+    divergence,
+    few_examples,
+    gradient_noise,
+    nondeterministic_evaluation,
+    overfitting,
+    overshoot,
+    run_event,
+    sampling_noise,
+    unexplained,
+    variance_shift,
+)
+from spikewise.causes.kind import CauseKind
+from spikewise.records import Case, Cause
+
+PRECEDENCE: tuple[CauseKind, ...] = (
+    divergence.CAUSE,
+    nondeterministic_evaluation.CAUSE,
+    run_event.CAUSE,
+    few_examples.CAUSE,
+    sampling_noise.CAUSE,
+    distribution_shift.CAUSE,
+    bad_batch.CAUSE,
+    variance_shift.CAUSE,
+    overshoot.CAUSE,
+    gradient_noise.CAUSE,
+    batchnorm_statistics.CAUSE,
+    gradient_noise.OSCILLATION,
+    sampling_noise.FEW_GROUPS_ONLY,
+    overfitting.CAUSE,
+    distribution_shift.ONLY_VALIDATION_ROSE,
+    unexplained.CAUSE,
+)
+"""All kinds of causes, in order of precedence. A cause with two rules is listed twice, under the same name."""
+
+NAMES: tuple[str, ...] = tuple(dict.fromkeys(kind.name for kind in PRECEDENCE))
+"""The names of all causes, by their first place in PRECEDENCE."""
+
+LISTED = 0.1
+"""Causes other than the verdict are listed from this fraction of the rise."""
+
+
+def attribute(case: Case) -> tuple[Cause, ...]:
+    """The ranked causes of a spike, the verdict first; never empty."""
+    claims = [(kind, claim) for kind in PRECEDENCE if (claim := kind.rule(case)) is not None]
+    verdict = next((kind, claim) for kind, claim in claims if claim.decides)
+    ranked = {verdict[0].name: verdict}
+    for kind, claim in sorted(claims, key=lambda pair: -pair[1].fraction):
+        if claim.fraction >= LISTED:
+            ranked.setdefault(kind.name, (kind, claim))
+    return tuple(
+        Cause(
+            kind.name,
+            claim.fraction,
+            claim.low,
+            claim.high,
+            evidence=kind.evidence(case, claim),
+            remedy=kind.remedy(case, claim),
+            event=claim.event.kind if claim.event else None,
+            short_remedy=kind.short_remedy(case, claim) if kind.short_remedy else None,
+        )
+        for kind, claim in ranked.values()
+    )
+
+
+def kind_of(name: str) -> CauseKind | None:
+    """The kind with this name, None if there is none: results of another version may name other causes."""
+    return next((kind for kind in PRECEDENCE if kind.name == name), None)

@@ -1,0 +1,35 @@
+"""Training batches did the harm: wrong labels, damaged or unscaled images."""
+
+import numpy as np
+
+from spikewise.causes.kind import CauseKind, Claim, claim_from, percent
+from spikewise.records import Case
+
+
+def _rule(case: Case) -> Claim | None:
+    return claim_from(case.probes.get("bad_batches"))
+
+
+def _batches(case: Case) -> str:
+    numbers = [batch + 1 for batch in case.probes["bad_batches"].facts["batches"]]
+    return f"batch {numbers[0]}" if len(numbers) == 1 else f"batches {', '.join(map(str, numbers))}"
+
+
+def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    facts = case.probes["bad_batches"].facts
+    loss, had = float(np.mean(facts["losses"])), []
+    if set(facts["batches"]) <= set(facts["odd"]):
+        had.append("activations far from those of other batches")
+    if loss > facts["usual"] or not had:
+        had.append(f"a loss of {loss:.2f} (other batches: {facts['usual']:.2f})")
+    return (
+        f"With the weights of the epoch before, {_batches(case)} of {case.hyperparameters.steps} had {' and '.join(had)}; "
+        f"undoing the steps from there on removes {percent(case.fraction('bad_batches'))} of the rise."
+    )
+
+
+def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    return f"look at the images and labels of {_batches(case)}."
+
+
+CAUSE = CauseKind("bad_batch", "a bad training batch", harms_training=True, rule=_rule, evidence=_evidence, remedy=_remedy)

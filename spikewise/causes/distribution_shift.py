@@ -1,0 +1,55 @@
+"""The validation images, or how they are prepared, changed; or they differ from the training images."""
+
+from dataclasses import replace
+
+from spikewise.causes.kind import CauseKind, Claim, claim_from
+from spikewise.causes.overfitting import only_validation_rose, rises
+from spikewise.records import Case
+
+
+def _rule(case: Case) -> Claim | None:
+    return claim_from(case.probes.get("earlier_weights"))
+
+
+def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    facts = case.probes["earlier_weights"].facts
+    return f"Evaluated again, the earlier weights have a loss of {facts['today']:.3f}; it was {facts['recorded']:.3f} then."
+
+
+def _remedy(case: Case, claim: Claim) -> str:
+    return f"{_short_remedy(case, claim)} (size, colors, scaling)."
+
+
+def _short_remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    return "find what changed in the validation images or their preparation since then"
+
+
+def _only_validation_rule(case: Case) -> Claim | None:
+    return None if case.overfitting else only_validation_rose(case)
+
+
+def _only_validation_evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    return rises(case)
+
+
+def _only_validation_remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    return "compare validation with training images: source, camera, compression, class frequencies."
+
+
+CAUSE = CauseKind(
+    "distribution_shift",
+    "a shift of the validation images",
+    harms_training=True,
+    rule=_rule,
+    evidence=_evidence,
+    remedy=_remedy,
+    short_remedy=_short_remedy,
+)
+ONLY_VALIDATION_ROSE = replace(
+    CAUSE,
+    rule=_only_validation_rule,
+    evidence=_only_validation_evidence,
+    remedy=_only_validation_remedy,
+    short_remedy=None,
+)
+"""Training images do not show the rise, and there was no overfitting trend before."""

@@ -1,0 +1,24 @@
+"""The loss is not finite, or it never recovered."""
+
+import numpy as np
+
+from spikewise.causes.kind import CauseKind, Claim
+from spikewise.records import Case
+
+
+def _rule(case: Case) -> Claim | None:
+    return Claim(1.0, 1.0, 1.0, decides=True) if case.spike.outcome == "divergence" else None
+
+
+def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    return "The loss has not recovered." if np.isfinite(case.spike.loss) else "The loss is not finite."
+
+
+def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    rate = case.hyperparameters.learning_rate
+    lower = f"a learning rate of {rate / 10:.2g}" if np.isfinite(rate) else "a lower learning rate"
+    checkpoint = f" from a checkpoint before epoch {case.spike.epoch}" if case.spike.epoch > 1 else ""
+    return f"restart{checkpoint} with {lower}."
+
+
+CAUSE = CauseKind("divergence", "a divergence", harms_training=True, rule=_rule, evidence=_evidence, remedy=_remedy)

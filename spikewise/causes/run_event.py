@@ -1,0 +1,113 @@
+"""Something happened to the run: an event its caller reported, or weights that something else than training wrote."""
+
+from typing import NamedTuple
+
+from spikewise.causes.kind import CauseKind, Claim, claim_from, percent
+from spikewise.records import Case, Diagnosis, Event
+from spikewise.steps import JUMP
+from spikewise.suspects import HALF
+
+TRACE = 1.5
+"""An event left a trace if the steps after it were this many times longer than their gradients explain."""
+RAISED = 1.2
+"""A learning rate counts as raised from this multiple of the earlier one."""
+
+
+class _Wording(NamedTuple):
+    title: str
+    what: str
+    remedy: str
+    """`{before:g}` stands for the value before the event."""
+
+
+WORDING = {
+    "restart": _Wording(
+        "a restart", "The run was restarted", "restore weights, moving statistics, optimizer and position in the data together."
+    ),
+    "optimizer_reset": _Wording(
+        "a lost optimizer state",
+        "The optimizer state was lost",
+        "restore it with the weights, or warm up the learning rate over 100 steps.",
+    ),
+    "learning_rate": _Wording(
+        "a raised learning rate", "The learning rate was changed", "go back to {before:g}, or warm up to the new learning rate."
+    ),
+    "world_size": _Wording(
+        "a changed number of workers",
+        "The number of workers was changed",
+        "keep the global batch size, and synchronize BatchNorm across workers.",
+    ),
+    "batch_size": _Wording("a changed batch size", "The batch size was changed", "adjust the learning rate to the new batch size."),
+    "data": _Wording("changed training data", "The training data were changed", "compare the new data with the old."),
+}
+
+
+def _rule(case: Case) -> Claim | None:
+    if case.fraction("earlier_weights") >= HALF:  # the earlier weights show the rise too: not the event's doing
+        return None
+    if case.training.foreign is not None and case.fraction("bad_batches") < HALF:
+        return Claim(1.0, 1.0, 1.0, decides=True)
+    for number, event in sorted(enumerate(case.events), key=lambda pair: _turn(case, *pair)):
+        probe = case.probes.get("before_event")
+        if probe is not None and probe.facts["step"] == event.step and _left_a_trace(case, event, number):
+            return claim_from(probe, event=event)
+    return None
+
+
+def _turn(case: Case, number: int, event: Event) -> int:
+    """The order in which events are considered. A change made at a restart leaves the same trace as a restart that lost something,
+    and goes first; a change made in an earlier epoch goes after a restart that lost its statistics."""
+    if event.kind == "restart":
+        return 1 if case.training.jumps[number] >= JUMP else 3
+    return 0 if event.epoch == case.spike.epoch else 2
+
+
+def _left_a_trace(case: Case, event: Event, number: int) -> bool:
+    """Whether the event changed anything: a restart that restored everything did not."""
+    if event.kind == "learning_rate" and event.before and event.after:
+        return event.after > RAISED * event.before
+    if case.training.length_after[number] >= TRACE or case.training.jumps[number] >= JUMP:
+        return True
+    path = case.probes.get("path")
+    sudden = path is not None and path.fraction >= HALF and path.facts["first"] <= event.step < path.facts["last"]
+    return sudden and event.kind in ("batch_size", "data")
+
+
+def _evidence(case: Case, claim: Claim) -> str:
+    event = claim.event
+    if event is None:
+        start, stop, excess = case.training.foreign or (0, 0, 0.0)
+        return f"Between steps {start} and {stop} the weights moved {excess:.3g} farther than these steps account for."
+    values = f" from {event.before:g} to {event.after:g}" if event.before is not None and event.after is not None else ""
+    when = f"before step {event.step + 1} of the epoch" if event.epoch == case.spike.epoch else f"in epoch {event.epoch}"
+    evidence = f"{WORDING[event.kind].what}{values} {when}; {percent(case.fraction('before_event'))} of the rise came afterwards"
+    number = list(case.events).index(event)
+    if (longer := case.training.length_after[number]) >= TRACE:
+        evidence += f", with steps up to {longer:.1f} times as long as their gradients explain"
+    if (jump := case.training.jumps[number]) >= JUMP:
+        evidence += f"; there BatchNorm's moving statistics moved {jump:.0f} times as far as anywhere else in the epoch"
+    return f"{evidence}."
+
+
+def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    if claim.event is None:
+        return "find what else writes the weights: a restore, a callback, another process, faulty memory."
+    return WORDING[claim.event.kind].remedy.format(before=claim.event.before or 0)
+
+
+def _specific_title(diagnosis: Diagnosis) -> str | None:
+    event = diagnosis.verdict.event
+    if event in WORDING:
+        return WORDING[event].title
+    return "weights written from outside" if diagnosis.training.foreign and not event else None
+
+
+CAUSE = CauseKind(
+    "run_event",
+    "an event in the run",
+    harms_training=True,
+    rule=_rule,
+    evidence=_evidence,
+    remedy=_remedy,
+    specific_title=_specific_title,
+)

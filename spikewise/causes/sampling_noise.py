@@ -1,0 +1,72 @@
+"""Chance: with another draw of the validation images there might be no rise."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from spikewise.causes.kind import CauseKind, Claim, percent
+from spikewise.detect import CERTAIN, FEW_GROUPS
+from spikewise.records import Case, Spike
+from spikewise.suspects import HALF
+
+FAR_LONGER = 30.0
+"""A step this many times longer than its gradient explains rules chance out."""
+
+
+def _rule(case: Case) -> Claim | None:
+    return None if _from_few_groups(case.spike) or case.training.length >= FAR_LONGER else _chance(case.spike)
+
+
+def _few_groups_rule(case: Case) -> Claim | None:
+    return _chance(case.spike) if _from_few_groups(case.spike) else None
+
+
+def _from_few_groups(spike: Spike) -> bool:
+    return spike.groups is not None and spike.groups < min(FEW_GROUPS, spike.images)
+
+
+def _chance(spike: Spike) -> Claim | None:
+    if not np.isfinite(spike.error) or spike.rise >= CERTAIN * spike.error:
+        return None
+    chance = float(np.clip(1.96 * spike.error / spike.rise, 0, 1))
+    return Claim(chance, chance, chance, decides=True)
+
+
+def _drawn(spike: Spike) -> tuple[int, str]:
+    """What a draw consists of: how many, and what they are."""
+    if spike.groups is not None and spike.groups < spike.images:
+        return spike.groups, "groups of validation images"
+    return spike.images, "validation images"
+
+
+def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    spike = case.spike
+    count, what = _drawn(spike)
+    evidence = f"With another draw of {count} {what}, the rise could lie between {spike.low:.3f} and {spike.high:.3f}"
+    if spike.group is not None and spike.group_fraction >= HALF:
+        evidence += f"; {percent(spike.group_fraction)} of it comes from the images of {spike.group}"
+    if spike.low > 0:
+        evidence += f"; the rise is {spike.rise / spike.error:.1f} standard errors, and chance alone produces {CERTAIN} "
+        evidence += "in one of 20 runs of 100 epochs"
+    return f"{evidence}."
+
+
+def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    spike = case.spike
+    count, what = _drawn(spike)
+    if _from_few_groups(spike):  # too few to estimate how many would do
+        return f"use at least {FEW_GROUPS} {what}: with only {count}, a single group can move the mean."
+    needed = 10 * np.ceil(count * (CERTAIN * spike.error / spike.rise) ** 2 / 10)
+    return f"use about {needed:,.0f} {what} instead of {count:,}: then a rise of {spike.rise:.3f} would be more than chance."
+
+
+CAUSE = CauseKind(
+    "sampling_noise",
+    "chance, with so few validation images",
+    harms_training=False,
+    rule=_rule,
+    evidence=_evidence,
+    remedy=_remedy,
+)
+FEW_GROUPS_ONLY = replace(CAUSE, rule=_few_groups_rule)
+"""The validation images come from so few groups that almost any rise could be chance. Other causes are considered first."""

@@ -50,8 +50,8 @@ class Monitoring:
         """`process`: "driver" or "worker 0"."""
         self.exporter.update_object_store(process, requests=requests.by_operation, retries=requests.retries, errors=requests.errors)
 
-    def _saves(self, stats: SaveStats) -> None:
-        self.exporter.update_checkpoint(stats)
+    def _saves(self, saves: SaveStats) -> None:
+        self.exporter.update_checkpoint(step=saves.step, committed=saves.committed, seconds=saves.seconds, failures=saves.failures)
 
     def wait_for_last_scrape(self, *, trained: bool, interrupted: bool = False) -> None:
         """Waits until the last values are scraped, at most `linger` seconds; Ctrl-C ends the wait.

@@ -28,11 +28,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.support import training
 from trainer import config
 from trainer.data import augmentation
 from trainer.data.loader import Batch
 from trainer.data.order import epoch_generator, epoch_order
-from trainer.engine.group import Group
 from trainer.engine.step import Learner
 
 QUESTION = "jobs/configs/question.toml"
@@ -125,14 +125,18 @@ def batches(folder: Path, settings: config.Settings) -> list[Batch]:
     return [Batch(*map(tf.constant, (pixels[rows], labels[rows], change))) for rows, change in zip(order, changes, strict=True)]
 
 
+def a_learner(settings: config.Settings) -> Learner:
+    return training.learner(settings, (*settings.data.image_size, 3))
+
+
 def memory(folder: Path, settings: config.Settings, epochs: int) -> dict:
     """Images per second of the job's training step, one value per epoch."""
     ready = batches(folder, settings)
-    learner = Learner(Group(), settings, (*settings.data.image_size, 3), 2)
+    learner = a_learner(settings)
     speeds = []
     for _ in range(epochs):
         began = time.perf_counter()
-        losses = [learner.train(batch).loss for batch in ready]
+        losses = [learner.train(batch)[0].loss for batch in ready]
         assert np.isfinite([float(loss) for loss in losses]).all()
         speeds.append(len(ready) * settings.training.batch_size / (time.perf_counter() - began))
     return {"images_per_second": speeds}
@@ -144,7 +148,7 @@ def step(folder: Path, settings: config.Settings) -> dict:
     learners = {}
     for kind in (settings.model.batch_normalization, "keras"):
         model = settings.model.model_copy(update={"batch_normalization": kind})
-        learners[kind] = Learner(Group(), settings.model_copy(update={"model": model}), (*settings.data.image_size, 3), 2)
+        learners[kind] = a_learner(settings.model_copy(update={"model": model}))
         for batch in ready[:WARM_UP]:
             learners[kind].train(batch)
     turns: dict[str, list[float]] = {kind: [] for kind in learners}
@@ -152,7 +156,7 @@ def step(folder: Path, settings: config.Settings) -> dict:
         for kind in sorted(learners, reverse=bool(pair % 2)):
             began = time.perf_counter()
             for number in range(BLOCK):
-                stats = learners[kind].train(ready[(pair * BLOCK + number) % len(ready)])
+                stats, _ = learners[kind].train(ready[(pair * BLOCK + number) % len(ready)])
             float(stats.loss)
             turns[kind].append((time.perf_counter() - began) / BLOCK * 1000)
     return {"milliseconds": turns}

@@ -15,6 +15,7 @@ from jobs.kubernetes.kubectl import Kubectl, KubernetesError, KubernetesObject
 from jobs.kubernetes.manifests import LABEL
 from jobs.kubernetes.watch import Watch
 from trainer import UserError, config
+from trainer.epoch import best as best_epoch
 from trainer.formatting import duration
 
 
@@ -126,7 +127,7 @@ def stored(run: str, storage: str, s3: config.S3) -> str:
         raise UserError(f"{store.url} has no run {run}. Fix: correct --run or --storage; a run is stored once training has begun.")
     lines = [facts.get("outcome", "no outcome stored: the run is still training, or it was lost")]
     if history := results.get_history(store, run):
-        last, best = history[-1], results.best(history)
+        last, best = history[-1], best_epoch(history)
         losses = last.train_loss, last.train_loss_inference, last.validation_loss
         lines.append(_epoch(last.epoch, facts["config"]["training"]["epochs"], *losses))
         if best:

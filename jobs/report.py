@@ -31,7 +31,11 @@ def main(argv: list[str] | None = None) -> int:
         if packed is None:
             raise UserError(f"--run {arguments.run}: its packed images are no longer in {storage.url}/shards")
         rows = open_rows(packed, storage, Path(settings.pipeline.cache_dir))
-        sides = split(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes, data)
+        sides = split(
+            *(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes),
+            validation_fraction=data.validation_fraction,
+            min_validation=data.min_validation,
+        )
         folder = Path(settings.run.output, arguments.run)
         write(load(arguments.run, storage, packed, rows, sides), folder)
     except (UserError, OSError) as error:

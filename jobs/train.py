@@ -1,4 +1,8 @@
-"""Trains: `python -m jobs.train --config jobs/configs/question.toml --set run.name=first`. Run it again to resume."""
+"""Trains a model: `python -m jobs.train --config jobs/configs/question.toml --set run.name=first`. Run it again to resume.
+
+Exit codes: 0 success, 1 the run failed, 2 an error that the user can correct, 143 interrupted, a checkpoint is saved; with
+--retried, 75 for a failure that may be over later.
+"""
 
 import argparse
 import logging
@@ -12,10 +16,10 @@ from trainer.run.console import Console
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Trains a run, or resumes the one of that name.")
-    add_configuration(parser, "TOML file, such as jobs/configs/question.toml")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done and touch nothing")
-    parser.add_argument("--retried", action="store_true", help=f"exit with {os.EX_TEMPFAIL} where another try may go better")
+    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train a model, or resume the run of that name.")
+    add_configuration(parser, "TOML file, for example jobs/configs/question.toml")
+    parser.add_argument("--dry-run", action="store_true", help="print what the run would do, and write nothing")
+    parser.add_argument("--retried", action="store_true", help=f"exit with {os.EX_TEMPFAIL} after a failure that may be over later")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     try:
@@ -33,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return os.EX_TEMPFAIL if error.transient and arguments.retried else 2
-    except Exception:  # of Ray, or a fault of ours: another try costs little
+    except Exception:  # an error of Ray, or a bug: another attempt costs little
         if not arguments.retried:
             raise
         traceback.print_exc()

@@ -49,7 +49,7 @@ DOORS = {
     "rich": {"trainer.run.console"},
     "safetensors": {"trainer.storage.checkpoint"},
     "simplejpeg": {"trainer.data.decode"},
-    "tensorflow": {"spikewise.keras", "trainer.data", "trainer.model", "trainer.engine", "trainer.run.worker", "benchmarks"},
+    "tensorflow": {"spikewise.keras", "trainer.data", "trainer.model", "trainer.engine", "benchmarks"},
     "tf.distribute": {"trainer.engine.group"},
     "yaml": {"jobs"},
 }

@@ -1,29 +1,18 @@
-"""Spikewise: train an image classifier on Ray Train and explain every jump of its validation loss.
+"""The job: trains an image classifier on Ray Train from the images of a bucket, and explains every jump of its validation loss.
 
-The map, in the order of a run (an arrow never points back up):
+The rooms, from bottom to top. A module imports from rooms below its own, never from above, and each vendor's package has one
+door; tests/test_layering.py checks both.
 
-    config       typed, strict run configuration (TOML)
-    records      the values that cross module borders
-    store        what every store can do, and the store that is a folder
-    objectstore  the store that is an S3 bucket                     (the only door to boto3)
-    index        a listing -> Manifest, and its split into training and validation
-    decode       one image file -> the pixels trained on
-    shards       packed images: the files and the local cache
-    pack         Manifest -> shards in object storage, decoded once, in parallel
-    pipeline     shards -> the batches of one worker
-    layers       BatchNormalization and Dropout for several workers
-    model        the network, and its export as a plain Keras model
-    step         one synchronous update over all workers            (the only door to tf.distribute)
-    checkpoint   save, commit, find the newest valid one; the lease on a run's name
-    exporter     epoch reports -> Prometheus                        (the only door to prometheus_client)
-    scores, charts, page, report    HTML, JSON and PNG of a run
-    results      what a run stores about itself, and how it is read again
-    loop         what one worker does, top to bottom
-    cluster      Ray: a cluster, its room, a mailbox, the backend   (with launch and loop, the only door to ray.train)
-    launch       the driver: lease, data, workers, metrics, report
-    console      what a person sees while it runs;  plan  what a run would do
+config, epoch, formatting   the run's configuration (TOML); the summary of an epoch; numbers as text
+storage/                    stores (a folder, an S3 bucket), checkpoints, the lease on a run's name, results
+data/                       a listing of images -> a split, packed shards, and the batches of each worker
+model/                      the model, its layers for several workers, its export
+engine/                     the workers as a group, a training step, exact evaluation
+metrics                     Prometheus metrics
+report/                     the report of a run: HTML, JSON, PNG
+run/                        the driver and the workers
 
-Importing `trainer` imports nothing heavy.
+`import trainer` loads nothing heavy.
 """
 
 from spikewise import __version__

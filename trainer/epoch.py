@@ -1,39 +1,47 @@
-"""One epoch, as it is reported, exported and stored."""
+"""The summary of one epoch, and which epoch of a run is the best."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class EpochReport:
-    """One epoch, as reported, exported and stored. Losses are mean cross-entropy in nats per image."""
+    """One epoch, as reported, exported and stored. Losses are the mean cross-entropy in nats per image."""
 
     epoch: int
-    """From 1."""
+    """Counted from 1."""
     step: int
     """Updates since the start of the run."""
     train_loss: float
-    """As Keras reports it: mean over the epoch's batches, dropout on, weights moving."""
+    """The training loss as Keras reports it: mean over the epoch's batches, with dropout, while the weights change."""
     train_accuracy: float
     train_loss_inference: float
-    """Of a fixed sample of training images after the epoch, in inference mode: comparable with `validation_loss`."""
+    """Loss of a fixed sample of training images after the epoch, in inference mode: comparable with `validation_loss`."""
     validation_loss: float
     validation_accuracy: float
     learning_rate: float
     gradient_norm: float
     """L2 norm of the global gradient, mean over the epoch's steps."""
     update_norm: float
-    """L2 norm of the change that one step makes to the trainable weights, mean over the epoch's steps."""
+    """L2 norm of one step's change of the trainable weights, mean over the epoch's steps."""
     images_per_second: float
-    """Training only, all workers."""
+    """Training throughput of all workers together, without evaluation."""
     input_wait: float
-    """Share of the training time that the slowest worker spent waiting for input, 0..1."""
+    """Fraction of the training time that the slowest worker waited for input, 0..1."""
     step_seconds: float
     """Mean duration of one step."""
     seconds: float
-    """The whole epoch: training, evaluation, bookkeeping."""
+    """Duration of the whole epoch: training, evaluation and bookkeeping."""
     restarts: int = 0
     """How often the run had been resumed before this epoch ended."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def best(history: Iterable[EpochReport]) -> EpochReport | None:
+    """The epoch with the lowest finite validation loss, the earlier of equal ones; None if no loss is finite."""
+    finite = [report for report in history if math.isfinite(report.validation_loss)]
+    return min(finite, key=lambda report: (report.validation_loss, report.epoch), default=None)

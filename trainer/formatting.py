@@ -2,7 +2,7 @@
 
 
 def duration(seconds: float) -> str:
-    """4.1 s, 3m20s, 2h05m."""
+    """A duration such as 4.1 s, 3m20s or 2h05m."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -10,7 +10,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people: 393 MB."""
+    """A number of bytes such as 393 MB, in powers of 1000."""
     units = ["bytes", "kB", "MB", "GB", "TB"]
     while count >= 1000 and len(units) > 1:
         count /= 1000
@@ -19,7 +19,7 @@ def size(count: float) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without line breaks."""
+    """The error's message on one line; for an OSError the system's message and the file."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename!r}" if error.filename else "")
     return " ".join(str(error).split())

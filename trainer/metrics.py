@@ -22,7 +22,7 @@ import trainer
 from spikewise.causes import NAMES as CAUSES
 from spikewise.records import Diagnosis, Overfitting
 from trainer.epoch import EpochReport
-from trainer.storage.checkpoint import Stats
+from trainer.storage.checkpoint import SaveStats
 
 State = Literal["starting", "packing", "training", "completed", "failed", "interrupted"]
 STATES: tuple[State, ...] = get_args(State)
@@ -271,7 +271,7 @@ class Exporter(Collector):
             self._set("spikewise_last_progress_timestamp_seconds", time.time())
             self._updates += 1
 
-    def update_checkpoint(self, stats: Stats) -> None:
+    def update_checkpoint(self, stats: SaveStats) -> None:
         """What became of the saves of the worker that saves; its successor after a restart counts from 0 again."""
         with self._changed:
             for name, value in {

@@ -8,6 +8,8 @@ from spikewise.records import Case, Hyperparameters
 ASTRAY = 3.0
 """If the training loss of the last batches lies this many standard deviations above the usual one, the weights themselves are to
 blame."""
+LOWEST = 0.8
+"""The lowest momentum that is suggested."""
 
 
 def _rule(case: Case) -> Claim | None:
@@ -28,21 +30,22 @@ def _half_life(momentum: float) -> float:
     return float(np.log(0.5) / np.log(momentum))
 
 
-def _known(hyperparameters: Hyperparameters) -> bool:
-    return bool(np.isfinite(hyperparameters.momentum)) and hyperparameters.steps > 0
+def _adjustable(hyperparameters: Hyperparameters) -> bool:
+    """Whether the momentum is known and can be lowered."""
+    return hyperparameters.momentum > LOWEST and hyperparameters.steps > 0  # False for a momentum of NaN
 
 
 def _short_remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
     now = case.hyperparameters
-    if not _known(now):
+    if not _adjustable(now):
         return "lower BatchNormalization's momentum, or re-estimate its statistics before evaluating"
-    better = next((m for m in (0.99, 0.97, 0.9) if m < now.momentum and _half_life(m) < now.steps / 5), 0.8)
+    better = next((m for m in (0.99, 0.97, 0.9) if m < now.momentum and _half_life(m) < now.steps / 5), LOWEST)
     return f"set BatchNormalization's momentum to {better:g}"
 
 
 def _remedy(case: Case, claim: Claim) -> str:
     now, short = case.hyperparameters, _short_remedy(case, claim)
-    if not _known(now):
+    if not _adjustable(now):
         return f"{short}."
     lag = f"at {now.momentum:g} the statistics need {_half_life(now.momentum):.0f} steps to follow half of a change"
     return f"{short} ({lag}; an epoch has {now.steps})."

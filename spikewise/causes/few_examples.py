@@ -41,7 +41,7 @@ def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
         what = f"{'looks' if one else 'look'} mislabelled"
     else:
         what = "became much harder for the network"
-    shown = ", ".join(case.keys[i] if case.keys else f"number {i}" for i in images[:SHOWN])
+    shown = ", ".join(case.keys[i] if case.keys else f"index {i}" for i in images[:SHOWN])
     shown += f" and {len(images) - SHOWN} more" if len(images) > SHOWN else ""
     return f"look at {'this image' if one else f'these {len(images)} images'}, which {what}: {shown}."
 

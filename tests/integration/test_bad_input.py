@@ -1,4 +1,4 @@
-"""Bad input, bad credentials and bad storage, met the way a user meets them: one line that says what to do, nothing left behind."""
+"""Bad input, bad credentials and bad storage, as a user meets them: one line that says what to do, and nothing left behind."""
 
 import io
 import itertools
@@ -57,7 +57,7 @@ def store(url: str) -> Store:
 
 @dataclass
 class Place:
-    """Images and room for runs in a bucket, and a configuration for them."""
+    """A bucket with images and storage for runs, and a configuration for them."""
 
     storage: str
     folder: Path
@@ -66,7 +66,7 @@ class Place:
 
     @classmethod
     def at(cls, storage: str, folder: Path, **changes: int) -> Self:
-        """Writes the configuration, changed by `changes` of [data]; made while the credentials are the right ones."""
+        """Writes the configuration, with `changes` in [data]. Call it while the credentials are the right ones."""
         configuration = jobs.write_config(folder, storage)
         lines = "".join(f"{key} = {value}\n" for key, value in changes.items())
         configuration.write_text(configuration.read_text().replace("[data]\n", f"[data]\n{lines}"))
@@ -75,7 +75,7 @@ class Place:
         return place
 
     def objects(self) -> dict[str, str]:
-        """Etags of all that runs have stored, but for the packed images."""
+        """ETags of all objects that runs have stored, packed images excluded."""
         return {entry.key: entry.etag for entry in self.runs.list("runs/")}
 
 
@@ -88,13 +88,14 @@ def place(s3_server, tmp_path_factory) -> Place:  # noqa: ARG001
 
 @dataclass
 class Attempt:
-    """Calls the job in this process: quick, and enough for what fails before a worker starts."""
+    """Calls the job in this process: fast, and enough for errors before a worker starts."""
 
     place: Place
     output: Callable[[], tuple[str, str]]
 
     def fails(self, pattern: str, *overrides: str, configuration: Path | None = None) -> str:
-        """The job ends with code 2 and one line that matches, stores nothing and gives its name back. Returns what it printed."""
+        """Checks that the job ends with code 2 and one line that matches, stores nothing and releases its run name. Returns its
+        standard output."""
         before = self.place.objects()
         settings = [word for override in ("run.name=refused", *overrides) for word in ("--set", override)]
         code = train.main(["--config", str(configuration or self.place.configuration), *settings])
@@ -113,7 +114,7 @@ def attempt(place, capfd) -> Attempt:
     return Attempt(place, capfd.readouterr)
 
 
-# What is wrong before anything is started
+# Errors that are found before anything is started
 
 
 @pytest.mark.parametrize(
@@ -127,12 +128,15 @@ def attempt(place, capfd) -> Attempt:
         (["run.name=Not a name"], r"run\.name = 'Not a name': .*small letters, digits and dashes"),
         (["training.batch_size=33", "launch.workers=2"], r"training\.batch_size = 33 .* launch\.workers = 2: 32 or 34 would fit"),
         (["data.classes={ authentic = 'authentic/' }"], r"classes names only authentic: at least two are needed"),
-        (["run.storage=http://host/bucket"], r"'http://host/bucket': write s3://bucket/prefix or a folder \(a server's address"),
+        (
+            ["run.storage=http://host/bucket"],
+            r"'http://host/bucket' is not a storage URL\. Fix: write s3://bucket",
+        ),
     ],
     ids=first,
 )
 def test_a_wrong_configuration(attempt, overrides, pattern):
-    """A typing error would show up as a traceback, or hours later as a run with other settings."""
+    """A typo would end in a traceback, or show up hours later as a run with other settings."""
     attempt.fails(pattern, *overrides)
 
 
@@ -146,16 +150,25 @@ def test_no_configuration(attempt, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "pattern"),
     [
-        (["run.storage=s3://no-such-bucket/runs"], r"s3://no-such-bucket/runs/.*: no such bucket: create it, or correct"),
-        (["data.source=s3://no-such-bucket/images"], r"s3://no-such-bucket/images/\*: no such bucket: create it, or correct"),
-        (["data.source=s3://spikewise/nothing-here"], r"data\.source = s3://spikewise/nothing-here holds no objects: correct it"),
-        (["data.source=/no/such/folder"], r"/no/such/folder: no such folder: correct the path, or make the folder"),
+        (
+            ["run.storage=s3://no-such-bucket/runs"],
+            r"s3://no-such-bucket/runs/.*: no such bucket .*\. Fix: create it",
+        ),
+        (
+            ["data.source=s3://no-such-bucket/images"],
+            r"s3://no-such-bucket/images/\*: no such bucket .*\. Fix: create it",
+        ),
+        (["data.source=s3://spikewise/nothing-here"], r"data\.source = s3://spikewise/nothing-here holds no objects\. Fix: correct it"),
+        (["data.source=/no/such/folder"], r"/no/such/folder: no such folder\. Fix: correct the path or create the folder"),
         (
             ["data.classes.fake=forged/"],
-            r"class 'fake': no key .* begins with 'forged/'; there are 'authentic/' \(80\), 'fake/' \(80\)",
+            r"class 'fake': no key .* starts with 'forged/' \(found: 'authentic/' \(80\), 'fake/' \(80\)\)\. Fix: correct data\.classes\.fake",
         ),
         (["data.classes={}", "data.class_pattern=(?P<class>authentic)"], r"finds only the class 'authentic' \(80 images\)"),
-        (["run.output=/proc/none"], r"run\.output = '/proc/none' cannot be written \(No such file or directory\): name a folder"),
+        (
+            ["run.output=/proc/none"],
+            r"run\.output = '/proc/none' cannot be written \(No such file .*\)\. Fix: set it to a",
+        ),
         (
             ["s3.endpoint_url=http://127.0.0.1:9", "s3.max_attempts=1"],
             r"http://127\.0\.0\.1:9 cannot be reached, .* s3\.endpoint_url",
@@ -164,48 +177,48 @@ def test_no_configuration(attempt, tmp_path):
     ids=first,
 )
 def test_wrong_places(attempt, overrides, pattern):
-    """A mistyped bucket, prefix or address would be a traceback, or an empty data set."""
+    """A mistyped bucket, prefix or address would end in a traceback, or in an empty data set."""
     attempt.fails(pattern, *overrides)
 
 
 def test_wrong_credentials(attempt, s3_server: S3Server, monkeypatch):
-    """The user would not know which of two keys is wrong, or that the right to write is missing."""
+    """The user would not know which of two keys is wrong, or that the permission to write is missing."""
     with monkeypatch.context() as patch:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-        attempt.fails(r"the secret key is wrong: check AWS_SECRET_ACCESS_KEY")
+        attempt.fails(r"the secret key is wrong \(.*\)\. Fix: check AWS_SECRET_ACCESS_KEY")
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "unknown")
-        attempt.fails(r"the server does not know this access key: check AWS_ACCESS_KEY_ID")
+        attempt.fails(r"the server does not know this access key \(.*\)\. Fix: check AWS_ACCESS_KEY_ID")
     with monkeypatch.context() as patch:
         patch.delenv("AWS_ACCESS_KEY_ID")
         patch.delenv("AWS_SECRET_ACCESS_KEY")
-        attempt.fails(r"no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        attempt.fails(r"no AWS credentials found\. Fix: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", s3_server.reader_access_key)
         patch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.reader_secret_key)
-        attempt.fails(r"runs/refused/lease-\d+\.json: these credentials do not permit it: grant them .*for PutObject")
+        attempt.fails(r"runs/refused/lease-\d+\.json: these credentials lack .*\(AccessDenied for PutObject\)\. Fix: grant")
 
 
 def test_as_a_command(place):
-    """What the other tests see in their own process would not be what a shell sees: code, streams, no traceback at exit."""
+    """A shell would see another exit code than the tests above, output on another stream, or a traceback at exit."""
     command = [sys.executable, "-m", "jobs.train", "--config", str(place.configuration), "--set", "data.source=s3://spikewise/none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: data.source = s3://spikewise/none holds no objects: correct it, or upload the images first\n"
+    assert done.stderr == "error: data.source = s3://spikewise/none holds no objects. Fix: correct it or upload the images\n"
     assert re.fullmatch(r"run job-\d{8}-\d{6}: metrics at http://127\.0\.0\.1:\d+/metrics\n", done.stdout)
 
 
 def test_a_damaged_description_of_the_run(attempt):
-    """Something else written under the run's name would be a traceback, or silently start it anew."""
+    """A foreign object under the run's name would end in a traceback, or silently start the run anew."""
     place = attempt.place
     place.runs.put("runs/refused/run.json", b'{"config": ')
     attempt.fails(
-        r"runs/refused/run\.json is damaged \(Expecting value.*\): delete it to go on from the run's checkpoints, or choose"
+        r"runs/refused/run\.json is damaged \(Expecting value.*\)\. Fix: delete it to resume from the run's checkpoints, or choose"
     )
     place.runs.delete(["runs/refused/run.json"])
 
 
-# What is found once there is a cluster: a small one, shared by these tests
+# Errors that need a cluster to be found: a small one, shared by these tests
 
 
 @pytest.fixture(scope="module")
@@ -226,15 +239,16 @@ def on_cluster(attempt, cluster, monkeypatch) -> Attempt:
 
 
 def test_no_cluster(attempt, monkeypatch):
-    """A cluster that is gone would be waited for for minutes, with warnings that name no setting."""
+    """The job would wait for minutes for a cluster that is gone, with warnings that name no setting."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    attempt.fails(r"RAY_ADDRESS = 127\.0\.0\.1:9: no cluster answers there \(.*\): start it, correct it, or unset it")
+    attempt.fails(r"No Ray cluster answers at RAY_ADDRESS = 127\.0\.0\.1:9 \(.*\)\. Fix: start .*, correct RAY_ADDRESS, or")
 
 
 def test_a_cluster_too_small(on_cluster):
     """The job would pack for an hour, and then wait for machines that never come."""
-    printed = on_cluster.fails(r"launch\.workers = 4 need 4 cores, 1 each, and the cluster has 2: lower it", "launch.workers=4")
-    printed += on_cluster.fails(r"launch\.workers = 1 need a GPU each, and the cluster has 0: lower it", "launch.gpu=true")
+    cores = r"Not enough cores: launch\.workers = 4 needs 4 \(1 for each worker\), the cluster has 2\. Fix: lower launch\.workers"
+    gpus = r"Not enough GPUs: launch\.workers = 1 needs 1, the cluster has 0\. Fix: lower launch\.workers, add GPU nodes, or set"
+    printed = on_cluster.fails(cores, "launch.workers=4") + on_cluster.fails(gpus, "launch.gpu=true")
     assert "data:" not in printed
 
 
@@ -243,27 +257,27 @@ def test_a_cluster_too_small(on_cluster):
     [
         (
             "training.batch_size=150",
-            r"training\.batch_size = 150 is larger than the training set of \d+ images: lower it or add images",
+            r"training\.batch_size = 150 is larger than the training set of \d+ images\. Fix: lower it or add images",
         ),
         (
             "data.min_validation=60",
-            r"has \d+ validation images .*below data\.min_validation = 60: add images, raise data\.validation_",
+            r"has \d+ validation images .*below data\.min_validation = 60\. Fix: add images, raise data\.validation_",
         ),
     ],
 )
 def test_too_few_images(on_cluster, override, pattern):
-    """The job would train on nothing, or report the mean of three images."""
+    """The job would train on nothing, or report the mean loss of three images."""
     on_cluster.fails(pattern, override)
 
 
 def test_a_full_disk(on_cluster, tmp_path):
-    """A disk that fills up would be a traceback, or leave half a file that the next run takes for whole."""
+    """A full disk would end in a traceback, or leave half a file that the next run takes for a whole one."""
     on_cluster.fails("below data.min_validation", "data.min_validation=60")  # packed, if it was not yet
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
         on_cluster.fails(
-            r"cache/.*: the disk is full: \d+ bytes are needed, .* or set pipeline\.cache_dir to a folder on a larger disk",
+            r"cache/.*: the disk is full \(\d+ bytes are needed, .*\)\. Fix: .* or set pipeline\.cache_dir to a folder on a larger disk",
             f"pipeline.cache_dir={tmp_path}/cache",
         )
     finally:
@@ -285,7 +299,7 @@ def image(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def hostile(place) -> tuple[Place, set[str], set[str]]:
-    """Images of hostile names, sizes and contents, with a configuration of their own; the good keys, and the bad ones."""
+    """Images with hostile names, sizes and contents, and a configuration for them; the keys of good and of bad images."""
     storage = f"{place.storage}/hostile"
     images = store(f"{storage}/images")
     small, huge = io.BytesIO(), io.BytesIO()
@@ -297,7 +311,7 @@ def hostile(place) -> tuple[Place, set[str], set[str]]:
         "authentic/..\nempty.jpg": b"",
         "authentic/<b>text</b>.jpg": b"<script>alert(1)</script>",
         "fake/cut ü.jpg": image(1)[:-100],
-        'fake/"bomb".png': png(60_000, 60_000, 8, 2, b""),  # the pixels are not even there: the size alone decides
+        'fake/"bomb".png': png(60_000, 60_000, 8, 2, b""),  # it has no pixels: its header alone decides
     }
     for key, content in (good | bad).items():
         images.put(key, content)
@@ -307,13 +321,13 @@ def hostile(place) -> tuple[Place, set[str], set[str]]:
 
 
 def test_too_many_broken_images(hostile, cluster, capfd, monkeypatch):
-    """A data set of which a tenth was never uploaded whole would be trained on."""
+    """The job would train on a data set although a tenth of its images was not uploaded completely."""
     place, good, bad = hostile
     monkeypatch.setenv("RAY_ADDRESS", cluster)
     fraction = f"{len(bad) / len(good | bad):.2%}"
     Attempt(place, capfd.readouterr).fails(
         rf"{len(bad)} of {len(good | bad)} images \({fraction}\) cannot be used, above data\.max_quarantined = 1\.00%: "
-        r"'authentic/\.\.\\nempty\.jpg' is empty \(0 bytes\); .*quarantine\.json\), or raise data\.max_quarantined$"
+        r"'authentic/\.\.\\nempty\.jpg' is empty \(0 bytes\); .*quarantine\.json lists all\), or raise data\.max_quarantined$"
     )
 
 
@@ -330,7 +344,7 @@ def trained(hostile) -> tuple[Place, set[str], set[str], Job]:
 
 
 def test_hostile_names_reach_the_report_unharmed(trained):
-    """A name could run a script in the reader's browser, break the page, or stand for another image."""
+    """A file name could run a script in the reader's browser, break the page, or be shown for another image."""
     place, good, bad, job = trained
     document = read_report(place.folder / "runs", "hostile")
     quarantined = {entry["key"]: entry["reason"] for entry in document["data"]["quarantined"]}
@@ -345,11 +359,11 @@ def test_hostile_names_reach_the_report_unharmed(trained):
         assert raw not in page
     for shown in ("&lt;img src=x onerror=alert(1)&gt;.jpg", "&amp;amp;%2e%2e {{ 7 * 7 }}.jpg", "[red]:dog:[ -rf.jpg", "写真"):
         assert shown in page
-    assert r"4 images cannot be decoded and are left out, such as 'authentic/..\nempty.jpg' (is empty (0 bytes))" in job.output
+    assert r"4 images cannot be decoded and are skipped, such as 'authentic/..\nempty.jpg' (is empty (0 bytes))" in job.output
 
 
 def test_odd_sizes_are_trained_on(trained):
-    """A single huge or tiny photograph would end the job or be lost without a word."""
+    """A single huge or tiny photograph would end the job, or be skipped silently."""
     place, good, *_ = trained
     storage = place.runs
     facts = json.loads(storage.get("runs/hostile/run.json"))
@@ -361,18 +375,18 @@ def test_odd_sizes_are_trained_on(trained):
 
 
 def shaky(every: int, method: str = "") -> Callable[[str, str], bool]:
-    """Matches each `every`-th request of a method."""
+    """Matches every n-th request of a method, n = `every`."""
     numbers = itertools.count(1)
     return lambda asked, path: asked.startswith(method) and next(numbers) % every == 0  # noqa: ARG005
 
 
 def test_a_damaged_checkpoint_and_a_shaky_server(trained, s3_server: S3Server):
-    """One torn object or a bad day of the storage would end the run, or let it go on from garbage."""
+    """One damaged object or an unreliable storage would end the run, or let it continue from garbage."""
     place, *_ = trained
     storage = place.runs
     checkpoints = Checkpoints(storage, "hostile", 1)
     newest, first = checkpoints.latest().step, jobs.history(place.storage, "hostile")[0].step
-    key = f"runs/hostile/checkpoints/{newest:09d}/state.npz"
+    key = f"runs/hostile/checkpoints/{newest:09d}/state.safetensors"
     content = bytearray(storage.get(key))
     content[len(content) // 2] ^= 1
     storage.put(key, bytes(content))
@@ -397,7 +411,7 @@ def test_a_damaged_checkpoint_and_a_shaky_server(trained, s3_server: S3Server):
         )
         job.succeed()
     assert (
-        f"checkpoint of step {newest} is passed over: runs/hostile/checkpoints/{newest:09d}/state.npz is not what was" in job.output
+        f"checkpoint of step {newest} is damaged and skipped: runs/hostile/checkpoints/{newest:09d}/state.safetensors" in job.output
     )
     assert f"resumed from the checkpoint of step {first}, in epoch 2" in job.output
     assert re.search(r"warning: no metrics: .*Address already in use.*: choose another metrics\.port", job.output)
@@ -407,7 +421,7 @@ def test_a_damaged_checkpoint_and_a_shaky_server(trained, s3_server: S3Server):
 
 
 def test_storage_that_goes_away_for_good(place, s3_server: S3Server):
-    """Hours of training would be lost to an outage that may end before they do; or the job would call itself a success."""
+    """Hours of training would be lost to an outage that may end before training does; or the job would report success."""
     gone = threading.Event()
 
     def outage(method: str, path: str) -> bool:
@@ -425,12 +439,12 @@ def test_storage_that_goes_away_for_good(place, s3_server: S3Server):
         assert job.wait() == 1
     assert not psutil.wait_procs(started, DEADLINE)[1]
     assert "Traceback" not in job.output
-    assert re.search(r"warning: CHECKPOINT of step \d+ FAILED, training goes on: .* with 503", job.output)
-    assert re.search(r"warning: results of epoch 2 were not stored: .* with 503", job.output)
+    assert re.search(r"warning: saving the checkpoint of step \d+ failed, training continues: .* with 503", job.output)
+    assert re.search(r"warning: the results of epoch 2 were not stored: .* with 503", job.output)
     assert re.search(
-        r"warning: the report is not complete: .*python -m jobs\.report --config FILE --run outage makes it", job.output
+        r"warning: the report is incomplete \(python -m jobs\.report --config FILE --run outage rebuilds it\): .*503", job.output
     )
     last = job.lines[-1]
-    assert last.startswith("error: run outage failed: all 2 epochs are trained, but the model is not stored (run again under this")
+    assert last.startswith("error: run outage failed: All 2 epochs are trained, but the model is not stored. Fix: run again under")
     assert "model.keras" in last
     assert Checkpoints(place.runs, "outage", 1).latest() is None

@@ -7,124 +7,127 @@ import numpy as np
 import pytest
 
 from spikewise import describe
-from spikewise.diagnose import Diagnostician, diagnosis_from
-from spikewise.records import Event
-from tests.trainer.engine.test_golden import SHAPE, _Rows
-from trainer import config
-from trainer.data.loader import Feed
-from trainer.engine.distributed_network import TrainedNetwork
-from trainer.engine.group import Group
-from trainer.engine.step import Learner
+from spikewise.detect import PATIENCE
+from spikewise.diagnose import Diagnostician
+from spikewise.records import STEP, Event, diagnosis_from
+from tests.spikewise.training import BATCH, RATE, STEPS, SmallTraining
 
-VALIDATION = np.arange(120, 200)
 EPOCHS = 10
 
 
-class _Training:
-    """A network in training, with a diagnostician."""
+class _Training(SmallTraining):
+    """A network in training with a Diagnostician, after EPOCHS healthy epochs."""
 
     def __init__(self) -> None:
-        data = {"source": "x", "classes": {"a": "a/", "b": "b/"}}
-        model = {"momentum": 0.5, "dropout": [0.0, 0.0, 0.0]}
-        settings = config.parse({"data": data, "model": model, "training": {"batch_size": 8, "learning_rate": 1e-4}})
-        rows = _Rows()
-        self.learner = Learner(Group(), settings, SHAPE, 2)
-        self.feed = Feed(rows, np.arange(120), settings, rank=0, size=1)
-        self.learner.resident = self.feed.load()
-        self.labels = rows.labels[VALIDATION].copy()
-        self.network = TrainedNetwork(self.learner, self.feed, self.evaluate)
-        self.diagnostician = Diagnostician(self.network, batch_size=8, labels=self.labels, momentum=0.5)
+        super().__init__()
+        labels = self.y[self.validation]
+        self.diagnostician = Diagnostician(self.network, batch_size=BATCH, labels=labels, momentum=self.norm.momentum)
+        for _ in range(EPOCHS):
+            self.close()
 
-    def evaluate(self) -> np.ndarray:
-        return self.learner.evaluate(VALIDATION, self.labels)[0]
+    def close(self, before_evaluation=lambda: None, events=()):
+        """Trains an epoch and has it diagnosed."""
+        snapshots = self.diagnostician.snapshots(STEPS)
 
-    def epoch(self, number: int, before_evaluation=lambda: None, events=()):
-        snapshots, steps = self.diagnostician.snapshots(self.feed.steps), []
-        self.network.begin(number)
-        for batch in self.feed.batches(number):
-            steps.append([float(value) for value in self.learner.train(batch)])
-            if len(steps) == self.feed.steps:
+        def after(done: int) -> None:
+            if done == STEPS:
                 before_evaluation()
-            if len(steps) in snapshots:
-                self.diagnostician.snapshot(len(steps))
-        sample, _ = self.learner.evaluate(np.arange(100), self.feed.rows.labels[:100])
-        return self.diagnostician.close_epoch(self.evaluate(), sample, np.array(steps), learning_rate=1e-4, events=events)
+            if done in snapshots:
+                self.diagnostician.snapshot(done)
+
+        steps = self.epoch(after=after)
+        rate = float(self.optimizer.learning_rate)
+        return self.diagnostician.close_epoch(self.evaluate(), self.sample(), steps, learning_rate=rate, events=events)
 
 
 @pytest.fixture
 def training():
-    found = _Training()
-    for number in range(1, EPOCHS + 1):
-        found.epoch(number)
-    return found
+    return _Training()
 
 
 def test_lost_statistics_are_named_and_nothing_is_changed(training):
-    """The commonest cause of a spike would be missed, or the diagnosis itself would change the run."""
-    statistics = [training.learner.model.weights[i] for i in training.network.statistics]
+    """Otherwise the most common cause of a spike would be missed, or the diagnosis itself would change the run."""
+    state = []
 
     def lose() -> None:
-        nonlocal state
-        for variable in statistics:
-            variable.assign(variable.numpy() * 0.2)
-        state = training.learner.state()
+        training.norm.moving_variance.assign(training.norm.moving_variance * 400)
+        state.extend(np.array(variable.value) for variable in training.variables())
 
-    state: dict[str, np.ndarray] = {}
     known = len(training.diagnostician.diagnoses)
-    news = training.epoch(EPOCHS + 1, lose)
+    news = training.close(lose)
     assert news.diagnosis is not None
     assert len(training.diagnostician.diagnoses) == known + 1
     assert news.diagnosis.verdict.name == "batchnorm_statistics"
     assert news.diagnosis.verdict.fraction > 0.5
-    for name, values in state.items():
-        np.testing.assert_array_equal(training.learner.state()[name], values)
-    assert diagnosis_from(news.diagnosis.as_dict()) == news.diagnosis  # or the report of a finished run would lack it
+    for value, variable in zip(state, training.variables(), strict=True):
+        np.testing.assert_array_equal(np.array(variable.value), value)
     assert f"SPIKE in epoch {EPOCHS + 1}" in describe.block(news.diagnosis)
+    stored = json.loads(json.dumps(news.diagnosis.as_dict()))  # as the report of a finished run reads it
+    assert describe.block(diagnosis_from(stored)) == describe.block(news.diagnosis)
 
 
 def test_a_network_whose_statistics_lag_for_long_is_not_called_lost(training):
-    """A run that comes back would be reported as the end of training."""
-    statistics = [training.learner.model.weights[i] for i in training.network.statistics]
+    """Otherwise a run that recovers would be reported as the end of training."""
 
     def spoil() -> None:
-        for variable in statistics:
-            variable.assign(variable.numpy() * 0.05)
+        training.norm.moving_variance.assign(training.norm.moving_variance * 400)
 
-    news = [training.epoch(EPOCHS + 1 + number, spoil) for number in range(6)]
-    outcomes = [found.resolved.spike.outcome for found in news if found.resolved]
-    assert outcomes == ["level shift"]
+    news = [training.close(spoil) for _ in range(PATIENCE + 1)]
+    assert [found.resolved.spike.outcome for found in news if found.resolved] == ["level shift"]
 
 
 def test_a_network_that_forgot_its_images_is_called_lost(training):
-    """A dead network would be called a level shift, and the user would train on."""
-    weights = [variable for variable in training.learner.model.trainable_variables if len(variable.shape) > 1]
+    """Otherwise a dead network would be called a level shift, and the user would train on."""
+    weights = [variable for variable in training.model.trainable_variables if len(variable.shape) > 1]
 
     def destroy() -> None:
         for number, variable in enumerate(weights):
             variable.assign(np.random.default_rng(number).normal(0, 3 * variable.numpy().std(), variable.shape))
 
-    news = [training.epoch(EPOCHS + 1 + number, destroy) for number in range(6)]
+    news = [training.close(destroy) for _ in range(PATIENCE + 1)]
     resolved = [found.resolved for found in news if found.resolved]
     assert [diagnosis.verdict.name for diagnosis in resolved] == ["divergence"]
 
 
 @pytest.mark.parametrize(("later", "blamed"), [(1, True), (3, False)])
 def test_a_raised_learning_rate_is_remembered_for_two_epochs(training, later, blamed):
-    """Harm often comes an epoch after a warm restart, and the user would be told of long steps but not where they came from."""
-    training.epoch(EPOCHS + 1, events=[Event("learning_rate", EPOCHS + 1, 0, 1e-4, 10.0)])
-    for number in range(EPOCHS + 2, EPOCHS + 1 + later):
-        training.epoch(number)
+    """Harm often comes an epoch after a raise; otherwise the user would learn of long steps, but not where they came from."""
+    training.close(events=[Event("learning_rate", EPOCHS + 1, 0, RATE, 10.0)])
+    for _ in range(later - 1):
+        training.close()
     facts, arrays = training.diagnostician.state()
     training.diagnostician.restore(json.loads(json.dumps(facts)), arrays, at_epoch_end=True)
-    training.learner.optimizer.learning_rate.assign(10.0)
-    news = training.epoch(EPOCHS + 1 + later)
+    training.optimizer.learning_rate.assign(10.0)
+    news = training.close()
     assert news.diagnosis is not None
-    assert (news.diagnosis.verdict.name == "run_event") == blamed  # what else is named turns on the last bits of so wild a step
+    assert (news.diagnosis.verdict.name == "run_event") == blamed  # what else is named depends on the last bits of so wild a step
     assert (f"in epoch {EPOCHS + 1};" in news.diagnosis.verdict.evidence) == blamed
 
 
-class _Told:
-    """A network whose losses are told: those of its only weight, the number of the epoch."""
+def test_a_restored_diagnostician_continues_like_an_undisturbed_one(training):
+    """Otherwise a resumed run would explain a spike differently than a run that was not interrupted."""
+    facts, arrays = training.diagnostician.state()
+    assert all(array.dtype.kind == "f" and array.dtype.names is None for array in arrays.values())  # as safetensors needs them
+    resumed = Diagnostician(training.network, batch_size=BATCH, labels=training.y[training.validation], momentum=0.8)
+    resumed.restore(json.loads(json.dumps(facts)), arrays, at_epoch_end=True)
+    both = (training.diagnostician, resumed)
+
+    def after(done: int) -> None:
+        for one in both:
+            if done in one.snapshots(STEPS):
+                one.snapshot(done)
+
+    training.batches[20] = (training.batches[20][0] * 30, training.batches[20][1])
+    steps = training.epoch(after=after)
+    first, second = (one.close_epoch(training.evaluate(), training.sample(), steps, learning_rate=RATE) for one in both)
+    assert first.diagnosis is not None
+    assert second.diagnosis is not None
+    assert second.diagnosis.verdict.name == first.diagnosis.verdict.name == "bad_batch"
+    assert second.diagnosis.verdict.fraction == pytest.approx(first.diagnosis.verdict.fraction, abs=0.02)  # other dropout masks
+
+
+class _OneWeight:
+    """A network whose only weight is the number of the epoch; the losses of each epoch are given."""
 
     statistics: tuple[int, ...] = ()
     drops = False
@@ -148,22 +151,39 @@ class _Told:
         return np.full(8, 0.3)
 
 
-def _told(losses, sampled, predict=None):
-    """The diagnosis of an epoch with the last of these validation losses [k, n], training losses [k] given."""
-    network = _Told(losses)
+def _last_diagnosis(losses, sampled, predict=None):
+    """The diagnosis of the last of these epochs: validation losses [k, n], training losses [k]."""
+    network = _OneWeight(losses)
     diagnostician = Diagnostician(network, batch_size=8)
-    steps = np.tile([0.3, 6, 1, 1, 2, 0, 0], (10, 1))
+    steps = np.array([(0.3, 1, 2)] * 10, STEP)
     for number, sample in enumerate(sampled):
         network.weight = float(number)
         news = diagnostician.close_epoch(losses[number], np.full(8, sample), steps, predict=predict)
     return news.diagnosis
 
 
+def test_step_records_may_have_further_fields():
+    """The job's own step records also count correct answers; the diagnosis must take them as they are, in any order."""
+    losses = np.full((8, 300), 0.5) + 0.01 * np.sin(np.arange(8))[:, None]
+    losses[-1] += 0.5
+    fields = [(name, np.float32) for name in ("correct", "update_norm", "gradient_norm", "loss")]
+    records = np.array([(7, 2, 1, 0.3)] * 10, fields)
+    network = _OneWeight(losses)
+    diagnostician = Diagnostician(network, batch_size=8)
+    for number, epoch in enumerate(losses):
+        network.weight = float(number)
+        steps = records.copy()
+        steps["update_norm"][5] *= 1 + 9 * (number == 7)
+        news = diagnostician.close_epoch(epoch, np.full(8, 0.3), steps)
+    assert news.diagnosis.training.length == pytest.approx(10)
+    assert news.diagnosis.training.length_at == 5
+
+
 def test_a_rise_over_two_epochs_that_training_images_share_is_no_shift_of_the_validation_images():
-    """The second epoch's training images would be compared with both epochs' validation images."""
+    """Otherwise one epoch of training images would be compared with two epochs of validation images."""
     means = np.array([*(0.7 + 0.005 * np.sin(np.arange(16))), 0.84, 0.865])
     losses = means[:, None] + np.random.default_rng(0).normal(0, 0.05, 300)
-    found = _told(losses, means - 0.2)
+    found = _last_diagnosis(losses, means - 0.2)
     assert found.spike.rise > 0.14
     assert found.training.validation_rise == pytest.approx(found.training.train_rise)
     assert found.training.train_rise == pytest.approx(0.025)
@@ -171,19 +191,35 @@ def test_a_rise_over_two_epochs_that_training_images_share_is_no_shift_of_the_va
 
 
 def test_images_without_a_finite_loss_are_named():
-    """Two damaged images would make a spike that nothing explains."""
+    """Otherwise two damaged images would make a spike that nothing explains."""
     losses = np.full((8, 300), 0.5) + 0.01 * np.sin(np.arange(8))[:, None]
     losses[-1, [7, 90]] = np.inf, np.nan
-    found = _told(losses, losses[:, 0], lambda images: dict.fromkeys(images, ("cat", "dog", 0.99)))
+    found = _last_diagnosis(losses, losses[:, 0], lambda images: dict.fromkeys(images, ("cat", "dog", 0.99)))
     assert found.spike.outcome == "open"
     assert found.verdict.name == "few_examples"
     assert sorted(one.image for one in found.suspects) == [7, 90]
     assert describe.name(found) == "2 images, probably mislabelled"
 
 
-def test_a_first_epoch_without_a_finite_loss_is_told():
-    """A run that was broken from the start would have no diagnosis, or one of a loss that was expected to be nan."""
-    found = _told(np.full((1, 300), np.nan), [np.nan])
+def test_a_first_epoch_without_a_finite_loss_is_diagnosed():
+    """Otherwise a run that was broken from the start would have no diagnosis, or one that expected a loss of nan."""
+    found = _last_diagnosis(np.full((1, 300), np.nan), [np.nan])
     assert found.verdict.name == "divergence"
     assert "nan" not in describe.block(found)
-    assert found.verdict.remedy == "start again with a lower learning rate."
+    assert found.verdict.remedy == "restart with a lower learning rate."
+
+
+def test_a_discarded_epoch_leaves_no_snapshots():
+    """Otherwise snapshots of an interrupted epoch would be taken for those of the next one, and steps be blamed that never were."""
+    losses = np.full((9, 300), 0.5) + 0.01 * np.sin(np.arange(9))[:, None]
+    losses[-1] += 0.5
+    network = _OneWeight(losses)
+    diagnostician = Diagnostician(network, batch_size=8)
+    steps = np.array([(0.3, 1, 2)] * 10, STEP)
+    for number, epoch in enumerate(losses):
+        network.weight = 1000.0
+        diagnostician.snapshot(5)
+        diagnostician.discard_epoch()
+        network.weight = float(number)
+        news = diagnostician.close_epoch(epoch, np.full(8, 0.3), steps)
+    assert news.diagnosis.training.foreign is None

@@ -3,92 +3,46 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from spikewise import probes
 from spikewise.detect import Resampler
 from spikewise.keras.network import KerasNetwork
 from spikewise.probes import Scene
 from spikewise.records import Event, Spike
+from tests.spikewise.training import BATCH, STEPS, VALIDATION, SmallTraining
 
-STEPS, BATCH, VALIDATION = 24, 16, 300
-SNAPSHOTS = (6, 12, 18)
+SNAPSHOTS = (6, 12, 18, STEPS)
 
 
-class _Training:
-    """A network that learned to tell two clouds of points apart, and one more epoch of it that can be disturbed."""
+class _Training(SmallTraining):
+    """A network after six healthy epochs, and one more epoch that a test can disturb."""
 
     def __init__(self) -> None:
-        keras.utils.set_random_seed(3)
-        r = np.random.default_rng(3)
-        self.y = r.integers(0, 2, (STEPS * BATCH + VALIDATION,)).astype(np.int32)
-        self.x = (r.normal(0, 1, (len(self.y), 6)) + 1.2 * (2 * self.y[:, None] - 1) * (np.arange(6) < 3)).astype(np.float32)
-        self.dropout = keras.layers.Dropout(0.2, seed=1)
-        self.model = keras.Sequential(
-            [
-                keras.Input((6,)),
-                keras.layers.Dense(16, activation="relu"),
-                self.dropout,
-                keras.layers.BatchNormalization(momentum=0.8),
-                keras.layers.Dense(2),
-            ]
-        )
-        self.optimizer = keras.optimizers.Adam(3e-3)
-        self.optimizer.build(self.model.trainable_variables)
-        self._infer = tf.function(lambda x: self.model(x, training=False))
-        self.validation = slice(STEPS * BATCH, None)
-        self.batches = [(self.x[i : i + BATCH], self.y[i : i + BATCH]) for i in range(0, STEPS * BATCH, BATCH)]
-        self.loss = keras.losses.SparseCategoricalCrossentropy(True, reduction=None)
-        self.network = KerasNetwork(self.model, self.evaluate, self.batches.__getitem__, self.loss, self.optimizer.variables)
-        self._compiled = {}
+        super().__init__()
         for _ in range(6):
-            path, self.earlier = self.epoch()
+            path, self.earlier = self.snapshots()
         self.reference, self.average, self.reference_losses = self.network.weights(), probes.average(path), self.evaluate()
-        self._healthy = [np.array(variable.value) for variable in self._variables()]
+        self._healthy = [np.array(variable.value) for variable in self.variables()]
         self._data = self.x.copy(), list(self.batches)
 
     def restore(self) -> None:
         """Back to the end of the last healthy epoch."""
-        for variable, value in zip(self._variables(), self._healthy, strict=True):
+        for variable, value in zip(self.variables(), self._healthy, strict=True):
             variable.assign(value)
         self.x[:], self.batches[:] = self._data
         self.dropout.rate, self.network.evaluate = 0.2, self.evaluate
 
-    def _variables(self) -> list[keras.Variable]:
-        return [*self.model.variables, *self.optimizer.variables]
-
-    def evaluate(self) -> np.ndarray:
-        return np.asarray(self.loss(self.y[self.validation], self._infer(self.x[self.validation])))
-
-    def step(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        """One update and its record."""
-        weights = [variable.value for variable in self.model.trainable_variables]
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(self.loss(y, self.model(x, training=True)))
-        gradients, before = tape.gradient(loss, weights), [tf.identity(weight) for weight in weights]
-        with tf.control_dependencies(before):
-            self.optimizer.apply(gradients)
-        norm = tf.linalg.global_norm(gradients)
-        moved = tf.linalg.global_norm([tf.convert_to_tensor(now) - was for now, was in zip(weights, before, strict=True)])
-        return tf.stack([loss, 0.0, norm, norm**2, moved, 0.0, 0.0])
-
-    def epoch(self, before=None):
-        """Weights along the epoch, and its step records; `before` is told the number of each step."""
-        path, steps = [], []
-        step = self._compiled.setdefault(self.dropout.rate, tf.function(self.step))  # the rate is a constant in it
-        for number, (x, y) in enumerate(self.batches):
-            if before:
-                before(number)
-            steps.append(step(x, y).numpy())
-            if number + 1 in (*SNAPSHOTS, STEPS):
-                path.append((number + 1, self.network.weights()))
-        return path, np.array(steps)
+    def snapshots(self, before=lambda _: None):
+        """An epoch: the weights at SNAPSHOTS, and the step records."""
+        path = []
+        steps = self.epoch(before, lambda done: path.append((done, self.network.weights())) if done in SNAPSHOTS else None)
+        return path, steps
 
     def scene(self, path, steps) -> Scene:
-        """After that epoch, as the diagnosis sets it up."""
+        """What the diagnosis passes to the probes after that epoch."""
         losses = self.evaluate()
-        rise = float(losses.mean() - self.reference_losses.mean())
         loss, baseline = float(losses.mean()), float(self.reference_losses.mean())
+        rise = loss - baseline
         spike = Spike(9, loss, baseline, 0.01, 0.05, rise=rise, low=rise, high=rise, error=0.01, images=VALIDATION)
         return Scene(
             network=self.network,
@@ -104,9 +58,6 @@ class _Training:
             batch_size=BATCH,
         )
 
-    def moving(self) -> list[keras.Variable]:
-        return [self.model.weights[i] for i in self.network.statistics]
-
 
 @pytest.fixture(scope="module")
 def healthy():
@@ -121,14 +72,18 @@ def training(healthy):
 
 @pytest.fixture
 def disturbed(training):
-    """A scene in which every probe has something to do: statistics spoiled late, one batch out of scale."""
+    """A scene in which every probe has something to do: one batch is out of scale."""
     training.batches[20] = (training.batches[20][0] * 30, training.batches[20][1])
-    return training, training.scene(*training.epoch())
+    return training, training.scene(*training.snapshots())
+
+
+def _few(scene):
+    return probes.few_examples(scene.spike, scene.losses, scene.reference_losses)
 
 
 PROBES = {
     "evaluation": probes.evaluation,
-    "few_examples": probes.few_examples,
+    "few_examples": _few,
     "path": probes.path,
     "statistics": probes.statistics,
     "variance_shift": probes.variance_shift,
@@ -141,9 +96,9 @@ PROBES = {
 
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probe_leaves_everything_bit_for_bit_and_takes_at_most_three_passes(disturbed, name):
-    """A run with diagnosis would not be the run without it, or a spike would cost as much as an epoch."""
+    """Otherwise the diagnosis would change the run, or cost as much as an epoch of training."""
     training, scene = disturbed
-    kept = [*training.model.variables, *training.optimizer.variables]  # the dropout's random state is among them
+    kept = training.variables()
     assert any(variable is training.dropout.seed_generator.state for variable in kept)
     before = [np.array(variable.value) for variable in kept]
     evaluations = 0
@@ -154,7 +109,7 @@ def test_a_probe_leaves_everything_bit_for_bit_and_takes_at_most_three_passes(di
         evaluations += 1
         return evaluate()
 
-    for ready in ("clean_now", "clean_reference", "noise"):  # shared by several probes, and paid for once
+    for ready in ("clean_now", "clean_reference", "noise"):  # shared by several probes, and computed once
         if name != "statistics":
             with training.network.untouched():
                 getattr(scene, ready)
@@ -169,8 +124,8 @@ def test_a_probe_leaves_everything_bit_for_bit_and_takes_at_most_three_passes(di
 
 
 def test_spoiled_statistics_are_all_of_the_rise(training):
-    """Lagging BatchNorm, the commonest cause, would not be found."""
-    path, steps = training.epoch()
+    """Otherwise lagging BatchNorm statistics, the most common cause, would not be found."""
+    path, steps = training.snapshots()
     for variable in training.moving():
         variable.assign(np.array(variable.value) + np.arange(16) % 3)
     path[-1] = (STEPS, training.network.weights())
@@ -180,28 +135,28 @@ def test_spoiled_statistics_are_all_of_the_rise(training):
 
 
 def test_spoiled_weights_are_not_blamed_on_the_statistics(training):
-    """Broken weights would be called lagging statistics, and the user would change the momentum."""
-    path, steps = training.epoch()
+    """Otherwise broken weights would be called lagging statistics, and the user would change the momentum in vain."""
+    path, steps = training.snapshots()
     kernel = training.model.layers[-1].kernel
     kernel.assign(-np.array(kernel.value))
     path[-1] = (STEPS, training.network.weights())
     assert probes.statistics(training.scene(path, steps)).fraction < 0.1
 
 
-def test_dropout_that_spoils_the_statistics_is_told_from_statistics_that_lag(training):
-    """The variance shift would be called lag, though no momentum helps against it."""
+def test_dropout_that_distorts_the_statistics_is_distinguished_from_a_lag(training):
+    """Otherwise the variance shift would be called a lag, and no momentum helps against it."""
     training.dropout.rate = 0.95
-    raised = training.scene(*training.epoch())
+    raised = training.scene(*training.snapshots())
     assert probes.variance_shift(raised).fraction > 0.5
 
 
 def test_one_giant_step_is_undone_by_a_usual_one(training):
-    """An overshoot would stay unexplained."""
+    """Otherwise an overshoot would stay unexplained."""
 
     def faster(number: int) -> None:
         training.optimizer.learning_rate.assign(1.0 if number == 20 else 3e-3)
 
-    scene = training.scene(*training.epoch(faster))
+    scene = training.scene(*training.snapshots(faster))
     found = probes.line(scene)
     assert found.facts["times"] > 20
     assert found.fraction > 0.5
@@ -209,22 +164,22 @@ def test_one_giant_step_is_undone_by_a_usual_one(training):
 
 
 def test_the_stretch_in_which_the_loss_rose_is_found(training):
-    """The evidence would name steps that did nothing."""
+    """Otherwise the evidence would name steps that did nothing."""
     kernel = training.model.layers[-1].kernel
 
     def destroy(number: int) -> None:
         if number == 13:
             kernel.assign(-np.array(kernel.value))
 
-    found = probes.path(training.scene(*training.epoch(destroy)))
+    found = probes.path(training.scene(*training.snapshots(destroy)))
     assert (found.facts["first"], found.facts["last"]) == (12, 18)
     assert found.fraction > 0.5
     assert found.passes <= 3
 
 
-def test_weights_that_go_to_and_fro_are_well_on_average(training):
-    """Noise of the gradients would stay unexplained."""
-    path, steps = training.epoch()
+def test_oscillating_weights_are_well_on_average(training):
+    """Otherwise gradient noise would stay unexplained."""
+    path, steps = training.snapshots()
     kernel = training.model.layers[0].kernel
     offset = np.random.default_rng(0).normal(0, 2, kernel.shape).astype(np.float32)
     moved = []
@@ -235,7 +190,7 @@ def test_weights_that_go_to_and_fro_are_well_on_average(training):
 
 
 def test_a_batch_out_of_scale_is_found_and_undone(disturbed):
-    """The user would not learn which images to look at."""
+    """Otherwise the user would not learn which images to look at."""
     _, scene = disturbed
     assert scene.rise.mean() > 0.05
     found = probes.bad_batches(scene, 18, STEPS)
@@ -244,35 +199,35 @@ def test_a_batch_out_of_scale_is_found_and_undone(disturbed):
 
 
 def test_an_epoch_of_ordinary_batches_has_no_bad_one(training):
-    """Innocent images would be accused."""
-    path, steps = training.epoch()
+    """Otherwise the user would search ordinary images for a fault."""
+    path, steps = training.snapshots()
     training.model.layers[-1].kernel.assign(-np.array(training.model.layers[-1].kernel.value))
     path[-1] = (STEPS, training.network.weights())
     assert probes.bad_batches(training.scene(path, steps), 0, STEPS) is None
 
 
 def test_a_few_images_that_rise_are_named_and_no_others(training):
-    """The wrong images would be accused of being mislabelled."""
-    path, steps = training.epoch()
+    """Otherwise the wrong images would be reported as mislabelled."""
+    path, steps = training.snapshots()
     scene = training.scene(path, steps)
     scene.losses = scene.reference_losses + np.where(np.isin(np.arange(VALIDATION), (7, 90, 200)), 9.0, 0.0)
-    found = probes.few_examples(scene)
+    found = _few(scene)
     assert sorted(entry["image"] for entry in found.facts["images"]) == [7, 90, 200]
     assert found.fraction == pytest.approx(1, abs=0.01)
     assert found.facts["left"] == pytest.approx(0, abs=0.01)
 
 
 def test_images_that_all_rise_alike_are_not_a_few(training):
-    """A general rise would be blamed on single images."""
-    path, steps = training.epoch()
+    """Otherwise a general rise would be blamed on single images."""
+    path, steps = training.snapshots()
     scene = training.scene(path, steps)
     scene.losses = scene.reference_losses + np.random.default_rng(0).normal(0.4, 0.05, VALIDATION)
-    assert probes.few_examples(scene).fraction < 0.05
+    assert _few(scene).fraction < 0.05
 
 
-def test_an_evaluation_that_rolls_dice_is_caught(training):
-    """Noise of the evaluation would be explained by something in the training."""
-    path, steps = training.epoch()
+def test_a_random_evaluation_is_detected(training):
+    """Otherwise noise in the evaluation would be blamed on the training."""
+    path, steps = training.snapshots()
     scene = training.scene(path, steps)
     r = np.random.default_rng(0)
     training.network.evaluate = lambda: training.evaluate() + r.exponential(0.5, VALIDATION)
@@ -283,23 +238,23 @@ def test_an_evaluation_that_rolls_dice_is_caught(training):
 
 
 def test_changed_validation_images_show_in_the_earlier_weights(training):
-    """A change of the data would be explained by something in the training."""
-    path, steps = training.epoch()
+    """Otherwise changed validation data would be blamed on the training."""
+    path, steps = training.snapshots()
     training.x[training.validation] *= -1
     again, earlier = probes.evaluation(training.scene(path, steps))
     assert again.facts["difference"] == 0
     assert earlier.fraction == pytest.approx(1, abs=0.1)
 
 
-def test_what_came_after_an_event_is_told_from_what_came_before(training):
-    """A restart would be blamed for a rise that was there before it."""
+def test_a_rise_before_an_event_is_distinguished_from_one_after_it(training):
+    """Otherwise a restart would be blamed for a rise that was there before it."""
     kernel = training.model.layers[-1].kernel
 
     def destroy(number: int) -> None:
         if number == 13:
             kernel.assign(-np.array(kernel.value))
 
-    scene = training.scene(*training.epoch(destroy))
+    scene = training.scene(*training.snapshots(destroy))
     at_event, too_late = (probes.before_event(scene, Event("restart", 9, step)) for step in (12, 19))
     assert at_event.fraction > 0.5
     assert too_late.fraction < 0.5
@@ -307,7 +262,7 @@ def test_what_came_after_an_event_is_told_from_what_came_before(training):
 
 @pytest.mark.parametrize("how", ["trainable=False", "training=False"])
 def test_statistics_that_training_does_not_move_are_not_estimated_anew(how):
-    """In transfer learning a frozen base would be probed with mean 0 and variance 0, and what is found mean nothing."""
+    """In transfer learning, a frozen base would otherwise be probed with mean 0 and variance 0, and every result be meaningless."""
     base_norm, head_norm = keras.layers.BatchNormalization(momentum=0.999), keras.layers.BatchNormalization(momentum=0.9)
     base = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), base_norm])
     base.trainable = how != "trainable=False"
@@ -330,7 +285,7 @@ def test_statistics_that_training_does_not_move_are_not_estimated_anew(how):
     assert {id(model.weights[i]) for i in network.statistics} == {id(head_norm.moving_mean), id(head_norm.moving_variance)}
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
-    assert network.momentum == 0.9 or how == "training=False"  # two layers may train: which one is not told
+    assert network.momentum == 0.9 or how == "training=False"  # else both layers train, with two momenta
     with network.untouched():
         anew = probes.reestimated(network, network.weights(), [0])
     head = base(x, training=False).numpy()
@@ -341,8 +296,8 @@ def test_statistics_that_training_does_not_move_are_not_estimated_anew(how):
 
 
 def test_without_moving_statistics_nothing_is_evaluated_twice(training):
-    """A network without BatchNormalization would pay three passes more than its probes report."""
-    scene = training.scene(*training.epoch())
+    """Otherwise a network without BatchNormalization would pay for three passes more than its probes report."""
+    scene = training.scene(*training.snapshots())
     seen, evaluate = [], training.network.evaluate
     training.network.evaluate = lambda: seen.append(1) or evaluate()
     training.network.statistics, kept = [], training.network.statistics

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from spikewise.records import Cause, Diagnosis, Overfitting, Spike
 from trainer.epoch import EpochReport
 from trainer.metrics import METRICS, STATES, Exporter, MetricsError
-from trainer.storage.checkpoint import Stats
+from trainer.storage.checkpoint import SaveStats
 
 
 def report(epoch: int = 1, **changes: float) -> EpochReport:
@@ -45,7 +45,7 @@ def filled() -> Exporter:
     exporter.describe_data(train=320, validation=80, quarantined=1)
     exporter.enter("training")
     exporter.update(report(), best=report(), images=320, input_waits=[0.1, 0.25])
-    exporter.update_checkpoint(Stats(step=10, committed=1.7e9, seconds=0.5, failures=1, last_error="full"))
+    exporter.update_checkpoint(SaveStats(step=10, committed=1.7e9, seconds=0.5, failures=1))
     exporter.update_object_store("driver", requests={"get": 5, "put": 2}, retries=3, errors=1)
     exporter.begin(1, steps=0, images=0)
     exporter.update_spikes([a_diagnosis("few_examples", 3)])
@@ -223,7 +223,7 @@ def test_counts_of_processes_add_up_over_restarts() -> None:
         exporter.update_object_store(process, requests={"get": total}, retries=0, errors=0)
     assert value(exporter, "spikewise_object_store_requests_total", operation="get") == 6 + 9 + 2
     for failures in (0, 2, 1):
-        exporter.update_checkpoint(Stats(failures=failures))
+        exporter.update_checkpoint(SaveStats(failures=failures))
     assert value(exporter, "spikewise_checkpoint_failures_total") == 3
     assert value(exporter, "spikewise_checkpoint_step") is None
 

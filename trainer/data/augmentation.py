@@ -1,6 +1,6 @@
 """Augmentation: drawn for a whole epoch at once, applied to a batch on the device.
 
-Shapes: B images of a global batch, b of one worker's part, H W C one image.
+Shapes: B images of a global batch, b of one worker's part of it, H W C one image.
 """
 
 import numpy as np
@@ -8,16 +8,16 @@ import tensorflow as tf
 
 
 def draw(generator: np.random.Generator, shape: tuple[int, ...], *, flip: bool, shift: int) -> np.ndarray:
-    """How each image of an epoch's batches, `shape` (steps, B), is changed: int32 [steps, B, 3], see Batch.changes.
+    """The changes of the images of an epoch's batches, int32 [steps, B, 3] (see loader.Batch.changes). `shape` is (steps, B).
 
-    Images are mirrored at random if `flip`, and shifted by up to `shift` pixels each way.
+    With `flip` half of the images, drawn at random, are mirrored. All are shifted by up to `shift` pixels in each direction.
     """
     mirror = generator.integers(0, 2, (*shape, 1)) * flip
     return np.concatenate([mirror, generator.integers(-shift, shift + 1, (*shape, 2))], -1).astype(np.int32)
 
 
 def augment(pixels: tf.Tensor, changes: tf.Tensor) -> tf.Tensor:
-    """uint8 [b, H, W, C] mirrored and shifted as `changes` (Batch.changes) says; edges are repeated."""
+    """uint8 [b, H, W, C], mirrored and shifted as `changes` (see loader.Batch.changes) says. Shifts repeat the edge pixels."""
     height, width = pixels.shape[1], pixels.shape[2]
     pixels = tf.where(changes[:, 0, None, None, None] == 1, tf.reverse(pixels, [2]), pixels)
     rows = tf.clip_by_value(tf.range(height)[None] - changes[:, 1, None], 0, height - 1)

@@ -1,4 +1,4 @@
-"""The values of a data set on its way from a listing to a split. Plain and immutable.
+"""The immutable values that describe a data set, from its listing to its split.
 
 Shapes: N images, H W C one image, K classes.
 """
@@ -12,26 +12,26 @@ class Image:
     """One object of the data source."""
 
     key: str
-    """Below the source's prefix."""
+    """Relative to the source's prefix."""
     size: int
     """Bytes."""
     etag: str
     label: int
     group: str
-    """The source photograph; equal groups stay on one side of the split. Empty: the image stands for itself."""
+    """The source photograph. Images of one group stay on one side of the split. Empty: the image has no group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the data source held when it was listed, ordered by key."""
+    """The labelled listing of a data source, ordered by key."""
 
     source: str
     classes: tuple[str, ...]
     images: tuple[Image, ...]
     digest: str
-    """SHA-256 (hex) over classes and images: the same digest means the same data."""
+    """SHA-256 (hex) of classes and images. Equal digests mean equal data."""
     ignored: int = 0
-    """Objects below the source that belong to no class."""
+    """Number of objects below the source that belong to no class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Shard:
     """One Arrow IPC file of packed images (columns image, label, key, group, content)."""
 
     key: str
-    """In the run's storage."""
+    """Key in the run's storage."""
     rows: int
     size: int
     """Bytes."""
@@ -48,30 +48,35 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
+    """An image that cannot be used."""
+
     key: str
     reason: str
+    """Why, as a sentence that follows the key."""
+    max_pixels: int | None = None
+    """The data.max_pixels that the image exceeded; None if it was refused for another reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A packed data set: what `pack.json`, the pack's commit object, says."""
+    """A packed data set, as stored in its commit object `pack.json`."""
 
     digest: str
-    """Of the manifest."""
+    """Digest of the manifest."""
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     """H W C."""
     shards: tuple[Shard, ...]
     images: int
-    """Rows in all shards together."""
+    """Total number of rows in the shards."""
     quarantined: tuple[Quarantined, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Row numbers (over all shards, in order) of each side, and what was found on the way."""
+    """The row numbers of each side, counted over all shards in order, and what the split found."""
 
     training: tuple[int, ...]
     validation: tuple[int, ...]
     facts: dict[str, Any] = field(default_factory=dict)
-    """For the report: counts by class and side, duplicates, keys under two labels."""
+    """For report.json: see `trainer.data.index.split`."""

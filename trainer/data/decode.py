@@ -1,14 +1,13 @@
-"""One image file -> the pixels that are trained on. Pure: the same bytes give the same pixels on every machine.
+"""One image file -> the pixels used for training. Pure: equal bytes give equal pixels on every machine.
 
-Separation of concerns: this module knows image formats and nothing of stores, Ray or shards. It decides, once and for
-every user of the pack, how an image looks:
+Separation of concerns: this module knows image formats, but no stores, no Ray and no shards. It decides how an image looks:
 - It is stretched to the wanted height and width (the aspect ratio is not kept, nothing is cropped) with Pillow's BILINEAR,
   a triangle filter that widens when it shrinks and so does not alias.
-- The orientation that EXIF states is applied. Colour profiles are not: numbers are taken for sRGB.
-- Transparency is laid on white, as a page or a viewer shows it. The colours that editors leave under transparent pixels
-  never show. 16-bit samples are scaled to 8 bits, CMYK becomes RGB, of an animation the first frame counts.
-- What is damaged is refused with a reason, as far as its format can tell (raw pixels and lossy WebP cannot): no half of an
-  image, and nothing that a decoder had to make up.
+- The EXIF orientation is applied. Color profiles are not: values are taken as sRGB.
+- Transparent pixels become white, as a page or a viewer shows them. 16-bit samples are scaled to 8 bits, CMYK becomes RGB, and
+  only the first frame of an animation counts.
+- Damaged files are refused with a reason, as far as the format reveals the damage (raw pixels and lossy WebP cannot). No image
+  is half missing or contains pixels that a decoder made up.
 
 Shapes: H W C the packed image, C = 3 (RGB).
 """
@@ -21,7 +20,7 @@ import simplejpeg
 from PIL import ExifTags, Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-"""Pillow's other readers stay shut: some start programs (EPS), and none is usual for photographs."""
+"""Pillow's other readers are not used: some start programs (EPS), and none is common for photographs."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,28 +31,33 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what sets the image upright."""
+"""EXIF orientation -> the transposition that turns the image upright."""
 
-Image.MAX_IMAGE_PIXELS = None  # the bound is data.max_pixels, checked below before a pixel is decoded
+Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is the bound, checked below before decoding
 
 
 class DecodeError(ValueError):
-    """Why an image cannot be used, in one line that follows its name."""
+    """An image cannot be used; the one-line message follows the image's key in a sentence."""
+
+    def __init__(self, reason: str, max_pixels: int | None = None) -> None:
+        super().__init__(reason)
+        self.max_pixels = max_pixels
+        """The bound that the image exceeds, if that is the reason."""
 
 
 def decode(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
-    """The image in `data` as uint8 [H, W, C]. Raises DecodeError."""
+    """The image in `data` as uint8 [H, W, C] = `image_shape`. Raises DecodeError, also for more than `max_pixels` pixels."""
     if not data:
         raise DecodeError("is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of broken metadata
+            warnings.simplefilter("ignore")  # of Pillow about broken metadata
             return _decode(data, image_shape, max_pixels)
     except DecodeError:
         raise
     except Image.UnidentifiedImageError:
-        raise DecodeError(f"is no JPEG, PNG, WebP, TIFF, BMP or GIF image (it begins with {data[:16]!r})") from None
-    except Exception as error:  # on a damaged file Pillow's readers raise whatever they stumble over
+        raise DecodeError(f"is not a JPEG, PNG, WebP, TIFF, BMP or GIF image (it starts with {data[:16]!r})") from None
+    except Exception as error:  # Pillow's readers raise exceptions of any type on damaged files
         raise DecodeError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
@@ -61,37 +65,39 @@ def _decode(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> 
     height, width, _ = image_shape
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
-            raise DecodeError(f"has {image.width} x {image.height} pixels, above data.max_pixels = {max_pixels}")
+            raise DecodeError(f"has {image.width} x {image.height} pixels, above data.max_pixels = {max_pixels}", max_pixels)
         if image.format == "PNG":
             _verify(data)
         turned = _orientation(image)
-        if turned >= 5:  # these swap height and width, and turning the small image is cheaper
+        if turned >= 5:  # these swap height and width; turning the small image is cheaper
             height, width = width, height
         pixels = _jpeg(data, height, width) if image.format in ("JPEG", "MPO") else None
-        small = (_colours(image) if pixels is None else Image.fromarray(pixels)).resize((width, height), Image.Resampling.BILINEAR)
+        small = (_colors(image) if pixels is None else Image.fromarray(pixels)).resize((width, height), Image.Resampling.BILINEAR)
     if small.mode == "RGBA":
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
     return np.asarray(small if turned == 1 else small.transpose(TURNS[turned]))
 
 
 def _verify(data: bytes) -> None:
-    """Compares a PNG with its checksums; Pillow's decoder does not, and leaves black what it cannot unpack."""
+    """Verifies the checksums of a PNG. Pillow's decoder does not, and leaves black what it cannot unpack."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         image.verify()
 
 
 def _orientation(image: Image.Image) -> int:
-    """A key of TURNS, or 1. Pillow itself turns a TIFF while it loads it."""
+    """The EXIF orientation: a key of TURNS, or 1 for upright. Pillow itself turns a TIFF while loading it."""
     try:
         value = 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # unreadable metadata beside readable pixels
+    except Exception:  # the metadata is unreadable, the pixels may not be
         return 1
     return value if value in TURNS else 1
 
 
 def _jpeg(data: bytes, height: int, width: int) -> np.ndarray | None:
-    """uint8 RGB pixels, already shrunk while decoding (in eighths) as long as both sides stay twice the wanted ones; None
-    for the rare colour subsamplings that only Pillow reads. Unlike Pillow's decoder, this one tells of missing data."""
+    """uint8 RGB pixels [h, w, 3], shrunk in eighths while decoding but to no less than twice the wanted height and width.
+
+    Returns None for the rare color subsamplings that only Pillow reads. Unlike Pillow's decoder, this one reports missing data.
+    """
 
     def read(strict: bool) -> np.ndarray:
         return simplejpeg.decode_jpeg(data, "RGB", False, False, 2 * height, 2 * width, strict=strict)
@@ -99,25 +105,26 @@ def _jpeg(data: bytes, height: int, width: int) -> np.ndarray | None:
     try:
         return read(strict=True)
     except ValueError as error:
-        if "extraneous bytes before marker 0xd9" in str(error):  # some cameras pad the end: all pixels were there before
+        if "extraneous bytes before marker 0xd9" in str(error):  # some cameras pad the end of the file, after all pixels
             return read(strict=False)
         if "subsampling" in str(error):
             return None
         raise
 
 
-def _colours(image: Image.Image) -> Image.Image:
-    """Whatever Pillow read, as RGB or, where it has transparency, RGBA."""
+def _colors(image: Image.Image) -> Image.Image:
+    """The image as RGB, or as RGBA if it has transparency."""
     if image.mode.startswith("I;16"):
         return _sixteen_bits(image).convert("RGB")
     if image.mode in ("I", "F"):
-        raise DecodeError("has 32-bit or floating-point pixels, whose black and white are not known: store 8 or 16 bits")
+        raise DecodeError("has 32-bit or floating-point pixels, whose black and white are unknown: store 8 or 16 bits")
     image.load()
     mode = "RGBA" if image.has_transparency_data else "RGB"
     return image if image.mode == mode else image.convert(mode)
 
 
 def _sixteen_bits(image: Image.Image) -> Image.Image:
+    """Scales 16-bit gray samples to 8 bits. A TIFF may declare fewer bits, or 0 as white."""
     bits, white_is_zero = 16, False
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""Which images there are, of which class, and on which side of the split each one is.
+"""The images of a data source, their classes, and the split into training and validation.
 
-Separation of concerns: `build_manifest` looks at names only, never at pixels. `split` looks at the packed rows (and so at
-content hashes), never at a store: it is pure.
+Separation of concerns: `build_manifest` reads keys, never pixels. `split` works on packed rows, and so on content hashes. It is
+pure and reads no store.
 
 Shapes: N rows, K classes.
 """
@@ -20,25 +20,25 @@ from trainer.data.dataset import Image, Manifest, Split
 from trainer.storage import Object, Store
 
 LISTED = 200
-"""Most entries of one kind whose keys `Split.facts` lists; the numbers count them all."""
+"""`Split.facts` lists the keys of at most this many findings of each kind; its counts cover all."""
 
 
 class DataError(UserError):
-    """The data cannot be trained on; one line that says why, and what to do."""
+    """The data cannot be trained on; the one-line message names the problem and the fix."""
 
 
 def build_manifest(store: Store, data: config.Data) -> Manifest:
     """Lists the store and labels every object by its key.
 
-    Classes are numbered in the order of `data.classes`, or sorted by name where `data.class_pattern` finds them. Objects of no
-    class are counted. The digest is the SHA-256 of classes and images as canonical JSON: where the data lie and when they were
-    listed does not change it.
+    Classes are numbered in the order of `data.classes`, or sorted by name if `data.class_pattern` finds them. Objects of no class
+    are counted. The digest is the SHA-256 of classes and images as canonical JSON. It depends neither on the data's location nor
+    on the time of the listing.
 
-    Raises DataError for an empty store, a class without images, fewer than two classes; StoreError if the store fails.
+    Raises DataError for an empty store, a class without images or fewer than two classes; StoreError.
     """
     objects = list(store.list())
     if not objects:
-        raise DataError(f"data.source = {store.url} holds no objects: correct it, or upload the images first")
+        raise DataError(f"data.source = {store.url} holds no objects. Fix: correct it or upload the images")
     names = [_class_of(entry.key, data) for entry in objects]
     classes = tuple(data.classes) or tuple(sorted({name for name in names if name is not None}))
     _check_classes(classes, names, objects, store.url, data)
@@ -49,7 +49,7 @@ def build_manifest(store: Store, data: config.Data) -> Manifest:
         if name is not None
     )
     strays = [entry.key for entry, name in zip(objects, names, strict=True) if name is None]
-    ignored = sum(not key.rpartition("/")[2].startswith(".") for key in strays)  # .DS_Store and its like are no news
+    ignored = sum(not key.rpartition("/")[2].startswith(".") for key in strays)  # .DS_Store and the like are not worth a warning
     return Manifest(store.url, classes, images, _digest(classes, images), ignored)
 
 
@@ -72,23 +72,24 @@ def _check_classes(
     if missing := [name for name in classes if not counts[name]]:
         prefix = data.classes[missing[0]]
         raise DataError(
-            f"class {missing[0]!r}: no key below {url} begins with {prefix!r}; there are {_folders(objects, prefix)}: "
-            f"correct data.classes.{missing[0]} or upload the images"
+            f"class {missing[0]!r}: no key below {url} starts with {prefix!r} (found: {_folders(objects, prefix)}). "
+            f"Fix: correct data.classes.{missing[0]} or upload the images"
         )
     if not classes:
         raise DataError(
-            f"data.class_pattern = {data.class_pattern!r} finds a class in none of the {len(objects)} keys below {url}, "
-            f"such as {objects[0].key!r}; there are {_folders(objects)}: correct it"
+            f"data.class_pattern = {data.class_pattern!r} matches none of the {len(objects)} keys below {url}, "
+            f"such as {objects[0].key!r} (found: {_folders(objects)}). Fix: correct the pattern"
         )
     if len(classes) < 2:
         raise DataError(
             f"data.class_pattern = {data.class_pattern!r} finds only the class {classes[0]!r} ({counts[classes[0]]} images) below "
-            f"{url}, and at least two are needed; there are {_folders(objects)}: correct it or upload the other class"
+            f"{url}, at least two classes are needed (found: {_folders(objects)}). "
+            "Fix: correct the pattern or upload the other class"
         )
 
 
 def _folders(objects: Iterable[Object], like: str = "") -> str:
-    """What the keys begin with, as deep as in `like`, for a message."""
+    """The most common folders of the keys with their counts, for a message; as deep as the prefix `like`."""
     depth = max(1, like.count("/"))
     found = Counter("/".join(entry.key.split("/")[:depth]) + "/" * (entry.key.count("/") >= depth) for entry in objects)
     listed = ", ".join(f"{name!r} ({count})" for name, count in found.most_common(8))
@@ -107,26 +108,28 @@ def split(
     groups: Sequence[str],
     contents: Sequence[str],
     classes: Sequence[str],
-    data: config.Data,
+    *,
+    validation_fraction: float,
+    min_validation: int,
 ) -> Split:
-    """Sides of the N packed rows, by hash: a unit (the group, or the content where there is none) is for validation iff its
-    hash, as a fraction of all hashes, is below `data.validation_fraction`.
+    """Splits the N packed rows by hash. A unit (the group, or the content of an image without group) belongs to validation if its
+    hash, as a fraction of all hashes, is below `validation_fraction`.
 
-    So an image never changes sides, whatever is added or removed. The price is that each class meets the share up to chance
-    only, as if every unit drew lots: of 1,000 images at 0.2, 200 +- 13. There is no tighter rule that keeps this promise: one
-    that holds for every later addition is a function of the unit alone. The counts are in the facts.
+    So an image never changes sides when others are added or removed. The price: the fraction holds only on average, as if every
+    unit drew lots (of 1,000 images at 0.2, 200 +- 13 for validation). An exact split cannot keep that promise, because the side
+    of a unit must depend on the unit alone. The facts contain the counts.
 
-    Copies of a validation image that lie on the training side (groups can do that) are left out of training. Copies under two
-    labels stay, and are reported.
+    Training images whose content is also in validation (possible with groups) are left out of training. Copies under two labels
+    stay and are reported.
 
-    `Split.facts`: `counts` {side: {class: images}}, `groups` {side: units}, `imbalance_ratio` (most images of a class by fewest),
-    `duplicates`, `leaked`, `conflicting_labels` (each `contents`, `images`, and at most LISTED `keys`), and `warnings`, lines
-    for the user.
+    `Split.facts`: `counts` {side: {class: images}}, `groups` {side: units}, `imbalance_ratio` (largest class by smallest),
+    `duplicates`, `leaked` and `conflicting_labels` (each with `contents`, `images` and at most LISTED `keys`), and `warnings`,
+    lines for the user.
 
-    Raises DataError when a class has fewer than `data.min_validation` validation images or none to train on.
+    Raises DataError when a class has fewer than `min_validation` validation images or no training image.
     """
     units = [f"group {group}" if group else f"content {content}" for group, content in zip(groups, contents, strict=True)]
-    to_validation = {unit: _fraction(unit) < data.validation_fraction for unit in set(units)}
+    to_validation = {unit: _fraction(unit) < validation_fraction for unit in set(units)}
     validates = np.array([to_validation[unit] for unit in units], bool)
     copies = _copies(contents)
     leaked = [rows for rows in copies if 0 < validates[rows].sum() < len(rows)]
@@ -137,7 +140,7 @@ def split(
     counts = {
         side: {name: int(np.sum(mask & (labels == label))) for label, name in enumerate(classes)} for side, mask in sides.items()
     }
-    _check_counts(counts, data)
+    _check_counts(counts, validation_fraction, min_validation, grouped=any(groups))
     totals = [counts["training"][name] + counts["validation"][name] for name in classes]
     facts = {
         "counts": counts,
@@ -150,12 +153,12 @@ def split(
 
 
 def _fraction(unit: str) -> float:
-    """In [0, 1), evenly spread."""
+    """The unit's hash, uniform in [0, 1)."""
     return int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=6).digest()) / 2**48
 
 
 def _copies(contents: Sequence[str]) -> list[list[int]]:
-    """The rows of every content that more than one row has."""
+    """The rows of each content that occurs more than once."""
     rows = defaultdict(list)
     for row, content in enumerate(contents):
         rows[content].append(row)
@@ -204,19 +207,19 @@ def _copies_found(
     }
 
 
-def _check_counts(counts: dict[str, dict[str, int]], data: config.Data) -> None:
-    grouped = ", or check data.group_by: whole groups go to one side" if data.group_by else ""
+def _check_counts(counts: dict[str, dict[str, int]], validation_fraction: float, min_validation: int, *, grouped: bool) -> None:
+    hint = ". Whole groups are on one side, so check data.group_by too" if grouped else ""
     for name, count in counts["validation"].items():
         if not counts["training"][name]:
             raise DataError(
-                f"class {name!r} has no training image ({count} for validation): add images or lower data.validation_fraction "
-                f"(now {data.validation_fraction:g}){grouped}"
+                f"class {name!r} has no training image ({count} for validation). "
+                f"Fix: add images or lower data.validation_fraction (now {validation_fraction:g}){hint}"
             )
-        if count < data.min_validation:
+        if count < min_validation:
             raise DataError(
                 f"class {name!r} has {count} validation images ({counts['training'][name]} for training), below "
-                f"data.min_validation = {data.min_validation}: add images, raise data.validation_fraction "
-                f"(now {data.validation_fraction:g}) or lower data.min_validation{grouped}"
+                f"data.min_validation = {min_validation}. Fix: add images, raise data.validation_fraction "
+                f"(now {validation_fraction:g}) or lower data.min_validation{hint}"
             )
 
 
@@ -225,14 +228,14 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
     if facts["leaked"]["images"]:
         first = facts["leaked"]["keys"][0]
         lines.append(
-            f"{facts['leaked']['images']} training images are copies of validation images and left out of training, "
-            f"such as {first['left_out'][0]!r}, a copy of {first['validation'][0]!r}"
+            f"{facts['leaked']['images']} training images are copies of validation images and are left out of training, "
+            f"such as {first['left_out'][0]!r} (a copy of {first['validation'][0]!r})"
         )
     if facts["conflicting_labels"]["contents"]:
         (one, ones), (other, others), *_ = facts["conflicting_labels"]["keys"][0].items()
         lines.append(
-            f"{facts['conflicting_labels']['contents']} images lie under more than one label, such as {ones[0]!r} ({one}) and "
-            f"{others[0]!r} ({other}): delete the wrong copies"
+            f"{facts['conflicting_labels']['contents']} images have more than one label, such as {ones[0]!r} ({one}) and "
+            f"{others[0]!r} ({other}). Fix: delete the wrong copies"
         )
     if facts["duplicates"]["images"]:
         lines.append(

@@ -1,8 +1,8 @@
 """The batches of one worker: which images, in which order, from memory or from the local disk.
 
-The order of an epoch is a function of (seed, epoch) alone, and a worker takes its consecutive part of every global batch; so the
-global batches are the same for any number of workers. Images that do not fill a last batch are left out of that epoch; the
-next epoch's order leaves out others.
+The order of an epoch is a function of (seed, epoch) alone, and each worker takes a contiguous part of every global batch. So the
+global batches are the same for any number of workers. Each epoch drops its last incomplete batch, a different set of images
+each time.
 
 Shapes: N packed images, n training images, B images of a global batch, b of one worker's part, H W C one image.
 """
@@ -16,52 +16,66 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from trainer import config
 from trainer.data import augmentation
 from trainer.data.order import epoch_generator, epoch_order
 from trainer.data.shards import PackedRows
 
 EVALUATION_BATCH = 128
+"""Images of one evaluation batch of a worker."""
 READ_AHEAD = 2
-"""Batches."""
+"""Batches read from disk in advance."""
 
 
 class Batch(NamedTuple):
-    """This worker's part of a global batch. `images` are pixels, or row numbers of a data set that is resident."""
+    """This worker's part of a global batch."""
 
     images: tf.Tensor
-    """uint8 [b, H, W, C], or int64 [b] rows of the resident images."""
+    """Pixels uint8 [b, H, W, C], or row numbers int64 [b] if the images are resident."""
     labels: tf.Tensor
     """int32 [b]."""
     changes: tf.Tensor
-    """int32 [b, 3]: mirror (0 or 1), shift down, shift right in pixels."""
+    """int32 [b, 3]: mirror (0 or 1), shift down and shift right in pixels."""
 
 
 class Feed:
     """One worker's view of the packed images."""
 
-    def __init__(self, rows: PackedRows, training: np.ndarray, settings: config.Settings, *, rank: int, size: int) -> None:
-        """`training`: row numbers [n] of the training images."""
+    def __init__(
+        self,
+        rows: PackedRows,
+        training: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        memory_bytes: int,
+        flip: bool,
+        shift: int,
+        rank: int,
+        size: int,
+    ) -> None:
+        """`training`: row numbers [n] of the training images. `batch_size`: B. `memory_bytes`: largest data set that is kept in
+        memory. `flip`, `shift`: see augmentation.draw. `rank`: number of this worker, of `size` workers."""
         self.rows = rows
         self.training = training
-        self.settings = settings
         self.rank, self.size = rank, size
-        self.steps = len(training) // settings.training.batch_size
+        self.steps = len(training) // batch_size
+        """Steps of an epoch."""
         self.waited = 0.0
-        """Seconds that `batches` has kept its caller waiting, since it was last set to 0."""
-        self.resident = rows.images.nbytes <= settings.pipeline.memory_bytes
+        """Seconds that the consumer of `batches` has waited, since it was last set to 0."""
+        self.resident = rows.images.nbytes <= memory_bytes
+        self._batch_size, self._seed = batch_size, seed
+        self._flip, self._shift = flip, shift
 
     def load(self) -> tf.Tensor:
-        """All packed images, uint8 [N, H, W, C], on the GPU where there is one. Only when `resident`."""
+        """All packed images, uint8 [N, H, W, C], on the GPU if there is one. Only for `resident` data."""
         return tf.constant(self.rows.images.take(np.arange(len(self.rows.labels))))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This worker's part of the epoch's global batches from number `start` on."""
-        size, pipeline = self.settings.training.batch_size, self.settings.pipeline
-        generator = epoch_generator(self.settings.run.seed, epoch)
-        order = epoch_order(generator, len(self.training), size)
-        changes = augmentation.draw(generator, order.shape, flip=pipeline.flip, shift=pipeline.shift)
-        part = size // self.size
+        """This worker's part of the epoch's global batches, from batch number `start` on."""
+        generator = epoch_generator(self._seed, epoch)
+        order = epoch_order(generator, len(self.training), self._batch_size)
+        changes = augmentation.draw(generator, order.shape, flip=self._flip, shift=self._shift)
+        part = self._batch_size // self.size
         mine = slice(self.rank * part, (self.rank + 1) * part)
         indices, changes = self.training[order[start:, mine]], changes[start:, mine]
         images = indices if self.resident else self._read_ahead(indices)
@@ -73,7 +87,7 @@ class Feed:
             began = time.perf_counter()
 
     def _read_ahead(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """Row numbers [s, b] -> pixels uint8 [b, H, W, C] of each batch, read while the one before is trained on."""
+        """Row numbers [s, b] -> pixels uint8 [b, H, W, C] of each batch, read while earlier batches are trained on."""
         with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
             reads: deque[Future[np.ndarray]] = deque()
             for rows in indices:
@@ -84,8 +98,10 @@ class Feed:
                 yield reads.popleft().result()
 
     def evaluation(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """This worker's share of `rows`: positions within `rows`, images (or resident row numbers) and labels of each batch.
-        The shares of all workers together hold every position once."""
+        """This worker's part of `rows`, in batches of (positions within `rows`, images, labels).
+
+        The images are pixels, or row numbers if the images are resident. All workers together cover every position once.
+        """
         mine = np.arange(len(rows))[self.rank :: self.size]
         for begin in range(0, len(mine), EVALUATION_BATCH):
             positions = mine[begin : begin + EVALUATION_BATCH]

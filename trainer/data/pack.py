@@ -1,21 +1,20 @@
-"""A manifest -> uint8 shards in object storage: every image is downloaded and decoded once, in parallel, and never again.
+"""A manifest -> uint8 shards in object storage. Every image is downloaded and decoded once, in parallel.
 
-Separation of concerns: decode.py knows images, shards.py the files; this module knows where images come from and go
-to, and when a pack exists. Ray Data decodes blocks of images wherever the cluster has a core; the driver keeps the order and
-writes one shard at a time, so that its memory never holds the data set.
+Separation of concerns: decode.py knows images and shards.py knows files. This module knows where images come from, where they go,
+and when a pack exists. Ray Data decodes blocks of images on any core of the cluster. The driver keeps the order and writes one
+shard at a time, so its memory never holds the whole data set.
 
     shards/<digest>-<H>x<W>x<C>/part-00000-<hash>.arrow
                                 quarantine.json    the images that cannot be used, and why; for people
-                                pack.json          put last, if absent: with it the pack exists, and it is never changed
+                                pack.json          written last, only if absent: with it the pack exists and never changes
 
-The name of a shard holds the hash of its content: two jobs that pack the same data at the same time write the same objects, or
-objects of different names. The first pack.json wins, and both train on it.
+A shard's name contains the hash of its content. Two jobs that pack the same data at the same time write the same objects, or
+objects of different names. The first pack.json wins, and both jobs train on it.
 """
 
 import hashlib
 import json
 import logging
-import re
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -29,18 +28,18 @@ from trainer import config
 from trainer.data.dataset import Image, Manifest, Pack, Quarantined, Shard
 from trainer.data.decode import DecodeError, decode
 from trainer.data.index import build_manifest
-from trainer.data.shards import PackedRows, PackError, ShardWriter, folder_name, open_rows
-from trainer.storage import Exists, NotFound, Store, StoreError, open_store
+from trainer.data.shards import PackError, ShardWriter, folder_name
+from trainer.storage import Exists, NotFound, Store, StoreError
 from trainer.storage.folder import FolderStore
 
-__all__ = ["PackError", "PackedRows", "images_of", "load_pack", "open_rows", "pack"]
-
 BLOCK_BYTES, BLOCK_IMAGES = 32_000_000, 64
-"""Most pixels and most images of one task."""
+"""A task decodes at most this many bytes of pixels, and images."""
 READS, READ_BYTES = 8, 256_000_000
-"""Most images that one task reads at the same time, and most bytes of files that it holds where they are large (but two files)."""
+"""A task reads at most this many images at once, and holds at most this many bytes of files (but at least two files)."""
 FILE_BYTES_PER_PIXEL, METADATA_BYTES = 8, 64_000_000
-"""No uncompressed image needs more than four 16-bit channels and its metadata: larger objects are not even read."""
+"""No uncompressed image needs more than four 16-bit channels and its metadata. Larger objects are not read."""
+FAILURE, TRANSIENT = "failure", "transient"
+"""Columns of the block that stands for a failed store: a StoreError's message and whether it is transient."""
 
 
 def pack(
@@ -51,12 +50,12 @@ def pack(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pack:
-    """Packs the images, or returns the pack that is there already: then no image is read and `progress` is never called.
+    """Packs the images, or returns the existing pack; then it reads no image and never calls `progress`.
 
-    Ray must be initialized unless the pack is there. Calls progress(images done, images in all); what it raises stops the work.
-    A pack with too many unusable images is kept all the same, so that they are found and listed once.
+    Ray must be initialized, unless the pack exists. Calls progress(images done, total images); an exception of `progress` stops
+    the work. A pack with too many unusable images is kept, so that they are found and listed once.
 
-    Raises PackError when more than `data.max_quarantined` of the images cannot be used; StoreError when a store fails.
+    Raises PackError when more than `data.max_quarantined` of the images cannot be used; StoreError.
     """
     found = load_pack(storage, manifest.digest, (*data.image_size, 3))
     if found is None:
@@ -65,26 +64,25 @@ def pack(
     return found
 
 
-def images_of(run: str, settings: config.Settings, storage: Store, previous: Mapping[str, Any] | None) -> Manifest | Pack:
-    """What a run is to train on: what its source lists; where it began before (`previous`: its run.json), the pack that it began
-    with, even if the source has changed meanwhile.
+def images_of(run: str, source: Store, storage: Store, data: config.Data, previous: Mapping[str, Any] | None) -> Manifest | Pack:
+    """The images that a run is to train on: the listing of `source` for a new run, the original pack for a resumed one, even if
+    the source has changed since. `previous` is the run.json of a run to resume.
 
-    Raises PackError when that one is gone and the source has changed; DataError and StoreError.
+    Raises PackError when that pack is gone and the source has changed; DataError and StoreError.
     """
-    data = settings.data
     if previous and (known := load_pack(storage, previous["manifest"], (*data.image_size, 3))):
         return known
-    manifest = build_manifest(open_store(data.source, settings.s3), data)
+    manifest = build_manifest(source, data)
     if previous and manifest.digest != previous["manifest"]:
         raise PackError(
-            f"run {run} began with other images than are at {manifest.source} now (digest {previous['manifest'][:16]}, now "
-            f"{manifest.digest[:16]}), and its packed ones are gone: bring the source back, or choose another run.name"
+            f"run {run} began with other images than {manifest.source} has now (digest {previous['manifest'][:16]} then, "
+            f"{manifest.digest[:16]} now), and its packed images are gone. Fix: restore the source or choose another run.name"
         )
     return manifest
 
 
 def load_pack(storage: Store, manifest_digest: str, image_shape: tuple[int, ...]) -> Pack | None:
-    """The pack of a data set at a size (H, W, ...), or None when there is none yet. Raises StoreError, PackError."""
+    """The pack of a data set for images of a shape (H, W, ...); None if it does not exist yet. Raises StoreError and PackError."""
     key = f"{_folder(manifest_digest, image_shape)}/pack.json"
     try:
         text = storage.get(key)
@@ -101,7 +99,7 @@ def load_pack(storage: Store, manifest_digest: str, image_shape: tuple[int, ...]
             quarantined=tuple(Quarantined(**image) for image in found["quarantined"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise PackError(f"{storage.url}/{key} is damaged ({error!r}): delete it to pack again") from None
+        raise PackError(f"{storage.url}/{key} is damaged ({error!r}). Fix: delete it to pack the images again") from None
 
 
 def _folder(digest: str, image_shape: tuple[int, ...]) -> str:
@@ -120,11 +118,11 @@ def _pack(
         closing(_decoded(manifest, source, image_shape, data)) as blocks,
     ):
         for block in blocks:
-            if "failure" in block.column_names:
+            if FAILURE in block.column_names:
                 failure = block.to_pylist()[0]
-                raise StoreError(failure["failure"], transient=failure["transient"])
+                raise StoreError(failure[FAILURE], transient=failure[TRANSIENT])
             bad = block.filter(block["reason"].is_valid())
-            quarantined += [Quarantined(row["key"], row["reason"]) for row in bad.select(["key", "reason"]).to_pylist()]
+            quarantined += [Quarantined(**row) for row in bad.select(["key", "reason", "max_pixels"]).to_pylist()]
             writer.add(block.filter(block["reason"].is_null()))
             done += len(block)
             if progress:
@@ -150,11 +148,10 @@ def _json(value: Any) -> bytes:
 def _check_quarantine(found: Pack, storage: Store, data: config.Data) -> None:
     where = f"{storage.url}/{_folder(found.digest, found.image_shape)}"
     for image in found.quarantined:
-        bound = re.search(r"data\.max_pixels = (\d+)", image.reason)
-        if bound and int(bound[1]) < data.max_pixels:
+        if image.max_pixels is not None and image.max_pixels < data.max_pixels:
             raise PackError(
-                f"{image.key!r} {image.reason}, as it was when the images were packed: delete the folder {where} to pack them "
-                f"again with data.max_pixels = {data.max_pixels}, or set it back"
+                f"{image.key!r} {image.reason}, the bound when the images were packed. Fix: delete the folder {where} to pack them "
+                f"again with data.max_pixels = {data.max_pixels}, or restore the old bound"
             )
     total = found.images + len(found.quarantined)
     fraction = len(found.quarantined) / total
@@ -162,7 +159,7 @@ def _check_quarantine(found: Pack, storage: Store, data: config.Data) -> None:
         examples = "; ".join(f"{image.key!r} {image.reason}" for image in found.quarantined[:3])
         raise PackError(
             f"{len(found.quarantined)} of {total} images ({fraction:.2%}) cannot be used, above data.max_quarantined = "
-            f"{data.max_quarantined:.2%}: {examples}: delete or replace them (all are listed in {where}/quarantine.json), or raise "
+            f"{data.max_quarantined:.2%}: {examples}. Fix: delete or replace them ({where}/quarantine.json lists all), or raise "
             "data.max_quarantined"
         )
 
@@ -170,11 +167,11 @@ def _check_quarantine(found: Pack, storage: Store, data: config.Data) -> None:
 # Decoding, in Ray's workers
 
 _stores: dict[str, Store] = {}
-"""By URL; those of this process: their connections outlive a block."""
+"""The stores of this process by URL, kept so that connections outlive a block."""
 
 
 def _decoded(manifest: Manifest, source: Store, image_shape: tuple[int, int, int], data: config.Data) -> Generator[pa.Table]:
-    """The decoded blocks in the manifest's order; see _decode_block."""
+    """The decoded blocks in the order of the manifest; see _decode_block."""
     import ray.data
 
     rows = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // int(np.prod(image_shape))))
@@ -197,7 +194,7 @@ def _decoded(manifest: Manifest, source: Store, image_shape: tuple[int, int, int
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Ray Data's account of its own doings: `progress` says what a user wants to know."""
+    """Silences Ray Data's log: `progress` tells the user enough."""
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -208,6 +205,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _listed(images: tuple[Image, ...]) -> pa.Table:
+    """A block to decode: columns key, size, label and group."""
     return pa.table(
         {
             "key": [image.key for image in images],
@@ -219,27 +217,31 @@ def _listed(images: tuple[Image, ...]) -> pa.Table:
 
 
 def _decode_block(block: pa.Table, source: Store, image_shape: tuple[int, int, int], max_pixels: int) -> pa.Table:
-    """Columns key, label, group and image, content; or a `reason` why there is no image; or a `failure` of the store, which ends
-    the job. A failure is handed on as a value, because Ray would print a raised one with several tracebacks."""
+    """Decodes a block of `_listed`. Columns of the result: image, label, key, group and content; for an image that cannot be used
+    reason and max_pixels instead of image and content.
+
+    A store that fails ends the job. The result then has the columns FAILURE and TRANSIENT, because Ray would print a raised
+    exception with several tracebacks.
+    """
     keys, sizes = block["key"].to_pylist(), block["size"].to_pylist()
     most = FILE_BYTES_PER_PIXEL * max_pixels + METADATA_BYTES
     wanted = {key: size for key, size in zip(keys, sizes, strict=True) if size <= most}
-    threads = READ_BYTES // (2 * max(wanted.values(), default=1) or 1)  # get_many holds two objects for each
+    threads = READ_BYTES // (2 * max(wanted.values(), default=1) or 1)  # get_many holds two objects for each thread
     source = _stores.setdefault(source.url, source)
     read = source.get_many(wanted, threads=max(1, min(READS, threads)))
-    rows: list[tuple[bytes | None, str | None, str | None]] = []
+    rows: list[tuple[bytes | None, str | None, str | None, int | None]] = []
     for size in sizes:
         try:
             if size > most:
-                raise DecodeError(f"has {size} bytes, more than an image within data.max_pixels = {max_pixels} takes")
+                raise DecodeError(f"has {size} bytes, too many for an image within data.max_pixels = {max_pixels}", max_pixels)
             content = _whole(next(read)[1], size, source)
             pixels = decode(content, image_shape, max_pixels).tobytes()
-            rows.append((pixels, hashlib.blake2b(content, digest_size=16).hexdigest(), None))
+            rows.append((pixels, hashlib.blake2b(content, digest_size=16).hexdigest(), None, None))
         except DecodeError as error:
-            rows.append((None, None, str(error)))
+            rows.append((None, None, str(error), error.max_pixels))
         except StoreError as error:
-            return pa.table({"failure": [str(error)], "transient": [error.transient]})
-    images, contents, reasons = zip(*rows, strict=True)
+            return pa.table({FAILURE: [str(error)], TRANSIENT: [error.transient]})
+    images, contents, reasons, bounds = zip(*rows, strict=True)
     return pa.table(
         {
             "image": pa.array(images, pa.binary(int(np.prod(image_shape)))),
@@ -248,17 +250,18 @@ def _decode_block(block: pa.Table, source: Store, image_shape: tuple[int, int, i
             "group": block["group"],
             "content": pa.array(contents, pa.string()),
             "reason": pa.array(reasons, pa.string()),
+            "max_pixels": pa.array(bounds, pa.int64()),
         }
     )
 
 
 def _whole(found: bytes | StoreError, size: int, source: Store) -> bytes:
-    """Raises DecodeError for what cost this image only, StoreError for what would cost every other one too."""
+    """The content of an image. Raises DecodeError if only this image is affected, StoreError if all images may be."""
     if isinstance(found, NotFound):
         machine = socket.gethostname()
-        if isinstance(source, FolderStore) and not _has_anything(source):  # or a pack without these images would be kept for ever
-            raise StoreError(f"{source.url}: machine {machine} finds nothing there: mount data.source on every machine")
-        raise DecodeError(f"was listed and is gone (seen from machine {machine})")
+        if isinstance(source, FolderStore) and _is_empty(source):  # else the pack would lack these images for ever
+            raise StoreError(f"{source.url} is empty or missing on machine {machine}. Fix: mount data.source on every machine")
+        raise DecodeError(f"was listed but is gone (seen from machine {machine})")
     if isinstance(found, StoreError):
         raise found
     if len(found) != size:
@@ -266,8 +269,8 @@ def _whole(found: bytes | StoreError, size: int, source: Store) -> bytes:
     return found
 
 
-def _has_anything(source: Store) -> bool:
+def _is_empty(source: Store) -> bool:
     try:
-        return any(True for _ in source.list())
+        return next(iter(source.list()), None) is None
     except NotFound:
-        return False
+        return True

@@ -1,6 +1,6 @@
-"""The shards themselves: how packed rows are written to Arrow files, and read back from a local cache.
+"""Shards: writing packed rows to Arrow files, and reading them back through a local cache.
 
-Separation of concerns: trainer.data.pack decides what goes into shards and when a pack exists; this module owns their format
+Separation of concerns: trainer.data.pack decides what a shard contains and when a pack exists. This module owns the file format
 (Arrow IPC, one uncompressed record batch, so that a file can be memory-mapped) and the local disk.
 
 Shapes: N images of all shards, n of one shard or one call, H W C one image (C = 3).
@@ -28,24 +28,24 @@ from trainer.data.index import DataError
 from trainer.storage import NotFound, Store, StoreError
 
 SHARD_BYTES = 96_000_000
-"""Pixels of one shard; large enough for full download speed, small enough for the driver's memory."""
+"""Bytes of pixels in one shard: large enough for full download speed, small enough for the driver's memory."""
 TMPDIR, CACHE_DIR = "TMPDIR", "pipeline.cache_dir"
-"""What a user sets to have files elsewhere."""
+"""The settings that move the files elsewhere."""
 
 
 class PackError(DataError):
-    """The images cannot be packed, or the pack cannot be opened; one line that says why, and what to do."""
+    """The images cannot be packed, or the pack cannot be opened; the one-line message names the problem and the fix."""
 
 
 class ShardWriter:
-    """Collects rows, and writes and uploads a shard whenever one is full."""
+    """Collects rows; writes and uploads a shard whenever one is full."""
 
     def __init__(self, storage: Store, folder: str, image_shape: tuple[int, int, int], classes: tuple[str, ...]) -> None:
         self.storage, self.folder = storage, folder
         self.metadata = {"shape": json.dumps(image_shape), "classes": json.dumps(classes)}
         self.image_bytes = int(np.prod(image_shape))
         self.capacity = max(1, SHARD_BYTES // self.image_bytes)
-        self.pixels = np.empty((0, self.image_bytes), np.uint8)  # [capacity, H*W*C] from the first row on
+        self.pixels = np.empty((0, self.image_bytes), np.uint8)  # [capacity, H*W*C] after the first row
         self.shards: list[Shard] = []
         self._empty()
 
@@ -62,7 +62,7 @@ class ShardWriter:
         self.temporary.cleanup()
 
     def add(self, table: pa.Table) -> None:
-        """Copies the rows, so that Ray's shared memory is free for the next blocks."""
+        """Adds decoded rows. Copies them, so that Ray can free its shared memory for the next blocks."""
         if len(table) and not len(self.pixels):
             self.pixels = np.empty((self.capacity, self.image_bytes), np.uint8)
         while len(table):
@@ -76,6 +76,7 @@ class ShardWriter:
             table = table.slice(len(part))
 
     def finish(self) -> list[Shard]:
+        """Writes the last shard; returns all shards in order."""
         if self.rows:
             self._write()
         return self.shards
@@ -106,17 +107,17 @@ class Images:
 
     def __init__(self, shards: list[np.ndarray], image_shape: tuple[int, int, int]) -> None:
         self.shards = tuple(shards)
-        """Views uint8 [n, H, W, C] of the files, read-only."""
+        """Read-only views uint8 [n, H, W, C] of the files."""
         self._ends = np.cumsum([len(shard) for shard in shards])
         self.shape = (int(self._ends[-1]), *image_shape)
         """N H W C."""
         self.nbytes = int(np.prod(self.shape))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Copies rows [n] (any order, repeats allowed) into a new uint8 [n, H, W, C]. Raises IndexError."""
+        """Copies rows [n], in any order and with repeats, into a new array uint8 [n, H, W, C]. Raises IndexError."""
         rows = np.asarray(rows)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"rows {rows.min()}..{rows.max()} of {len(self)}")
+            raise IndexError(f"rows {rows.min()}..{rows.max()} are not in 0..{len(self) - 1}")
         taken = np.empty((len(rows), *self.shape[1:]), np.uint8)
         shards = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(shards):
@@ -129,7 +130,7 @@ class Images:
 
 
 class PackedRows:
-    """All rows of a pack, in order: shard after shard."""
+    """All rows of a pack in order, shard after shard."""
 
     def __init__(self, batches: list[pa.RecordBatch], image_shape: tuple[int, int, int]) -> None:
         self._batches = batches
@@ -143,12 +144,12 @@ class PackedRows:
 
     @cached_property
     def groups(self) -> list[str]:
-        """Empty where an image stands for itself."""
+        """The group of each row; empty if it has none."""
         return self._strings("group")
 
     @cached_property
     def contents(self) -> list[str]:
-        """Hashes of the original files."""
+        """The hash of each row's original file."""
         return self._strings("content")
 
     def _strings(self, name: str) -> list[str]:
@@ -156,23 +157,25 @@ class PackedRows:
 
 
 def _bytes(images: pa.FixedSizeBinaryArray) -> np.ndarray:
-    """View uint8 [n, H*W*C] of an Arrow column."""
+    """The Arrow column as a view uint8 [n, H*W*C]."""
     width = images.type.byte_width
     view = np.frombuffer(images.buffers()[1], np.uint8, count=len(images) * width, offset=images.offset * width)
     return view.reshape(-1, width)
 
 
 def folder_name(digest: str, image_shape: tuple[int, ...]) -> str:
-    """Of a pack, in storage and in the cache."""
+    """The folder of a pack, in storage and in the cache."""
     height, width = image_shape[:2]
     return f"{digest[:16]}-{height}x{width}x3"
 
 
 def open_rows(pack: Pack, storage: Store, cache_dir: Path) -> PackedRows:
-    """Maps the shards into memory, after downloading those that `cache_dir` lacks, once per machine: workers that start together
-    wait for the first. Every file's checksum is verified; a torn or altered one is downloaded again.
+    """Maps the shards into memory, after downloading the ones that `cache_dir` lacks.
 
-    Raises PackError when the disk is full or a shard is not what was packed; StoreError when the store fails.
+    Workers that start together on a machine download once: the others wait for the first. Every file's checksum is verified, and
+    an incomplete or altered file is downloaded again.
+
+    Raises PackError when the disk is full or a shard differs from the packed one; StoreError.
     """
     folder = cache_dir.absolute() / folder_name(pack.digest, pack.image_shape)
     paths = [folder / Path(shard.key).name for shard in pack.shards]
@@ -186,14 +189,14 @@ def open_rows(pack: Pack, storage: Store, cache_dir: Path) -> PackedRows:
 
 
 def _damaged(pack: Pack, paths: list[Path]) -> list[tuple[Shard, Path]]:
-    """The shards whose files are missing or not what they should be."""
+    """The shards whose files are missing or have another size or checksum."""
     with ThreadPoolExecutor(4) as pool:
         intact = list(pool.map(_intact, pack.shards, paths))
     return [(shard, path) for shard, path, good in zip(pack.shards, paths, intact, strict=True) if not good]
 
 
 def _intact(shard: Shard, path: Path) -> bool:
-    with suppress(OSError):  # what cannot be read is as good as missing
+    with suppress(OSError):  # an unreadable file counts as missing
         return path.stat().st_size == shard.size and _sha256(path) == shard.sha256
     return False
 
@@ -208,41 +211,41 @@ def _fetch(pack: Pack, paths: list[Path], storage: Store, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
-        missing = _damaged(pack, paths)  # what another worker has not fetched meanwhile
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends, even if it is killed
+        missing = _damaged(pack, paths)  # again: another worker may have fetched them meanwhile
         for stray in set(folder.iterdir()) - set(paths) - {folder / "lock"} | {path for _, path in missing}:
-            stray.unlink(missing_ok=True)  # damaged, or left by a download that was killed
+            stray.unlink(missing_ok=True)  # damaged, or left by a killed download
         needed = sum(shard.size for shard, _ in missing)
         if needed > shutil.disk_usage(folder).free:
             raise _full(folder, needed, CACHE_DIR)
         for shard, path in missing:
-            way_out = f"delete the folder {storage.url}/{Path(shard.key).parent} to pack the images again"
+            fix = f"delete the folder {storage.url}/{Path(shard.key).parent} to pack the images again"
             try:
                 with _disk(folder, needed, CACHE_DIR):
                     storage.download(shard.key, path)
             except NotFound as error:
-                raise NotFound(f"{error}, but was packed: {way_out}") from None
+                raise NotFound(f"{error}, although pack.json lists it. Fix: {fix}") from None
             if not _intact(shard, path):
                 path.unlink()
-                raise PackError(f"{storage.url}/{shard.key} is not what was packed (its checksum differs): {way_out}")
+                raise PackError(f"{storage.url}/{shard.key} differs from the packed shard (checksum). Fix: {fix}")
 
 
 @contextmanager
 def _disk(folder: Path, needed: int, setting: str) -> Iterator[None]:
-    """Turns the errors of a local disk into a PackError of one line; `needed` in bytes."""
+    """Converts the errors of a local disk to a PackError. `needed`: bytes; `setting`: what moves the folder elsewhere."""
     try:
         yield
     except (OSError, StoreError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__  # of a StoreError: what the store met
+            cause = cause.__context__  # of a StoreError: the exception that the store met
         if cause is None:
             raise
         if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _full(folder, needed, setting) from None
         if isinstance(error, OSError):
             raise PackError(
-                f"{folder}: cannot be written ({os.strerror(error.errno or 0)}): set {setting} to a folder that can be"
+                f"{folder}: cannot be written ({os.strerror(error.errno or 0)}). Fix: set {setting} to a writable folder"
             ) from None
         raise
 
@@ -250,6 +253,6 @@ def _disk(folder: Path, needed: int, setting: str) -> Iterator[None]:
 def _full(folder: Path, needed: int, setting: str) -> PackError:
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     return PackError(
-        f"{folder}: the disk is full: {needed} bytes are needed, {free} are free: free some space, "
-        f"or set {setting} to a folder on a larger disk"
+        f"{folder}: the disk is full ({needed} bytes are needed, {free} are free). "
+        f"Fix: free some space or set {setting} to a folder on a larger disk"
     )

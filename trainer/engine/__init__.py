@@ -1,0 +1,8 @@
+"""Training on several workers as if on one.
+
+group                the workers, and sums over them
+step                 one training step, and inference
+evaluate             exact evaluation on all workers
+distributed_network  the model as the diagnosis' probes see it
+devices              threads and GPUs
+"""

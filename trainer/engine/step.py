@@ -1,13 +1,15 @@
-"""One synchronous update over all workers, and sums over them. The only door to tf.distribute.
+"""One synchronous training step over all workers, and inference on one of them.
 
-A step is two parts. In the replica's context: forward, backward, and one sum of the gradients and of a few numbers over all
-workers. Outside of it: the optimizer, which every worker applies to the same sums; so the weights stay equal bit for bit, and
-Keras' optimizer, which would sum a second time in the replica's context, does not. Variables are plain ones: every worker has
-one replica.
+A step has two parts. In the replica context: the forward pass, the backward pass, and one all-reduce of the gradients and a few
+numbers. Outside of it: the optimizer, which every worker applies to the same sums. So the weights stay identical to the last bit,
+and Keras' optimizer does not reduce the gradients a second time, as it would in the replica context. Every worker has one
+replica, so the variables are ordinary ones.
 
-Shapes: b images of this worker, B of the global batch (b times the workers), H W C one image, K classes.
+Shapes: b images of this worker's part of a global batch, B images of the global batch (b times the number of workers),
+H W C one image, K classes, N resident images, s steps.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -23,99 +25,139 @@ from trainer.model.layers import Place
 
 
 class StepStats(NamedTuple):
-    """What one step tells, equal on all workers; scalars."""
+    """Scalar tensors that describe one step; the same on all workers."""
 
     loss: Any
     """Mean cross-entropy of the global batch in nats, in training mode, before the update."""
     correct: Any
-    """Images of the global batch whose class was predicted."""
+    """Number of images of the global batch whose class was predicted."""
     gradient_norm: Any
     """L2 norm of the global gradient."""
-    local_gradient_square: Any
-    """Mean over the workers of the squared L2 norm of each worker's own mean gradient: with the global norm, the two batch
-    sizes from which the gradient noise scale follows."""
     update_norm: Any
     """L2 norm of the change of the trainable weights."""
+
+
+class Signals(NamedTuple):
+    """How many workers raised each signal at a step, as scalar tensors; the same on all workers, so that all act on it together."""
+
     stop: Any
-    """Number of workers that asked to stop."""
+    """Save a checkpoint and end."""
     save: Any
-    """Number of workers that asked for a checkpoint."""
+    """Save a checkpoint."""
+
+
+STEP_RECORD = np.dtype([(name, np.float64) for name in StepStats._fields])
+"""The record of one step: the values of its StepStats."""
+
+
+def records(steps: Sequence[StepStats]) -> np.ndarray:
+    """Waits for the tensors of `steps` and returns them as STEP_RECORD [s]."""
+    return np.array([tuple(float(value) for value in stats) for stats in steps], STEP_RECORD)
+
+
+def finite(steps: np.ndarray) -> np.ndarray:
+    """STEP_RECORD [s] -> bool [s]: whether both the loss and the update of a step are finite."""
+    return np.isfinite(steps["loss"]) & np.isfinite(steps["update_norm"])
 
 
 class Learner:
-    """Network, optimizer and the compiled functions that move and evaluate them; the same on every worker."""
+    """The model, its optimizer, and the compiled functions that train and evaluate it; identical on every worker."""
 
-    def __init__(self, group: Group, settings: config.Settings, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(
+        self,
+        group: Group,
+        settings: config.Model,
+        shape: tuple[int, int, int],
+        classes: int,
+        *,
+        seed: int,
+        batch_size: int,
+        learning_rate: float,
+        augmented: bool,
+    ) -> None:
+        """`shape`: H W C. `batch_size`: B. `augmented`: whether training applies the `changes` of its batches."""
         self.group = group
-        self.settings = settings
-        self.shape = shape
-        if settings.model.precision != "float32":
-            keras.config.set_dtype_policy(settings.model.precision)
-        self.optimizer = keras.optimizers.Adam(settings.training.learning_rate, name="adam")
-        place = Place(settings.run.seed, group.rank, self.optimizer.iterations)
-        self._synchronized = settings.model.batch_normalization == "synchronized"
+        self._batch_size = batch_size
+        self._learning_rate = learning_rate
+        self._channels_first = settings.data_format == "channels_first"
+        self._synchronized = settings.batch_normalization == "synchronized"
+        self._augment = augmented
+        if settings.precision != "float32":
+            keras.config.set_dtype_policy(settings.precision)
+        self.optimizer = keras.optimizers.Adam(learning_rate, name="adam")
+        place = Place(seed, group.rank, self.optimizer.iterations)
         reduce = group.all_reduce if self._synchronized else None
-        self.model = question.build(shape, classes, settings.model, seed=settings.run.seed, place=place, reduce=reduce)
+        self.model = question.build(shape, classes, settings, seed=seed, place=place, reduce=reduce)
         self.optimizer.build(self.model.trainable_variables)
         self.resident: tf.Tensor | None = None
-        """uint8 [N, H, W, C]: set it to feed row numbers instead of pixels."""
+        """uint8 [N, H, W, C]. Once it is set, batches hold row numbers instead of pixels."""
         self._train = tf.function(self._train_step)
         self._evaluate = tf.function(self._evaluate_batch, reduce_retracing=True)
-        self._move = tf.function(self._move_statistics)
-        self._judge = tf.function(self._judge_batch)
+        self._forward = tf.function(self._forward_batch)
+        self._infer = tf.function(self._infer_batch)
 
-    def train(self, batch: Batch, *, stop: bool = False, save: bool = False) -> StepStats:
-        """One update with this worker's part of a global batch; all workers call it together. Tensors, not yet waited for."""
+    def train(self, batch: Batch, *, stop: bool = False, save: bool = False) -> tuple[StepStats, Signals]:
+        """One update with this worker's part of a global batch; `stop` and `save` raise this worker's signals.
+
+        All workers must call it together. Returns tensors without waiting for them.
+        """
         return self._train(batch, tf.constant([stop, save], tf.float32))
 
     def evaluate(self, images: np.ndarray | tf.Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Inference mode, this worker alone: pixels uint8 [n, H, W, C] or resident rows int64 [n], labels int [n] ->
+        """Inference mode, on this worker alone: pixels uint8 [n, H, W, C] or resident rows int64 [n], and labels int [n] ->
         cross-entropy in nats [n] and probabilities [n, K], float32."""
         losses, probabilities = self._evaluate(tf.convert_to_tensor(images), tf.convert_to_tensor(labels, tf.int32))
         return losses.numpy(), probabilities.numpy()
 
     def move_statistics(self, batch: Batch, *, dropout: bool) -> None:
-        """BatchNormalization's moving statistics take this batch in, as in training, with dropout on or off; nothing else
-        changes. All workers call it together."""
-        self._move(batch, dropout)
+        """Updates BatchNormalization's moving statistics with this batch as training would, with dropout on or off, and changes
+        nothing else. All workers must call it together."""
+        self._forward(batch, dropout)
         self.average_statistics()
 
     def batch_losses(self, batch: Batch) -> np.ndarray:
-        """Inference mode: cross-entropy in nats [B] of a global batch, of which each worker hands in its part; equal on all."""
-        part = self.settings.training.batch_size // self.group.size
-        losses = np.zeros(self.settings.training.batch_size, np.float32)
-        losses[self.group.rank * part : (self.group.rank + 1) * part] = self._judge(batch).numpy()
+        """Inference mode: cross-entropy in nats, float32 [B], of the global batch of which each worker passes its part.
+
+        All workers must call it together; all get the same result.
+        """
+        part = self._batch_size // self.group.size
+        losses = np.zeros(self._batch_size, np.float32)
+        losses[self.group.rank * part : (self.group.rank + 1) * part] = self._infer(batch).numpy()
         return self.group.sum(losses)
 
     def average_statistics(self) -> None:
-        """Makes BatchNormalization's moving statistics equal on all workers where each keeps its own."""
+        """Averages BatchNormalization's moving statistics over the workers where each worker keeps its own. All workers must call
+        it together."""
         if self.group.size > 1 and not self._synchronized:
             for variable in self.model.non_trainable_variables:
-                if "float" in variable.dtype:  # not the dropouts' seeds
+                if "float" in variable.dtype:  # not the seeds of dropout
                     variable.assign(self.group.sum(variable.numpy()) / self.group.size)
 
     def checksum(self) -> float:
-        """Of all weights and moving statistics: equal on all workers as long as they hold the same."""
+        """Sum of the absolute values of all weights and moving statistics: differs between workers whose weights differ."""
         return float(sum(np.abs(variable.numpy(), dtype=np.float64).sum() for variable in self.model.weights))
 
     def state(self) -> dict[str, np.ndarray]:
-        """A copy of everything that training changes: weights, statistics, optimizer; names are paths in the model."""
+        """A copy of everything that training changes (weights, moving statistics, optimizer), by path in the model."""
         return {name: variable.numpy().copy() for name, variable in self._variables().items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Takes a `state` over, but for the learning rate, which is the configured one. Raises UserError when it is of another
-        network."""
+        """Takes over a `state`, except for the learning rate, which stays the configured one.
+
+        Raises UserError when the state belongs to another network.
+        """
         variables = self._variables()
         wrong = [name for name in variables.keys() | state.keys() if _shape(variables.get(name)) != _shape(state.get(name))]
         if wrong:
             name = min(wrong)
             raise UserError(
-                f"the checkpoint is of another network: {name} has shape {_shape(state.get(name))} there and "
-                f"{_shape(variables.get(name))} here; use the run's own configuration or another run.name"
+                f"The checkpoint belongs to another network: {name} has shape {_shape(state.get(name))} in the checkpoint and "
+                f"{_shape(variables.get(name))} in this run. Fix: use the configuration that the run began with, or choose another "
+                "run.name"
             )
         for name, variable in variables.items():
             variable.assign(state[name])
-        self.optimizer.learning_rate = self.settings.training.learning_rate
+        self.optimizer.learning_rate = self._learning_rate
 
     def _variables(self) -> dict[str, keras.Variable]:
         model_variables = {f"model/{variable.path}": variable for variable in self.model.weights}
@@ -125,49 +167,47 @@ class Learner:
         return tf.gather(self.resident, images) if images.dtype == tf.int64 else images
 
     def _input(self, pixels: tf.Tensor) -> tf.Tensor:
-        """uint8 [b, H, W, C] -> what the network takes."""
+        """uint8 [b, H, W, C] -> the model's input, float32 in the model's data format."""
         x = tf.cast(pixels, tf.float32)
-        return tf.transpose(x, (0, 3, 1, 2)) if self.settings.model.data_format == "channels_first" else x
+        return tf.transpose(x, (0, 3, 1, 2)) if self._channels_first else x
 
-    def _train_step(self, batch: Batch, asks: tf.Tensor) -> StepStats:
+    def _train_step(self, batch: Batch, signals: tf.Tensor) -> tuple[StepStats, Signals]:
         weights = [variable.value for variable in self.model.trainable_variables]
-        *gradients, numbers = self.group.run(self._forward_backward, batch, asks)
+        *gradients, numbers = self.group.run(self._forward_backward, batch, signals)
         before = [tf.identity(weight) for weight in weights]
         with tf.control_dependencies(before):
             self.optimizer.apply(gradients)
-        loss, correct, local_square, stop, save = tf.unstack(numbers)
-        return StepStats(
+        loss, correct, stop, save = tf.unstack(numbers)
+        stats = StepStats(
             loss=loss,
             correct=correct,
             gradient_norm=tf.linalg.global_norm(gradients),
-            local_gradient_square=local_square * self.group.size,  # each worker's gradient is of its share of the global mean
             update_norm=tf.linalg.global_norm([tf.convert_to_tensor(now) - was for now, was in zip(weights, before, strict=True)]),
-            stop=stop,
-            save=save,
         )
+        return stats, Signals(stop, save)
 
-    def _forward_backward(self, batch: Batch, asks: tf.Tensor) -> list[tf.Tensor]:
-        x = self._augmented(batch)
+    def _forward_backward(self, batch: Batch, signals: tf.Tensor) -> list[tf.Tensor]:
+        """The sums over all workers of the gradients, and of [loss, correct, stop, save]."""
+        x = self._training_input(batch)
         with tf.GradientTape() as tape:
             logits = self.model(x, training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch.labels, logits)
-            loss = tf.reduce_sum(losses) / self.settings.training.batch_size
+            loss = tf.reduce_sum(losses) / self._batch_size
         gradients = tape.gradient(loss, [variable.value for variable in self.model.trainable_variables])
         correct = tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == batch.labels, tf.float32))
-        square = tf.linalg.global_norm(gradients) ** 2
-        numbers = tf.stack([tf.cast(number, loss.dtype) for number in (loss, correct, square, *tf.unstack(asks))])
+        numbers = tf.stack([tf.cast(number, loss.dtype) for number in (loss, correct, *tf.unstack(signals))])
         return self.group.all_reduce([*gradients, numbers])
 
-    def _augmented(self, batch: Batch) -> tf.Tensor:
-        """What the network is trained on."""
+    def _training_input(self, batch: Batch) -> tf.Tensor:
+        """The model's input in training: the images of the batch, augmented."""
         pixels = self._pixels(batch.images)
-        if self.settings.pipeline.flip or self.settings.pipeline.shift:
-            pixels = augment(pixels, batch.changes)
-        return self._input(pixels)
+        return self._input(augment(pixels, batch.changes) if self._augment else pixels)
 
-    def _move_statistics(self, batch: Batch, dropout: bool) -> None:
+    def _forward_batch(self, batch: Batch, dropout: bool) -> None:
+        """A forward pass with BatchNormalization in training mode; its effect is on the moving statistics."""
+
         def forward(batch: Batch) -> None:
-            x = self._augmented(batch)
+            x = self._training_input(batch)
             for layer in self.model.layers:
                 if isinstance(layer, keras.layers.BatchNormalization):
                     x = layer(x, training=True)
@@ -178,8 +218,9 @@ class Learner:
 
         self.group.run(forward, batch)
 
-    def _judge_batch(self, batch: Batch) -> tf.Tensor:
-        logits = self.model(self._augmented(batch), training=False)
+    def _infer_batch(self, batch: Batch) -> tf.Tensor:
+        """Losses [b] of the batch as training feeds it, in inference mode."""
+        logits = self.model(self._training_input(batch), training=False)
         return tf.cast(tf.nn.sparse_softmax_cross_entropy_with_logits(batch.labels, logits), tf.float32)
 
     def _evaluate_batch(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

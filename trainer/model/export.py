@@ -1,4 +1,4 @@
-"""The trained network as a plain Keras model: it loads without this project."""
+"""The trained model as a plain Keras model, which loads without this project."""
 
 from pathlib import Path
 
@@ -9,11 +9,14 @@ from trainer.model.question import build
 
 
 def export(trained: keras.Sequential, shape: tuple[int, int, int], settings: config.Model, path: Path) -> None:
-    """Writes `model.keras`: the same weights in Keras' own layers, ending in softmax; it loads without this package."""
+    """Writes `path` (`model.keras`), whole or not at all: the weights of `trained` in Keras' own layers, ending in softmax.
+
+    `shape`: H W C of the images; the exported model takes pixels 0..255. Sets Keras' dtype policy to float32.
+    """
     keras.config.set_dtype_policy("float32")
     plain = build(shape, trained.output_shape[-1], settings.model_copy(update={"batch_normalization": "keras"}), seed=0)
     plain.add(keras.layers.Softmax(name="softmax"))
     plain.set_weights(trained.get_weights())
-    temporary = path.with_name(f".{path.name}")
-    plain.save(temporary.with_suffix(".keras"))
-    temporary.with_suffix(".keras").replace(path)
+    temporary = path.with_name(f".{path.name}").with_suffix(".keras")  # Keras insists on the suffix
+    plain.save(temporary)
+    temporary.replace(path)

@@ -1,9 +1,9 @@
-"""Layers that behave on several workers as Keras' own do on one.
+"""Layers that behave on several workers as Keras' own layers do on one.
 
-BatchNormalization runs on TensorFlow's fused kernels, which Keras 3 does not use, and on several workers takes its statistics
-over the global batch. Dropout draws the mask of an example from (seed, step, position in the global batch), so that it does
-not depend on how many workers share the batch. Both have the weights of the Keras layers they replace: a plain Keras network
-takes them over (see model.export).
+BatchNormalization runs on TensorFlow's fused kernels, which Keras 3 does not use, and computes its statistics over the global
+batch. Dropout draws the mask of an example from (seed, step, position in the global batch), so that it does not depend on how
+many workers share the batch. Both have the same weights as the Keras layers they replace, so a plain Keras model can load them
+(export.py).
 
 Shapes: b images of this worker, H W C one image or feature map, n elements behind one channel.
 """
@@ -17,14 +17,14 @@ import numpy as np
 import tensorflow as tf
 
 Reduce = Callable[[tf.Tensor], tf.Tensor]
-"""Sums a tensor over all workers; called by all of them, in the same order."""
+"""Sums a tensor over all workers; all of them must call it in the same order."""
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' BatchNormalization on fused kernels; with `reduce`, over the batches of all workers.
+    """Keras' BatchNormalization on fused kernels; with `reduce`, its statistics are those of all workers' batches together.
 
-    Equal to Keras' own in output, gradients and moving statistics up to float rounding: the fused kernel's variance carries
-    Bessel's correction, which is undone here.
+    Output, gradients and moving statistics equal Keras' own up to floating-point rounding. The fused kernel applies Bessel's
+    correction to the variance; it is undone here.
     """
 
     def __init__(self, *, reduce: Reduce | None = None, **kwargs: Any) -> None:
@@ -32,7 +32,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self._reduce = reduce
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:  # noqa: ARG002
-        """[b, C], [b, H, W, C] or, with axis=1, [b, C, H, W] -> the same shape, normalized by channel."""
+        """[b, C], [b, H, W, C] or, with axis=1, [b, C, H, W] -> the same shape, normalized per channel."""
         channels_first = len(inputs.shape) == 4 and self.axis == 1
         x = tf.transpose(inputs, (0, 2, 3, 1)) if channels_first else inputs
         if len(inputs.shape) == 2:
@@ -54,12 +54,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def _elements(x: tf.Tensor) -> tf.Tensor:
-    """Elements behind one channel of [b, H, W, C], as float32."""
+    """Number of elements behind one channel of [b, H, W, C], as float32."""
     return tf.cast(tf.size(x, tf.int64) // x.shape[-1], tf.float32)
 
 
 def _fused(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Normalizes by the batch's own moments; returns output, mean and biased variance."""
+    """Normalizes by the moments of this batch; returns output, mean [C] and biased variance [C]."""
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, data_format="NHWC", is_training=True
     )
@@ -69,7 +69,7 @@ def _fused(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float) -> t
 
 def _affine(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, epsilon: float) -> tf.Tensor:
     """(x - mean) / sqrt(variance + epsilon) * scale + offset, in one pass."""
-    if x.dtype == tf.float64:  # no fused kernel has it
+    if x.dtype == tf.float64:  # the fused kernels do not support it
         return tf.nn.batch_normalization(x, mean, variance, offset, scale, epsilon)
     return tf.raw_ops.FusedBatchNormV3(
         x=x, scale=scale, offset=offset, mean=mean, variance=variance, epsilon=epsilon, data_format="NHWC", is_training=False
@@ -79,7 +79,7 @@ def _affine(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, mean: tf.Tensor, 
 def _affine_gradient(
     dy: tf.Tensor, x: tf.Tensor, scale: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Gradients of `_affine` with respect to x, scale and offset, the moments taken as constants."""
+    """Gradients of `_affine` with respect to x, scale and offset, with the moments as constants."""
     if x.dtype == tf.float64:
         inverse = tf.math.rsqrt(variance + epsilon)
         return dy * scale * inverse, tf.reduce_sum(dy * (x - mean) * inverse, (0, 1, 2)), tf.reduce_sum(dy, (0, 1, 2))
@@ -100,12 +100,12 @@ def _affine_gradient(
 def _synchronized(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, reduce: Reduce
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """As `_fused`, over the batches of all workers.
+    """Like `_fused`, with the moments of all workers' batches together.
 
-    The moments are summed for each image as they are and over images and workers in float64: rounded, they are the same bits
-    for any number of workers. A difference in the last bits would turn a few max-poolings the other way, each of which
-    changes the gradient by 0.1 %. The rest is composed from fused kernels, in both directions, because an affine pass of
-    ordinary operations costs more than everything else: its gradient makes many passes over big tensors.
+    Sums within an image use the weights' precision, sums over images and workers use float64. After rounding, the moments are
+    therefore the same bits for any number of workers. A difference in the last bits would flip a few max-poolings, each of which
+    changes the gradient by 0.1 %. Everything else is composed of fused kernels in both directions, because an affine pass of
+    ordinary operations would cost more than the rest: its gradient makes many passes over large tensors.
     """
     channels = x.shape[-1]
 
@@ -113,7 +113,7 @@ def _synchronized(
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
         values = tf.cast(x, gamma.dtype)
         sums = tf.reduce_sum(values, (1, 2))
-        norms = tf.math.reduce_euclidean_norm(values, (1, 2))  # squares and sums in one pass
+        norms = tf.math.reduce_euclidean_norm(values, (1, 2))  # square and sum in one pass
         parts = [tf.reduce_sum(tf.cast(sums, tf.float64), 0), tf.reduce_sum(tf.cast(norms, tf.float64) ** 2, 0)]
         total = reduce(tf.concat([*parts, [tf.cast(_elements(x), tf.float64)]], 0))
         exact = total[:channels] / total[-1]
@@ -122,7 +122,7 @@ def _synchronized(
         y = _affine(x, gamma, beta, mean, variance, epsilon)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            # Inference mode's gradient takes the moments as constants; what they add is affine in x (Ioffe & Szegedy, 2015).
+            # The gradient in inference mode treats the moments as constants; their own part is affine in x (Ioffe & Szegedy, 2015).
             direct, dgamma, dbeta = _affine_gradient(dy, x, gamma, mean, variance, epsilon)
             sums = reduce(tf.concat([dgamma, dbeta], 0))
             factor = -gamma * tf.math.rsqrt(variance + epsilon) / tf.cast(total[-1], gamma.dtype)
@@ -137,18 +137,18 @@ def _synchronized(
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where a worker's examples stand in the run: all that a dropout mask depends on."""
+    """Where a worker's examples stand in the run. A dropout mask depends on nothing else."""
 
     seed: int
     rank: int
     step: Any
-    """Integer variable: updates made so far."""
+    """Integer variable: number of updates so far."""
 
 
 class Dropout(keras.layers.Dropout):
-    """Keras' Dropout whose masks are those of the global batch, whatever the number of workers.
+    """Keras' Dropout with the same masks for the global batch on any number of workers.
 
-    A counter-based generator (Philox) is started at this worker's first element, so nobody draws more than its own share.
+    A counter-based generator (Philox) starts at this worker's first element, so each worker draws only its own part of the mask.
     """
 
     def __init__(self, rate: float, *, place: Place, index: int, **kwargs: Any) -> None:
@@ -157,17 +157,17 @@ class Dropout(keras.layers.Dropout):
         self._key = int(np.random.SeedSequence([place.seed, index]).generate_state(1, np.uint64)[0])
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """[b, ...] -> [b, ...]; this worker's images are number rank * b and following of the global batch."""
+        """[b, ...] -> [b, ...]. This worker's images are numbers rank * b to (rank + 1) * b - 1 of the global batch."""
         if not training or self.rate == 0:
             return inputs
         size = tf.size(inputs, tf.int64)
         start = self._place.rank * size
-        skip = start % 8  # the generator's counter counts 128 bits, and a draw takes 16
+        skip = start % 8  # one count of the generator yields 128 bits, and a draw takes 16
         counter = tf.bitcast(tf.stack([start // 8, tf.cast(self._place.step, tf.int64)]), tf.uint64)
         words = tf.raw_ops.StatelessRandomUniformFullIntV2(
             shape=((skip + size + 3) // 4)[None], key=tf.constant([self._key], tf.uint64), counter=counter, alg=1, dtype=tf.uint64
         )
         draws = tf.reshape(tf.bitcast(words, tf.uint16), [-1])[skip : skip + size]
-        dropped = min(round(self.rate * 2**16), 2**16 - 1)  # of the 2**16 values of a draw
+        dropped = min(round(self.rate * 2**16), 2**16 - 1)  # out of the 2**16 values of a draw
         keep = tf.reshape(tf.cast(draws >= dropped, inputs.dtype), tf.shape(inputs))
         return inputs * (keep * tf.cast(2**16 / (2**16 - dropped), inputs.dtype))

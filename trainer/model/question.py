@@ -1,9 +1,9 @@
-"""The network of the question, and its export.
+"""The network of the question as a Keras model.
 
-The network is a plain Keras 3 Sequential; only the layers that must know about other workers differ (layers.py). It ends in
-logits, from which the loss is computed without loss of precision; the exported network ends in softmax, as in the question.
+It is a plain Keras 3 Sequential; only the layers that must know about the other workers differ (layers.py). It ends in logits,
+from which the loss is computed without loss of precision; the exported model (export.py) ends in softmax, as in the question.
 
-Shapes: H W C one image (C H W with channels_first), K classes.
+Shapes: b images, H W C one image (C H W with channels_first), K classes.
 """
 
 import keras
@@ -21,12 +21,14 @@ def build(
     place: Place | None = None,
     reduce: Reduce | None = None,
 ) -> keras.Sequential:
-    """The network to train: pixels 0..255 of `shape` (H, W, C) -> [b, K] logits.
+    """The model to train: pixels 0..255 of `shape` (H, W, C) -> logits [b, K].
 
-    Conv16-Conv16-pool-Conv32-Conv32-pool-Dense64, each followed by ReLU and then BatchNormalization; dropout after the two
-    poolings and the dense layer. Without `place`, dropout is Keras' own. `reduce` synchronizes BatchNormalization over workers.
+    Conv16-Conv16-pool-Conv32-Conv32-pool-Dense64, each followed by ReLU and then BatchNormalization; dropout after both poolings
+    and after the dense layer. `seed` determines the initial weights. `place` makes the dropout masks independent of the number of
+    workers; without it, dropout is Keras' own. `reduce` sums over the workers and synchronizes BatchNormalization. Sets Keras'
+    random seed.
     """
-    keras.utils.set_random_seed(seed)  # initial weights: the same on every worker
+    keras.utils.set_random_seed(seed)  # the same initial weights on every worker
     axis = 1 if settings.data_format == "channels_first" else -1
 
     def normalize(number: int, axis: int) -> keras.Layer:

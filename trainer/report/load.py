@@ -9,6 +9,7 @@ from trainer import UserError
 from trainer.data.dataset import Pack, Split
 from trainer.data.order import epoch_generator, epoch_order
 from trainer.data.shards import PackedRows
+from trainer.epoch import best
 from trainer.report.summary import RunResult, Trained
 from trainer.storage import Store, results
 
@@ -22,7 +23,7 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
         raise UserError(f"run {name} has not finished an epoch: there is nothing to report yet")
     arrays = [results.get_arrays(storage, name, report.epoch) for report in history]
     diagnoses, overfitting = results.get_diagnoses(storage, name)
-    kept = results.best(history) if facts["config"]["training"]["keep"] == "best" else None
+    kept = best(history) if facts["config"]["training"]["keep"] == "best" else None
     exported = next((report for report in history if report.epoch == facts.get("epoch")), None)
     chosen = history.index(exported or kept or history[-1])
     validation = np.array(sides.validation)

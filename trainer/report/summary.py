@@ -20,6 +20,7 @@ from spikewise import describe
 from spikewise.records import Diagnosis, Overfitting
 from trainer import __version__
 from trainer.epoch import EpochReport
+from trainer.epoch import best as best_epoch
 from trainer.report import page, scores
 
 HARDEST = 24
@@ -109,7 +110,7 @@ def summarize(result: RunResult) -> dict[str, Any]:
     history, labels = result.history, np.asarray(result.labels, int)
     cluster = scores.clusters(result.groups)
     kept = next((index for index, report in enumerate(history) if report.epoch == result.epoch), None)
-    best = _best(history)
+    best = best_epoch(history)
     answered = np.isfinite(result.probabilities).all(1)
     predictions = np.where(answered, np.where(answered[:, None], result.probabilities, 0).argmax(1), -1)
     right = predictions == labels
@@ -122,8 +123,8 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "classes": list(result.classes),
         "epochs": len(history),
         "epoch": result.epoch,
-        "best_epoch": None if best is None else history[best].epoch,
-        "best_validation_loss": None if best is None else history[best].validation_loss,
+        "best_epoch": None if best is None else best.epoch,
+        "best_validation_loss": None if best is None else best.validation_loss,
         "seconds": sum(report.seconds for report in history),
         "images_per_second": float(np.median([report.images_per_second for report in history])) if history else None,
         "input_wait": float(np.median([report.input_wait for report in history])) if history else None,
@@ -159,12 +160,6 @@ def summarize(result: RunResult) -> dict[str, Any]:
     }
     document = _strict(document)
     return {**document, "headline": page.headline(document), "notes": page.notes(document)}
-
-
-def _best(history: list[EpochReport]) -> int | None:
-    """Index of the lowest finite validation loss."""
-    finite = [index for index, report in enumerate(history) if math.isfinite(report.validation_loss)]
-    return min(finite, key=lambda index: history[index].validation_loss, default=None)
 
 
 def _restarts(history: list[EpochReport]) -> list[dict[str, int]]:

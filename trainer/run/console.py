@@ -1,28 +1,35 @@
-"""What a person sees while a job runs: progress bars on a terminal, plain lines elsewhere. Nothing here decides anything."""
+"""What a person reads while a job runs: progress bars on a terminal, plain lines elsewhere. This module decides nothing."""
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from spikewise import describe
+from spikewise.diagnose import News
+from trainer.data.dataset import Manifest, Quarantined
 from trainer.epoch import EpochReport
-from trainer.formatting import duration
+from trainer.formatting import duration, size
+from trainer.run import events
+from trainer.run.status import RunStatus
 
 PLAIN_SECONDS = 10.0
-"""Between two plain progress lines."""
+"""Shortest time between two plain progress lines."""
 
 
 class Console:
-    """Speaks on standard output; a context, so that the bars are taken down."""
+    """Writes to standard output. A context manager: it removes the progress bars at the end."""
 
     def __init__(self) -> None:
-        self._out = RichConsole(highlight=False, emoji=False, soft_wrap=True)  # `:name:` in a key stays as it is
+        self._out = RichConsole(highlight=False, emoji=False, soft_wrap=True)  # emoji: `:name:` in a key must stay as it is
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=self._out, transient=True)
         self._tasks: dict[str, TaskID] = {}
-        self._spoken = time.monotonic()
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._out.is_terminal:
@@ -34,33 +41,121 @@ class Console:
             self._bars.stop()
 
     def say(self, line: str) -> None:
+        self._last_line = time.monotonic()
         self._out.print(line, markup=False)
 
     def warn(self, line: str) -> None:
         self._out.print(f"warning: {line}", markup=False, style="yellow")
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """`what` is `done` of `total`."""
+        """Shows that `done` of `total` units of `what` are done: a bar, or a line every PLAIN_SECONDS."""
         if self._out.is_terminal:
             if what not in self._tasks:
                 self._tasks[what] = self._bars.add_task(what, total=total)
             self._bars.update(self._tasks[what], completed=done, total=total)
-        elif time.monotonic() - self._spoken >= PLAIN_SECONDS:
-            self._spoken = time.monotonic()
+        elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
             self.say(f"{what}: {done:,} of {total:,}")
 
     def done(self, what: str) -> None:
-        """Takes the bar of `what` away."""
+        """Removes the bar of `what`."""
         if (task := self._tasks.pop(what, None)) is not None:
             self._bars.remove_task(task)
 
-    def epoch(self, report: EpochReport, epochs: int, best: EpochReport | None) -> None:
-        self._spoken = time.monotonic()
-        star = "  best" if best is not None and best.epoch == report.epoch else ""
-        number = f"{report.epoch:>{len(str(epochs))}}/{epochs}"
-        self.say(
+
+class RunLog:
+    """The lines about one run."""
+
+    def __init__(self, console: Console, run: str, epochs: int) -> None:
+        self._console = console
+        self._run = run
+        self._epochs = epochs
+        self.warn = console.warn
+
+    def metrics_served(self, host: str, port: int) -> None:
+        self._console.say(f"run {self._run}: metrics at http://{host}:{port}/metrics")
+
+    def packing(self, done: int, total: int) -> None:
+        self._console.progress("packing", done, total)
+
+    def packed(self, manifest: Manifest, quarantined: Sequence[Quarantined], seconds: float | None) -> None:
+        """`seconds`: what packing took; None if the images were packed before."""
+        self._console.done("packing")
+        how = "already packed: no image was read" if seconds is None else f"packed in {duration(seconds)}"
+        self._console.say(f"data: {len(manifest.images):,} images at {manifest.source} ({how})")
+        if manifest.ignored:
+            self.warn(f"{manifest.ignored:,} objects at {manifest.source} belong to no class and are ignored")
+        if quarantined:
+            first = quarantined[0]
+            self.warn(
+                f"{len(quarantined)} images cannot be decoded and are skipped, such as {first.key!r} ({first.reason}); "
+                "quarantine.json lists all of them"
+            )
+
+    def split(self, training: int, validation: int, classes: Sequence[str], pixels: int, dropped: int) -> None:
+        """`training`, `validation`: numbers of images. `pixels`: bytes of all images. `dropped`: images that fill no batch."""
+        self._console.say(
+            f"split: {training:,} training and {validation:,} validation images of {len(classes)} classes ({', '.join(classes)}); "
+            f"{size(pixels)} of pixels"
+        )
+        if dropped:
+            self._console.say(
+                f"Each epoch drops its last incomplete batch ({dropped} of {training:,} images, a different set each time)."
+            )
+
+    def hear(self, event: events.WorkerEvent, status: RunStatus) -> None:
+        """`status`: after this event."""
+        match event:
+            case events.Started():
+                self._started(event, again=status.starts > 1)
+            case events.Resumed():
+                self._console.say(
+                    f"resumed from the checkpoint of step {event.step}, in epoch {event.epoch} (restart {event.restarts})"
+                )
+            case events.Progress():
+                self._console.progress(self._bar(event.epoch), event.step, event.steps)
+            case events.EpochFinished():
+                self._console.done(self._bar(event.report.epoch))
+                self._epoch(event.report, best=status.best is event.report)
+                if event.news is not None:
+                    self._news(event.news)
+            case events.CheckpointSaved():
+                self._console.say(f"checkpoint of step {event.step} saved")
+            case events.Warned():
+                self.warn(event.message)
+            case events.Failed() | events.Finished():  # the run's outcome is printed at its end
+                pass
+
+    def stop_requested(self) -> None:
+        self._console.say("stop requested: saving a checkpoint")
+
+    def report_written(self, page: Path) -> None:
+        self._console.say(f"report: {page}")
+
+    def report_incomplete(self, reason: str) -> None:
+        self.warn(f"the report is incomplete (python -m jobs.report --config FILE --run {self._run} rebuilds it): {reason}")
+
+    def _started(self, event: events.Started, *, again: bool) -> None:
+        if again:
+            self.warn("a worker died; all workers were restarted")
+        where = "in memory" if event.resident else "on the local disk"
+        workers = f"{event.workers} worker{'s' * (event.workers > 1)}"
+        self._console.say(f"training: {workers}, {event.steps_per_epoch} steps per epoch, images {where}")
+
+    def _bar(self, epoch: int) -> str:
+        return f"epoch {epoch}/{self._epochs}"
+
+    def _epoch(self, report: EpochReport, *, best: bool) -> None:
+        number = f"{report.epoch:>{len(str(self._epochs))}}/{self._epochs}"
+        self._console.say(
             f"epoch {number}  loss {report.train_loss:.4f}  accuracy {report.train_accuracy:.3f}  "
             f"val_loss {report.validation_loss:.4f}  val_accuracy {report.validation_accuracy:.3f}  "
             f"{report.images_per_second:.0f} images/s  {duration(report.seconds)}  "
-            f"left {duration((epochs - report.epoch) * report.seconds)}{star}"
+            f"left {duration((self._epochs - report.epoch) * report.seconds)}{'  best' if best else ''}"
         )
+
+    def _news(self, news: News) -> None:
+        if news.diagnosis:
+            self._console.say(describe.block(news.diagnosis))
+        if news.resolved:
+            spike = news.resolved.spike
+            self._console.say(f"spike of epoch {spike.epoch}: {spike.outcome} in epoch {spike.outcome_epoch}")

@@ -1,12 +1,12 @@
-"""What a run would do, for `--dry-run`: lists the source of a new one, reads no image, writes nothing."""
+"""What a run would do, for `--dry-run`: lists the images of a new run, reads none of them, writes nothing."""
 
 from collections import Counter
 
 from trainer import config
 from trainer.data.dataset import Pack
-from trainer.data.index import DataError
 from trainer.data.pack import images_of, load_pack
 from trainer.formatting import size
+from trainer.run.preparation import check_batch_size
 from trainer.storage import open_store, results
 
 
@@ -17,7 +17,7 @@ def plan(settings: config.Settings, name: str) -> str:
     if previous:
         config.check_resumable(settings, previous["config"], name)
     epochs = len(results.get_history(storage, name)) if previous else 0
-    found = images_of(name, settings, storage, previous)
+    found = images_of(name, open_store(settings.data.source, settings.s3), storage, settings.data, previous)
     fraction = settings.data.validation_fraction
     split, classes = ("group" if settings.data.group_by else "content"), ", ".join(found.classes)
     if isinstance(found, Pack):
@@ -33,27 +33,25 @@ def plan(settings: config.Settings, name: str) -> str:
             split += f" ({groups:,} groups)"
     training = round(images * (1 - fraction))
     batch, workers = settings.training.batch_size, settings.launch.workers
-    if training < batch:
-        raise DataError(
-            f"training.batch_size = {batch} is larger than the training set of about {training} images: lower it or add images"
-        )
+    check_batch_size(batch, training, about="about ")
     height, width = settings.data.image_size
     pixels = images * height * width * 3
     weights = 4 * parameters((height, width, 3), len(found.classes))
     bound = settings.pipeline.memory_bytes
-    in_memory = size(pixels) if pixels <= bound else "stay on disk"
-    each = "a GPU" if settings.launch.gpu else f"{settings.launch.cpus_per_worker or 'an even share of the'} cores"
+    in_memory = size(pixels) if pixels <= bound else "on disk"
+    cores = settings.launch.cpus_per_worker
+    each = "a GPU" if settings.launch.gpu else f"{cores} cores" if cores else "an equal number of the cluster's cores"
     lines = {
         "run": f"{name} in {storage.url}" + (f", resumes after epoch {epochs}" if previous else ", new"),
         "data": f"{data}, digest {found.digest[:16]}",
         "classes": classes,
-        "split": f"{fraction:.0%} for validation by {split}: about {training:,} to train on",
-        "pack": f"{height}x{width}x3: {size(pixels)} in storage, " + ("already there" if packed else "to be made"),
+        "split": f"{fraction:.0%} for validation, split by {split}: about {training:,} training images",
+        "pack": f"{height}x{width}x3: {size(pixels)} in storage, " + ("already packed" if packed else "to be packed"),
         "training": f"{settings.training.epochs} epochs of {training // batch} steps of {batch} images "
         f"at learning rate {settings.training.learning_rate:g}",
-        "workers": f"{workers}, {batch // workers} images of each batch and {each} for each",
-        "memory": f"in each worker: images {in_memory} (bound {size(bound)}), weights, gradients "
-        f"and Adam {size(4 * weights)}, beside TensorFlow itself",
+        "workers": f"{workers}, {batch // workers} images of each batch for each worker; each has {each}",
+        "memory": f"in each worker: images {in_memory} (at most {size(bound)}); weights, gradients and Adam {size(4 * weights)}; "
+        "and TensorFlow itself",
         "disk": f"{size(pixels)} in {settings.pipeline.cache_dir} on each machine",
         "metrics": f"http://{settings.metrics.host}:{settings.metrics.port}/metrics",
     }
@@ -61,7 +59,10 @@ def plan(settings: config.Settings, name: str) -> str:
 
 
 def parameters(shape: tuple[int, int, int], classes: int) -> int:
-    """Number of weights of model.build's network, moving statistics included, for images of `shape` (H, W, C)."""
+    """Number of weights of the model that question.build makes for images of `shape` (H, W, C), moving statistics included.
+
+    A formula, because building the model would load TensorFlow. tests/trainer/run/test_plan.py checks it against Keras' count.
+    """
     height, width, channels = shape
     sizes = [9 * channels, 9 * 16, 9 * 16, 9 * 32, height // 4 * (width // 4) * 32]
     units = [16, 16, 32, 32, 64]

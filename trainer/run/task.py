@@ -1,4 +1,4 @@
-"""What the driver hands to every worker."""
+"""What the driver sends to every worker."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +8,15 @@ from trainer.data.dataset import Pack, Split
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What every worker is handed."""
+    """A run as its workers need it."""
 
     run: str
+    """The run's name."""
     settings: dict[str, Any]
-    """Config.digestible()."""
+    """Settings.as_dict()."""
     pack: Pack
     split: Split
     mailbox: Any
-    """Handle of the actor launch.Mailbox."""
+    """Handle of the actor mailbox.Mailbox."""
     threads: int
     """TensorFlow's threads for one operation."""

@@ -1,4 +1,4 @@
-"""The store that is a folder."""
+"""A folder as a store."""
 
 import os
 import secrets
@@ -10,14 +10,14 @@ from typing import Any, BinaryIO
 
 from trainer.storage.store import PART, Exists, NotFound, Object, Store, StoreError
 
-_PARTIAL = ".spikewise-"  # begins the name of a file that is still being written
+_PARTIAL = ".spikewise-"  # prefix of the name of a file that is still being written
 
 
 class FolderStore(Store):
-    """A folder that behaves like a bucket. Made by the first put; symbolic links are followed."""
+    """A folder that behaves like a bucket. The first put creates it; symbolic links are followed."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.root = Path(folder).expanduser().absolute()  # workers have other working directories
+        self.root = Path(folder).expanduser().absolute()  # workers run in other working directories
         super().__init__(str(self.root))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -27,18 +27,18 @@ class FolderStore(Store):
         self._count("list")
         with self._explained(prefix):
             if not self.root.is_dir():
-                raise NotFound(f"{self.url}: no such folder: correct the path, or make the folder")
+                raise NotFound(f"{self.url}: no such folder. Fix: correct the path or create the folder")
             yield from self._walk(self.root, "", prefix, ())
 
     def _walk(self, folder: Path, below: str, prefix: str, above: tuple[str, ...]) -> Iterator[Object]:
         real = os.path.realpath(folder)
         if real in above:
-            return  # a symbolic link to a folder that it lies in
+            return  # a symbolic link to one of its own parents
         try:
-            # A folder's keys all begin with its name and `/`: in this order the whole listing is sorted by key.
+            # With a `/` after each folder's name, this order sorts the whole listing by key.
             entries = sorted((below + entry.name + "/" * entry.is_dir(), entry) for entry in os.scandir(folder))
         except FileNotFoundError:
-            return  # deleted since
+            return  # deleted in the meantime
         for key, entry in entries:
             if key.endswith("/"):
                 if key.startswith(prefix) or prefix.startswith(key):
@@ -48,16 +48,14 @@ class FolderStore(Store):
                     key.encode()
                     state = entry.stat()
                 except UnicodeEncodeError:
-                    raise StoreError(f"{self.url}: the file name {os.fsencode(key)!r} is not UTF-8: rename it") from None
+                    raise StoreError(f"{self.url}: the file name {os.fsencode(key)!r} is not UTF-8. Fix: rename the file") from None
                 except FileNotFoundError:
-                    continue  # deleted since
-                yield Object(key, state.st_size, f"{state.st_size:x}-{state.st_mtime_ns:x}", state.st_mtime)
+                    continue  # deleted in the meantime
+                yield Object(key, state.st_size, f"{state.st_size:x}-{state.st_mtime_ns:x}")
 
-    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
-        first = start or 0
+    def get(self, key: str) -> bytes:
         with self._explained(key), self._open(key) as file:
-            file.seek(first)
-            return file.read() if stop is None else file.read(max(0, stop - first))
+            return file.read()
 
     def download(self, key: str, path: Path) -> None:
         with self._explained(key), self._open(key) as file:
@@ -67,7 +65,7 @@ class FolderStore(Store):
         self._count("put")
         with self._explained(key):
             if not self._write(self._path(key), lambda file: file.write(data), if_absent):
-                raise Exists(f"{self._where(key)}: exists already")
+                raise Exists(f"{self._where(key)}: already exists")
 
     def upload(self, key: str, path: Path, *, content_type: str | None = None) -> None:  # noqa: ARG002
         self._count("put")
@@ -79,15 +77,15 @@ class FolderStore(Store):
             self._count("delete")
             with self._explained(key):
                 path = self._path(key)
-                with suppress(FileNotFoundError, NotADirectoryError):
+                with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                     path.unlink()
-                with suppress(OSError):  # a folder exists as long as something is in it, as in a bucket
+                with suppress(OSError):  # empty folders go, since a bucket has none; stops at the first that is not empty
                     for folder in path.parents[: -len(self.root.parts)]:
                         folder.rmdir()
 
     def _path(self, key: str) -> Path:
         if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
-            raise StoreError(f"{self._where(key)}: cannot be a file in a folder: parts of a key may not be empty, `.` or `..`")
+            raise StoreError(f"{self._where(key)}: not a valid file name. Fix: use a key without empty parts, `.` and `..`")
         return self.root / key
 
     def _open(self, key: str) -> BinaryIO:
@@ -98,14 +96,14 @@ class FolderStore(Store):
             raise NotFound(f"{self._where(key)}: no such file") from None
 
     def _write(self, path: Path, fill: Callable[[BinaryIO], Any], if_absent: bool = False) -> bool:
-        """Writes under another name first, so that nobody sees half a file. False: `if_absent`, and there is one."""
+        """Writes a temporary file and renames it, so that no reader sees half a file. False: `if_absent`, and the file exists."""
         partial = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
         try:
             with _create(partial) as file:
                 fill(file)
             if if_absent:
                 try:
-                    os.link(partial, path)  # unlike a rename, fails when there is one
+                    os.link(partial, path)  # unlike a rename, fails if the file exists
                 except FileExistsError:
                     return False
             else:
@@ -116,11 +114,11 @@ class FolderStore(Store):
 
 
 def _create(path: Path) -> BinaryIO:
-    """Opens a new file. Tries again when a delete elsewhere takes the folder away meanwhile, because it is empty."""
+    """Creates a file and its folder. Retries if a concurrent delete removes the folder because it is still empty."""
     for _ in range(20):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
         except (FileNotFoundError, FileExistsError) as error:
-            taken_away = error
-    raise taken_away
+            last = error
+    raise last

@@ -1,6 +1,6 @@
-"""The lease on a run's name, which makes "one writer" true.
+"""The lease on a run's name, which ensures that a run has one writer.
 
-runs/<run>/lease-<number, 6 digits>.json              the highest number owns the run's name
+runs/<run>/lease-<number, 6 digits>.json              the object with the highest number owns the run's name
 """
 
 import json
@@ -23,20 +23,20 @@ log = logging.getLogger(__name__)
 
 
 class RunInUse(UserError):  # noqa: N818
-    """A live job owns the run's name; one line naming the run, its holder and the way out."""
+    """A live job owns the run's name; the one-line message names the run, the holder and the fix."""
 
 
 class Lease:
-    """Owns a run's name as long as it lives: `with Lease(store, run, seconds) as lease`.
+    """Owns a run's name while the context is open: `with Lease(store, run, seconds) as lease`.
 
-    Needs nothing but puts that fail if the object is there, and compares no clocks: every `seconds` / 3 the holder rewrites
-    its object with a higher count. Who wants the name watches the highest object: a changing count means a live holder
-    (RunInUse, at once), a released one is free, one that stands still for `seconds` belongs to a dead process. The next
-    number can be put only once, so one of several contenders wins.
+    Needs only conditional puts and compares no clocks. Every `seconds` / 3 the holder rewrites its object with a higher beat
+    count. A contender polls the highest object. If the count changes, the holder is alive (RunInUse at once). If the object is
+    marked as released, the name is free. If it does not change for `seconds`, the holder is dead. The contender then puts the
+    next number, which only one of several contenders can do.
 
-    A heartbeat that fails for want of storage is logged and tried again, however long: nobody can take the name over through
-    a storage that does not answer. `lost` is set only when a higher number is seen: this process was paused or cut off for
-    so long that another took over. Then the run must stop writing.
+    A heartbeat that fails because of storage is logged and retried, without limit: nobody can take the name over through
+    storage that does not answer. `lost` is set only when a higher number exists: this process was paused or cut off for so
+    long that another one took over. The run must then stop writing.
     """
 
     def __init__(self, store: Store, run: str, seconds: float) -> None:
@@ -55,19 +55,19 @@ class Lease:
             "released": False,
         }
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
-        """Raises RunInUse when another job holds the name; takes up to the old holder's lease seconds to find out."""
+        """Raises RunInUse when another job holds the name. Waits up to the old holder's lease seconds to find out."""
         number = self._watch() + 1
         try:
             self._put(number, if_absent=True)
         except Exists:
             number, record = self._highest()
-            if record.get("token") != self._record["token"]:  # ours if the answer to the first try was lost
+            if record.get("token") != self._record["token"]:  # equal if the response to our first attempt was lost
                 raise self._in_use(record) from None
         highest, record = self._highest()
-        if highest > number:  # while this process was held up, others came, went and cleaned up: its number was free again
+        if highest > number:  # while this process was delayed, others came and went and freed its number
             self._store.delete([self._key(number)])
             raise self._in_use(record)
         self._number = number
@@ -76,7 +76,7 @@ class Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Releases the name, unless it was lost. Storage that fails only costs the next job the wait."""
+        """Releases the name, unless it was lost. If storage fails, the next job has to wait."""
         self._stop.set()
         self._thread.join(self._seconds)
         if self.lost.is_set() or self._thread.is_alive():
@@ -86,34 +86,39 @@ class Lease:
                 self._record["released"] = True
                 self._put(self._number)
         except StoreError as error:
-            log.warning('the name of run "%s" stays taken for %g s: %s', self._run, self._seconds, error)
+            log.warning('run "%s" was not released, its name stays taken for %g s: %s', self._run, self._seconds, error)
 
-    def _keep(self) -> None:
-        while not self._stop.wait(self._seconds / 3):
+    def _keep_alive(self) -> None:
+        """Sends heartbeats until the lease is released or lost."""
+        while not self.lost.is_set() and not self._stop.wait(self._seconds / 3):
             try:
-                highest, record = self._highest()
-                if highest > self._number:
-                    self.lost.set()
-                    log.error('run "%s" was taken over by %s while this process showed no life', self._run, _holder(record))
-                    return
-                self._record["beat"] += 1
-                self._put(self._number)
-            except Exception as error:  # a heart that stops beating gives the name away
-                log.warning('heartbeat of run "%s" failed and is tried again: %s', self._run, error)
+                self._beat()
+            except Exception as error:  # whatever the error, without heartbeats the name is lost
+                log.warning('heartbeat of run "%s" failed, will retry: %s', self._run, error)
+
+    def _beat(self) -> None:
+        """Sends one heartbeat, or sets `lost`."""
+        highest, record = self._highest()
+        if highest > self._number:
+            self.lost.set()
+            log.error('run "%s" was taken over by %s while this process sent no heartbeat', self._run, _holder(record))
+            return
+        self._record["beat"] += 1
+        self._put(self._number)
 
     def _watch(self) -> int:
-        """Returns the highest number in use once its holder has released it or is dead; 0 if there is none."""
+        """Waits until the holder of the highest number has released it or is dead. Returns that number; 0 if there is none."""
         number, record = first = self._highest()
         patience = record.get("lease_seconds", 0)
         patience = max(self._seconds, patience if isinstance(patience, int | float) else 0)
         deadline = time.monotonic() + patience
         if number and not record.get("released"):
-            log.info('run "%s" was held by %s: waiting up to %g s for a sign of life', self._run, _holder(record), patience)
+            log.info('run "%s" is held by %s: waiting up to %g s for a heartbeat', self._run, _holder(record), patience)
         while number and not record.get("released"):
             if (number, record) != first:
                 raise self._in_use(record)
             if time.monotonic() > deadline:
-                log.warning('run "%s" is taken over from %s: no sign of life for %g s', self._run, _holder(record), patience)
+                log.warning('taking over run "%s" from %s: no heartbeat for %g s', self._run, _holder(record), patience)
                 break
             time.sleep(self._seconds / 10)
             number, record = self._highest()
@@ -121,7 +126,7 @@ class Lease:
 
     def _in_use(self, record: Mapping[str, Any]) -> RunInUse:
         return RunInUse(
-            f'run "{self._run}" is in use by {_holder(record)}: wait for that job, stop it, or choose another name (run.name)',
+            f'run "{self._run}" is in use by {_holder(record)}. Fix: wait for that job, stop it, or choose another run.name',
             transient=True,
         )
 
@@ -129,17 +134,18 @@ class Lease:
         return f"runs/{self._run}/lease-{number:06d}.json"
 
     def _numbers(self) -> list[tuple[int, str]]:
+        """Number and key of each lease object, in order."""
         keys = list_keys(self._store, f"runs/{self._run}/lease-")
         return sorted((int(match[1]), key) for key in keys if (match := re.search(r"/lease-(\d+)\.json$", key)))
 
     def _highest(self) -> tuple[int, dict[str, Any]]:
-        """The highest number and what its object says, nothing if that is no JSON object; 0 if there is none."""
+        """The highest number and its record, empty if that is not a JSON object; (0, {}) if there is no lease object."""
         while numbers := self._numbers():
             number, key = numbers[-1]
             try:
                 record = json.loads(self._store.get(key))
                 return number, record if isinstance(record, dict) else {}
-            except NotFound:  # cleaned up meanwhile by the holder of a higher one
+            except NotFound:  # the holder of a higher number has just deleted it
                 continue
             except ValueError:
                 return number, {}

@@ -1,12 +1,12 @@
-"""What a run stores about itself beside its checkpoints, and how it is read again.
+"""What a run stores about itself besides its checkpoints, and how to read it.
 
-runs/<run>/run.json           the resolved configuration, the data set's digest, the environment, at the end the outcome and
-                              the epoch that model.keras is of
-runs/<run>/starts             how often workers have started on it
-runs/<run>/spikes.json        a Diagnosis for each spike
+runs/<run>/run.json           the resolved configuration, the data set's digest and the environment; at the end also the outcome
+                              and the epoch whose weights model.keras has
+runs/<run>/starts             how often workers have started on the run
+runs/<run>/spikes.json        a Diagnosis for each spike, and the Overfitting
 runs/<run>/epochs/0001.json   the epoch's EpochReport
-runs/<run>/epochs/0001.npz    losses [n], probabilities [n, K] of the n validation images, in the order of the split;
-                              sample [m], losses of the fixed sample of training images; steps [s, 7], its StepStats
+runs/<run>/epochs/0001.npz    of the n validation images, in the order of the split: losses [n] and probabilities [n, K];
+                              of the fixed sample of m training images: sample [m], losses; of the s steps: steps/<field> [s]
 """
 
 import io
@@ -22,19 +22,20 @@ from spikewise.records import Diagnosis, Overfitting, diagnosis_from
 from trainer import UserError
 from trainer.epoch import EpochReport
 from trainer.storage import NotFound, Store
+from trainer.storage.store import list_keys
 
 
 class ResultsError(UserError):
-    """What a run has stored cannot be read; one line."""
+    """A stored object of a run cannot be read; the one-line message names it."""
 
 
 def put_run(store: Store, run: str, facts: Mapping[str, Any]) -> None:
-    """Stores what the run is; raises StoreError."""
+    """Stores the description of the run. Raises StoreError."""
     store.put(f"runs/{run}/run.json", json.dumps(facts, indent=1).encode(), content_type="application/json")
 
 
 def get_run(store: Store, run: str) -> dict[str, Any] | None:
-    """What `put_run` stored; None for a run that never started. Raises ResultsError."""
+    """What `put_run` stored; None for a run that never started. Raises ResultsError and StoreError."""
     key = f"runs/{run}/run.json"
     try:
         text = store.get(key)
@@ -47,13 +48,16 @@ def get_run(store: Store, run: str) -> dict[str, Any] | None:
         return facts
     except (ValueError, TypeError) as error:
         raise ResultsError(
-            f"{store.url}/{key} is damaged ({error}): delete it to go on from the run's checkpoints, or choose another run.name"
+            f"{store.url}/{key} is damaged ({error}). "
+            "Fix: delete it to resume from the run's checkpoints, or choose another run.name"
         ) from None
 
 
 def count_start(store: Store, run: str) -> int:
-    """Counts a start of the run's workers, and returns how many there were before. A checkpoint could not tell: what dies before
-    the next one would not be counted. Raises StoreError."""
+    """Counts a start of the run's workers. Returns the number of earlier starts. Raises StoreError.
+
+    Not part of a checkpoint, because a worker that dies before the next checkpoint has to count too.
+    """
     key = f"runs/{run}/starts"
     try:
         before = int(store.get(key))
@@ -64,7 +68,7 @@ def count_start(store: Store, run: str) -> int:
 
 
 def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, np.ndarray]) -> None:
-    """Stores one epoch, the report last; raises StoreError."""
+    """Stores one epoch, its report last. Raises StoreError."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     store.put(_key(run, report.epoch, "npz"), buffer.getvalue())
@@ -76,7 +80,7 @@ def _put_report(store: Store, run: str, report: EpochReport) -> None:
 
 
 def get_arrays(store: Store, run: str, epoch: int) -> dict[str, np.ndarray]:
-    """The arrays of one epoch; empty if they are not there or damaged."""
+    """The arrays of one epoch; empty if they are missing or damaged. Raises StoreError."""
     try:
         content = store.get(_key(run, epoch, "npz"))
     except NotFound:
@@ -89,11 +93,8 @@ def get_arrays(store: Store, run: str, epoch: int) -> dict[str, np.ndarray]:
 
 
 def get_history(store: Store, run: str) -> list[EpochReport]:
-    """The reports of all stored epochs, in order. Raises ResultsError."""
-    try:
-        keys = [entry.key for entry in store.list(f"runs/{run}/epochs/") if entry.key.endswith(".json")]
-    except NotFound:  # a storage folder that nobody has made yet
-        return []
+    """The reports of all stored epochs, in order. Raises ResultsError and StoreError."""
+    keys = [key for key in list_keys(store, f"runs/{run}/epochs/") if key.endswith(".json")]
     reports = []
     for key, body in store.get_many(keys):
         if isinstance(body, Exception):
@@ -101,18 +102,14 @@ def get_history(store: Store, run: str) -> list[EpochReport]:
         try:
             reports.append(report_from(json.loads(body)))
         except (ValueError, TypeError) as error:
-            raise ResultsError(f"{store.url}/{key} is damaged ({error}): delete it to leave that epoch out") from None
+            raise ResultsError(f"{store.url}/{key} is damaged ({error}). Fix: delete it to leave that epoch out") from None
         assert key == _key(run, reports[-1].epoch, "json")
     return reports
 
 
-def mend_history(store: Store, run: str, history: Sequence[EpochReport]) -> None:
-    """Makes the stored epochs those of `history`: stores the reports that are missing, deletes what is of later epochs. Raises
-    StoreError."""
-    try:
-        stored = {entry.key for entry in store.list(f"runs/{run}/epochs/")}
-    except NotFound:  # a storage folder without any
-        stored = set()
+def replace_history(store: Store, run: str, history: Sequence[EpochReport]) -> None:
+    """Makes the stored epochs equal to `history`: stores missing reports and deletes later epochs. Raises StoreError."""
+    stored = set(list_keys(store, f"runs/{run}/epochs/"))
     for report in history:
         if _key(run, report.epoch, "json") not in stored:
             _put_report(store, run, report)
@@ -122,13 +119,13 @@ def mend_history(store: Store, run: str, history: Sequence[EpochReport]) -> None
 
 
 def put_diagnoses(store: Store, run: str, diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None) -> None:
-    """Stores the run's spikes and its trend so far; raises StoreError."""
+    """Stores the run's spikes and overfitting so far. Raises StoreError."""
     found = {"spikes": [diagnosis.as_dict() for diagnosis in diagnoses], "overfitting": overfitting and overfitting.as_dict()}
     store.put(f"runs/{run}/spikes.json", json.dumps(found).encode(), content_type="application/json")
 
 
 def get_diagnoses(store: Store, run: str) -> tuple[list[Diagnosis] | None, Overfitting | None]:
-    """The run's spikes and its trend; (None, None) if nobody has looked for them. Raises ResultsError."""
+    """The run's spikes and overfitting; (None, None) if none were ever stored. Raises ResultsError and StoreError."""
     try:
         text = store.get(f"runs/{run}/spikes.json")
     except NotFound:
@@ -138,17 +135,13 @@ def get_diagnoses(store: Store, run: str) -> tuple[list[Diagnosis] | None, Overf
         trend = found["overfitting"]
         return [diagnosis_from(values) for values in found["spikes"]], trend and Overfitting(**trend)
     except (ValueError, TypeError, KeyError) as error:
-        raise ResultsError(f"{store.url}/runs/{run}/spikes.json is damaged ({error}): delete it to leave the spikes out") from None
-
-
-def best(history: list[EpochReport]) -> EpochReport | None:
-    """The epoch with the lowest finite validation loss, the earlier of equals; None if there is none."""
-    finite = [report for report in history if np.isfinite(report.validation_loss)]
-    return min(finite, key=lambda report: (report.validation_loss, report.epoch)) if finite else None
+        raise ResultsError(
+            f"{store.url}/runs/{run}/spikes.json is damaged ({error}). Fix: delete it to leave the spikes out"
+        ) from None
 
 
 def report_from(values: Mapping[str, Any]) -> EpochReport:
-    """Builds an EpochReport from its JSON; what an older version did not know is left at its default."""
+    """Builds an EpochReport from its JSON. Fields that an older version did not store keep their defaults."""
     known = {name: values[name] for name in EpochReport.__dataclass_fields__ if name in values}
     return EpochReport(**known)
 

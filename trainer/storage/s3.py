@@ -1,7 +1,6 @@
-"""S3 buckets, and the way to open a store. The only door to boto3.
+"""S3 buckets as stores. The only door to boto3.
 
-Owns: how S3 is spoken to, how often a request is tried, and what a user is told when that was not enough. What a store promises
-and the folder store are trainer.storage.store's; both are used through this module.
+Owns how S3 is called, when a request is retried, and what the user reads when retries did not help.
 """
 
 import random
@@ -34,26 +33,31 @@ from trainer.storage import Exists, NotFound, Object, Store, StoreError
 from trainer.storage.store import MAX_THREADS, PART, THREADS
 
 _NETWORK = (HTTPClientError, BotoConnectionError, IncompleteReadError)
-_TRANSIENT = frozenset({429, 500, 502, 503, 504, 509})  # HTTP states after which another try may succeed
+_TRANSIENT = frozenset({429, 500, 502, 503, 504, 509})  # HTTP statuses after which a retry may succeed
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "BadDigest", "OperationAborted", "ConditionalRequestConflict"})
-_FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0  # seconds between tries
-_ADVICE = {
-    "NoSuchBucket": "no such bucket: create it, or correct the bucket's name",
-    "InvalidAccessKeyId": "the server does not know this access key: check AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the secret key is wrong: check AWS_SECRET_ACCESS_KEY",
-    "AccessDenied": "these credentials do not permit it: grant them the right, or use others",
-    "ExpiredToken": "the credentials have expired: renew them",
-    "NotImplemented": "the server lacks this: use one with conditional writes (If-None-Match) and multipart uploads",
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0  # seconds between attempts
+_ANSWERS = {
+    "NoSuchBucket": ("no such bucket", "create it or correct the bucket name"),
+    "InvalidAccessKeyId": ("the server does not know this access key", "check AWS_ACCESS_KEY_ID"),
+    "SignatureDoesNotMatch": ("the secret key is wrong", "check AWS_SECRET_ACCESS_KEY"),
+    "AccessDenied": ("these credentials lack the permission", "grant it or use other credentials"),
+    "ExpiredToken": ("the credentials have expired", "renew them"),
+    "NotImplemented": (
+        "the server does not support this operation",
+        "use a server with conditional writes (If-None-Match) and multipart uploads",
+    ),
 }
+"""S3 error code -> problem and fix."""
 
 
 class S3Store(Store):
-    """`s3://bucket/prefix` on any S3 server. Nothing is sent before the first operation.
+    """`s3://bucket/prefix` on any S3 server. The first operation opens the connection.
 
-    Retries: every request, each page and part included, is tried at most `s3.max_attempts` times while the server cannot be
-    reached, does not answer in time or answers with one of _TRANSIENT, with exponential backoff and jitter between tries.
-    botocore's own retries are off: how long they last changes with its version, down to a second in all. Neither they nor ours
-    see a body that ends early or stalls: such a read is begun anew, at most `s3.max_attempts` times.
+    Retries: every request, including each page of a listing and each part of a large object, is attempted up to
+    `s3.max_attempts` times while the server is unreachable, does not answer in time or answers with one of _TRANSIENT.
+    Exponential backoff with jitter separates the attempts. botocore's own retries are off, because their total duration
+    depends on its version and can be as short as a second. Neither they nor our retry hook see a response body that ends
+    early or stalls: such a read starts again, up to `s3.max_attempts` times.
     """
 
     def __init__(self, url: str, s3: config.S3) -> None:
@@ -62,27 +66,27 @@ class S3Store(Store):
         self.prefix = prefix and prefix + "/"
         super().__init__(f"s3://{self.bucket}/{prefix}".rstrip("/"))
         self._s3 = s3
-        self._made: Any = None
-        self._making = threading.Lock()
+        self._client: Any = None
+        self._client_lock = threading.Lock()
         self._transfer = TransferConfig(
             multipart_threshold=PART,
             multipart_chunksize=PART,
             max_concurrency=THREADS,
             num_download_attempts=s3.max_attempts,
-            preferred_transfer_client="classic",  # the other one would bypass retries and counters
+            preferred_transfer_client="classic",  # the other client would bypass our retries and counters
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return S3Store, (self.url, self._s3)  # a client cannot be pickled: each process makes its own
+        return S3Store, (self.url, self._s3)  # a client cannot be pickled; each process creates its own
 
     @property
     def client(self) -> Any:
-        with self._making:
-            if self._made is None:
-                self._made = self._make_client()
-            return self._made
+        with self._client_lock:
+            if self._client is None:
+                self._client = self._new_client()
+            return self._client
 
-    def _make_client(self) -> Any:
+    def _new_client(self) -> Any:
         try:
             client = boto3.session.Session().client(
                 "s3",
@@ -94,12 +98,14 @@ class S3Store(Store):
                     max_pool_connections=MAX_THREADS,
                     retries={"mode": "standard", "total_max_attempts": 1},
                     s3={"addressing_style": "path" if self._s3.path_style else "auto"},
-                    request_checksum_calculation="when_required",  # others are unknown to many servers that are not AWS
+                    request_checksum_calculation="when_required",  # many servers other than AWS do not know newer checksums
                     response_checksum_validation="when_required",
                 ),
             )
         except ValueError as error:
-            raise StoreError(f"{error}: write s3.endpoint_url (or AWS_ENDPOINT_URL) as http://host:port or https://host") from None
+            raise StoreError(
+                f"{error}. Fix: write s3.endpoint_url (or AWS_ENDPOINT_URL) as http://host:port or https://host"
+            ) from None
         except BotoCoreError as error:
             raise StoreError(f"{self.url}: {one_line(error)}") from None
         client.meta.events.register("before-send.s3", self._before_send)
@@ -112,17 +118,18 @@ class S3Store(Store):
     def _needs_retry(
         self, event_name: str, attempts: int, response: Any, caught_exception: Exception | None, **_: Any
     ) -> float | None:
-        """Called by botocore after every request; returns the seconds to wait before the next try, or None."""
+        """botocore's hook after every request. Returns the seconds to wait before a retry, or None for no retry."""
         if response is None:
             transient = isinstance(caught_exception, _NETWORK)
         else:
             status, code = response[0].status_code, response[1].get("Error", {}).get("Code")
             transient = status in _TRANSIENT or code in _TRANSIENT_CODES
-            # An answer without a readable body, which only one to HEAD lacks by right: what went wrong was cut off.
+            # Every error response except those to HEAD has a body. Without one, the response was cut off.
             transient |= code == str(status) and ".Head" not in event_name
         return self._delay(attempts) if transient and attempts < self._s3.max_attempts else None
 
     def _delay(self, attempts: int) -> float:
+        """Counts a retry; returns the seconds to wait before it."""
         with self._lock:
             self.retries += 1
         return min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (attempts - 1)) * random.uniform(0.5, 1)
@@ -131,34 +138,20 @@ class S3Store(Store):
         with self._explained(prefix + "*"):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
             entries = [
-                Object(
-                    key=entry["Key"].removeprefix(self.prefix),
-                    size=entry["Size"],
-                    etag=entry["ETag"].strip('"'),
-                    modified=entry["LastModified"].timestamp(),
-                )
+                Object(entry["Key"].removeprefix(self.prefix), entry["Size"], entry["ETag"].strip('"'))
                 for page in pages
                 for entry in page.get("Contents", ())
                 if not entry["Key"].endswith("/")
             ]
-        # AWS sorts by key, but SeaweedFS folder by folder and directory buckets not at all.
+        # AWS sorts by key, SeaweedFS folder by folder, directory buckets not at all.
         yield from sorted(entries, key=lambda entry: entry.key)
 
-    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
-        first = start or 0
-        if stop is not None and stop <= first:
-            return b""
-        wanted = {} if start is None and stop is None else {"Range": f"bytes={first}-{'' if stop is None else stop - 1}"}
+    def get(self, key: str) -> bytes:
         attempts = 0
         with self._explained(key):
             while True:
                 attempts += 1
-                try:
-                    response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, **wanted)
-                except ClientError as error:
-                    if _status(error) == 416:  # nothing at or after `start`
-                        return b""
-                    raise
+                response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
                 try:
                     with closing(response["Body"]) as body:
                         return body.read()
@@ -174,8 +167,8 @@ class S3Store(Store):
                 self.client.download_file(self.bucket, self.prefix + key, str(path), Config=self._transfer)
             except RetriesExceededError as error:
                 raise error.last_exception from None
-            except S3DownloadFailedError:  # parts of different versions
-                raise StoreError(f"{self._where(key)}: changed while it was being read: try again") from None
+            except S3DownloadFailedError:  # the parts are of different versions
+                raise StoreError(f"{self._where(key)}: the object changed during the download. Fix: try again") from None
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str | None = None) -> None:
         wanted = _content_type(content_type) | ({"IfNoneMatch": "*"} if if_absent else {})
@@ -185,9 +178,9 @@ class S3Store(Store):
             except ClientError as error:
                 if _status(error) != 412:
                     raise
-                # An earlier try of this very request may have written the object, and only its answer was lost.
+                # An earlier attempt of this request may have written the object, and only its response was lost.
                 if not _retries(error) or self.get(key) != data:
-                    raise Exists(f"{self._where(key)}: exists already") from None
+                    raise Exists(f"{self._where(key)}: already exists") from None
 
     def upload(self, key: str, path: Path, *, content_type: str | None = None) -> None:
         with self._explained(key), path.open("rb") as file:
@@ -197,8 +190,8 @@ class S3Store(Store):
             )
 
     def delete(self, keys: Iterable[str]) -> None:
-        # One by one: not every server can delete many at once, and those that can disagree on the checksum it takes.
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="objectstore") as pool:
+        # One by one: not every server supports DeleteObjects, and those that do disagree on its checksum.
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="store") as pool:
             for _ in pool.map(self._delete, keys):
                 pass
 
@@ -211,25 +204,26 @@ class S3Store(Store):
             return self._explain_answer(error, where)
         if isinstance(error, NoCredentialsError):
             return StoreError(
-                f"{where}: no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use another way of the AWS SDK"
+                f"{where}: no AWS credentials found. Fix: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or configure another "
+                "source that the AWS SDK reads"
             )
-        endpoint, tried = self.client.meta.endpoint_url, f"tried {self._s3.max_attempts} times"
+        endpoint, attempts = self.client.meta.endpoint_url, f"{self._s3.max_attempts} attempts"
         if isinstance(error, ReadTimeoutError):
             return StoreError(
-                f"{where}: {endpoint} sent nothing for {self._s3.read_timeout:g} s, {tried}: "
-                "see whether it is overloaded, or raise s3.read_timeout or s3.max_attempts",
+                f"{where}: {endpoint} sent no data for {self._s3.read_timeout:g} s ({attempts}). "
+                "Fix: check whether the server is overloaded, or raise s3.read_timeout or s3.max_attempts",
                 transient=True,
             )
         if isinstance(error, BotoConnectionError):
             return StoreError(
-                f"{where}: {endpoint} cannot be reached, {tried}: is the server running, and s3.endpoint_url (or AWS_ENDPOINT_URL) "
-                f"right? Servers other than AWS often want s3.path_style = true. ({one_line(error)})",
+                f"{where}: {endpoint} cannot be reached ({attempts}; {one_line(error)}). Fix: start the server or correct "
+                "s3.endpoint_url (or AWS_ENDPOINT_URL); servers other than AWS often need s3.path_style = true",
                 transient=True,
             )
         if isinstance(error, _NETWORK):
             return StoreError(
-                f"{where}: {endpoint} broke off its answer, {tried}: see its log and the network between, "
-                f"or raise s3.max_attempts. ({one_line(error)})",
+                f"{where}: {endpoint} cut its response short ({attempts}; {one_line(error)}). "
+                "Fix: check the server's log and the network, or raise s3.max_attempts",
                 transient=True,
             )
         if isinstance(error, BotoCoreError):
@@ -237,31 +231,34 @@ class S3Store(Store):
         return super()._explain(error, where)
 
     def _explain_answer(self, error: ClientError, where: str) -> StoreError:
-        status, code = _status(error), error.response["Error"].get("Code", "")
-        bare = code == str(status)  # the answer had no body that could be read
-        said = str(status) if bare else f"{status} {code}"
-        answered = f"{where}: {self.client.meta.endpoint_url} answered {error.operation_name} with {said}"
+        status, code, operation = _status(error), error.response["Error"].get("Code", ""), error.operation_name
+        bare = code == str(status)  # the response had no readable body
+        answered = f"{where}: {self.client.meta.endpoint_url} answered {operation} with {status if bare else f'{status} {code}'}"
         if code == "NoSuchKey":
             return NotFound(f"{where}: no such object")
-        if code in _ADVICE:
-            return StoreError(f"{where}: {_ADVICE[code]} ({code} for {error.operation_name})")
+        if code in _ANSWERS:
+            problem, fix = _ANSWERS[code]
+            return StoreError(f"{where}: {problem} ({code} for {operation}). Fix: {fix}")
         if status in _TRANSIENT:
             return StoreError(
-                f"{answered}, tried {_retries(error) + 1} times: wait until the server has recovered, "
-                f"or raise s3.max_attempts (now {self._s3.max_attempts})",
+                f"{answered} ({_retries(error) + 1} attempts). Fix: wait until the server has recovered, or raise s3.max_attempts "
+                f"(now {self._s3.max_attempts})",
                 transient=True,
             )
-        if bare and not error.operation_name.startswith("Head"):
-            return StoreError(f"{answered} and no word why, unlike an S3 server: check s3.endpoint_url (or AWS_ENDPOINT_URL)")
+        if bare and not operation.startswith("Head"):
+            return StoreError(
+                f"{answered} and no S3 error message, so it may not be an S3 server. "
+                "Fix: check s3.endpoint_url (or AWS_ENDPOINT_URL)"
+            )
         return StoreError(f"{answered}: {' '.join(error.response['Error'].get('Message', '').split())}")
 
 
 def has_credentials() -> bool:
-    """Whether the usual chain (environment, profile, single sign-on, the machine's role) has any. Raises StoreError."""
+    """Whether the AWS SDK finds credentials (environment, profile, single sign-on, machine role). Raises StoreError."""
     try:
         return boto3.session.Session().get_credentials() is not None
     except BotoCoreError as error:
-        raise StoreError(f"AWS credentials: {one_line(error)}") from None
+        raise StoreError(f"the AWS credentials cannot be read: {one_line(error)}. Fix: check AWS_PROFILE and ~/.aws") from None
 
 
 def _content_type(content_type: str | None) -> dict[str, str]:

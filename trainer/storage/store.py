@@ -1,9 +1,8 @@
-"""What every store can do, and the store that is a folder.
+"""The interface of every store: how objects are named, what a store guarantees, and which errors it raises.
 
-Owns: how objects are named, what a store promises, what goes wrong with one. trainer.storage.s3 adds the store that is an S3
-bucket and opens either; everybody else imports from there.
+trainer.storage.folder and trainer.storage.s3 implement it; trainer.storage.open_store chooses between them.
 
-Keys are below the store's prefix, their parts separated by `/`. Whatever goes wrong is a StoreError of one line.
+Keys are relative to the store's prefix; `/` separates their parts. Every failure is a StoreError with a one-line message.
 """
 
 import threading
@@ -19,48 +18,46 @@ from trainer import UserError
 from trainer.formatting import one_line
 
 THREADS = 16
-"""Requests that one call has under way at the same time, if it is not told otherwise."""
+"""Default number of concurrent requests of one call."""
 MAX_THREADS = 64
 PART = 16 * 2**20
-"""Bytes of one part of a large object, which is also the size from which an object counts as large."""
+"""Bytes of one part of a large object. Objects from this size on are transferred in parts."""
 
 
 class StoreError(UserError):
-    """Storage did not do what was asked; one line that says what, where, and the way out."""
+    """Storage failed; the one-line message names the object, the problem and the fix."""
 
 
 class NotFound(StoreError):  # noqa: N818
-    """There is no such object."""
+    """The object or folder does not exist."""
 
 
 class Exists(StoreError):  # noqa: N818
-    """A conditional put lost: the object is there already."""
+    """A conditional put failed because the object already exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One line of a listing."""
+    """One entry of a listing."""
 
     key: str
     size: int
     """Bytes."""
     etag: str
-    """Changes when the content does. S3: as the server says, without quotes. Folder: size and modification time (ns), because
-    a listing would have to read every file for a content hash."""
-    modified: float
-    """Unix time, seconds."""
+    """Changes when the content does. S3: the server's ETag without quotes. Folder: size and modification time in ns, because a
+    content hash would have to read every file."""
 
 
 class Store(ABC):
-    """A bucket or folder, and a prefix in it. May be pickled, and used from several threads."""
+    """A prefix in a bucket, or a folder. Can be pickled, and used from several threads."""
 
     url: str
     requests: Counter[str]
-    """Requests made by this object, by operation, repeated ones included."""
+    """Requests sent by this object for each operation, retries included."""
     retries: int
-    """Requests repeated because the one before failed."""
+    """Requests sent again after a failure."""
     errors: int
-    """Operations given up. A missing object or a lost conditional put is an answer and does not count."""
+    """Operations that failed after all retries. A missing object or a lost conditional put is not a failure."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -70,43 +67,43 @@ class Store(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Object]:
-        """The objects whose keys begin with `prefix`, sorted by key (code points).
+        """The objects whose keys start with `prefix`, sorted by key (by code points).
 
-        Folder markers (objects whose keys end in `/`) are left out. Raises StoreError, NotFound for a missing folder.
+        Folder markers (objects whose keys end in `/`) are left out. Raises NotFound for a missing folder, and StoreError.
         """
 
     @abstractmethod
-    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """The content, or its bytes [start, stop) as a slice would give them. Raises NotFound."""
+    def get(self, key: str) -> bytes:
+        """The content of an object. Raises NotFound and StoreError."""
 
     @abstractmethod
     def download(self, key: str, path: Path) -> None:
-        """Writes the content to the file `path`, which appears whole or not at all. Raises NotFound."""
+        """Writes the content of an object to the file `path`, atomically. Raises NotFound and StoreError."""
 
     @abstractmethod
     def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str | None = None) -> None:
-        """Writes an object; raises Exists if `if_absent` and there is one.
+        """Writes an object. Raises StoreError, and with `if_absent` Exists when the object already exists.
 
-        When the server's answer is lost, only the content tells whether it was this call that wrote the object: callers that
-        compete for a key put something unique into `data`.
+        After a lost response only the content tells whether this call wrote the object. Callers that compete for a key must
+        therefore put something unique into `data`.
         """
 
     @abstractmethod
     def upload(self, key: str, path: Path, *, content_type: str | None = None) -> None:
-        """Writes an object from the file `path`; one that fails leaves nothing behind."""
+        """Writes an object from the file `path`; a failed upload leaves nothing behind. Raises StoreError."""
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
-        """Deletes objects; those that are not there are no error."""
+        """Deletes objects; missing ones are ignored. Raises StoreError."""
 
     def get_many(self, keys: Iterable[str], threads: int = THREADS) -> Iterator[tuple[str, bytes | StoreError]]:
-        """Reads objects in parallel (at most MAX_THREADS); yields (key, content or what went wrong) in the order of `keys`.
+        """Reads objects in parallel and yields (key, content or error) in the order of `keys`.
 
-        Holds at most 2 * threads objects in memory.
+        Uses at most MAX_THREADS threads and holds at most 2 * threads objects in memory.
         """
         threads = min(threads, MAX_THREADS)
         waiting: deque[tuple[str, Future[bytes | StoreError]]] = deque()
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="objectstore")
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="store")
         try:
             for key in keys:
                 waiting.append((key, pool.submit(self._get_or_error, key)))
@@ -130,11 +127,12 @@ class Store(ABC):
             self.requests[operation] += 1
 
     def _where(self, key: str) -> str:
-        return repr(f"{self.url}/{key}")[1:-1]  # as repr does it, because keys may hold line breaks
+        """The object's URL for a message, escaped because keys may contain line breaks."""
+        return repr(f"{self.url}/{key}")[1:-1]
 
     @contextmanager
     def _explained(self, key: str = "") -> Iterator[None]:
-        """Turns what an operation raises into a StoreError, and counts it."""
+        """Converts the exceptions of an operation to StoreError and counts them."""
         try:
             yield
         except StoreError:
@@ -149,13 +147,13 @@ class Store(ABC):
             raise explained from None
 
     def _explain(self, error: Exception, where: str) -> StoreError | None:
-        """What to tell the user; None for an error that is no user's."""
+        """The StoreError for a failed operation; None for a bug of ours."""
         return StoreError(f"{where}: {one_line(error)}") if isinstance(error, OSError) else None
 
 
 def list_keys(store: Store, prefix: str) -> list[str]:
-    """Keys that begin with `prefix`; none where the folder does not exist yet."""
+    """The keys that start with `prefix`; empty if the store's folder does not exist yet."""
     try:
         return [entry.key for entry in store.list(prefix)]
-    except NotFound:  # a folder that nothing was put into yet
+    except NotFound:
         return []

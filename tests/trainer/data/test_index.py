@@ -1,4 +1,4 @@
-"""trainer.data.index on real folders and on rows of made-up hashes."""
+"""trainer.data.index on real folders and on rows with made-up hashes."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def by_prefix(**more) -> Data:
 
 
 def test_prefixes_label_images_in_the_order_of_the_config(tmp_path):
-    """Else the network learns the classes the wrong way round."""
+    """The network would learn the classes the wrong way round."""
     store = folder(tmp_path, "Tp/2.jpg", "Au/1.jpg", "Tp/a/b/3.jpg", "readme.txt", "Tpx/4.jpg")
     manifest = build_manifest(store, by_prefix())
     assert manifest.classes == ("authentic", "fake")
@@ -43,7 +43,7 @@ def test_prefixes_label_images_in_the_order_of_the_config(tmp_path):
 
 
 def test_a_pattern_finds_classes_and_numbers_them_by_name(tmp_path):
-    """Else a data set whose classes are in the file names cannot be trained on."""
+    """A data set with its classes in the file names could not be trained on."""
     store = folder(tmp_path, "x_real.jpg", "a_fake.jpg", "b_real.jpg", "c_.jpg", "notes")
     manifest = build_manifest(store, Data(source="unused", class_pattern=r"_(?P<class>[a-z]*)\.jpg$"))
     assert manifest.classes == ("fake", "real")
@@ -52,7 +52,7 @@ def test_a_pattern_finds_classes_and_numbers_them_by_name(tmp_path):
 
 
 def test_groups_come_from_the_key(tmp_path):
-    """Else edits of one photograph are spread over both sides of the split."""
+    """Edits of one photograph would be on both sides of the split."""
     store = folder(tmp_path, "Au/p17.jpg", "Tp/p17_edit1.jpg", "Tp/p17_edit2.jpg", "Tp/other.jpg")
     manifest = build_manifest(store, by_prefix(group_by=r"/(p\d+)|unused"))
     assert {image.key: image.group for image in manifest.images} == {
@@ -64,14 +64,14 @@ def test_groups_come_from_the_key(tmp_path):
 
 
 def test_hostile_names_are_ordinary_keys(tmp_path):
-    """Else one odd file name stops a job or moves to another class."""
+    """One odd file name would stop a job or move to another class."""
     keys = ["Au/..b.jpg", "Au/line\nbreak.jpg", "Au/ü 写真 \U0001f600.jpg", "Au/\"quote'.jpg", "Tp/-rf.jpg", "Tp/%2e%2e.jpg"]
     manifest = build_manifest(folder(tmp_path, *keys), by_prefix())
     assert [image.key for image in manifest.images] == sorted(keys)
 
 
 def test_the_digest_names_the_data_set(tmp_path):
-    """Else a changed data set is trained from old shards, or an unchanged one is decoded again."""
+    """A changed data set would be trained from old shards, or an unchanged one decoded again."""
     store = folder(tmp_path / "one", "Au/1.jpg", "Tp/2.jpg")
     digest = build_manifest(store, by_prefix()).digest
     assert len(digest) == 64
@@ -91,15 +91,19 @@ def test_the_digest_names_the_data_set(tmp_path):
     ("keys", "data", "words"),
     [
         ([], by_prefix(), ["data.source = ", "holds no objects", "upload"]),
-        (["Au/1", "Tq/2", "Tq/3"], by_prefix(), ["class 'fake'", "begins with 'Tp/'", "'Tq/' (2), 'Au/' (1)", "data.classes.fake"]),
+        (
+            ["Au/1", "Tq/2", "Tq/3"],
+            by_prefix(),
+            ["class 'fake'", "starts with 'Tp/'", "(found: 'Tq/' (2), 'Au/' (1))", "Fix: correct data.classes.fake"],
+        ),
         (["x/Au/1", "x/Tp/1"], Data(source="s", classes={"a": "x/Au/", "b": "x/T/"}), ["'x/T/'", "'x/Au/' (1)", "'x/Tp/' (1)"]),
         (["Au/1", "Au/2"], Data(source="s", class_pattern="^(?P<class>Au)"), ["only the class 'Au' (2 images)", "at least two"]),
-        (["Au/1", "Tp/2"], Data(source="s", class_pattern="(?P<class>cat|dog)"), ["in none of the 2 keys", "'Au/1'", "'Tp/' (1)"]),
+        (["Au/1", "Tp/2"], Data(source="s", class_pattern="(?P<class>cat|dog)"), ["none of the 2 keys", "'Au/1'", "'Tp/' (1)"]),
         ([f"d{i}/x" for i in range(30)], by_prefix(), ["class 'authentic'", "and 22 more"]),
     ],
 )
-def test_what_cannot_be_trained_on_is_said_in_one_line(tmp_path, keys, data, words):
-    """Else a mistyped prefix shows up as a class that is never seen, hours later."""
+def test_unusable_data_is_refused_with_one_line(tmp_path, keys, data, words):
+    """A mistyped prefix would show up hours later, as a class without images."""
     with pytest.raises(DataError) as error:
         build_manifest(folder(tmp_path, *keys), data)
     message = str(error.value)
@@ -108,13 +112,13 @@ def test_what_cannot_be_trained_on_is_said_in_one_line(tmp_path, keys, data, wor
         assert word in message
 
 
-def test_a_missing_folder_is_the_stores_own_line(tmp_path):
-    """Else a mistyped data.source is a traceback."""
+def test_a_missing_folder(tmp_path):
+    """A mistyped data.source would cause a traceback."""
     with pytest.raises(NotFound, match="no such folder"):
         build_manifest(FolderStore(tmp_path / "missing"), by_prefix())
 
 
-# The split. Rows are made up: the content hash of row i is the hash of i.
+# The split, of made-up rows: the content hash of row i is the hash of i.
 
 
 def rows(n: int, *, groups: int = 0) -> dict:
@@ -126,15 +130,16 @@ def rows(n: int, *, groups: int = 0) -> dict:
     }
 
 
-def halves(table: dict, **more) -> tuple[set[str], set[str], dict]:
-    sides = split(**table, classes=("authentic", "fake"), data=by_prefix(**more))
+def halves(table: dict, validation_fraction: float = 0.2) -> tuple[set[str], set[str], dict]:
+    """Keys of the training and the validation side, and the facts."""
+    sides = split(**table, classes=("authentic", "fake"), validation_fraction=validation_fraction, min_validation=20)
     named = [{table["keys"][row] for row in side} for side in (sides.training, sides.validation)]
     json.dumps(sides.facts)
     return named[0], named[1], sides.facts
 
 
 def test_every_image_is_on_exactly_one_side_in_about_the_right_number():
-    """Else validation images are trained on, or one class is missing on a side."""
+    """Validation images would be trained on, or a class would be missing on one side."""
     training, validation, facts = halves(rows(10_000))
     assert training.isdisjoint(validation)
     assert len(training | validation) == 10_000
@@ -147,7 +152,7 @@ def test_every_image_is_on_exactly_one_side_in_about_the_right_number():
 
 
 def test_an_image_never_changes_sides_when_others_are_added():
-    """Else adding data moves validation images into training, and runs before and after cannot be compared."""
+    """Adding data would move validation images into training, and later runs could not be compared with earlier ones."""
     few, many = rows(2000), rows(20_000)
     before_training, before_validation, _ = halves(few)
     after_training, after_validation, _ = halves(many)
@@ -155,15 +160,15 @@ def test_an_image_never_changes_sides_when_others_are_added():
     assert before_validation <= after_validation
 
 
-def test_a_larger_share_only_adds_to_validation():
-    """Else changing the share reshuffles everything."""
+def test_a_larger_fraction_only_adds_to_validation():
+    """Changing the fraction would reshuffle everything."""
     _, smaller, _ = halves(rows(2000), validation_fraction=0.1)
     _, larger, _ = halves(rows(2000), validation_fraction=0.3)
     assert smaller < larger
 
 
 def test_names_and_order_do_not_matter():
-    """Else renaming files or listing them from another store changes the split."""
+    """Renaming files or moving them to another store would change the split."""
     table = rows(1000)
     _, validation, _ = halves(table)
     order = np.random.default_rng(0).permutation(1000)
@@ -173,7 +178,7 @@ def test_names_and_order_do_not_matter():
 
 
 def test_a_group_stays_together():
-    """Else a fake is validated on a network that saw its original."""
+    """A fake would be validated on a network that has seen its original."""
     table = rows(4000, groups=400)
     training, validation, facts = halves(table)
     group_of = dict(zip(table["keys"], table["groups"], strict=True))
@@ -183,7 +188,7 @@ def test_a_group_stays_together():
 
 
 def test_copies_stay_together_and_are_reported():
-    """Else a re-uploaded image is trained on and validated on."""
+    """An image uploaded twice would be on both sides."""
     table = rows(1000)
     table["contents"][501:1000:2] = table["contents"][1:500:2]
     training, validation, facts = halves(table)
@@ -196,8 +201,8 @@ def test_copies_stay_together_and_are_reported():
     assert "250 images are exact copies of others, such as 'k1' and 'k501'" in facts["warnings"][0]
 
 
-def test_copies_that_groups_put_on_both_sides_are_left_out_of_training():
-    """Else the same bytes are trained on and validated on, because two groups hold a copy each."""
+def test_copies_on_both_sides_are_left_out_of_training():
+    """The same bytes would be on both sides, because two groups contain a copy each."""
     table = rows(4000, groups=400)
     training, validation, _ = halves(table)
     for target, source in zip(sorted(training)[:3], sorted(validation)[:3], strict=True):
@@ -216,41 +221,48 @@ def test_copies_that_groups_put_on_both_sides_are_left_out_of_training():
         ],
     }
     assert sum(facts["counts"]["training"].values()) == len(less)
-    assert "3 training images are copies of validation images and left out" in facts["warnings"][0]
+    assert "3 training images are copies of validation images and are left out" in facts["warnings"][0]
 
 
 def test_one_image_under_two_labels_is_reported():
-    """Else the network is punished for every answer to such an image, and nobody knows why its loss jumps."""
+    """Any prediction for such an image would be wrong, and the user would not learn why its loss is high."""
     table = rows(1000)
     table["contents"][7] = table["contents"][500] = table["contents"][4]
     _, _, facts = halves(table)
     assert facts["conflicting_labels"] == {"contents": 1, "images": 3, "keys": [{"authentic": ["k4", "k500"], "fake": ["k7"]}]}
-    assert any("more than one label, such as 'k4' (authentic) and 'k7' (fake)" in line for line in facts["warnings"])
+    assert any("have more than one label, such as 'k4' (authentic) and 'k7' (fake)" in line for line in facts["warnings"])
 
 
 def test_too_few_validation_images():
-    """Else a validation loss of three images is drawn, which jumps for no other reason."""
+    """The validation loss would be of three images, and jump for no other reason."""
     table = rows(1000)
     table["labels"] = (np.arange(1000) < 970).astype(int)
     with pytest.raises(DataError) as error:
         halves(table)
     message = str(error.value)
     assert len(message.splitlines()) == 1
-    for word in ("class 'authentic' has ", "below data.min_validation = 20", "add images", "data.validation_fraction (now 0.2)"):
+    for word in (
+        "class 'authentic' has ",
+        "below data.min_validation = 20",
+        "Fix: add images",
+        "data.validation_fraction (now 0.2)",
+    ):
         assert word in message
     assert "group_by" not in message
-    with pytest.raises(DataError, match=r"whole groups go to one side"):
-        halves(rows(100, groups=3), group_by="(x)")
+    with pytest.raises(DataError, match=r"Whole groups are on one side, so check data\.group_by too"):
+        halves(rows(100, groups=3))
 
 
 def test_nothing_to_train_on():
-    """Else a class that is only validated on is learned as never occurring."""
-    with pytest.raises(DataError, match=r"class 'authentic' has no training image \(200 for validation\): .* \(now 0.999999\)"):
+    """The network would learn that a class never occurs."""
+    with pytest.raises(
+        DataError, match=r"class 'authentic' has no training image \(200 for validation\)\. Fix: .* \(now 0.999999\)"
+    ):
         halves(rows(400), validation_fraction=0.999999)
 
 
 def test_imbalance():
-    """Else nobody sees that an accuracy of 80 % is that of always answering `fake`."""
+    """The user would not see that always predicting `fake` has an accuracy of 80 %."""
     table = rows(1000)
     table["labels"] = (np.arange(1000) % 5 > 0).astype(int)
     assert halves(table)[2]["imbalance_ratio"] == 4.0

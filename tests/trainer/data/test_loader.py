@@ -1,17 +1,16 @@
-"""The order of images, and each worker's part of it."""
+"""trainer.data.loader and trainer.data.order: the order of images, and each worker's part of it."""
 
 import numpy as np
 import pytest
 
-from trainer import config
 from trainer.data.loader import EVALUATION_BATCH, Feed
-from trainer.data.order import epoch_order
+from trainer.data.order import epoch_generator, epoch_order
 
 IMAGES = 300
 
 
 class _Images:
-    """Row numbers as pictures: pixel values tell which row was read."""
+    """Row numbers as images: the pixel value shows which row was read."""
 
     def __init__(self, rows):
         self.shape = (rows, 8, 8, 3)
@@ -27,13 +26,9 @@ class _Rows:
         self.labels = (np.arange(rows) % 2).astype(np.int32)
 
 
-def _settings(**pipeline):
-    data = {"source": "x", "classes": {"a": "a/", "b": "b/"}}
-    return config.parse({"data": data, "pipeline": pipeline, "training": {"batch_size": 32}})
-
-
-def _feed(rank=0, size=1, **pipeline):
-    return Feed(_Rows(), np.arange(10, 290), _settings(**pipeline), rank=rank, size=size)
+def _feed(rank=0, size=1, *, memory_bytes=10**9, flip=False, shift=0):
+    options = {"batch_size": 32, "seed": 0, "memory_bytes": memory_bytes, "flip": flip, "shift": shift}
+    return Feed(_Rows(), np.arange(10, 290), **options, rank=rank, size=size)
 
 
 def _epoch(feed, epoch, start=0):
@@ -42,7 +37,7 @@ def _epoch(feed, epoch, start=0):
 
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_global_batches_do_not_depend_on_the_number_of_workers(size):
-    """One worker and four would train on other batches, and draw other curves."""
+    """Another number of workers would train on other batches, and the loss curve would differ."""
     whole = _epoch(_feed(shift=2, flip=True), 3)
     parts = [_epoch(_feed(rank, size, shift=2, flip=True), 3) for rank in range(size)]
     for step, batch in enumerate(whole):
@@ -51,7 +46,7 @@ def test_global_batches_do_not_depend_on_the_number_of_workers(size):
 
 
 def test_an_epoch_holds_each_training_image_at_most_once():
-    """Images would be trained on twice in an epoch, or validation images would leak into training."""
+    """Images would be used twice in an epoch, or validation images would leak into training."""
     rows = np.concatenate([batch[0] for batch in _epoch(_feed(), 1)])
     assert len(rows) == len(set(rows)) == 280 // 32 * 32
     assert rows.min() >= 10
@@ -59,13 +54,17 @@ def test_an_epoch_holds_each_training_image_at_most_once():
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    """A resumed run could not repeat the order, or every epoch would have the same one."""
-    first, _ = epoch_order(IMAGES, 1, _settings())
-    np.testing.assert_array_equal(first, epoch_order(IMAGES, 1, _settings())[0])
-    assert (first != epoch_order(IMAGES, 2, _settings())[0]).mean() > 0.9
+    """A resumed run could not repeat the order, or every epoch would have the same order."""
+
+    def order(seed, epoch):
+        return epoch_order(epoch_generator(seed, epoch), IMAGES, 32)
+
+    np.testing.assert_array_equal(order(0, 1), order(0, 1))
+    for seed, epoch in ((0, 2), (1, 1)):
+        assert (order(0, 1) != order(seed, epoch)).mean() > 0.9
 
 
-def test_resuming_inside_an_epoch_goes_on_where_it_stopped():
+def test_resuming_inside_an_epoch_continues_where_it_stopped():
     """After a restart inside an epoch, images would be skipped or repeated."""
     whole, rest = _epoch(_feed(), 2), _epoch(_feed(), 2, start=5)
     assert len(rest) == len(whole) - 5
@@ -73,8 +72,8 @@ def test_resuming_inside_an_epoch_goes_on_where_it_stopped():
         np.testing.assert_array_equal(a[0], b[0])
 
 
-def test_images_from_disk_are_those_of_the_resident_rows():
-    """Data larger than memory would be trained on other images than data that fits."""
+def test_images_from_disk_equal_the_resident_images():
+    """A data set larger than memory would be trained on other images than one that fits."""
     resident, mapped = _feed(), _feed(memory_bytes=1)
     assert resident.resident
     assert not mapped.resident
@@ -86,7 +85,7 @@ def test_images_from_disk_are_those_of_the_resident_rows():
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_evaluation_holds_every_image_once(size):
-    """The validation loss would be of a part of the validation set, or count images twice."""
+    """The validation loss would cover a part of the validation set only, or count images twice."""
     rows = np.arange(5, 5 + EVALUATION_BATCH + 17)
     feeds = [_feed(rank, size) for rank in range(size)]
     seen = [

@@ -1,10 +1,11 @@
-"""trainer.data.pack without Ray: what one task does with its images, and what a pack that is there is good for."""
+"""trainer.data.pack without Ray: how a task decodes its images, and what an existing pack saves."""
 
 import hashlib
 import io
 import json
+import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +26,9 @@ DATA = Data(source="unused", classes={"authentic": "Au/", "fake": "Tp/"}, image_
 DIGEST = "0123456789abcdef" * 4
 
 
-def png(colour: int) -> bytes:
+def png(color: int) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (30, 20), (colour, 0, 0)).save(buffer, "PNG")
+    Image.new("RGB", (30, 20), (color, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -48,7 +49,7 @@ def decoded(source: FolderStore, change=None) -> pa.Table:
 
 
 def test_a_block_keeps_keys_labels_groups_and_pixels_together(source):
-    """Else the labels of the data set are shuffled."""
+    """The labels of the data set would be shuffled."""
     rows = decoded(source).to_pylist()
     assert [(row["key"], row["label"], row["group"]) for row in rows] == [
         ("Au/p1.png", 0, "p1"),
@@ -65,8 +66,8 @@ def test_a_block_keeps_keys_labels_groups_and_pixels_together(source):
         assert row["reason"] is None
 
 
-def test_what_is_wrong_with_one_image_costs_that_image(source):
-    """Else one broken, deleted or overwritten image among a million ends the job."""
+def test_a_bad_image_costs_only_itself(source):
+    """One broken, deleted or overwritten image among a million would end the job."""
 
     def change(root):
         (root / "Au/p1.png").unlink()
@@ -74,7 +75,7 @@ def test_what_is_wrong_with_one_image_costs_that_image(source):
         (root / "Tp/p4.png").write_bytes(png(160)[:60] + bytes(len(png(160)) - 60))
 
     rows = {row["key"]: row for row in decoded(source, change).to_pylist()}
-    assert rows["Au/p1.png"]["reason"].startswith("was listed and is gone (seen from machine ")
+    assert rows["Au/p1.png"]["reason"].startswith("was listed but is gone (seen from machine ")
     assert rows["Au/p3.png"]["reason"] == f"changed after it was listed ({len(png(120))} bytes then, 11 now)"
     assert rows["Tp/p4.png"]["reason"].startswith("cannot be decoded: ")
     assert all(rows[key]["image"] is None and rows[key]["content"] is None for key in ("Au/p1.png", "Au/p3.png", "Tp/p4.png"))
@@ -82,7 +83,7 @@ def test_what_is_wrong_with_one_image_costs_that_image(source):
 
 
 def test_a_failing_store_ends_the_job(source):
-    """Else an outage of the storage quarantines images that are fine."""
+    """An outage of the storage would quarantine intact images."""
 
     def change(root):
         (root / "Au/p3.png").unlink()
@@ -93,8 +94,8 @@ def test_a_failing_store_ends_the_job(source):
     assert row["transient"] is False
 
 
-def test_an_outage_while_packing_is_one_that_may_be_over_later(source):
-    """A Job whose images are packed while storage is away would end for good, instead of being tried again."""
+def test_an_outage_while_packing_is_transient(source):
+    """An outage while a Job packs its images would end it for good instead of retrying it."""
 
     class Away(FolderStore):
         def get(self, *_):
@@ -107,34 +108,35 @@ def test_an_outage_while_packing_is_one_that_may_be_over_later(source):
 
 @pytest.mark.parametrize("change", [shutil.rmtree, lambda root: [path.unlink() for path in root.rglob("*.png")]])
 def test_a_machine_without_the_data_folder_ends_the_job(source, change):
-    """Its images would be quarantined as gone in a pack that every later run takes."""
+    """Its images would be quarantined as missing, in a pack that every later run uses."""
     (row,) = decoded(source, change).to_pylist()
-    assert "finds nothing there: mount data.source on every machine" in row["failure"]
+    assert re.search(r"is empty or missing on machine .*\. Fix: mount data\.source on every machine", row["failure"])
 
 
 def test_objects_too_large_for_an_image_are_not_read(source):
-    """Else a film among the images takes all memory of a worker."""
+    """A film among the images would take all memory of a worker."""
     images = build_manifest(source, DATA).images
     images = (replace(images[0], size=10**12), *images[1:])
     rows = _decode_block(_listed(images), source, SHAPE, DATA.max_pixels).to_pylist()
-    assert rows[0]["reason"] == "has 1000000000000 bytes, more than an image within data.max_pixels = 100000000 takes"
-    assert [row["reason"] for row in rows[1:]] == [None] * 5
+    assert rows[0]["reason"] == "has 1000000000000 bytes, too many for an image within data.max_pixels = 100000000"
+    assert [(row["reason"], row["max_pixels"]) for row in rows[1:]] == [(None, None)] * 5
+    assert rows[0]["max_pixels"] == DATA.max_pixels
 
 
 def test_a_resumed_run_whose_images_have_changed_is_refused(tmp_path):
-    """It would go on with other images than it learned, and other validation images than its losses are of."""
+    """It would continue on other training images, and its losses would be of other validation images."""
     jobs.put_images(str(tmp_path), images=40)
     settings = load(jobs.write_config(tmp_path, str(tmp_path)))
-    storage = FolderStore(settings.run.storage)
-    manifest = images_of("first", settings, storage, None)
-    assert images_of("first", settings, storage, {"manifest": manifest.digest}) == manifest
+    source, storage, data = FolderStore(settings.data.source), FolderStore(settings.run.storage), settings.data
+    manifest = images_of("first", source, storage, data, None)
+    assert images_of("first", source, storage, data, {"manifest": manifest.digest}) == manifest
     jobs.put_images(str(tmp_path), images=42)
-    with pytest.raises(PackError, match="run first began with other images than are at"):
-        images_of("first", settings, storage, {"manifest": manifest.digest})
-    assert images_of("first", settings, storage, None).digest != manifest.digest
+    with pytest.raises(PackError, match=r"run first began with other images than .* Fix: restore the source"):
+        images_of("first", source, storage, data, {"manifest": manifest.digest})
+    assert images_of("first", source, storage, data, None).digest != manifest.digest
 
 
-# Packs that are there
+# Existing packs
 
 
 def committed(storage: FolderStore, digest: str, images: int = 6, *quarantined: Quarantined) -> Pack:
@@ -145,14 +147,14 @@ def committed(storage: FolderStore, digest: str, images: int = 6, *quarantined: 
         "image_shape": [8, 10, 3],
         "shards": [{"key": "shards/x/part-00000-0.arrow", "rows": images, "size": 9, "sha256": "0"}],
         "images": images,
-        "quarantined": [{"key": image.key, "reason": image.reason} for image in quarantined],
+        "quarantined": [asdict(image) for image in quarantined],
     }
     storage.put(f"shards/{digest[:16]}-8x10x3/pack.json", json.dumps(document).encode())
     return made
 
 
-def test_a_pack_that_is_there_is_taken_as_it_is(source, tmp_path):
-    """Else every start of a job decodes all images again, or needs Ray to find that it need not."""
+def test_an_existing_pack_is_used_as_it_is(source, tmp_path):
+    """Every start of a job would decode all images again, or start Ray to find that it need not."""
     manifest = build_manifest(source, DATA)
     storage = FolderStore(tmp_path / "storage")
     made = committed(storage, manifest.digest)
@@ -163,7 +165,7 @@ def test_a_pack_that_is_there_is_taken_as_it_is(source, tmp_path):
 
 
 def test_no_pack_yet(tmp_path):
-    """Else a dry run cannot say that the images are still to be packed."""
+    """A dry run could not say that the images are not packed yet."""
     storage = FolderStore(tmp_path / "storage")
     assert load_pack(storage, DIGEST, SHAPE) is None
     made = committed(storage, DIGEST)
@@ -172,17 +174,28 @@ def test_no_pack_yet(tmp_path):
     assert load_pack(storage, "f" * 64, SHAPE) is None
 
 
+def test_a_pack_of_an_earlier_version_is_read(tmp_path):
+    """After an update every data set would have to be packed again."""
+    storage = FolderStore(tmp_path / "storage")
+    committed(storage, DIGEST, 6, Quarantined("Au/1.jpg", "is empty (0 bytes)"))
+    key = f"shards/{DIGEST[:16]}-8x10x3/pack.json"
+    document = json.loads(storage.get(key))
+    del document["quarantined"][0]["max_pixels"]
+    storage.put(key, json.dumps(document).encode())
+    assert load_pack(storage, DIGEST, SHAPE).quarantined == (Quarantined("Au/1.jpg", "is empty (0 bytes)", None),)
+
+
 @pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b'{"digest": 1, "classes": 3}', b"\xff"])
 def test_a_damaged_commit_object(tmp_path, text):
-    """Else a pack.json edited by hand is a traceback."""
+    """A pack.json edited by hand would cause a traceback."""
     storage = FolderStore(tmp_path / "storage")
     storage.put(f"shards/{DIGEST[:16]}-8x10x3/pack.json", text)
-    with pytest.raises(PackError, match=r"pack.json is damaged \(.*\): delete it to pack again"):
+    with pytest.raises(PackError, match=r"pack.json is damaged \(.*\)\. Fix: delete it to pack the images again"):
         load_pack(storage, DIGEST, SHAPE)
 
 
 def test_too_many_unusable_images(source, tmp_path):
-    """Else a data set of error pages is trained on as far as it goes, and nobody is told what to repair."""
+    """A data set of error pages would be trained on, and the user would not learn what to repair."""
     manifest = build_manifest(source, DATA)
     storage = FolderStore(tmp_path / "storage")
     committed(storage, manifest.digest, 96, *(Quarantined(f"Au/{i}\n.jpg", "is empty (0 bytes)") for i in range(4)))
@@ -193,12 +206,12 @@ def test_too_many_unusable_images(source, tmp_path):
     assert "4 of 100 images (4.00%) cannot be used, above data.max_quarantined = 1.00%" in message
     assert message.count("is empty (0 bytes)") == 3
     assert r"'Au/0\n.jpg' is empty" in message
-    assert "quarantine.json), or raise data.max_quarantined" in message
+    assert "quarantine.json lists all), or raise data.max_quarantined" in message
     assert pack(manifest, source, storage, DATA.model_copy(update={"max_quarantined": 0.04})).images == 96
 
 
 def test_no_usable_image_at_all(source, tmp_path):
-    """Else a run starts with nothing to train on, when every image is allowed to be bad."""
+    """A run that allows every image to be bad would start with nothing to train on."""
     manifest = build_manifest(source, DATA)
     storage = FolderStore(tmp_path / "storage")
     committed(storage, manifest.digest, 0, Quarantined("Au/1.jpg", "is empty (0 bytes)"))
@@ -206,19 +219,19 @@ def test_no_usable_image_at_all(source, tmp_path):
         pack(manifest, source, storage, DATA.model_copy(update={"max_quarantined": 1.0}))
 
 
-def test_a_raised_bound_on_pixels_asks_for_a_new_pack(source, tmp_path):
-    """Else raising data.max_pixels, as the quarantine list suggests, silently changes nothing."""
+def test_a_raised_bound_on_pixels_needs_a_new_pack(source, tmp_path):
+    """Raising data.max_pixels, as the quarantine list suggests, would silently change nothing."""
     manifest = build_manifest(source, DATA)
     storage = FolderStore(tmp_path / "storage")
     reason = "has 20000 x 20000 pixels, above data.max_pixels = 100000000"
-    committed(storage, manifest.digest, 1000, Quarantined("Au/1.jpg", reason))
+    committed(storage, manifest.digest, 1000, Quarantined("Au/1.jpg", reason, 100_000_000))
     assert pack(manifest, source, storage, DATA).images == 1000
-    with pytest.raises(PackError, match=rf"'Au/1.jpg' {reason}, as it was .*: delete the folder .*-8x10x3 .* = 500000000"):
+    with pytest.raises(PackError, match=rf"'Au/1.jpg' {reason}, the bound when .* Fix: delete the folder .*-8x10x3 .* = 500000000"):
         pack(manifest, source, storage, DATA.model_copy(update={"max_pixels": 500_000_000}))
 
 
 def test_storage_that_cannot_be_read(source, tmp_path):
-    """Else storage that is down counts as storage without a pack, and everything is decoded again."""
+    """Storage that is down would count as storage without a pack, and all images would be decoded again."""
     manifest = build_manifest(source, DATA)
     storage = FolderStore(tmp_path / "storage")
     path = storage.root / f"shards/{manifest.digest[:16]}-8x10x3/pack.json"

@@ -1,4 +1,4 @@
-"""trainer.data.shards on real files: what is written comes back, and no damage on the way is taken for data."""
+"""trainer.data.shards on real files: what is written comes back, and damage is never taken for data."""
 
 import os
 import resource
@@ -56,7 +56,7 @@ def small_shards(monkeypatch):
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("block", [1, 7, 10, 33])
 def test_rows_come_back_in_order_whatever_the_blocks(store, tmp_path, block):
-    """Else labels and pictures get mixed up where a shard ends."""
+    """Labels and images would get mixed up at the end of a shard."""
     rows, pixels = table(33)
     made = written(store, rows, block)
     assert [shard.rows for shard in made.shards] == [10, 10, 10, 3]
@@ -71,7 +71,7 @@ def test_rows_come_back_in_order_whatever_the_blocks(store, tmp_path, block):
 
 @pytest.mark.usefixtures("small_shards")
 def test_shards_do_not_depend_on_the_blocks(store):
-    """Else two jobs that pack the same data at the same time leave twice the bytes."""
+    """Two jobs that pack the same data at the same time would store it twice."""
     rows, _ = table(33)
     assert written(store, rows, 4).shards == written(store, rows, 9).shards
     assert len(list(store.list())) == 4
@@ -79,7 +79,7 @@ def test_shards_do_not_depend_on_the_blocks(store):
 
 @pytest.mark.usefixtures("small_shards")
 def test_take(store, tmp_path):
-    """Else a batch holds other images than its labels say."""
+    """A batch would contain other images than its labels say."""
     rows, pixels = table(33)
     images = open_rows(written(store, rows), store, tmp_path / "cache").images
     order = np.array([32, 0, 9, 10, 10, 31, 19, 20], np.int32)
@@ -89,12 +89,12 @@ def test_take(store, tmp_path):
     assert taken.flags.c_contiguous
     assert images.take(np.array([], int)).shape == (0, *SHAPE)
     for wrong in ([-1], [33], [0, 5, 40]):
-        with pytest.raises(IndexError, match="of 33"):
+        with pytest.raises(IndexError, match=r"are not in 0\.\.32"):
             images.take(np.array(wrong))
 
 
 def test_the_views_are_the_files_themselves(store, tmp_path):
-    """Else every worker of a machine holds a copy of the data set of its own."""
+    """Every worker of a machine would hold its own copy of the data set."""
     rows, pixels = table(33)
     (view,) = open_rows(written(store, rows), store, tmp_path / "cache").images.shards
     assert np.array_equal(view, pixels)
@@ -105,8 +105,8 @@ def test_the_views_are_the_files_themselves(store, tmp_path):
     assert start <= view.ctypes.data < end
 
 
-def test_a_shard_says_what_it_is(store):
-    """Else a shard found in a bucket years later cannot be read without this code."""
+def test_a_shard_describes_itself(store):
+    """A shard found in a bucket years later could not be read without this code."""
     written(store, table(3)[0])
     (found,) = store.list()
     batch = pa.ipc.open_file(pa.BufferReader(store.get(found.key))).get_batch(0)
@@ -117,7 +117,7 @@ def test_a_shard_says_what_it_is(store):
 
 @pytest.mark.usefixtures("small_shards")
 def test_shards_are_downloaded_once(store, tmp_path):
-    """Else every restart of a job downloads the data set again."""
+    """Every restart of a job would download the data set again."""
     made = written(store, table(33)[0])
     open_rows(made, store, tmp_path / "cache")
     assert store.requests["get"] == 4
@@ -125,9 +125,9 @@ def test_shards_are_downloaded_once(store, tmp_path):
 
 
 @pytest.mark.usefixtures("small_shards")
-@pytest.mark.parametrize("damage", ["cut", "altered", "missing", "folder's own time"])
+@pytest.mark.parametrize("damage", ["cut", "altered", "missing", "altered, same time"])
 def test_a_damaged_cache_is_downloaded_again(store, tmp_path, damage):
-    """Else a disk error or a killed download is trained on as if it were images."""
+    """A disk error or a killed download would be trained on as if it were images."""
     rows, pixels = table(33)
     made = written(store, rows)
     open_rows(made, store, tmp_path / "cache")
@@ -137,7 +137,7 @@ def test_a_damaged_cache_is_downloaded_again(store, tmp_path, damage):
         victim.unlink()
     else:
         victim.write_bytes(content[:-100] if damage == "cut" else content[:500] + bytes([content[500] ^ 1]) + content[501:])
-        if damage == "folder's own time":
+        if damage == "altered, same time":
             os.utime(victim, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert np.array_equal(open_rows(made, store, tmp_path / "cache").images.take(np.arange(33)), pixels)
     assert store.requests["get"] == 5
@@ -145,7 +145,7 @@ def test_a_damaged_cache_is_downloaded_again(store, tmp_path, damage):
 
 
 def test_what_a_killed_download_left_is_removed(store, tmp_path):
-    """Else the disks of the cluster fill up with halves of shards."""
+    """The disks of the cluster would fill up with partial shards."""
     made = written(store, table(3)[0])
     open_rows(made, store, tmp_path / "cache")
     (file,) = (tmp_path / "cache").rglob("*.arrow")
@@ -157,7 +157,7 @@ def test_what_a_killed_download_left_is_removed(store, tmp_path):
 
 @pytest.mark.usefixtures("small_shards")
 def test_workers_that_start_together_download_once(store, tmp_path):
-    """Else eight workers of a machine download eight times, or read each other's halves."""
+    """Eight workers of a machine would download eight times, or read each other's partial files."""
     rows, pixels = table(33)
     made = written(store, rows)
     start = threading.Barrier(6)
@@ -177,32 +177,34 @@ def test_workers_that_start_together_download_once(store, tmp_path):
     assert store.requests["get"] == 4
 
 
-def test_a_shard_that_is_not_what_was_packed(store, tmp_path):
-    """Else somebody else's pixels are trained on, under the old pack's name."""
+def test_a_shard_that_differs_from_the_packed_one(store, tmp_path):
+    """Other pixels would be trained on under the name of the old pack."""
     made = written(store, table(3)[0])
     store.put(made.shards[0].key, b"something else")
-    with pytest.raises(PackError, match=r"part-00000-.* is not what was packed .*: delete the folder .*shards/x to pack"):
+    with pytest.raises(
+        PackError, match=r"part-00000-.* differs from the packed shard .* Fix: delete the folder .*shards/x to pack"
+    ):
         open_rows(made, store, tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.arrow"))
 
 
-def test_a_missing_shard_is_the_stores_own_line(store, tmp_path):
-    """Else a shard that was deleted by hand is a traceback."""
+def test_a_missing_shard(store, tmp_path):
+    """A shard deleted by hand would cause a traceback, or the user would not learn how to recover."""
     made = written(store, table(3)[0])
     store.delete([made.shards[0].key])
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match=r"although pack\.json lists it\. Fix: delete the folder .*shards/x to pack"):
         open_rows(made, store, tmp_path / "cache")
 
 
 def test_a_disk_too_small_is_found_before_the_download(store, tmp_path):
-    """Else a node's disk is filled to the brim, and other jobs on it die."""
+    """A node's disk would fill up, and other jobs on it would die."""
     made = written(store, table(3)[0])
     huge = replace(made, shards=(replace(made.shards[0], size=10**18),))
     with pytest.raises(PackError) as error:
         open_rows(huge, store, tmp_path / "cache")
     message = str(error.value)
     assert len(message.splitlines()) == 1
-    for word in (str(tmp_path / "cache"), f"{10**18} bytes are needed", " are free", "set pipeline.cache_dir"):
+    for word in (str(tmp_path / "cache"), f"{10**18} bytes are needed", " are free", "Fix: ", "set pipeline.cache_dir"):
         assert word in message
     assert store.requests["get"] == 0
 
@@ -210,8 +212,8 @@ def test_a_disk_too_small_is_found_before_the_download(store, tmp_path):
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from trainer.storage.s3 import FolderStore
-from trainer.records import Pack, Shard
+from trainer.storage.folder import FolderStore
+from trainer.data.dataset import Pack, Shard
 from trainer.data.shards import PackError, open_rows
 storage, cache, key, size, sha256, limit = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
@@ -224,7 +226,7 @@ except PackError as error:
 
 
 def test_a_disk_that_fills_up_during_the_download(store, tmp_path):
-    """Else a traceback of the storage library is all that a user sees, and half a shard stays on the full disk."""
+    """The user would see a traceback, and half a shard would stay on the full disk."""
     (shard,) = written(store, table(3)[0]).shards
 
     def run(limit: int) -> str:
@@ -242,22 +244,22 @@ def test_a_disk_that_fills_up_during_the_download(store, tmp_path):
 
 
 def test_a_full_disk_while_packing(store, monkeypatch, tmp_path):
-    """Else packing ends with a traceback of Arrow's when the temporary folder is small."""
+    """A small temporary folder would end packing with a traceback of Arrow."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     rows, _ = table(30)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(PackError, match=r"the disk is full: \d+ bytes are needed, .* set TMPDIR"):
+        with pytest.raises(PackError, match=r"the disk is full \(\d+ bytes are needed, .* set TMPDIR"):
             written(store, rows)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_folder_that_cannot_be_made(store, tmp_path):
-    """Else a mistyped pipeline.cache_dir is a traceback."""
+def test_a_cache_folder_that_cannot_be_created(store, tmp_path):
+    """A mistyped pipeline.cache_dir would cause a traceback."""
     made = written(store, table(3)[0])
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(PackError, match=r"cannot be written \(Not a directory\): set pipeline.cache_dir"):
+    with pytest.raises(PackError, match=r"cannot be written \(Not a directory\)\. Fix: set pipeline.cache_dir"):
         open_rows(made, store, tmp_path / "file" / "cache")

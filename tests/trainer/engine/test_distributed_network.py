@@ -1,36 +1,39 @@
-"""The network in training, as the probes of the diagnosis see it."""
+"""The model in training, as the probes of the diagnosis see it."""
 
 import numpy as np
 import pytest
 
+from tests.support import training
 from tests.trainer.engine.test_golden import IMAGES, SHAPE, _Rows
-from trainer import config
-from trainer.data.loader import Feed
-from trainer.engine.distributed_network import TrainedNetwork
-from trainer.engine.group import Group
-from trainer.engine.step import Learner
+from trainer.engine.distributed_network import DistributedNetwork
+from trainer.engine.evaluate import evaluate
+
+MOMENTUM = 0.9
 
 
 @pytest.fixture
 def trained():
-    """A network after one epoch, and what it is made of."""
-    data = {"source": "x", "classes": {"a": "a/", "b": "b/"}}
-    settings = config.parse({"data": data, "pipeline": {"flip": True, "shift": 2}, "training": {"learning_rate": 1e-3}})
-    learner = Learner(Group(), settings, SHAPE, 2)
-    feed = Feed(_Rows(), np.arange(160), settings, rank=0, size=1)
+    """A learner after one epoch, its feed, and the network that probes get."""
+    settings = training.settings(
+        pipeline={"flip": True, "shift": 2}, training={"learning_rate": 1e-3}, model={"momentum": MOMENTUM}
+    )
+    learner = training.learner(settings, SHAPE)
+    feed = training.feed(settings, _Rows(), np.arange(160))
     learner.resident = feed.load()
     for batch in feed.batches(1):
         learner.train(batch)
     rows = np.arange(160, IMAGES)
-    network = TrainedNetwork(
-        learner, feed, lambda: np.concatenate([learner.evaluate(images, labels)[0] for _, images, labels in feed.evaluation(rows)])
-    )
+    network = DistributedNetwork(learner, feed, lambda: evaluate(learner, feed, rows)[0])
     network.begin(1)
     return learner, feed, network
 
 
+def losses_of_epoch_2(learner, feed):
+    return [float(learner.train(batch)[0].loss) for batch in feed.batches(2)]
+
+
 def test_probes_leave_no_trace(trained):
-    """A run with diagnosis would learn something else than one without."""
+    """A run with the diagnosis would learn something else than a run without it."""
     learner, feed, network = trained
     before = learner.state()
     with network.untouched():
@@ -43,13 +46,13 @@ def test_probes_leave_no_trace(trained):
     assert after.keys() == before.keys()
     for name, values in before.items():
         np.testing.assert_array_equal(after[name], values, err_msg=name)
-    first = [float(learner.train(batch).loss) for batch in feed.batches(2)]
+    first = losses_of_epoch_2(learner, feed)
     learner.restore(before)
-    assert [float(learner.train(batch).loss) for batch in feed.batches(2)] == first
+    assert losses_of_epoch_2(learner, feed) == first
 
 
 def test_moments_are_those_that_training_adds(trained):
-    """Statistics re-estimated by a probe would not be the batches' own, and lag would be found where there is none."""
+    """Re-estimated statistics would not be those of the batches, and the diagnosis would report a lag where there is none."""
     learner, feed, network = trained
     moving = [learner.model.weights[i] for i in network.statistics]
     with network.untouched():
@@ -58,18 +61,26 @@ def test_moments_are_those_that_training_adds(trained):
             variable.assign(np.zeros(variable.shape))
         learner.optimizer.iterations.assign(0)
         learner.train(next(feed.batches(1)))
-        expected = moving[0].numpy() / (1 - learner.settings.model.momentum)
+        expected = moving[0].numpy() / (1 - MOMENTUM)
     np.testing.assert_allclose(found[0], expected, rtol=1e-4)
     with_dropout, without = (network.moments([0], dropout=dropout)[-2][0] for dropout in (True, False))
-    assert np.max(np.abs(with_dropout - without)) > 1e-3  # the dense layer's statistics see dropout
+    assert np.max(np.abs(with_dropout - without)) > 1e-3  # dropout changes the statistics of the dense layer
 
 
-def test_batch_losses_are_of_the_batch_as_it_was_trained_on(trained):
-    """A bad batch would be looked for among other images."""
+def test_batch_losses_are_those_of_the_batch_as_it_was_trained_on(trained):
+    """The diagnosis would look for a bad batch among other images, or among images without their augmentation."""
     learner, feed, network = trained
     batch = next(feed.batches(1, 3))
-    losses = network.batch_losses(3)
-    assert losses.shape == (32,)
-    plain, _ = learner.evaluate(batch.images, batch.labels)
-    assert np.abs(losses - plain).max() > 1e-4  # augmented, as in training
-    assert np.abs(losses - plain).max() < 2
+    pixels = feed.rows.take(batch.images.numpy())
+    mirror, down, right = batch.changes.numpy().T
+    assert mirror.any()
+    assert down.any()
+    rows, columns = np.arange(SHAPE[0]), np.arange(SHAPE[1])
+    augmented = np.array(
+        [
+            (image[:, ::-1] if m else image)[(rows - d).clip(0, SHAPE[0] - 1)][:, (columns - r).clip(0, SHAPE[1] - 1)]
+            for image, m, d, r in zip(pixels, mirror, down, right, strict=True)
+        ]
+    )
+    expected, _ = learner.evaluate(augmented, batch.labels.numpy())
+    np.testing.assert_allclose(network.batch_losses(3), expected, rtol=1e-5, atol=1e-6)

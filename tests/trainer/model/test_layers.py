@@ -34,7 +34,7 @@ def _both(ours, shape, training=True):
 @pytest.mark.parametrize("reduce", [None, lambda total: total], ids=["fused", "synchronized"])
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_normalization_is_kerass(shape, reduce, training):
-    """Models trained here would differ from the same model trained by Keras."""
+    """A model trained here would differ from the same model trained by Keras."""
     theirs, ours = _both(BatchNormalization(momentum=0.9, reduce=reduce), shape, training)
     for name, a, b in zip(("output", "dx", "dgamma", "dbeta", "mean", "variance"), theirs, ours, strict=True):
         np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-4, err_msg=name)
@@ -42,7 +42,7 @@ def test_batch_normalization_is_kerass(shape, reduce, training):
 
 @pytest.mark.parametrize("reduce", [None, lambda total: total], ids=["fused", "synchronized"])
 def test_batch_normalization_channels_first(reduce):
-    """A channels_first network would be normalized over the wrong axis."""
+    """A channels_first model would be normalized over the wrong axis."""
     theirs, ours = _both(BatchNormalization(axis=1, momentum=0.9, reduce=reduce), (8, 3, 6, 5))
     for a, b in zip(theirs, ours, strict=True):
         np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-4)
@@ -50,7 +50,7 @@ def test_batch_normalization_channels_first(reduce):
 
 @pytest.mark.parametrize("offset", [0, 100])
 def test_the_variance_survives_an_offset(offset):
-    """A channel far from zero (here 25 deviations) would get a wrong or negative variance: squares and sums cancel."""
+    """A channel far from zero (here 25 standard deviations) would get a wrong or negative variance, because sums cancel."""
     layer = BatchNormalization(momentum=0.5, reduce=lambda total: total)
     x = _images((64, 4, 4, 2)) + offset
     layer(x, training=True)
@@ -59,7 +59,7 @@ def test_the_variance_survives_an_offset(offset):
 
 
 def test_batch_normalization_takes_low_precision():
-    """mixed_bfloat16 would fail, or keep its statistics in low precision."""
+    """Training with mixed_bfloat16 would fail, or keep its statistics in low precision."""
     layer = BatchNormalization(dtype="mixed_bfloat16")
     y = layer(tf.cast(_images((8, 4, 4, 3)), tf.bfloat16), training=True)
     assert y.dtype == tf.bfloat16
@@ -74,7 +74,7 @@ def _mask(rank, size, step, batch, features, rate=0.5, seed=7, index=0):
 
 @pytest.mark.parametrize("features", [(64,), (4, 4, 16), (3, 3, 5)])
 def test_dropout_masks_do_not_depend_on_the_number_of_workers(features):
-    """One worker and four would draw different loss curves from the same seed."""
+    """One worker and four workers would get different loss curves from the same seed."""
     whole = _mask(0, 1, 3, 8, features)
     for size in (2, 4, 8):
         parts = np.concatenate([_mask(rank, size, 3, 8, features) for rank in range(size)])
@@ -82,7 +82,7 @@ def test_dropout_masks_do_not_depend_on_the_number_of_workers(features):
 
 
 def test_dropout_masks_change_with_step_layer_and_seed():
-    """The same units would be dropped at every step, or in every layer alike."""
+    """The same units would be dropped at every step, or in every layer."""
     base = _mask(0, 1, 3, 8, (64,))
     assert (base != _mask(0, 1, 4, 8, (64,))).mean() > 0.3
     assert (base != _mask(0, 1, 3, 8, (64,), index=1)).mean() > 0.3
@@ -90,7 +90,7 @@ def test_dropout_masks_change_with_step_layer_and_seed():
 
 
 def test_dropout_keeps_the_expectation():
-    """Activations would be too large or too small in training compared with inference."""
+    """Activations in training would be larger or smaller than in inference."""
     mask = _mask(0, 1, 0, 100, (10, 100), rate=0.25)
     assert set(np.unique(mask).round(4)) == {0.0, np.float32(1.3333)}
     assert abs(mask.mean() - 1) < 0.01

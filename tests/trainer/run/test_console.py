@@ -1,15 +1,24 @@
-"""What a person sees."""
+"""What a person reads while a job runs."""
+
+from pathlib import Path
 
 import pytest
 
-from tests.trainer.report.test_summary import demo
+from spikewise.diagnose import News
+from tests.support.runs import diagnosis, finished
+from trainer.data.dataset import Manifest, Quarantined
 from trainer.formatting import duration, size
-from trainer.run.console import Console
+from trainer.run import events
+from trainer.run.console import Console, RunLog
+from trainer.run.status import RunStatus
+from trainer.storage.checkpoint import SaveStats
+
+STARTED = events.Started(step=0, restarts=0, workers=2, steps_per_epoch=12, resident=True)
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0.0 s"), (59.94, "59.9 s"), (200, "3m20s"), (7500, "2h05m")])
 def test_durations_are_readable(seconds, shown):
-    """Times left would be shown as thousands of seconds."""
+    """Remaining time would be shown as thousands of seconds."""
     assert duration(seconds) == shown
 
 
@@ -21,14 +30,97 @@ def test_sizes_are_readable(count, shown):
     assert size(count) == shown
 
 
-def test_an_epoch_is_one_line_outside_a_terminal(capsys):
-    """Logs of a pod would hold escape codes, or break an epoch's line in two."""
-    report = demo().history[0]
+def lines(capsys, *seen, epochs=100):
+    """What is printed for these events."""
+    status = RunStatus(epochs)
     with Console() as console:
-        console.epoch(report, 100, report)
-        console.warn("[bold]not markup[/bold]")
-    first, second = capsys.readouterr().out.strip().splitlines()
-    assert first.startswith("epoch   1/100  loss ")
-    assert f"val_loss {report.validation_loss:.4f}" in first
+        log = RunLog(console, "first", epochs)
+        for event in seen:
+            status.update(event)
+            log.hear(event, status)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (STARTED, ["training: 2 workers, 12 steps per epoch, images in memory"]),
+        (events.Started(0, 0, 1, 12, False), ["training: 1 worker, 12 steps per epoch, images on the local disk"]),
+        (events.Resumed(24, 3, 1, (), ()), ["resumed from the checkpoint of step 24, in epoch 3 (restart 1)"]),
+        (events.Progress(1, 3, 12), []),
+        (
+            finished(7, 0.25),
+            [
+                "epoch   7/100  loss 0.1000  accuracy 0.500  val_loss 0.2500  val_accuracy 0.750  100 images/s  4.0 s  "
+                "left 6m12s  best"
+            ],
+        ),
+        (events.CheckpointSaved(27, SaveStats()), ["checkpoint of step 27 saved"]),
+        (events.Warned("[bold]not markup[/bold]"), ["warning: [bold]not markup[/bold]"]),
+        (events.Failed("No answer.", True), []),
+        (events.Finished("completed", 100, SaveStats()), []),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, list) else "",
+)
+def test_each_event_has_its_lines(capsys, event, expected):
+    """A pod's log would lack what happened, hold escape codes, or break an epoch's line in two."""
+    assert lines(capsys, event) == expected
+
+
+def test_a_restart_of_the_workers_is_a_warning(capsys):
+    """A run that loses workers again and again would look healthy."""
+    assert lines(capsys, STARTED, STARTED)[1] == "warning: a worker died; all workers were restarted"
+
+
+def test_only_the_best_epoch_is_marked(capsys):
+    """A user would take a worse epoch for the best one."""
+    first, second = lines(capsys, finished(1, 0.25), finished(2, 0.5))
     assert first.endswith("best")
-    assert second == "warning: [bold]not markup[/bold]"
+    assert not second.endswith("best")
+
+
+def test_a_spike_is_explained_and_its_outcome_printed(capsys):
+    """The user would have to open the report of a running job to learn of a spike."""
+    recovered = diagnosis(2, outcome="recovered", outcome_epoch=3)
+    printed = lines(capsys, finished(2, 2.0, news=News(diagnosis(2), None)), finished(3, news=News(None, recovered)))
+    assert printed[1].startswith("SPIKE in epoch 2")
+    assert "Three images rose." in "\n".join(printed)
+    assert printed[-1] == "spike of epoch 2: recovered in epoch 3"
+
+
+def test_the_data_are_described(capsys):
+    """A user would not notice that images are skipped or belong to no class, or how many images an epoch drops."""
+    manifest = Manifest("s3://bucket/images", ("a", "b"), (), "digest", ignored=1200)
+    with Console() as console:
+        log = RunLog(console, "first", 1)
+        log.packed(manifest, [Quarantined("a/[b]\n.jpg", "is empty (0 bytes)")], 3.1)
+        log.packed(manifest, [], None)
+        log.split(8014, 2003, ("a", "b"), 393_000_000, dropped=14)
+        log.split(64, 16, ("a", "b"), 1000, dropped=0)
+    assert capsys.readouterr().out.splitlines() == [
+        "data: 0 images at s3://bucket/images (packed in 3.1 s)",
+        "warning: 1,200 objects at s3://bucket/images belong to no class and are ignored",
+        r"warning: 1 images cannot be decoded and are skipped, such as 'a/[b]\n.jpg' (is empty (0 bytes)); "
+        "quarantine.json lists all of them",
+        "data: 0 images at s3://bucket/images (already packed: no image was read)",
+        "warning: 1,200 objects at s3://bucket/images belong to no class and are ignored",
+        "split: 8,014 training and 2,003 validation images of 2 classes (a, b); 393 MB of pixels",
+        "Each epoch drops its last incomplete batch (14 of 8,014 images, a different set each time).",
+        "split: 64 training and 16 validation images of 2 classes (a, b); 1.0 kB of pixels",
+    ]
+
+
+def test_the_other_lines_of_a_run(capsys):
+    """A user would not find the metrics or the report, or not know that a stop was understood."""
+    with Console() as console:
+        log = RunLog(console, "first", 1)
+        log.metrics_served("127.0.0.1", 9400)
+        log.stop_requested()
+        log.report_written(Path("runs/first/report.html"))
+        log.report_incomplete("no answer")
+    assert capsys.readouterr().out.splitlines() == [
+        "run first: metrics at http://127.0.0.1:9400/metrics",
+        "stop requested: saving a checkpoint",
+        "report: runs/first/report.html",
+        "warning: the report is incomplete (python -m jobs.report --config FILE --run first rebuilds it): no answer",
+    ]

@@ -15,7 +15,7 @@ from trainer.storage import open_store, results
 
 
 def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, capsys):
-    """Somebody who asks first would have written to the bucket already, or would not learn what the job is about to do."""
+    """A user who only asks would already have written to the bucket, or would not learn what the job is about to do."""
     jobs.put_images(str(tmp_path), images=60)
     configuration = jobs.write_config(tmp_path, str(tmp_path), workers=2)
     before = sorted(tmp_path.rglob("*"))
@@ -27,7 +27,7 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, capsys)
         "60 images",
         "authentic 30, fake 30",
         "30% for validation",
-        "about 42 to train on",
+        "about 42 training images",
         "4 epochs of 1 steps",
         "2, 16 images",
     ):
@@ -35,20 +35,20 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, capsys)
 
 
 def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
-    """It would promise epochs of 0 steps, and the run end with an error."""
+    """A dry run would promise epochs of 0 steps, and the run would end with an error."""
     jobs.put_images(str(tmp_path), images=60)
     configuration = jobs.write_config(tmp_path, str(tmp_path))
     assert train.main(["--config", str(configuration), "--set", "training.batch_size=64", "--dry-run"]) == 2
     assert "training.batch_size = 64 is larger than the training set of about 42 images" in capsys.readouterr().err
 
 
-def test_a_dry_run_of_a_run_that_is_there(tmp_path, capsys):
-    """It would promise to resume what the run refuses, or describe other images than those that the run began with."""
+def test_a_dry_run_of_an_existing_run(tmp_path, capsys):
+    """A dry run would promise to resume what the run refuses, or describe other images than those that the run began with."""
     jobs.put_images(str(tmp_path), images=60)
     path = jobs.write_config(tmp_path, str(tmp_path))
     settings = config.load(path)
     storage = open_store(settings.run.storage, settings.s3)
-    digest = images_of("first", settings, storage, None).digest
+    digest = images_of("first", open_store(settings.data.source, settings.s3), storage, settings.data, None).digest
     results.put_run(storage, "first", {"config": settings.as_dict(), "manifest": digest, "environment": {}})
     dry = ["--config", str(path), "--set", "run.name=first", "--dry-run"]
     assert train.main([*dry, "--set", "training.batch_size=8"]) == 2
@@ -65,5 +65,5 @@ def test_a_dry_run_of_a_run_that_is_there(tmp_path, capsys):
 
 @pytest.mark.parametrize(("shape", "classes"), [((64, 64, 3), 2), ((33, 50, 1), 5)])
 def test_the_parameters_are_counted_as_keras_does(shape, classes):
-    """The memory that a dry run promises would be wrong."""
+    """A dry run would state a wrong amount of memory."""
     assert parameters(shape, classes) == question.build(shape, classes, config.Model(), seed=0).count_params()

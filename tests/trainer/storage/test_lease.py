@@ -1,18 +1,28 @@
-"""The lease on a run's name, of trainer.storage.checkpoint."""
+"""trainer.storage.lease on a folder and on S3 (a SeaweedFS server)."""
 
+import itertools
 import json
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
+from tests.support.properties import BOUNDED
 from trainer.config import S3
-from trainer.storage import Store, StoreError, open_store
+from trainer.storage import Object, Store, StoreError, open_store
+from trainer.storage import lease as lease_module
 from trainer.storage.folder import FolderStore
 from trainer.storage.lease import Lease, RunInUse
 
@@ -27,7 +37,7 @@ def lease_keys(store: Store) -> list[str]:
 
 
 def test_a_released_name_is_free_at_once(store: Store) -> None:
-    """Resuming a finished run must not wait; the objects of former holders must not pile up."""
+    """Resuming a finished run would have to wait, or the objects of former holders would pile up."""
     for number in (1, 2, 3):
         with Lease(store, "a-run", 1000) as lease:
             assert lease_keys(store) == [f"lease-{number:06d}.json"]
@@ -35,10 +45,10 @@ def test_a_released_name_is_free_at_once(store: Store) -> None:
 
 
 def test_a_live_run_keeps_its_name(store: Store) -> None:
-    """Two jobs under one name would overwrite each other's checkpoints: the second must be told who holds it and what to do."""
+    """Two jobs under one name would overwrite each other's checkpoints, or the second would not learn who holds the name."""
     with Lease(store, "a-run", 4):
         with (
-            pytest.raises(RunInUse, match=r'run "a-run" is in use by process \d+ on .+ \(since .+\): .*run\.name') as caught,
+            pytest.raises(RunInUse, match=r'run "a-run" is in use by process \d+ on .+ \(since .+\)\. Fix: .*run\.name') as caught,
             Lease(store, "a-run", 4),
         ):
             raise AssertionError("two holders")
@@ -48,7 +58,7 @@ def test_a_live_run_keeps_its_name(store: Store) -> None:
 
 
 def test_one_of_many_gets_the_name(store: Store) -> None:
-    """A Job and its retry that start at the same moment must not both train."""
+    """A Job and its retry that start at the same moment would both train."""
     barrier, refused = threading.Barrier(6), threading.Semaphore(0)
     outcomes: list[str] = []
 
@@ -73,9 +83,9 @@ def test_one_of_many_gets_the_name(store: Store) -> None:
 
 HOLD = """
 import sys
-from trainer.storage.checkpoint import Lease
 from trainer.config import S3
-from trainer.storage.s3 import open_store
+from trainer.storage import open_store
+from trainer.storage.lease import Lease
 with Lease(open_store(sys.argv[1], S3()), "a-run", 0.3) as lease:
     print("holds", flush=True)
     lease.lost.wait()
@@ -85,7 +95,7 @@ with Lease(open_store(sys.argv[1], S3()), "a-run", 0.3) as lease:
 
 @pytest.fixture
 def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the name and says so when it has lost it."""
+    """Another process that holds the name and prints a line when it has lost it."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, store.url], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -99,7 +109,7 @@ def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_the_name_of_a_killed_job_is_taken_over(store: Store, holder: subprocess.Popen[str]) -> None:
-    """After a node is lost the retried job must go on by itself, without anyone removing a lock."""
+    """After the loss of a node somebody would have to remove the lock before the retried job can continue."""
     holder.kill()
     holder.wait()
     with Lease(store, "a-run", 0.3) as lease:
@@ -108,7 +118,7 @@ def test_the_name_of_a_killed_job_is_taken_over(store: Store, holder: subprocess
 
 
 def test_a_job_that_was_paused_and_replaced_notices(store: Store, holder: subprocess.Popen[str]) -> None:
-    """A machine that wakes up again must stop writing, and must not release or retake the name of its successor."""
+    """A machine that wakes up again would keep writing, or release or retake the name of its successor."""
     holder.send_signal(signal.SIGSTOP)
     with Lease(store, "a-run", 0.3) as lease:
         holder.send_signal(signal.SIGCONT)
@@ -120,23 +130,23 @@ def test_a_job_that_was_paused_and_replaced_notices(store: Store, holder: subpro
         assert not json.loads(store.get("runs/a-run/lease-000002.json"))["released"]
 
 
-def test_a_contender_that_comes_too_late_gives_way(store: Store) -> None:
-    """One that was held up between looking and taking finds its number free again after others came and went."""
+def test_a_delayed_contender_gives_way(store: Store) -> None:
+    """A contender delayed between looking and taking, whose number is free again, would become a second holder."""
 
-    class HeldUp(Lease):
+    class Delayed(Lease):
         def _watch(self) -> int:
             return 0
 
     with Lease(store, "a-run", 4):
         pass
     with Lease(store, "a-run", 4):
-        with pytest.raises(RunInUse), HeldUp(store, "a-run", 4):
+        with pytest.raises(RunInUse), Delayed(store, "a-run", 4):
             raise AssertionError("two holders")
         assert lease_keys(store) == ["lease-000002.json"]
 
 
-def test_a_failing_heartbeat_is_no_lost_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Training must survive an outage of the storage that is longer than the lease."""
+def test_a_failing_heartbeat_does_not_lose_the_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An outage of the storage longer than the lease would end the training."""
 
     class Flaky(FolderStore):
         failed = 0
@@ -159,7 +169,134 @@ def test_a_failing_heartbeat_is_no_lost_name(tmp_path: Path, caplog: pytest.LogC
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"lease_seconds": "long", "beat"', b'{"lease_seconds": "long"}'])
 def test_a_damaged_lease_does_not_block_the_name(store: Store, content: bytes) -> None:
-    """A torn lease object shows no life: it must delay the next job, not stop it for ever."""
+    """A torn lease object would block the next job for ever instead of delaying it."""
     store.put("runs/a-run/lease-000041.json", content)
     with Lease(store, "a-run", 0.1):
         assert lease_keys(store) == ["lease-000042.json"]
+
+
+class Turns:
+    """Runs functions in threads, one at a time: each runs until it calls `pause`, then the schedule picks the next one."""
+
+    def __init__(self, schedule: Iterable[int]) -> None:
+        self._schedule = itertools.chain(schedule, itertools.count())
+        self._back = threading.Semaphore(0)
+        self._own = threading.local()
+        self._finished: set[threading.Semaphore] = set()
+
+    def pause(self) -> None:
+        if turn := getattr(self._own, "turn", None):  # none in a thread of somebody else
+            self._back.release()
+            turn.acquire()
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Makes what is done inside atomic."""
+        turn, self._own.turn = getattr(self._own, "turn", None), None
+        yield
+        self._own.turn = turn
+
+    def run(self, functions: list[Callable[[], None]]) -> None:
+        """Returns when all functions have returned. Raises the error of one that failed."""
+        with ThreadPoolExecutor(len(functions)) as pool:
+            turns = [threading.Semaphore(0) for _ in functions]
+            futures = list(map(pool.submit, [self._call] * len(turns), functions, turns))
+            while waiting := [turn for turn in turns if turn not in self._finished]:
+                waiting[next(self._schedule) % len(waiting)].release()
+                self._back.acquire()
+        for future in futures:
+            future.result()
+
+    def _call(self, function: Callable[[], None], turn: threading.Semaphore) -> None:
+        turn.acquire()
+        self._own.turn = turn
+        try:
+            function()
+        finally:
+            self._own.turn = None
+            self._finished.add(turn)
+            self._back.release()
+
+
+class Stepwise(FolderStore):
+    """A folder whose every operation gives other threads a turn first."""
+
+    def __init__(self, folder: str, pause: Callable[[], None]) -> None:
+        super().__init__(folder)
+        self.pause = pause
+
+    def list(self, prefix: str = "") -> Iterator[Object]:
+        self.pause()
+        return iter(list(super().list(prefix)))
+
+    def get(self, key: str) -> bytes:
+        self.pause()
+        return super().get(key)
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str | None = None) -> None:
+        self.pause()
+        super().put(key, data, if_absent=if_absent, content_type=content_type)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self.pause()
+        super().delete(keys)
+
+
+@settings(BOUNDED, max_examples=40)
+@given(
+    former=st.sampled_from(["none", "released", "dead"]),
+    plans=st.lists(st.sampled_from(["hold", "release", "die"]), min_size=2, max_size=4),
+    schedule=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 20)), max_size=12),
+)
+def test_any_interleaving_of_contenders(former: str, plans: list[str], schedule: list[tuple[int, int]]) -> None:
+    """In some order of their requests two jobs would hold the name, a live one would lose it, or nobody could take it again."""
+    turns, now, started = Turns(who for who, times in schedule for _ in range(times)), 0.0, []
+    alive: list[Lease] = []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        with turns.undisturbed():
+            for holder in alive:  # as its thread does three times within its lease seconds
+                holder._beat()
+                assert not holder.lost.is_set()
+        turns.pause()
+
+    def contender() -> Lease:
+        started.append(Lease(store, "a-run", 3000))
+        return started[-1]
+
+    def contend(plan: str) -> None:
+        lease = contender()
+        try:
+            lease.__enter__()
+        except RunInUse:
+            return
+        assert not alive, "two holders"
+        alive.append(lease)
+        for _ in range(3):
+            turns.pause()
+        if plan != "hold":
+            alive.remove(lease)
+        if plan == "release":
+            lease.__exit__()
+
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease_module, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+        store = Stepwise(folder, turns.pause)
+        if former != "none":
+            with contender() as lease:
+                record = store.get("runs/a-run/lease-000001.json")
+            if former == "dead":
+                store.put("runs/a-run/lease-000001.json", record)
+        turns.run([partial(contend, plan) for plan in plans])
+        for lease in started:
+            if lease not in alive and lease._number:
+                lease._beat()  # one that was paused wakes up
+        for holder in alive:
+            holder._beat()
+            assert not holder.lost.is_set()
+        with pytest.raises(RunInUse) if alive else nullcontext():
+            contender().__enter__()
+        for lease in started:
+            lease._stop.set()

@@ -1,4 +1,4 @@
-"""trainer.storage.s3 against SeaweedFS, and against answers that go wrong on the way."""
+"""trainer.storage.s3 against SeaweedFS, directly and through a proxy that injects faults."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def shaky(proxy: FaultProxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    """A store behind the proxy, holding one object. It retries quickly."""
+    """A store behind the proxy with one object. It retries quickly."""
     monkeypatch.setattr(s3, "_FIRST_DELAY", 0.02)
     store = S3Store(bucket, S3(max_attempts=3, endpoint_url=proxy.url))
     store.put("key", DATA)
@@ -36,7 +36,7 @@ def shaky(proxy: FaultProxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3
 
 @pytest.fixture
 def impatient(shaky: S3Store, proxy: FaultProxy) -> S3Store:
-    """The same, waiting only briefly for an answer."""
+    """The same with a short read timeout."""
     return S3Store(shaky.url, S3(max_attempts=3, read_timeout=0.5, endpoint_url=proxy.url))
 
 
@@ -45,8 +45,8 @@ def message(error: pytest.ExceptionInfo[StoreError]) -> str:
     return str(error.value)
 
 
-def test_what_may_pass_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job on a cluster would end for good in a short outage; or try a misspelled bucket again and again."""
+def test_which_failures_are_transient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short outage would end a job on a cluster for good, or a misspelled bucket would be retried again and again."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
     store = S3Store("s3://bucket", S3(endpoint_url="http://127.0.0.1:9", region="us-east-1"))
@@ -64,8 +64,8 @@ def test_what_may_pass_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [store._explain(error, "where").transient for error in lasting] == [False] * 4
 
 
-def test_credentials_of_the_usual_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who logs in by profile or single sign-on would be told that there are no credentials, and the bucket not be looked at."""
+def test_credentials_from_the_usual_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user with a profile or single sign-on would read that there are no credentials, and the bucket would not be checked."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -75,7 +75,7 @@ def test_credentials_of_the_usual_chain(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "credentials").write_text("[default]\naws_access_key_id = id\naws_secret_access_key = key\n")
     assert s3.has_credentials()
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(StoreError, match=r"AWS credentials: .*nobody") as error:
+    with pytest.raises(StoreError, match=r"the AWS credentials cannot be read: .*nobody.* Fix: check AWS_PROFILE") as error:
         s3.has_credentials()
     message(error)
 
@@ -83,7 +83,7 @@ def test_credentials_of_the_usual_chain(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.integration
 class TestS3:
     def test_listing_of_several_pages_is_sorted(self, bucket: str) -> None:
-        """Of a bucket only the first 1000 images would be trained on, or the manifest would change with the server."""
+        """Only the first 1000 images of a bucket would be used, or the manifest would depend on the server."""
         store = open_store(bucket, S3())
         keys = sorted(f"{'a' if number % 2 else 'a-b/c'}/{number:04d}" for number in range(1010))
         with ThreadPoolExecutor(8) as pool:
@@ -93,11 +93,11 @@ class TestS3:
 
     @pytest.mark.usefixtures("s3_server")
     def test_no_such_bucket(self, tmp_path: Path) -> None:
-        """A misspelled bucket would look like an empty one, or like a run that was never packed."""
+        """A misspelled bucket would look like an empty one, or like storage without a pack."""
         (tmp_path / "file").write_bytes(b"data")
         store = open_store("s3://no-such-bucket/prefix", S3())
         for operation in OPERATIONS.values():
-            with pytest.raises(StoreError, match=r"s3://no-such-bucket/prefix/.*no such bucket: create it") as error:
+            with pytest.raises(StoreError, match=r"s3://no-such-bucket/prefix/.*no such bucket \(.*\)\. Fix: create it") as error:
                 operation(store, tmp_path / "file")
             assert not isinstance(error.value, NotFound)
             message(error)
@@ -105,14 +105,14 @@ class TestS3:
     @pytest.mark.parametrize(
         ("variable", "advice"),
         [
-            ("AWS_ACCESS_KEY_ID", "the server does not know this access key: check AWS_ACCESS_KEY_ID"),
-            ("AWS_SECRET_ACCESS_KEY", "the secret key is wrong: check AWS_SECRET_ACCESS_KEY"),
+            ("AWS_ACCESS_KEY_ID", r"the server does not know this access key \(.*\)\. Fix: check AWS_ACCESS_KEY_ID"),
+            ("AWS_SECRET_ACCESS_KEY", r"the secret key is wrong \(.*\)\. Fix: check AWS_SECRET_ACCESS_KEY"),
         ],
     )
     def test_wrong_credentials(
         self, bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, advice: str, tmp_path: Path
     ) -> None:
-        """The user would search the network or the bucket for what is wrong with a key."""
+        """The user would suspect the network or the bucket instead of the key."""
         (tmp_path / "file").write_bytes(b"data")
         monkeypatch.setenv(variable, "wrong")
         store = open_store(bucket, S3())
@@ -122,13 +122,13 @@ class TestS3:
             message(error)
 
     def test_reading_needs_no_right_to_write(self, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Data could not be shared read-only; or the user would not be told which right is missing."""
+        """Data could not be shared read-only, or the user would not learn which permission is missing."""
         open_store(bucket, S3()).put("key", b"data")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.reader_access_key)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.reader_secret_key)
         store = open_store(bucket, S3())
         assert [store.get(entry.key) for entry in store.list()] == [b"data"]
-        with pytest.raises(StoreError, match=r"do not permit it.*AccessDenied for PutObject") as error:
+        with pytest.raises(StoreError, match=r"lack the permission \(AccessDenied for PutObject\)\. Fix: grant") as error:
             store.put("key", b"")
         message(error)
 
@@ -136,21 +136,21 @@ class TestS3:
         """A job without its secret would end in a traceback."""
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-        with pytest.raises(StoreError, match="no credentials found: set AWS_ACCESS_KEY_ID") as error:
+        with pytest.raises(StoreError, match=r"no AWS credentials found\. Fix: set AWS_ACCESS_KEY_ID") as error:
             list(open_store(bucket, S3()).list())
         message(error)
 
     def test_unreachable(self, bucket: str) -> None:
-        """A wrong address would end in a traceback, or be tried forever."""
+        """A wrong address would end in a traceback, or be retried for ever."""
         store = open_store(bucket, S3(endpoint_url="http://127.0.0.1:9", max_attempts=2))
-        with pytest.raises(StoreError, match=r"http://127.0.0.1:9 cannot be reached, tried 2 times.*s3\.endpoint_url") as error:
+        with pytest.raises(StoreError, match=r"http://127.0.0.1:9 cannot be reached \(2 attempts; .*s3\.endpoint_url") as error:
             store.get("key")
         message(error)
         assert (store.requests["GetObject"], store.retries, store.errors) == (2, 1, 1)
 
     def test_malformed_endpoint(self, bucket: str) -> None:
         """A server's address without http:// would end in a traceback."""
-        with pytest.raises(StoreError, match=r"Invalid endpoint: localhost:8333: write s3\.endpoint_url") as error:
+        with pytest.raises(StoreError, match=r"Invalid endpoint: localhost:8333\. Fix: write s3\.endpoint_url") as error:
             open_store(bucket, S3(endpoint_url="localhost:8333")).get("key")
         message(error)
 
@@ -167,7 +167,7 @@ OPERATIONS: dict[str, Callable[[Store, Path], Any]] = {
 @pytest.mark.integration
 class TestFaults:
     def test_a_burst_of_503_is_survived(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
-        """A moment's overload of the server would end a training of hours."""
+        """A short overload of the server would end hours of training."""
         (tmp_path / "file").write_bytes(b"data")
         for operation in OPERATIONS.values():
             proxy.inject("status", times=2, status=503)
@@ -175,11 +175,11 @@ class TestFaults:
         assert (shaky.retries, shaky.errors) == (2 * len(OPERATIONS), 0)
 
     @pytest.mark.parametrize("kind", ["hang", "cut", "stall", "lose"])
-    def test_reads_survive_a_broken_answer(self, impatient: S3Store, proxy: FaultProxy, kind: Kind, tmp_path: Path) -> None:
-        """A dropped connection would end the training, or half an image would be taken for a whole one."""
+    def test_reads_survive_a_broken_response(self, impatient: S3Store, proxy: FaultProxy, kind: Kind, tmp_path: Path) -> None:
+        """A dropped connection would end the training, or half an image would count as whole."""
         for read, expected in [
             (lambda: [entry.key for entry in impatient.list()], ["key"]),
-            (lambda: impatient.get("key", 20, 90), DATA[20:90]),
+            (lambda: impatient.get("key"), DATA),
             (lambda: impatient.download("key", tmp_path / "copy"), None),
         ]:
             proxy.seen.clear()
@@ -189,45 +189,46 @@ class TestFaults:
         assert (tmp_path / "copy").read_bytes() == DATA
 
     @pytest.mark.parametrize("kind", ["hang", "lose"])
-    def test_writes_survive_a_lost_answer(self, impatient: S3Store, proxy: FaultProxy, kind: Kind) -> None:
-        """A checkpoint would be given up although the server is well again a second later."""
+    def test_writes_survive_a_lost_response(self, impatient: S3Store, proxy: FaultProxy, kind: Kind) -> None:
+        """A checkpoint would fail although the server recovers a second later."""
         proxy.inject(kind)
         impatient.put("new", b"data")
         assert impatient.get("new") == b"data"
 
-    def test_a_conditional_put_whose_answer_was_lost_has_won(self, shaky: S3Store, proxy: FaultProxy) -> None:
-        """A run would lose against itself, and its last checkpoint would never be committed."""
+    def test_a_conditional_put_with_a_lost_response_has_won(self, shaky: S3Store, proxy: FaultProxy) -> None:
+        """A run would lose against itself and never commit its last checkpoint."""
         proxy.inject("lose")
         shaky.put("lease", b"mine", if_absent=True)
         assert shaky.get("lease") == b"mine"
 
-    def test_a_conditional_put_that_lost_on_its_second_try_has_lost(self, shaky: S3Store, proxy: FaultProxy) -> None:
-        """Two live runs could take the same name when the server is shaky."""
+    def test_a_conditional_put_that_lost_on_its_second_attempt_has_lost(self, shaky: S3Store, proxy: FaultProxy) -> None:
+        """With an unreliable server two live jobs could own the same run."""
         shaky.put("lease", b"theirs")
         proxy.inject("lose")
         with pytest.raises(Exists):
             shaky.put("lease", b"mine", if_absent=True)
         assert shaky.get("lease") == b"theirs"
 
-    def test_a_permanent_500_is_given_up_with_one_line(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
+    def test_a_permanent_500_fails_with_one_line(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
         """A job would hang on a broken server, or end in a traceback."""
         (tmp_path / "file").write_bytes(b"data")
         proxy.inject("status", times=1000, status=500)
         for operation in OPERATIONS.values():
             proxy.seen.clear()
-            with pytest.raises(StoreError, match=r"with 500 \w*, tried 3 times: wait .* or raise s3\.max_attempts") as error:
+            with pytest.raises(StoreError, match=r"with 500 \w* \(3 attempts\)\. Fix: wait .* or raise s3\.max_attempts") as error:
                 operation(shaky, tmp_path / "file")
             assert proxy.url in message(error)
             assert len(proxy.seen) in (3, 6)
         assert not (tmp_path / "copy").exists()
 
     @pytest.mark.parametrize(
-        ("kind", "advice"), [("cut", "broke off its answer, tried 3 times"), ("stall", r"sent nothing for 0\.5 s, tried 3 times")]
+        ("kind", "advice"),
+        [("cut", r"cut its response short \(3 attempts; "), ("stall", r"sent no data for 0\.5 s \(3 att")],
     )
-    def test_a_body_that_always_breaks_is_given_up(
+    def test_a_body_that_always_breaks_off_fails(
         self, impatient: S3Store, proxy: FaultProxy, kind: Kind, advice: str, tmp_path: Path
     ) -> None:
-        """A job would try forever, or keep half an object."""
+        """A job would retry for ever, or keep half an object."""
         proxy.inject(kind, times=1000)
         for operation in (OPERATIONS["get"], OPERATIONS["download"]):
             with pytest.raises(StoreError, match=advice) as error:
@@ -235,23 +236,23 @@ class TestFaults:
             message(error)
         assert list(tmp_path.iterdir()) == []
 
-    def test_an_object_that_changes_while_it_is_read(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
-        """A file put together from two versions would be taken for one of them."""
+    def test_an_object_that_changes_during_the_download(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
+        """A file with parts of two versions would count as one of them."""
         shaky.put("large", bytes(PART + 1))
 
         def overwrite(*_: str) -> bool:
-            if len(proxy.seen) == 2:  # the first part was read, the second is asked for
+            if len(proxy.seen) == 2:  # the first part was read, the second is requested
                 open_store(shaky.url, S3()).put("large", b"1" * (PART + 1))
             return False
 
         proxy.seen.clear()
         proxy.inject("hang", matches=overwrite)
-        with pytest.raises(StoreError, match="changed while it was being read: try again"):
+        with pytest.raises(StoreError, match=r"changed during the download\. Fix: try again"):
             shaky.download("large", tmp_path / "copy")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_failed_upload_leaves_nothing(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
-        """Parts of uploads that failed would be paid for, unseen, for ever."""
+        """Parts of failed uploads would be stored, and paid for, without being visible."""
         (tmp_path / "large").write_bytes(bytes(PART + 1))
         proxy.inject("status", times=1000, status=500, matches=lambda _, path: "partNumber=2" in path)
         with pytest.raises(StoreError, match="UploadPart with 500"):
@@ -259,35 +260,3 @@ class TestFaults:
         assert ("DELETE", 1) in [(method, path.count("uploadId")) for method, path in proxy.seen]
         assert not shaky.client.list_multipart_uploads(Bucket=shaky.bucket, Prefix=shaky.prefix).get("Uploads")
         assert [entry.key for entry in shaky.list()] == ["key"]
-
-
-class TestOpenStore:
-    def test_urls(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A URL that is documented would not work."""
-        monkeypatch.chdir(tmp_path)
-        assert open_store("s3://bucket-1", S3()).url == "s3://bucket-1"
-        assert open_store("s3://bucket-1/a/b/", S3()).url == "s3://bucket-1/a/b"
-        assert open_store("data/images", S3()).url == str(tmp_path / "data/images")
-        assert open_store(f"file://{tmp_path}/with%20blank", S3()).url == f"{tmp_path}/with blank"
-
-    @pytest.mark.parametrize(
-        "url",
-        [
-            "",
-            "  ",
-            "s3:/bucket",
-            "s3:bucket",
-            "s3://",
-            "s3:///prefix",
-            "s3://b",
-            "s3://a b/c",
-            "gs://bucket",
-            "file://relative",
-            "http://x/y",
-        ],
-    )
-    def test_malformed_urls(self, url: str) -> None:
-        """A typing error would make a folder of that name, or end in a traceback."""
-        with pytest.raises(StoreError, match="write s3://bucket/prefix") as error:
-            open_store(url, S3())
-        message(error)

@@ -1,0 +1,72 @@
+"""A small network in training, for tests that probe or diagnose it."""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from spikewise.keras.network import KerasNetwork
+from spikewise.records import STEP
+
+STEPS, BATCH, VALIDATION = 24, 16, 300
+RATE = 3e-3
+
+
+class SmallTraining:
+    """A network with dropout and BatchNormalization that learns to separate two clouds of points. Single steps can be disturbed."""
+
+    def __init__(self) -> None:
+        keras.utils.set_random_seed(3)
+        r = np.random.default_rng(3)
+        self.y = r.integers(0, 2, (STEPS * BATCH + VALIDATION,)).astype(np.int32)
+        self.x = (r.normal(0, 1, (len(self.y), 6)) + 1.2 * (2 * self.y[:, None] - 1) * (np.arange(6) < 3)).astype(np.float32)
+        self.dropout = keras.layers.Dropout(0.2, seed=1)
+        self.norm = keras.layers.BatchNormalization(momentum=0.8)
+        self.model = keras.Sequential(
+            [keras.Input((6,)), keras.layers.Dense(16, activation="relu"), self.dropout, self.norm, keras.layers.Dense(2)]
+        )
+        self.optimizer = keras.optimizers.Adam(RATE)
+        self.optimizer.build(self.model.trainable_variables)
+        self._infer = tf.function(lambda x: self.model(x, training=False))
+        self.validation = slice(STEPS * BATCH, None)
+        self.batches = [(self.x[i : i + BATCH], self.y[i : i + BATCH]) for i in range(0, STEPS * BATCH, BATCH)]
+        self.loss = keras.losses.SparseCategoricalCrossentropy(True, reduction=None)
+        self.network = KerasNetwork(self.model, self.evaluate, self.batches.__getitem__, self.loss, self.optimizer.variables)
+        self._compiled: dict[float, Callable[..., tf.Tensor]] = {}
+
+    def variables(self) -> list[keras.Variable]:
+        """Everything that training changes, the dropout's random state included."""
+        return [*self.model.variables, *self.optimizer.variables]
+
+    def moving(self) -> list[keras.Variable]:
+        """The moving statistics."""
+        return [self.norm.moving_mean, self.norm.moving_variance]
+
+    def evaluate(self) -> np.ndarray:
+        """Losses [VALIDATION] of the validation examples."""
+        return np.asarray(self.loss(self.y[self.validation], self._infer(self.x[self.validation])))
+
+    def sample(self) -> np.ndarray:
+        """Losses of some training examples in inference mode."""
+        return np.asarray(self.loss(self.y[:200], self._infer(self.x[:200])))
+
+    def epoch(self, before: Callable[[int], None] = lambda _: None, after: Callable[[int], None] = lambda _: None) -> np.ndarray:
+        """Trains an epoch and returns its step records [STEPS]. `before` gets the number of each step, `after` the steps done."""
+        records = []
+        step = self._compiled.setdefault(self.dropout.rate, tf.function(self._step))  # the rate is a constant in it
+        for number, (x, y) in enumerate(self.batches):
+            before(number)
+            records.append(tuple(step(x, y).numpy()))
+            after(number + 1)
+        return np.array(records, STEP)
+
+    def _step(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        weights = [variable.value for variable in self.model.trainable_variables]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(self.loss(y, self.model(x, training=True)))
+        gradients, before = tape.gradient(loss, weights), [tf.identity(weight) for weight in weights]
+        with tf.control_dependencies(before):
+            self.optimizer.apply(gradients)
+        moved = tf.linalg.global_norm([tf.convert_to_tensor(now) - was for now, was in zip(weights, before, strict=True)])
+        return tf.stack([loss, tf.linalg.global_norm(gradients), moved])

@@ -1,0 +1,25 @@
+"""The threads and GPUs that TensorFlow uses in this process."""
+
+import tensorflow as tf
+
+from trainer import UserError
+
+
+class DeviceError(UserError):
+    """This process has no GPU although the run asks for one."""
+
+
+def configure(*, threads: int, gpu: bool) -> None:
+    """Gives TensorFlow `threads` threads for one operation, and GPU memory as it needs it instead of all at once.
+
+    Call it before TensorFlow runs any operation. Raises DeviceError when `gpu` is set and TensorFlow sees no GPU.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpu and not gpus:  # it would silently train on the CPU
+        raise DeviceError(
+            f"launch.gpu = true, but TensorFlow {tf.__version__} sees no GPU. Fix: use an image built with VARIANT=gpu (outside of "
+            'containers: pip install "tensorflow[and-cuda]"), and an NVIDIA driver recent enough for its CUDA version'
+        )
+    for each in gpus:
+        tf.config.experimental.set_memory_growth(each, True)

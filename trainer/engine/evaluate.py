@@ -1,0 +1,21 @@
+"""Exact evaluation: every image once, in inference mode, divided among all workers.
+
+Shapes: n images, K classes.
+"""
+
+import numpy as np
+
+from trainer.data.loader import Feed
+from trainer.engine.step import Learner
+
+
+def evaluate(learner: Learner, feed: Feed, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers [n] of packed images -> cross-entropy in nats [n] and probabilities [n, K], float32.
+
+    All workers must call it together with the same rows; all get the same result.
+    """
+    losses = np.zeros(len(rows), np.float32)
+    probabilities = np.zeros((len(rows), learner.model.output_shape[-1]), np.float32)
+    for positions, images, labels in feed.evaluation(rows):
+        losses[positions], probabilities[positions] = learner.evaluate(images, labels)
+    return learner.group.sum(losses), learner.group.sum(probabilities)

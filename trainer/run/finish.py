@@ -1,0 +1,38 @@
+"""The model that a run leaves behind."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer import config
+from trainer.engine.step import Learner
+from trainer.epoch import EpochReport, best
+from trainer.model.export import export
+from trainer.storage import Store
+from trainer.storage.checkpoint import Checkpoints
+
+log = logging.getLogger(__name__)
+
+
+def load_best(learner: Learner, checkpoints: Checkpoints, history: Sequence[EpochReport]) -> int:
+    """Loads the weights of the best checkpoint into `learner` and returns their epoch.
+
+    Logs a warning when the best epoch has no checkpoint. Without any checkpoint the weights stay those of the last epoch. Raises
+    StoreError.
+    """
+    epoch, wanted = history[-1].epoch, best(history)
+    if (found := checkpoints.best()) is not None:
+        learner.restore({name: array for name, array in found.state.items() if name.startswith(("model/", "optimizer/"))})
+        epoch = next(report.epoch for report in history if report.step == found.step)
+    if wanted and wanted.epoch != epoch:
+        log.warning("model.keras has the weights of epoch %d: the best epoch, %d, has no intact checkpoint", epoch, wanted.epoch)
+    return epoch
+
+
+def store_model(learner: Learner, shape: tuple[int, int, int], settings: config.Model, store: Store, run: str) -> None:
+    """Exports model.keras and stores it beside the run's checkpoints. Raises StoreError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.keras")
+        export(learner.model, shape, settings, path)
+        store.upload(f"runs/{run}/model.keras", path)

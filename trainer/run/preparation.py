@@ -1,0 +1,99 @@
+"""From the listed images to what the workers train on: packed, downloaded, split and checked."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trainer import UserError, config
+from trainer.data.dataset import Manifest, Pack, Split
+from trainer.data.index import DataError, split
+from trainer.data.pack import pack
+from trainer.data.shards import PackedRows, open_rows
+from trainer.formatting import one_line
+from trainer.run.console import RunLog
+from trainer.storage import Store
+
+
+class OutputError(UserError):
+    """The local folder for reports cannot be written."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's images."""
+
+    pack: Pack
+    rows: PackedRows
+    split: Split
+
+
+def prepare(
+    images: Manifest | Pack,
+    source: Store,
+    storage: Store,
+    data: config.Data,
+    *,
+    cache_dir: Path,
+    batch_size: int,
+    log: RunLog,
+    progress: Callable[[int, int], None],
+) -> Prepared:
+    """Packs the images of a manifest unless that is done already, and splits them.
+
+    Ray must be initialized. Calls progress(images done, all images) while images are packed; whatever it raises ends the packing.
+    Raises DataError when there are too few images, PackError and StoreError.
+    """
+    packed = images if isinstance(images, Pack) else _packed(images, source, storage, data, log, progress)
+    rows = open_rows(packed, storage, cache_dir)
+    sides = split(
+        *(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes),
+        validation_fraction=data.validation_fraction,
+        min_validation=data.min_validation,
+    )
+    training, validation = len(sides.training), len(sides.validation)
+    check_batch_size(batch_size, training)
+    pixels = packed.images * int(np.prod(packed.image_shape))
+    log.split(training, validation, packed.classes, pixels, dropped=training % batch_size)
+    for warning in sides.facts["warnings"]:
+        log.warn(warning)
+    return Prepared(packed, rows, sides)
+
+
+def check_batch_size(batch_size: int, training: int, about: str = "") -> None:
+    """Raises DataError when `training` images do not fill one batch. `about`: how exact that number is, such as "about "."""
+    if training < batch_size:
+        raise DataError(
+            f"training.batch_size = {batch_size} is larger than the training set of {about}{training} images. Fix: lower it or add "
+            "images"
+        )
+
+
+def check_output(folder: str) -> None:
+    """Creates `run.output` if need be. Raises OutputError when no file can be created there."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"run.output = {folder!r} cannot be written ({error.strerror or one_line(error)}). Fix: set it to a writable folder"
+        ) from None
+
+
+def _packed(
+    manifest: Manifest, source: Store, storage: Store, data: config.Data, log: RunLog, progress: Callable[[int, int], None]
+) -> Pack:
+    began, read = time.monotonic(), False
+
+    def note(done: int, total: int) -> None:
+        nonlocal read
+        read = True
+        progress(done, total)
+
+    packed = pack(manifest, source, storage, data, progress=note)
+    log.packed(manifest, packed.quarantined, time.monotonic() - began if read else None)
+    return packed

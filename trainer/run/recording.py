@@ -1,0 +1,68 @@
+"""What a run stores about its epochs for the report, in the background. Training does not fail because of it."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from spikewise.records import Diagnosis, Overfitting
+from trainer.epoch import EpochReport
+from trainer.storage import Store, StoreError, results
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the diagnosis has found since the start of the run."""
+
+    diagnoses: tuple[Diagnosis, ...]
+    overfitting: Overfitting | None
+
+
+class Recorder:
+    """Stores the records of one run, one after the other, in a thread of its own. Only rank 0 uses it."""
+
+    def __init__(self, store: Store, run: str) -> None:
+        self._store = store
+        self._run = run
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="epoch-records")
+
+    def count_start(self) -> int:
+        """Counts a start of the run's workers. Returns the number of earlier starts; 0 when storage fails."""
+        try:
+            return results.count_start(self._store, self._run)
+        except StoreError as error:
+            log.warning("this start of the workers was not counted: %s", error)
+            return 0
+
+    def record(self, report: EpochReport, arrays: Mapping[str, np.ndarray], findings: Findings | None) -> None:
+        """Stores an epoch in the background. `findings`: None when the diagnosis failed. Never raises."""
+        self._thread.submit(self._record, report, arrays, findings)
+
+    def reconcile(self, history: Sequence[EpochReport], findings: Findings | None) -> None:
+        """Makes the stored records those of `history` and `findings`.
+
+        The run may have died, or storage may have failed, between an epoch's checkpoint and its record; and after a return to an
+        earlier checkpoint, records of the abandoned epochs still exist. `findings`: None when they are not known.
+        """
+        try:
+            results.replace_history(self._store, self._run, history)
+            if findings is not None:
+                results.put_diagnoses(self._store, self._run, findings.diagnoses, findings.overfitting)
+        except StoreError as error:
+            log.warning("the report may lack epochs: %s", error)
+
+    def close(self) -> None:
+        """Waits until everything is stored or has failed, and accepts no more records."""
+        self._thread.shutdown()
+
+    def _record(self, report: EpochReport, arrays: Mapping[str, np.ndarray], findings: Findings | None) -> None:
+        try:
+            results.put_epoch(self._store, self._run, report, arrays)
+            if findings is not None:
+                results.put_diagnoses(self._store, self._run, findings.diagnoses, findings.overfitting)
+        except StoreError as error:
+            log.warning("the results of epoch %d were not stored: %s", report.epoch, error)

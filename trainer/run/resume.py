@@ -1,0 +1,133 @@
+"""What a checkpoint of a run holds, and how a run resumes from one.
+
+Separation of concerns: storage/checkpoint.py stores arrays and JSON and knows nothing of training. This module builds both from the
+learner, the diagnosis and the position of the run, and restores these from both.
+
+Shapes: s steps of the current epoch so far.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from spikewise.diagnose import Diagnostician
+from spikewise.records import Event
+from trainer.engine.step import STEP_RECORD, Learner
+from trainer.epoch import EpochReport
+from trainer.storage import results
+from trainer.storage.checkpoint import Checkpoints
+
+DIAGNOSIS = "diagnosis/"
+"""Prefix of the diagnosis' arrays in a checkpoint."""
+STEPS = "epoch/steps/"
+"""Prefix of the records of the current epoch's steps in a checkpoint, one array [s] for each field."""
+
+
+@dataclass
+class Position:
+    """How far a run has come."""
+
+    epoch: int = 1
+    """The current epoch."""
+    steps: np.ndarray = field(default_factory=lambda: np.zeros(0, STEP_RECORD))
+    """STEP_RECORD [s] of the current epoch."""
+    history: list[EpochReport] = field(default_factory=list)
+    """One report for each finished epoch."""
+
+    def after(self, steps: np.ndarray) -> "Position":
+        """The position after these further steps, STEP_RECORD, of the current epoch."""
+        return Position(self.epoch, np.concatenate([self.steps, steps]), self.history)
+
+    def next_epoch(self, report: EpochReport) -> "Position":
+        """The position at the beginning of the next epoch. `report`: of the current one."""
+        return Position(self.epoch + 1, self.steps[:0], [*self.history, report])
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A run as its checkpoint describes it."""
+
+    step: int
+    """The checkpoint's step."""
+    position: Position
+    settings: dict[str, Any]
+    """Settings.as_dict() of the run when it saved the checkpoint."""
+
+
+def to_checkpoint(
+    learner: Learner,
+    position: Position,
+    diagnostician: Diagnostician,
+    settings: Mapping[str, Any],
+    validation_loss: float | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Copies everything that `resume` needs into plain arrays and JSON types. `validation_loss`: of the epoch that has just
+    ended; None inside an epoch."""
+    diagnosis, memory = diagnostician.state()
+    state = learner.state() | plain_steps(position.steps, STEPS) | {DIAGNOSIS + name: array for name, array in memory.items()}
+    history = [report.as_dict() for report in position.history]
+    meta: dict[str, Any] = {"epoch": position.epoch, "history": history, "diagnosis": diagnosis}
+    if validation_loss is not None:
+        meta["validation_loss"] = validation_loss
+    return state, meta | {"settings": settings}
+
+
+def resume(
+    checkpoints: Checkpoints,
+    learner: Learner,
+    diagnostician: Diagnostician,
+    *,
+    chief: bool,
+    broadcast: Callable[[int | None], int | None],
+) -> Resumption | None:
+    """Loads the newest intact checkpoint into `learner` and `diagnostician`; None if there is none.
+
+    `broadcast`: returns rank 0's argument on all workers. Raises StoreError, and UserError for a checkpoint of another network.
+    """
+    # Resume order:
+    # 1. Rank 0 finds the checkpoint, so that all workers load the same one.
+    found = checkpoints.latest() if chief else None
+    step = broadcast(found.step if found else None)
+    if step is None:
+        return None
+    _, state, meta = found or checkpoints.load(step)
+    # 2. Weights, moving statistics and optimizer; the optimizer's step count determines the dropout masks.
+    steps, memory = step_records(_pop(state, STEPS)), _pop(state, DIAGNOSIS)
+    learner.restore(state)
+    # 3. History, epoch and the steps already made in it, which determine the order of the images.
+    position = Position(meta["epoch"], steps, [results.report_from(values) for values in meta["history"]])
+    # 4. The diagnosis, which copies the restored weights at the end of an epoch.
+    diagnostician.restore(meta["diagnosis"], memory, at_epoch_end=not len(steps))
+    return Resumption(step, position, meta["settings"])
+
+
+def changes(resumed: Resumption, *, learning_rate: float, workers: int) -> list[Event]:
+    """What differs from the run before the restart, for the diagnosis."""
+    epoch, step = resumed.position.epoch, len(resumed.position.steps)
+    events = [Event("restart", epoch, step)]
+    rate, size = resumed.settings["training"]["learning_rate"], resumed.settings["launch"]["workers"]
+    if rate != learning_rate:
+        events.append(Event("learning_rate", epoch, step, rate, learning_rate))
+    if size != workers:
+        events.append(Event("world_size", epoch, step, size, workers))
+    return events
+
+
+def plain_steps(steps: np.ndarray, prefix: str = "") -> dict[str, np.ndarray]:
+    """STEP_RECORD [s] -> a plain array [s] for each field, named prefix + field: what safetensors can store."""
+    return {prefix + name: steps[name].copy() for name in STEP_RECORD.names or ()}
+
+
+def step_records(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The reverse of `plain_steps`, without a prefix."""
+    steps = np.zeros(len(next(iter(arrays.values()), ())), STEP_RECORD)
+    for name in STEP_RECORD.names or ():
+        steps[name] = arrays[name]
+    return steps
+
+
+def _pop(state: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Removes the arrays whose names begin with `prefix`, and returns them without it."""
+    return {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}

@@ -45,9 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _losses(path: Path) -> np.ndarray:
     """The array in a .npy file; raises UserError."""
     try:
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-            raise ValueError("it does not hold one array of numbers")
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"it holds {array.dtype}, not numbers")
         return array
     except (OSError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]

@@ -27,9 +27,14 @@ probe = probes.title
 
 def summary(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epochs: int) -> str:
     """What happened to the validation loss in `epochs` epochs: the spikes, their causes, how they ended, and what to do."""
+    return " ".join(sentences(diagnoses, overfitting, epochs))
+
+
+def sentences(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epochs: int) -> list[str]:
+    """The sentences of `summary`. The first one gives the number of spikes."""
     trend = [_trend(overfitting)] if overfitting else []
     if not diagnoses:
-        return " ".join([f"No spike in {_amount(epochs, 'epoch')}.", *trend])
+        return [f"No spike in {_amount(epochs, 'epoch')}.", *trend]
     found: dict[str, list[Diagnosis]] = {}
     for diagnosis in diagnoses:
         found.setdefault(name(diagnosis), []).append(diagnosis)
@@ -38,12 +43,12 @@ def summary(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epo
     if len(groups) == 1:
         why, same = groups[0]
         together = {1: "", 2: "both "}.get(len(same), "all ")
-        sentences = [f"{count}: {together}{why} ({_epochs(same)})."]
+        spikes = [f"{count}: {together}{why} ({_epochs(same)})."]
     else:
-        sentences = [f"{count}."]
+        spikes = [f"{count}."]
         for why, same in groups:
-            sentences.append(f"{_counted(len(same))} {'was' if len(same) == 1 else 'were'} {why} ({_epochs(same)}).")
-    return " ".join([*sentences, *_ends(diagnoses), *trend, *_advice([same for _, same in groups], overfitting)])
+            spikes.append(f"{_counted(len(same))} {'was' if len(same) == 1 else 'were'} {why} ({_epochs(same)}).")
+    return [*spikes, *_ends(diagnoses), *trend, *_advice([same for _, same in groups], overfitting)]
 
 
 def name(diagnosis: Diagnosis) -> str:
@@ -122,19 +127,19 @@ def _ends(diagnoses: Sequence[Diagnosis]) -> list[str]:
     ended: dict[str, list[Diagnosis]] = {}
     for diagnosis in diagnoses:
         ended.setdefault(diagnosis.spike.outcome, []).append(diagnosis)
-    sentences = []
+    ends = []
     if "divergence" in ended:
-        sentences.append(f"Training diverged in {_epochs(ended['divergence'])}.")
+        ends.append(f"Training diverged in {_epochs(ended['divergence'])}.")
     if "level shift" in ended:
         epochs = _epochs(ended["level shift"])
-        sentences.append(f"After {epochs} the loss stayed high for at least {PATIENCE} epochs (a level shift).")
+        ends.append(f"After {epochs} the loss stayed high for at least {PATIENCE} epochs (a level shift).")
     if "open" in ended:
-        sentences.append(f"It is not known yet whether the loss recovers after {_epochs(ended['open'])}.")
+        ends.append(f"It is not known yet whether the loss recovers after {_epochs(ended['open'])}.")
     if list(ended) == ["recovered"]:
         longest = max((d.spike.outcome_epoch or d.spike.epoch) - d.spike.epoch for d in diagnoses)
         each = "" if len(diagnoses) == 1 else " each time"
-        sentences.append(f"The loss recovered {'in the next epoch' if longest <= 1 else f'within {longest} epochs'}{each}.")
-    return sentences
+        ends.append(f"The loss recovered {'in the next epoch' if longest <= 1 else f'within {longest} epochs'}{each}.")
+    return ends
 
 
 def _advice(groups: Sequence[Sequence[Diagnosis]], overfitting: Overfitting | None) -> list[str]:

@@ -22,7 +22,7 @@ class Claim(NamedTuple):
     decides: bool
     """Whether the evidence is sufficient for a verdict."""
     event: Event | None = None
-    """The event that it blames."""
+    """The event that caused the rise."""
 
 
 Rule = Callable[[Case], Claim | None]
@@ -62,7 +62,7 @@ def claim_from(probe: Probe | None, *, given: bool = True, event: Event | None =
 
 def recovers(case: Case, probe: Probe) -> bool:
     """Whether the loss under the changed condition is acceptable: no longer an alarm, or at most twice the loss of before. A probe
-    removes most of a rise of 60 nats even if the weights are broken; this tells the difference."""
+    removes most of a rise of 60 nats even if the weights are broken; this condition rules that out."""
     return bool(probe.facts["now"] - probe.facts["before"] <= max(case.spike.threshold, probe.facts["before"]))
 
 

@@ -78,8 +78,12 @@ def _arrays(data: Sequence[Any], what: str) -> tuple[np.ndarray, np.ndarray]:
     """The arrays (x, y), checked; raises UserError."""
     if len(data) not in (2, 3):
         raise UserError(f"{what} has {len(data)} parts. Fix: pass (x, y).")
-    x, y = (np.asarray(values) for values in data[:2])
-    if x.dtype == object or y.dtype == object:
+    try:
+        x, y = (np.asarray(values) for values in data[:2])
+        numeric = x.dtype != object and y.dtype != object
+    except ValueError:  # lists of different lengths
+        numeric = False
+    if not numeric:
         raise UserError(
             f"{what} does not consist of two arrays of numbers; only models with one input and one output are supported. "
             "Fix: pass x and y as one numeric array each."

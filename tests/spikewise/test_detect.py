@@ -1,9 +1,11 @@
-"""Detection: what counts as a spike, when, how sure, and what became of it."""
+"""Detection: what counts as a spike, how certain it is, and how it ends."""
 
 import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks import false_alarms
 from spikewise import describe, detect
@@ -24,7 +26,7 @@ def _spikes(means, **keywords):
 
 
 def test_a_jump_is_found_in_its_epoch_with_its_size():
-    """The spike a user sees in the curve would be missed, or reported with a wrong rise."""
+    """Otherwise a spike that a user sees in the curve would be missed, or reported with a wrong rise."""
     means = [0.9, 0.8, 0.72, 0.7, 0.69, 0.71, 0.7, 0.69, 0.7, 1.3, 0.7]
     (spike,) = _spikes(means)
     assert spike.epoch == 10
@@ -34,13 +36,13 @@ def test_a_jump_is_found_in_its_epoch_with_its_size():
 
 
 def test_the_second_epoch_can_already_be_a_spike():
-    """A run that breaks at once would be silent."""
+    """Otherwise a run that breaks at once would raise no alarm."""
     assert [s.epoch for s in _spikes([0.7, 1.4])] == [2]
     assert not _spikes([0.7, 0.9])
 
 
 def test_overfitting_is_a_trend_and_not_a_spike():
-    """Every late epoch of an overfitting run would raise an alarm."""
+    """Otherwise every late epoch of an overfitting run would raise an alarm."""
     noise_scale = np.random.default_rng(0).normal(0, 0.02, 60)
     means = 0.7 + 0.02 * np.arange(60) + noise_scale
     assert not _spikes(means)
@@ -50,34 +52,34 @@ def test_overfitting_is_a_trend_and_not_a_spike():
     assert trend.climb == pytest.approx(0.02, rel=0.1)
 
 
-def test_no_overfitting_is_seen_where_training_images_rise_too_or_nothing_climbs():
-    """A healthy or differently ill run would be called overfitted."""
+def test_without_a_climb_or_with_rising_training_losses_there_is_no_overfitting():
+    """Otherwise a healthy run, or one with another problem, would be called overfitted."""
     rising, flat = 0.7 + 0.02 * np.arange(30), 0.7 + 0.005 * np.sin(np.arange(30))
     assert overfitting(range(1, 31), rising, rising) is None
     assert overfitting(range(1, 31), flat, 1 - rising / 3) is None
 
 
 def test_a_steep_healthy_fall_raises_no_alarm():
-    """The ordinary start of a run would look like trouble, because a falling line was drawn on."""
+    """Otherwise the ordinary start of a run would raise an alarm, because a falling trend was extrapolated."""
     assert not _spikes(0.1 + 2 * np.exp(-np.arange(40) / 3))
 
 
 @pytest.mark.parametrize("kind", ["photographs", "slow noise", "independent, excursions"])
 def test_at_most_one_healthy_run_in_twenty_has_an_alarm(kind):
-    """Users would learn to ignore alarms. A sample of the calibration, benchmarks/false_alarms.py, with another seed."""
+    """With more false alarms users would ignore them. This repeats part of benchmarks/false_alarms.py with another seed."""
     multiples, _ = false_alarms.needed(false_alarms.simulate(false_alarms.KINDS[kind], 600, seed=7))
     assert np.mean(multiples > detect.MULTIPLE) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 600)
 
 
 def test_the_detector_judges_as_the_calibration_does():
-    """The false-alarm rate would have been measured on something else than what runs."""
+    """Otherwise the false-alarm rate would have been measured on another detector than the one that runs."""
     losses = false_alarms.simulate(false_alarms.KINDS["photographs"], 30, seed=3)
     multiples, _ = false_alarms.needed(losses)
     assert [bool(_spikes(run, n=3, spread=0.0)) for run in losses] == list(multiples > detect.MULTIPLE)
 
 
 def test_a_small_validation_set_has_a_wide_interval():
-    """Chance would be reported as a certain rise: one image of twenty that jumps is not a general rise."""
+    """Otherwise chance would be reported as a certain rise: one image of twenty that jumps is not a general rise."""
     losses = _epochs([0.5] * 10, n=20)
     losses[-1, 0] += 10
     detector = Detector()
@@ -88,7 +90,7 @@ def test_a_small_validation_set_has_a_wide_interval():
 
 
 def test_images_of_one_source_count_as_one():
-    """The interval would be too narrow where many images are crops of one photograph."""
+    """Otherwise the interval would be too narrow if many images are crops of one photograph."""
     change = np.repeat(np.random.default_rng(0).normal(0, 1, 20), 10)
     alone = Resampler(200).means(change).std()
     together = Resampler(200, [f"photo {i // 10}" for i in range(200)]).means(change).std()
@@ -98,7 +100,7 @@ def test_images_of_one_source_count_as_one():
 
 
 def test_the_group_that_rose_most_is_named():
-    """Who is told that five photographs are too few asks which of them it was."""
+    """A user who reads that five photographs are too few needs to know which of them caused the rise."""
     change, groups = np.repeat([0.1, 3.0, -0.1], 4), [name for name in ("cat", "rocket", "moon") for _ in range(4)]
     assert Resampler(12, groups).largest(change) == ("rocket", pytest.approx(1.0))
     assert Resampler(12).largest(change)[0] is None
@@ -121,20 +123,20 @@ def test_the_group_that_rose_most_is_named():
         ([1.3, np.nan], "divergence", 12),
     ],
 )
-def test_what_became_of_it(after, outcome, when):
-    """A user would not learn whether the run came back."""
+def test_outcomes(after, outcome, when):
+    """Otherwise a user would not learn whether the run recovered."""
     spike = _spikes([0.7, 0.71, 0.69, 0.7, 0.7, 0.71, 0.7, 0.69, 0.7, 1.3, *after])[0]
     assert (spike.outcome, spike.outcome_epoch) == (outcome, when)
 
 
 def test_a_loss_that_stays_high_has_not_recovered():
-    """Half of a spike would become the norm, and the epochs that follow its noise: the rest of a long rise would go unseen."""
+    """Otherwise half of a spike would become the norm, and the rest of a long rise go unnoticed."""
     spikes = _spikes([*[0.7, 0.78] * 8, 2.0, 1.7, 1.15, 1.9, 1.45, 1.6, 1.2, 1.6])
     assert [(s.epoch, s.outcome, s.outcome_epoch) for s in spikes] == [(17, "level shift", 22)]
 
 
 def test_a_lasting_rise_of_a_network_that_lost_its_training_images_is_a_divergence():
-    """A dead network would be called a level shift."""
+    """Otherwise a dead network would be called a level shift."""
     detector = Detector()
     for losses in _epochs([0.3] * 8 + [0.7] * 6):
         detector.update(losses, lost=True)
@@ -142,26 +144,26 @@ def test_a_lasting_rise_of_a_network_that_lost_its_training_images_is_a_divergen
 
 
 def test_after_a_level_shift_the_new_level_is_the_norm():
-    """The rest of the run would be one alarm, or blind."""
+    """Otherwise the rest of the run would be one long alarm, or spikes in it be missed."""
     low, high = 0.7 + 0.01 * np.sin(np.arange(10)), 1.3 + 0.01 * np.sin(np.arange(20))
     spikes = _spikes([*low, *high, 2.4, 1.3])
     assert [(s.epoch, s.outcome) for s in spikes] == [(11, "level shift"), (31, "recovered")]
 
 
-def test_a_loss_that_is_no_number_is_a_divergence_at_once():
-    """A broken run would crash its diagnosis, or look healthy."""
+def test_a_loss_that_is_not_finite_is_a_divergence_at_once():
+    """Otherwise a broken run would crash its diagnosis, or look healthy."""
     (spike,) = _spikes([0.7, 0.6, 0.5, np.nan, 0.5])
     assert (spike.epoch, spike.outcome, spike.rise) == (4, "divergence", np.inf)
 
 
-def test_a_loss_that_stays_no_number_is_one_divergence():
-    """A broken run would be told anew every epoch, and its one cause be drowned in alarms."""
+def test_a_loss_that_stays_not_finite_is_one_divergence():
+    """Otherwise a broken run would raise an alarm every epoch."""
     assert [s.epoch for s in _spikes([0.7, 0.6, 0.5, *[np.nan] * 6])] == [4]
     assert [s.epoch for s in _spikes([0.7, 0.6, 0.5, np.nan, np.nan, 0.5, np.nan])] == [4, 7]
 
 
-def test_a_loss_that_never_was_a_number_is_a_divergence():
-    """A run that was broken from the start would be called one without a spike."""
+def test_a_loss_that_never_was_finite_is_a_divergence():
+    """Otherwise a run that was broken from the start would be reported as one without a spike."""
     (spike,) = _spikes([np.nan] * 8)
     assert (spike.epoch, spike.outcome) == (1, "divergence")
     assert "nan" not in describe.headline(spike)
@@ -169,7 +171,7 @@ def test_a_loss_that_never_was_a_number_is_a_divergence():
 
 
 def test_a_few_images_without_a_finite_loss_are_not_a_divergence():
-    """One corrupt image would be called the end of the run."""
+    """Otherwise one corrupt image would be reported as the end of the run."""
     losses = _epochs([0.5] * 6)
     losses[-1, :2] = np.inf
     detector = Detector()
@@ -179,27 +181,34 @@ def test_a_few_images_without_a_finite_loss_are_not_a_divergence():
     assert detector.update(losses[0]).resolved.outcome == "recovered"
 
 
-def test_a_resumed_run_sees_what_an_undisturbed_one_sees():
-    """A restart would invent a spike or lose one."""
-    losses = _epochs([0.8, 0.75, 0.7, 0.72, 0.7, 0.69, 0.7, 1.3, 1.2, 0.7, 0.71, 0.7, 1.5]).astype(np.float32)
-    whole = Detector()
-    for epoch in losses:
-        whole.update(epoch)
-    for cut in range(1, len(losses)):
-        first = Detector()
-        for epoch in losses[:cut]:
-            first.update(epoch)
-        facts, recent = first.state()
-        second = Detector()
-        second.restore(json.loads(json.dumps(facts)), recent)
-        for epoch in losses[cut:]:
-            second.update(epoch)
-        assert second.spikes == whole.spikes
-    assert len(whole.spikes) == 2
+LOSSES = st.lists(
+    st.one_of(st.floats(0.0625, 3, width=32), st.sampled_from([0.7, 0.7, 0.7, 1.5, float("nan"), float("inf")])),
+    min_size=2,
+    max_size=24,
+)
+
+
+def _update(detector, means):
+    images = np.linspace(-0.2, 0.2, 20, dtype=np.float32)
+    return [detector.update(np.float32(mean) + images) for mean in means]
+
+
+@settings(max_examples=60, deadline=None)
+@given(LOSSES, st.data())
+def test_a_resumed_run_finds_what_an_undisturbed_one_finds(means, data):
+    """Otherwise a restart, after whatever epoch, would invent a spike or lose one."""
+    cut = data.draw(st.integers(0, len(means)))
+    whole, first, second = Detector(), Detector(), Detector()
+    expected = _update(whole, means)
+    _update(first, means[:cut])
+    facts, recent = first.state()
+    second.restore(json.loads(json.dumps(facts)), recent)
+    assert repr(_update(second, means[cut:])) == repr(expected[cut:])  # repr, because NaN differs from itself
+    assert repr(second.spikes) == repr(whole.spikes)
 
 
 def test_many_runs_at_once_are_each_judged_alone():
-    """The calibration would not hold for a single run."""
+    """Otherwise the calibration, which judges many runs at once, would not hold for a single run."""
     losses = false_alarms.simulate(false_alarms.KINDS["mixture"], 5, seed=0)[:, :30]
     baseline, scale = forecast(np.arange(1, 31), losses, 31)
     for run, b, s in zip(losses, baseline, scale, strict=True):

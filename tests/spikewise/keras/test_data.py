@@ -1,12 +1,12 @@
-"""What users of plain Keras hand in: their losses, labels and outputs, in all the forms that Keras takes."""
+"""What users of Keras pass in: losses, labels and outputs, in all forms that Keras accepts."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from spikewise.errors import UserError
 from spikewise.keras.data import Examples, classes, loss_of, predicted
-from trainer import UserError
 
 X = np.linspace(-2, 2, 12, dtype=np.float32).reshape(6, 2)
 THREE, TWO = np.array([0, 1, 2, 0, 1, 2]), np.array([0, 1, 1, 0, 1, 0])
@@ -34,10 +34,10 @@ def _model(units, activation, loss):
     ],
 )
 def test_the_losses_are_those_that_keras_averages(units, activation, loss, labels):
-    """Another loss than the one that the user watches would be explained."""
+    """Otherwise another loss would be explained than the one the user watches."""
     model = _model(units, activation, loss)
     for data in ((X, labels), tf.data.Dataset.from_tensor_slices((X, labels)).batch(4)):
-        losses, outputs, read = Examples(data).evaluate(model, loss_of(model))
+        losses, outputs, read = Examples(data, "data").evaluate(model, loss_of(model))
         assert losses.shape == (6,)
         assert losses.mean() == pytest.approx(model.evaluate(X, labels, verbose=0), rel=1e-5)
         np.testing.assert_array_equal(read, labels)
@@ -46,16 +46,16 @@ def test_the_losses_are_those_that_keras_averages(units, activation, loss, label
         assert found is None
     else:
         np.testing.assert_array_equal(found, TWO if units == 1 else THREE)
-        told = predicted([4], found, outputs)[4]
+        prediction = predicted([4], found, outputs)[4]
         p = outputs[4] if activation else np.exp(outputs[4]) / np.exp(outputs[4]).sum()
         p = np.array([1 - p[0], p[0]]) if units == 1 else p
-        assert told == (str(found[4]), str(p.argmax()), pytest.approx(p.max(), rel=1e-5))
+        assert prediction == (str(found[4]), str(p.argmax()), pytest.approx(p.max(), rel=1e-5))
 
 
 @pytest.mark.parametrize("loss", [None, ["mse"], {"a": "mse"}])
 def test_a_model_without_one_loss_is_refused(loss):
-    """Which of several losses jumped is not known."""
+    """Otherwise the diagnosis would explain one of several losses, perhaps not the one that jumped."""
     model = _model(1, None, "mse")
     model.loss = loss
-    with pytest.raises(UserError, match="compile it with one loss"):
+    with pytest.raises(UserError, match="not compiled with exactly one loss"):
         loss_of(model)

@@ -1,0 +1,55 @@
+"""How steps are measured and batches kept during `fit`."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from spikewise.keras.fit import EpochBatches, StepRecorder
+from spikewise.records import STEP
+from spikewise.steps import as_array
+from tests.spikewise.keras.digits import TRAINING, network
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [keras.optimizers.Adam(1e-3), keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.1, momentum=0.9), keras.optimizers.RMSprop()],
+    ids=["adam", "sgd", "momentum", "another"],
+)
+def test_steps_are_measured_from_outside(optimizer):
+    """With wrong lengths or gradients, the wrong step would be blamed."""
+    model = network(optimizer=optimizer)
+    model.layers[3].rate = 0.0  # without dropout, so that gradients can be taken again
+    optimizer.build(model.trainable_variables)
+    recorder = StepRecorder(model)
+    expected = []
+    total = 0.0
+    for number in range(3):
+        x, y = tf.constant(TRAINING[0][:32], tf.float32), tf.constant(TRAINING[1][:32])
+        before = [v.numpy() for v in model.trainable_variables]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, model(x, training=True)))
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        total += float(loss)
+
+        def train(gradients=gradients, mean=total / (number + 1)):
+            optimizer.apply(gradients, model.trainable_variables)
+            return {"loss": mean}
+
+        recorder.record(32, train)
+        length = np.sqrt(sum(np.sum((v.numpy() - b) ** 2) for v, b in zip(model.trainable_variables, before, strict=True)))
+        known = not isinstance(optimizer, keras.optimizers.RMSprop)
+        expected.append((float(loss), float(tf.linalg.global_norm(gradients)) if known else 1.0, length))
+    steps, rates = recorder.steps()
+    assert steps.dtype == STEP
+    np.testing.assert_allclose(as_array(steps), expected, rtol=1e-4)
+    np.testing.assert_allclose(rates, float(optimizer.learning_rate), rtol=1e-6)
+
+
+def test_batches_beyond_the_memory_are_thinned():
+    """Otherwise a large data set would fill the machine's memory."""
+    batches = EpochBatches(4 * 80)
+    for number in range(20):
+        batches.add(np.full((8, 1), number, float), np.zeros(2, float))
+    assert len(batches) <= 4
+    assert [float(batches(i)[0][0, 0]) for i in (0, 7, 19)] == [0, 8, 16]

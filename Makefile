@@ -59,7 +59,6 @@ lint: $(READY) ## check style and types with ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --strict --package spikewise --cache-dir .mypy_cache/strict
 
 format: $(READY) ## format the code with ruff and fix what it can
 	$(BIN)/ruff check --fix .
@@ -97,7 +96,7 @@ logs: $(READY) ## follow the driver's log: make logs RUN=first
 cancel: $(READY) ## stop a run after it has saved a checkpoint: make cancel RUN=first
 	@$(BIN)/python -m jobs.cluster cancel $(RUN:%=--run %) $(ON_CLUSTER)
 
-e2e: $(READY) ## test on the cluster of the current kubectl context (about half an hour; see CONTRIBUTING.md)
+e2e: $(READY) ## test on the cluster of the current kubectl context (about half an hour; see docs/cluster.md)
 	SPIKEWISE_IMAGE=$(IMAGE) SPIKEWISE_S3_SERVER_IMAGE=$(S3_SERVER_IMAGE) $(BIN)/python -m pytest tests/e2e/run_on_cluster.py
 
 dashboard: $(READY) ## regenerate the JSON of the Grafana dashboard

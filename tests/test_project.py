@@ -18,7 +18,11 @@ GROUPS = PYPROJECT["dependency-groups"]
 MAKEFILE = Path("Makefile").read_text(encoding="utf-8")
 TARGETS = {name: line.partition("##")[2].strip() for name, line in re.findall(r"^([a-z0-9-]+):(?!=)(.*)", MAKEFILE, re.MULTILINE)}
 """Each target of the Makefile and its description."""
-DOCUMENTS = sorted([*Path(".").glob("*.md"), *Path("docs").glob("*.md"), *Path("benchmarks").rglob("*.md")])
+DOCUMENTS = sorted(
+    path
+    for path in (*Path(".").glob("*.md"), *Path("docs").glob("*.md"), *Path("benchmarks").rglob("*.md"))
+    if path.name not in ("CHANGELOG.md", "LOG.md")  # they name targets of the past
+)
 CONFIGS = sorted(Path("jobs/configs").glob("*.toml"))
 LOCKS = sorted([*Path(".").glob("*.lock"), *Path("docker").glob("*.lock")])
 OURS = ("spikewise", "trainer", "jobs", "benchmarks", "tests", "k8s")

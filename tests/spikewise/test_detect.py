@@ -64,7 +64,7 @@ def test_a_steep_healthy_fall_raises_no_alarm():
     assert not _spikes(0.1 + 2 * np.exp(-np.arange(40) / 3))
 
 
-@pytest.mark.parametrize("kind", ["photographs", "slow noise_scale", "independent, excursions"])
+@pytest.mark.parametrize("kind", ["photographs", "slow noise", "independent, excursions"])
 def test_at_most_one_healthy_run_in_twenty_has_an_alarm(kind):
     """With more false alarms users would ignore them. This repeats part of benchmarks/false_alarms.py with another seed."""
     multiples, _ = false_alarms.needed(false_alarms.simulate(false_alarms.KINDS[kind], 600, seed=7))

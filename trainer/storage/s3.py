@@ -29,8 +29,7 @@ from s3transfer.exceptions import S3DownloadFailedError
 
 from trainer import config
 from trainer.formatting import one_line
-from trainer.storage import Exists, NotFound, Object, Store, StoreError
-from trainer.storage.store import MAX_THREADS, PART, THREADS
+from trainer.storage.store import MAX_THREADS, PART, THREADS, Exists, NotFound, Object, Store, StoreError
 
 _NETWORK = (HTTPClientError, BotoConnectionError, IncompleteReadError)
 _TRANSIENT = frozenset({429, 500, 502, 503, 504, 509})  # HTTP statuses after which a retry may succeed

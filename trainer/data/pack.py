@@ -33,9 +33,9 @@ from trainer.storage import Exists, NotFound, Store, StoreError
 from trainer.storage.folder import FolderStore
 
 BLOCK_BYTES, BLOCK_IMAGES = 32_000_000, 64
-"""A task decodes at most this many bytes of pixels, and images."""
+"""Maximum bytes of pixels, and number of images, that one task decodes."""
 READS, READ_BYTES = 8, 256_000_000
-"""A task reads at most this many images at once, and holds at most this many bytes of files (but at least two files)."""
+"""Maximum number of concurrent reads of one task, and bytes of files that it holds (it always holds two files)."""
 FILE_BYTES_PER_PIXEL, METADATA_BYTES = 8, 64_000_000
 """No uncompressed image needs more than four 16-bit channels and its metadata. Larger objects are not read."""
 FAILURE, TRANSIENT = "failure", "transient"
@@ -50,7 +50,7 @@ def pack(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pack:
-    """Packs the images, or returns the existing pack; then it reads no image and never calls `progress`.
+    """Packs the images. If the pack exists already, returns it without reading an image or calling `progress`.
 
     Ray must be initialized, unless the pack exists. Calls progress(images done, total images); an exception of `progress` stops
     the work. A pack with too many unusable images is kept, so that they are found and listed once.
@@ -65,8 +65,8 @@ def pack(
 
 
 def images_of(run: str, source: Store, storage: Store, data: config.Data, previous: Mapping[str, Any] | None) -> Manifest | Pack:
-    """The images that a run is to train on: the listing of `source` for a new run, the original pack for a resumed one, even if
-    the source has changed since. `previous` is the run.json of a run to resume.
+    """The images that a run trains on. A new run: the listing of `source`. A resumed run: its original pack, even if the source
+    has changed since. `previous`: the run.json of the run to resume, None for a new run.
 
     Raises PackError when that pack is gone and the source has changed; DataError and StoreError.
     """

@@ -34,8 +34,8 @@ class Lease:
     marked as released, the name is free. If it does not change for `seconds`, the holder is dead. The contender then puts the
     next number, which only one of several contenders can do.
 
-    A heartbeat that fails because of storage is logged and retried, without limit: nobody can take the name over through
-    storage that does not answer. `lost` is set only when a higher number exists: this process was paused or cut off for so
+    A heartbeat that fails because of storage is logged and retried, without limit: no other job can take the name over
+    through storage that does not answer. `lost` is set only when a higher number exists: this process was paused or cut off for so
     long that another one took over. The run must then stop writing.
     """
 

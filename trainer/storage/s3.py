@@ -206,7 +206,7 @@ class S3Store(Store):
                 f"{where}: no AWS credentials found. Fix: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or configure another "
                 "source that the AWS SDK reads"
             )
-        endpoint, attempts = self.client.meta.endpoint_url, f"{self._s3.max_attempts} attempts"
+        endpoint, attempts = self.client.meta.endpoint_url, _attempts(self._s3.max_attempts)
         if isinstance(error, ReadTimeoutError):
             return StoreError(
                 f"{where}: {endpoint} sent no data for {self._s3.read_timeout:g} s ({attempts}). "
@@ -240,8 +240,8 @@ class S3Store(Store):
             return StoreError(f"{where}: {problem} ({code} for {operation}). Fix: {fix}")
         if status in _TRANSIENT:
             return StoreError(
-                f"{answered} ({_retries(error) + 1} attempts). Fix: wait until the server has recovered, or raise s3.max_attempts "
-                f"(now {self._s3.max_attempts})",
+                f"{answered} ({_attempts(_retries(error) + 1)}). Fix: wait until the server has recovered, or raise "
+                f"s3.max_attempts (now {self._s3.max_attempts})",
                 transient=True,
             )
         if bare and not operation.startswith("Head"):
@@ -270,3 +270,7 @@ def _status(error: ClientError) -> int:
 
 def _retries(error: ClientError) -> int:
     return error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
+
+
+def _attempts(count: int) -> str:
+    return f"{count} attempt{'s' * (count != 1)}"

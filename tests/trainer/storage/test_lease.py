@@ -109,7 +109,7 @@ def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_the_name_of_a_killed_job_is_taken_over(store: Store, holder: subprocess.Popen[str]) -> None:
-    """After the loss of a node somebody would have to remove the lock before the retried job can continue."""
+    """After the loss of a node a person would have to remove the lock before the retried job can continue."""
     holder.kill()
     holder.wait()
     with Lease(store, "a-run", 0.3) as lease:
@@ -185,13 +185,13 @@ class Turns:
         self._finished: set[threading.Semaphore] = set()
 
     def pause(self) -> None:
-        if turn := getattr(self._own, "turn", None):  # none in a thread of somebody else
+        if turn := getattr(self._own, "turn", None):  # unset in other threads
             self._back.release()
             turn.acquire()
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Makes what is done inside atomic."""
+        """Keeps the turn while the context is open."""
         turn, self._own.turn = getattr(self._own, "turn", None), None
         yield
         self._own.turn = turn
@@ -249,7 +249,7 @@ class Stepwise(FolderStore):
     schedule=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 20)), max_size=12),
 )
 def test_any_interleaving_of_contenders(former: str, plans: list[str], schedule: list[tuple[int, int]]) -> None:
-    """In some order of their requests two jobs would hold the name, a live one would lose it, or nobody could take it again."""
+    """In some order of requests two jobs would hold the name, a live job would lose it, or it would stay taken for ever."""
     turns, now, started = Turns(who for who, times in schedule for _ in range(times)), 0.0, []
     alive: list[Lease] = []
 
@@ -257,7 +257,7 @@ def test_any_interleaving_of_contenders(former: str, plans: list[str], schedule:
         nonlocal now
         now += seconds
         with turns.undisturbed():
-            for holder in alive:  # as its thread does three times within its lease seconds
+            for holder in alive:  # in place of the thread that does it every third of the lease seconds
                 holder._beat()
                 assert not holder.lost.is_set()
         turns.pause()
@@ -292,7 +292,7 @@ def test_any_interleaving_of_contenders(former: str, plans: list[str], schedule:
         turns.run([partial(contend, plan) for plan in plans])
         for lease in started:
             if lease not in alive and lease._number:
-                lease._beat()  # one that was paused wakes up
+                lease._beat()  # a paused one wakes up
         for holder in alive:
             holder._beat()
             assert not holder.lost.is_set()

@@ -189,7 +189,7 @@ class Operations(RuleBasedStateMachine):
         self.scratch.cleanup()
 
     def _is_blocked(self, key: str) -> bool:
-        """Whether a folder or a file of that name is in the way. Some S3 servers allow it, so that it is tried on folders only."""
+        """Whether a folder or a file of that name is in the way. Skips such keys on S3, where servers differ."""
         blocked = any(other.startswith(f"{key}/") or key.startswith(f"{other}/") for other in self.model)
         assume(not blocked or isinstance(self.store, FolderStore))
         return blocked

@@ -1,8 +1,12 @@
 """The whole job on a real S3 server with real Ray workers: the same curve on any number of workers, and after any accident."""
 
+import re
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -45,7 +49,7 @@ def test_a_run_leaves_what_it_promises(place):
     assert document["outcome"] == "completed"
     assert len(document["history"]) == 4
     stored = {entry.key for entry in open_store(f"{storage}/storage/runs/one", config.S3(path_style=True)).list()}
-    for name in ("report.html", "report.json", "loss.png", "model.keras"):
+    for name in ("report.html", "report.json", "loss.png", "model.keras", "model.json"):
         assert name in stored
         assert (folder / "runs" / "one" / name).stat().st_size > 0
     steps = jobs.history(storage, "one")[-1].step
@@ -63,6 +67,25 @@ def test_the_exported_model_gives_the_reports_predictions(place):
             layer, weight = name.split("/")[-2:]
             found = next(w for w in model.get_layer(layer).weights if w.name == weight)
             np.testing.assert_array_equal(found.numpy(), values, err_msg=name)
+
+
+def test_the_readme_shows_how_to_predict(place):
+    """The first lines that a user copies to use the model would fail, or predict something else than the report says."""
+    storage, folder, *_ = place
+    (snippet,) = [
+        block for block in re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL) if "load_model" in block
+    ]
+    document = read_report(folder / "runs", "one")
+    hardest = document["hardest"][0]
+    photo = folder / "photo.jpg"
+    photo.write_bytes(open_store(f"{storage}/images", config.S3(path_style=True)).get(hardest["key"]))
+    script = snippet.replace("runs/first/", f"{folder}/runs/one/").replace("photo.jpg", str(photo))
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    printed = re.findall(r"'(\w+)': (?:np\.float32\()?([0-9.e-]+)", run.stdout)
+    probabilities = {name: float(value) for name, value in printed}
+    assert set(probabilities) == {"authentic", "fake"}
+    # JPEG is decoded at full size here and scaled while decoding in the job
+    assert probabilities[hardest["label"]] == pytest.approx(hardest["label_probability"], abs=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -233,6 +233,7 @@ class _Run:
         write(load(self.name, self.storage, data.pack, data.rows, data.split), self.folder)
         self.log.report_written(self.folder / "report.html")
         if with_model:
-            self.storage.download(f"runs/{self.name}/model.keras", self.folder / "model.keras")
+            for name in ("model.keras", "model.json"):
+                self.storage.download(f"runs/{self.name}/{name}", self.folder / name)
         for name in ("report.html", "report.json", "loss.png"):
             self.storage.upload(f"runs/{self.name}/{name}", self.folder / name)

@@ -335,7 +335,8 @@ class _Worker:
         if outcome != "interrupted":
             if self.settings.training.keep == "best":
                 epoch = load_best(self.learner, self.checkpoints, history)
-            store_model(self.learner, self.task.pack.image_shape, self.settings.model, self.store, self.task.run)
+            pack = self.task.pack
+            store_model(self.learner, pack.image_shape, pack.classes, self.settings.model, self.store, self.task.run)
         ray.get(self.task.mailbox.post.remote(events.Finished(outcome, epoch, self.checkpoints.stats)))
 
 

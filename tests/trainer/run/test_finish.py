@@ -1,5 +1,7 @@
 """The model that a run leaves behind, with real checkpoints in a folder."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,8 @@ def test_without_checkpoints_the_weights_stay(learner, store, caplog):
 
 
 def test_the_model_is_stored_beside_the_checkpoints(learner, store):
-    """The user would find no model.keras in the bucket."""
-    store_model(learner, SHAPE, training.settings().model, store, "first")
+    """The user would find no model.keras in the bucket, or would not know which output is which class."""
+    store_model(learner, SHAPE, ["authentic", "fake"], training.settings().model, store, "first")
     assert len(store.get("runs/first/model.keras")) > 10_000
+    about = json.loads(store.get("runs/first/model.json"))
+    assert about == {"classes": ["authentic", "fake"], "image_size": list(SHAPE[:2]), "data_format": "channels_last"}

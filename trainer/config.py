@@ -88,7 +88,7 @@ class Data(Section):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"is not a regular expression: {error}") from None
+                raise ValueError(f"is not a regular expression: {error}. Fix: correct the pattern") from None
         return pattern
 
     @model_validator(mode="after")
@@ -247,9 +247,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Fix: correct the path") from None
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Fix: correct the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+        raise ConfigError(f"{path}: is not valid TOML: {error}. Fix: correct the file.") from None
     return parse(values, str(path), {_override(values, override): override for override in overrides})
 
 
@@ -280,8 +280,8 @@ def check_resumable(now: Settings, before: dict[str, Any], name: str) -> None:
             was = before.get(section, {}).get(key, value)
             if was != value and section not in FREE_TO_CHANGE and (section, key) not in KEYS_FREE_TO_CHANGE:
                 raise ConfigError(
-                    f"run {name} was started with {section}.{key} = {was!r}, now it is {value!r}. "
-                    "Fix: restore the value to resume that run, or choose another run.name"
+                    f"Run {name} was started with {section}.{key} = {was!r}, now it is {value!r}. "
+                    "Fix: restore the value to resume that run, or choose another run.name."
                 )
 
 
@@ -290,7 +290,7 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     key, equals, text = override.partition("=")
     section, *inner, name = path = key.strip().split(".") if "." in key else ["", ""]
     if not equals or not section or not name:
-        raise ConfigError(f"--set {override}: not an override. Fix: write section.key=value, such as training.epochs=5")
+        raise ConfigError(f"--set {override}: not an override. Fix: write section.key=value, such as training.epochs=5.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -299,7 +299,7 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     for part in (section, *inner):
         table = table.setdefault(part, {}) if isinstance(table, dict) else None
     if not isinstance(table, dict):
-        raise ConfigError(f"--set {override}: {section} is not a section. Fix: correct the file or the override")
+        raise ConfigError(f"--set {override}: {section} is not a section. Fix: correct the file or the override.")
     table[name] = value
     return tuple(path)
 
@@ -308,13 +308,13 @@ def _line(problem: dict[str, Any], origin: str, overrides: Mapping[tuple[str, ..
     loc, message = problem["loc"], _message(problem)
     for path, override in overrides.items():
         if loc[: len(path)] == path:
-            return f"--set {override}: {message}"
+            return f"--set {override}: {message}."
     if any(path[: len(loc)] == loc for path in overrides):  # a check of several values, some of them overridden
         origin += " with --set"
     key = ".".join(str(part) for part in loc)
     if not isinstance(problem["input"], dict) or problem["type"] == "extra_forbidden":
         key += f" = {problem['input']!r}"
-    return f"{origin}: {key}: {message}" if key else f"{origin}: {message}"
+    return f"{origin}: {key}: {message}." if key else f"{origin}: {message}."
 
 
 def _message(problem: dict[str, Any]) -> str:

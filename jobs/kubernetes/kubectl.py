@@ -46,7 +46,7 @@ def kustomize(folder: Path) -> str:
     """Renders a kustomization to YAML; needs no cluster. Raises KubernetesError."""
     done = subprocess.run([kubectl_program(), "kustomize", str(folder)], capture_output=True, text=True, timeout=_TIMEOUT)
     if done.returncode:
-        raise KubernetesError(f"kubectl kustomize cannot render {folder}: {_last_line(done.stderr)}")
+        raise KubernetesError(f"kubectl kustomize cannot render {folder}: {_last_line(done.stderr)}. Fix: correct that folder.")
     return done.stdout
 
 
@@ -99,7 +99,7 @@ class Kubectl:
         try:
             done = subprocess.run(command, input=stdin or "", capture_output=True, text=True, timeout=timeout + 10)
         except subprocess.TimeoutExpired:
-            raise KubernetesError(f"{self._cluster()} did not answer `kubectl {arguments[0]}` within {timeout:g} s") from None
+            raise KubernetesError(f"{self._cluster()} did not answer `kubectl {arguments[0]}` within {timeout:g} s. Fix: try again later.") from None
         if done.returncode:
             raise self._explain(done.stderr)
         return done.stdout, done.stderr

@@ -110,7 +110,7 @@ class Watch:
                 f"KubeRay's operator has not acted on the RayJob for {UNMANAGED_SECONDS:g} s. Fix: start it, or use --shape job."
             )
         if refused and not found and age > NO_POD_SECONDS:
-            raise StartError(f"the cluster creates no pods: {refused}")
+            raise StartError(f"The cluster creates no pods: {refused}. Fix: correct what this names, such as a quota or a limit.")
         lacking = pods.unschedulable(found) or refused
         if self._lasts("lacking", lacking) > start_timeout:
             raise StartError(

@@ -165,7 +165,7 @@ def test_no_configuration(attempt, tmp_path):
         (["data.source=/no/such/folder"], r"/no/such/folder: no such folder\. Fix: correct the path or create the folder"),
         (
             ["data.classes.fake=forged/"],
-            r"class 'fake': no key .* starts with 'forged/' \(found: 'authentic/' \(80\), 'fake/' \(80\)\)\. Fix: ",
+            r"Class 'fake': no key .* starts with 'forged/' \(found: 'authentic/' \(80\), 'fake/' \(80\)\)\. Fix: ",
         ),
         (["data.classes={}", "data.class_pattern=(?P<class>authentic)"], r"finds only the class 'authentic' \(80 images\)"),
         (
@@ -207,7 +207,7 @@ def test_as_a_command(place):
     command = [sys.executable, "-m", "jobs.train", "--config", str(place.configuration), "--set", "data.source=s3://spikewise/none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: data.source = s3://spikewise/none holds no objects. Fix: correct it or upload the images\n"
+    assert done.stderr == "error: data.source = s3://spikewise/none holds no objects. Fix: correct it or upload the images.\n"
     assert re.fullmatch(r"run job-\d{8}-\d{6}: metrics at http://127\.0\.0\.1:\d+/metrics\n", done.stdout)
 
 

@@ -160,7 +160,7 @@ def test_a_second_live_run_of_the_same_name_is_refused(place):
         job.await_line("^run twice: metrics")
         second = Job(configuration, "twice")
         assert second.wait() == 2
-        assert 'error: run "twice" is in use by process' in second.output
+        assert 'error: Run "twice" is in use by process' in second.output
         assert "Traceback" not in second.output
     finally:
         job.kill()

@@ -38,7 +38,7 @@ def build_manifest(store: Store, data: config.Data) -> Manifest:
     """
     objects = list(store.list())
     if not objects:
-        raise DataError(f"data.source = {store.url} holds no objects. Fix: correct it or upload the images")
+        raise DataError(f"data.source = {store.url} holds no objects. Fix: correct it or upload the images.")
     names = [_class_of(entry.key, data) for entry in objects]
     classes = tuple(data.classes) or tuple(sorted({name for name in names if name is not None}))
     _check_classes(classes, names, objects, store.url, data)
@@ -72,19 +72,19 @@ def _check_classes(
     if missing := [name for name in classes if not counts[name]]:
         prefix = data.classes[missing[0]]
         raise DataError(
-            f"class {missing[0]!r}: no key below {url} starts with {prefix!r} (found: {_folders(objects, prefix)}). "
-            f"Fix: correct data.classes.{missing[0]} or upload the images"
+            f"Class {missing[0]!r}: no key below {url} starts with {prefix!r} (found: {_folders(objects, prefix)}). "
+            f"Fix: correct data.classes.{missing[0]} or upload the images."
         )
     if not classes:
         raise DataError(
             f"data.class_pattern = {data.class_pattern!r} matches none of the {len(objects)} keys below {url}, "
-            f"such as {objects[0].key!r} (found: {_folders(objects)}). Fix: correct the pattern"
+            f"such as {objects[0].key!r} (found: {_folders(objects)}). Fix: correct the pattern."
         )
     if len(classes) < 2:
         raise DataError(
             f"data.class_pattern = {data.class_pattern!r} finds only the class {classes[0]!r} ({counts[classes[0]]} images) below "
-            f"{url}, at least two classes are needed (found: {_folders(objects)}). "
-            "Fix: correct the pattern or upload the other class"
+            f"{url}, but at least two classes are needed (found: {_folders(objects)}). "
+            "Fix: correct the pattern or upload the other class."
         )
 
 
@@ -212,14 +212,14 @@ def _check_counts(counts: dict[str, dict[str, int]], validation_fraction: float,
     for name, count in counts["validation"].items():
         if not counts["training"][name]:
             raise DataError(
-                f"class {name!r} has no training image ({count} for validation). "
-                f"Fix: add images or lower data.validation_fraction (now {validation_fraction:g}){hint}"
+                f"Class {name!r} has no training image ({count} for validation). "
+                f"Fix: add images or lower data.validation_fraction (now {validation_fraction:g}){hint}."
             )
         if count < min_validation:
             raise DataError(
-                f"class {name!r} has {count} validation images ({counts['training'][name]} for training), below "
+                f"Class {name!r} has {count} validation images ({counts['training'][name]} for training), below "
                 f"data.min_validation = {min_validation}. Fix: add images, raise data.validation_fraction "
-                f"(now {validation_fraction:g}) or lower data.min_validation{hint}"
+                f"(now {validation_fraction:g}) or lower data.min_validation{hint}."
             )
 
 
@@ -235,7 +235,7 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
         (one, ones), (other, others), *_ = facts["conflicting_labels"]["keys"][0].items()
         lines.append(
             f"{facts['conflicting_labels']['contents']} images have more than one label, such as {ones[0]!r} ({one}) and "
-            f"{others[0]!r} ({other}). Fix: delete the wrong copies"
+            f"{others[0]!r} ({other}). Fix: delete the wrong copies."
         )
     if facts["duplicates"]["images"]:
         lines.append(

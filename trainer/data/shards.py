@@ -224,10 +224,10 @@ def _fetch(pack: Pack, paths: list[Path], storage: Store, folder: Path) -> None:
                 with _disk(folder, needed, CACHE_DIR):
                     storage.download(shard.key, path)
             except NotFound as error:
-                raise NotFound(f"{error}, although pack.json lists it. Fix: {fix}") from None
+                raise NotFound(f"{error}, although pack.json lists it. Fix: {fix}.") from None
             if not _intact(shard, path):
                 path.unlink()
-                raise PackError(f"{storage.url}/{shard.key} differs from the packed shard (checksum). Fix: {fix}")
+                raise PackError(f"{storage.url}/{shard.key} differs from the packed shard (checksum). Fix: {fix}.")
 
 
 @contextmanager
@@ -245,7 +245,7 @@ def _disk(folder: Path, needed: int, setting: str) -> Iterator[None]:
             raise _full(folder, needed, setting) from None
         if isinstance(error, OSError):
             raise PackError(
-                f"{folder}: cannot be written ({os.strerror(error.errno or 0)}). Fix: set {setting} to a writable folder"
+                f"{folder}: cannot be written ({os.strerror(error.errno or 0)}). Fix: set {setting} to a writable folder."
             ) from None
         raise
 
@@ -254,5 +254,5 @@ def _full(folder: Path, needed: int, setting: str) -> PackError:
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     return PackError(
         f"{folder}: the disk is full ({needed} bytes are needed, {free} are free). "
-        f"Fix: free some space or set {setting} to a folder on a larger disk"
+        f"Fix: free some space or set {setting} to a folder on a larger disk."
     )

@@ -153,7 +153,7 @@ class Learner:
             raise UserError(
                 f"The checkpoint belongs to another network: {name} has shape {_shape(state.get(name))} in the checkpoint and "
                 f"{_shape(variables.get(name))} in this run. Fix: use the configuration that the run began with, or choose another "
-                "run.name"
+                "run.name."
             )
         for name, variable in variables.items():
             variable.assign(state[name])

@@ -184,7 +184,7 @@ class _Run:
             if self.lease.lost.is_set():
                 raise LaunchError(
                     f"Another job has taken over run {self.name}, so this one ends and writes nothing more. Fix: start only one "
-                    "job for each run.name"
+                    "job for each run.name."
                 )
             if self.stop.is_set() and not asked:
                 if not self.trained:
@@ -201,7 +201,7 @@ class _Run:
         elif not self.status.finished:
             self.status.fail(
                 f"The workers exited without reporting an error. Their logs are in {logs} on each node. Fix: correct what the logs "
-                "show and run again under this name to resume"
+                "show and run again under this name to resume."
             )
 
     def _listen(self, mailbox: Any) -> None:

@@ -68,7 +68,7 @@ def check_batch_size(batch_size: int, training: int, about: str = "") -> None:
     if training < batch_size:
         raise DataError(
             f"training.batch_size = {batch_size} is larger than the training set of {about}{training} images. Fix: lower it or add "
-            "images"
+            "images."
         )
 
 
@@ -80,7 +80,7 @@ def check_output(folder: str) -> None:
             pass
     except OSError as error:
         raise OutputError(
-            f"run.output = {folder!r} cannot be written ({error.strerror or one_line(error)}). Fix: set it to a writable folder"
+            f"run.output = {folder!r} cannot be written ({error.strerror or one_line(error)}). Fix: set it to a writable folder."
         ) from None
 
 

@@ -55,7 +55,7 @@ def _start(launch: config.Launch) -> Path:
     try:
         context: Any = ray.init(**options)
     except Exception as error:  # of many kinds
-        raise ClusterError(f"{problem}: {one_line(error)}. Fix: {fix}", transient=True) from None
+        raise ClusterError(f"{problem}: {one_line(error)}. Fix: {fix}.", transient=True) from None
     finally:
         signal.signal(signal.SIGTERM, ours)  # Ray's own handler would end the driver at once
     return Path(context.address_info["session_dir"], "logs")
@@ -70,7 +70,7 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
-            f"No Ray cluster answers at RAY_ADDRESS = {address} ({one_line(error)}). Fix: {_correct(address)}", transient=True
+            f"No Ray cluster answers at RAY_ADDRESS = {address} ({one_line(error)}). Fix: {_correct(address)}.", transient=True
         ) from None
 
 
@@ -89,14 +89,14 @@ def cores_for_a_worker(launch: config.Launch) -> int:
     if launch.gpu and gpus < workers:
         raise ClusterError(
             f"Not enough GPUs: launch.workers = {workers} needs {workers}, the cluster has {gpus}. Fix: lower launch.workers, add "
-            "GPU nodes, or set launch.gpu = false",
+            "GPU nodes, or set launch.gpu = false.",
             transient=fewer,
         )
     each = launch.cpus_per_worker or max(1, cores // workers)
     if cores < each * workers:
         raise ClusterError(
             f"Not enough cores: launch.workers = {workers} needs {each * workers} ({each} for each worker), the cluster has "
-            f"{cores}. Fix: lower launch.workers or launch.cpus_per_worker, or add nodes",
+            f"{cores}. Fix: lower launch.workers or launch.cpus_per_worker, or add nodes.",
             transient=fewer,
         )
     return each

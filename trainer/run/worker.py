@@ -259,7 +259,7 @@ class _Worker:
             raise TrainingError(
                 f"The loss or the weights are NaN or infinite in epoch {report.epoch} from step {first} on. Fix: lower "
                 f"training.learning_rate (now {report.learning_rate:g}) and run again under this name to resume from the last "
-                "checkpoint"
+                "checkpoint."
             )
 
     def _report(self, trained: _Trained, evaluated: _Evaluated, input_wait: float, began: float) -> EpochReport:

@@ -182,7 +182,7 @@ class Checkpoints:
         except Exists:
             if self._store.get(folder + COMMIT) != commit:
                 raise CheckpointError(
-                    f"{folder}{COMMIT} was written by another job at the same time. Fix: stop one of the jobs of this run"
+                    f"{folder}{COMMIT} was written by another job at the same time. Fix: stop one of the jobs of this run."
                 ) from None
 
     def _stored(self) -> dict[int, list[str]]:
@@ -237,7 +237,7 @@ def _write_state(path: Path, state: Mapping[str, np.ndarray]) -> None:
     """Writes the arrays; equal arrays give equal bytes. Raises CheckpointError for a dtype that is not STORABLE."""
     for name, array in state.items():
         if array.dtype.name not in STORABLE:
-            raise CheckpointError(f'array "{name}" has dtype {array.dtype}. Fix: store numbers or booleans')
+            raise CheckpointError(f'Array "{name}" has dtype {array.dtype}. Fix: store numbers or booleans.')
     save_file({name: np.asarray(array, order="C") for name, array in state.items()}, path)  # reads the memory as it lies
 
 

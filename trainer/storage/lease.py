@@ -126,7 +126,7 @@ class Lease:
 
     def _in_use(self, record: Mapping[str, Any]) -> RunInUse:
         return RunInUse(
-            f'run "{self._run}" is in use by {_holder(record)}. Fix: wait for that job, stop it, or choose another run.name',
+            f'Run "{self._run}" is in use by {_holder(record)}. Fix: wait for that job, stop it, or choose another run.name.',
             transient=True,
         )
 

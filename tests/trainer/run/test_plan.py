@@ -55,7 +55,7 @@ def test_a_dry_run_of_an_existing_run(tmp_path, capsys):
     assert "first was started with training.batch_size = 32, now it is 8" in capsys.readouterr().err
     jobs.put_images(str(tmp_path), images=64)
     assert train.main(dry) == 2
-    assert "began with other images" in capsys.readouterr().err
+    assert "began with images other than" in capsys.readouterr().err
     shape = (*settings.data.image_size, 3)
     made = {"digest": digest, "classes": ["authentic", "fake"], "image_shape": shape, "shards": [], "images": 59, "quarantined": []}
     storage.put(f"shards/{folder_name(digest, shape)}/pack.json", json.dumps(made).encode())

@@ -100,7 +100,7 @@ def test_a_new_run_has_no_checkpoint(checkpoints: Checkpoints) -> None:
 )
 def test_refuses_what_would_not_come_back(checkpoints: Checkpoints, array: np.ndarray) -> None:
     """An array that safetensors cannot read back must fail when it is saved, not when the run is resumed."""
-    with pytest.raises(CheckpointError, match=r'array "bad" has dtype .*\. Fix: store numbers or booleans'):
+    with pytest.raises(CheckpointError, match=r'Array "bad" has dtype .*\. Fix: store numbers or booleans'):
         checkpoints.save(1, {**state(), "bad": array}, {})
     assert checkpoints.latest() is None
     assert checkpoints.stats.failures == 1

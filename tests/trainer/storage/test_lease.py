@@ -48,7 +48,7 @@ def test_a_live_run_keeps_its_name(store: Store) -> None:
     """Two jobs under one name would overwrite each other's checkpoints, or the second would not learn who holds the name."""
     with Lease(store, "a-run", 4):
         with (
-            pytest.raises(RunInUse, match=r'run "a-run" is in use by process \d+ on .+ \(since .+\)\. Fix: .*run\.name') as caught,
+            pytest.raises(RunInUse, match=r'Run "a-run" is in use by process \d+ on .+ \(since .+\)\. Fix: .*run\.name') as caught,
             Lease(store, "a-run", 4),
         ):
             raise AssertionError("two holders")

@@ -75,7 +75,7 @@ def test_credentials_from_the_usual_sources(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "credentials").write_text("[default]\naws_access_key_id = id\naws_secret_access_key = key\n")
     assert s3.has_credentials()
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(StoreError, match=r"the AWS credentials cannot be read: .*nobody.* Fix: check AWS_PROFILE") as error:
+    with pytest.raises(StoreError, match=r"The AWS credentials cannot be read: .*nobody.* Fix: check AWS_PROFILE") as error:
         s3.has_credentials()
     message(error)
 

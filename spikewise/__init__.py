@@ -77,7 +77,8 @@ def __getattr__(name: str) -> Any:
         if error.name not in ("keras", "tensorflow"):
             raise
         raise ImportError(
-            f"spikewise.{name} needs Keras and TensorFlow, and {error.name} is not installed. Fix: run pip install 'spikewise[keras]'."
+            f"spikewise.{name} needs Keras and TensorFlow, and {error.name} is not installed. "
+            "Fix: run pip install 'spikewise[keras]'."
         ) from None
     globals()[name] = value
     return value

@@ -99,7 +99,9 @@ class Kubectl:
         try:
             done = subprocess.run(command, input=stdin or "", capture_output=True, text=True, timeout=timeout + 10)
         except subprocess.TimeoutExpired:
-            raise KubernetesError(f"{self._cluster()} did not answer `kubectl {arguments[0]}` within {timeout:g} s. Fix: try again later.") from None
+            raise KubernetesError(
+                f"{self._cluster()} did not answer `kubectl {arguments[0]}` within {timeout:g} s. Fix: try again later."
+            ) from None
         if done.returncode:
             raise self._explain(done.stderr)
         return done.stdout, done.stderr

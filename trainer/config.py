@@ -1,7 +1,7 @@
 """The configuration of a run: one strict TOML file, typed. Docstrings below the keys give units and bounds.
 
-Separation of concerns: this module knows which values are possible in themselves. Checks that need the data or the cluster (a
-class without images, more workers than cores) are where these are known.
+Separation of concerns: this module checks what can be checked from the file alone. Checks that need the data or the cluster (a
+class without images, more workers than cores) are in the modules that know these.
 """
 
 import json
@@ -18,7 +18,7 @@ from trainer import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, le=1e6)]  # the operating system takes no longer times
+Seconds = Annotated[float, Field(gt=0, le=1e6)]  # operating systems accept no longer timeouts
 Bytes = Annotated[int, Field(ge=1)]
 
 
@@ -41,7 +41,7 @@ KEYS_FREE_TO_CHANGE = {
 
 
 class ConfigError(UserError):
-    """The configuration is wrong; the message has one line for each problem, with key, value and bound."""
+    """The configuration is invalid; the message has one line for each problem, with key, value and bound."""
 
 
 class Section(BaseModel):
@@ -50,8 +50,8 @@ class Section(BaseModel):
 
 class Run(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$")] | None = None
-    """Name of the run in storage and metrics: at most 52 small letters, digits and dashes. Starting a run under an existing name
-    resumes it. Default: the name of the configuration file and the time."""
+    """Name of the run in storage and metrics: at most 52 lower-case letters, digits and dashes. Starting a run under an existing
+    name resumes it. Default: the name of the configuration file and the time."""
     storage: str = "s3://spikewise/runs-and-shards"
     """Where shards, checkpoints and reports are stored: `s3://bucket/prefix` or a folder."""
     output: str = "runs"
@@ -170,18 +170,19 @@ class Training(Section):
     early_stopping: Annotated[int, Field(ge=0)] = 0
     """Stop after this many epochs without a lower validation loss; 0: never."""
     keep: Literal["last", "best"] = "last"
-    """Epoch whose weights `model.keras` and the report's per-image results have. `best`: lowest validation loss."""
+    """The epoch whose weights go into `model.keras` and the per-image results of the report. `best`: that of the lowest validation
+    loss."""
 
 
 class Launch(Section):
     workers: Positive = 1
     """Number of workers."""
     gpu: bool = False
-    """Use one GPU for each worker."""
+    """Whether each worker uses one GPU."""
     cpus_per_worker: Annotated[int, Field(ge=0)] = 0
     """CPU cores of each worker; 0 divides the cores of the cluster evenly."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often the workers are restarted after one died, before the job fails."""
+    """Number of times that all workers are restarted after one of them has died. After that, the job fails."""
     start_timeout: Seconds = 600.0
     """Seconds to wait until all workers are placed and have imported TensorFlow, up to 1e6."""
     object_store_bytes: Annotated[int, Field(ge=80_000_000)] = 500_000_000
@@ -190,7 +191,7 @@ class Launch(Section):
 
 class Checkpoint(Section):
     keep_last: Positive = 2
-    """Number of newest checkpoints to keep. The best one is kept in addition."""
+    """Number of newest checkpoints to keep. The best one is always kept as well."""
     lease_seconds: Seconds = 15.0
     """Seconds without a heartbeat after which a run's driver counts as dead and another job may take over, up to 1e6."""
 
@@ -264,7 +265,7 @@ def parse(
 ) -> Settings:
     """Builds Settings from nested dicts of JSON types.
 
-    Raises ConfigError, which names `origin` or, if the value comes from one, the override. `overrides`: key path -> override.
+    Raises ConfigError, which names `origin`, or the override that the value comes from. `overrides`: key path -> override.
     """
     try:
         return Settings.model_validate_json(json.dumps(values, default=str))  # str: TOML's dates
@@ -327,7 +328,7 @@ def _message(problem: dict[str, Any]) -> str:
         case "string_type":
             return f"{message}. Fix: put it in quotes"
         case "string_pattern_mismatch":  # of run.name
-            return f"{message}. Fix: use small letters, digits and dashes, at most 52"
+            return f"{message}. Fix: use at most 52 lower-case letters, digits and dashes"
     return message
 
 

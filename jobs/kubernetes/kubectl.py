@@ -1,10 +1,10 @@
 """The only door to kubectl, and through it to a Kubernetes cluster.
 
-Owns: the cluster and the namespace (KUBECONFIG and its current context, as for kubectl itself), and errors: one line with a fix
-instead of kubectl's output.
+Owns the choice of cluster and namespace (KUBECONFIG and its current context, as for kubectl itself), and turns kubectl's error
+output into one line with a fix.
 
-kubectl and not the client library `kubernetes`: rendering k8s/ needs kubectl in any case (kustomize). It also applies a list of
-objects of any kind on the server, forwards ports and follows logs, and it starts faster than the library imports.
+Why kubectl and not the client library `kubernetes`: rendering k8s/ needs kubectl in any case (kustomize). It also applies a list of
+objects of any kind on the server, forwards ports and follows logs, and it starts faster than the library can be imported.
 """
 
 import json
@@ -31,7 +31,7 @@ class KubernetesError(UserError):
 
 
 class ForbiddenError(KubernetesError):
-    """The user lacks the right to do this."""
+    """The user lacks the permission for a request."""
 
 
 def kubectl_program() -> str:
@@ -123,7 +123,7 @@ class Kubectl:
             user, verb, resource = denied.groups()
             return ForbiddenError(
                 f'User "{user}" may not {verb} {resource} in namespace {self.namespace}. Fix: ask an administrator for the '
-                "rights of k8s/submitter-role.yaml, or use another context."
+                "permissions of k8s/submitter-role.yaml, or use another context."
             )
         if "Unauthorized" in line or "provide credentials" in line:
             return KubernetesError(f"{self._cluster()} rejects the kubeconfig's credentials ({line}). Fix: log in again.")

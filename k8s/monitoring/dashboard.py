@@ -147,9 +147,13 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
         },
     },
     "Storage": {
-        ("Requests", "Requests to the run's storage by the driver and by worker 0, which saves checkpoints; including retries.", "reqps", "lines", 12): {
-            "{{run}} {{operation}}": of_run(per_second("spikewise_object_store_requests_total"), "run, operation")
-        },
+        (
+            "Requests",
+            "Requests to the run's storage by the driver and by worker 0, which saves checkpoints; including retries.",
+            "reqps",
+            "lines",
+            12,
+        ): {"{{run}} {{operation}}": of_run(per_second("spikewise_object_store_requests_total"), "run, operation")},
         ("Retries and errors", "Requests that were retried, and operations that failed after all retries.", "reqps", "lines", 12): {
             "{{run}} retries": of_run(per_second("spikewise_object_store_retries_total")),
             "{{run}} errors": of_run(per_second("spikewise_object_store_errors_total")),

@@ -1,7 +1,7 @@
 """The images of a data source, their classes, and the split into training and validation.
 
-Separation of concerns: `build_manifest` reads keys, never pixels. `split` works on packed rows, and so on content hashes. It is
-pure and reads no store.
+Separation of concerns: `build_manifest` reads keys, never pixels. `split` works on packed rows and their content hashes; it is pure
+and reads no store.
 
 Shapes: N rows, K classes.
 """
@@ -20,7 +20,7 @@ from trainer.data.dataset import Image, Manifest, Split
 from trainer.storage import Object, Store
 
 LISTED = 200
-"""`Split.facts` lists the keys of at most this many findings of each kind; its counts cover all."""
+"""`Split.facts` lists the keys of at most this many findings of each kind; its counts include all of them."""
 
 
 class DataError(UserError):
@@ -115,12 +115,12 @@ def split(
     """Splits the N packed rows by hash. A unit (the group, or the content of an image without group) belongs to validation if its
     hash, as a fraction of all hashes, is below `validation_fraction`.
 
-    So an image never changes sides when others are added or removed. The price: the fraction holds only on average, as if every
-    unit drew lots (of 1,000 images at 0.2, 200 +- 13 for validation). An exact split cannot keep that promise, because the side
-    of a unit must depend on the unit alone. The facts contain the counts.
+    An image therefore never changes sides when others are added or removed. In return, the fraction holds only on average (with
+    1,000 images at 0.2, validation gets 200 +- 13). An exact fraction is not possible, because the side of a unit must depend on
+    that unit alone. The facts contain the actual counts.
 
-    Training images whose content is also in validation (possible with groups) are left out of training. Copies under two labels
-    stay and are reported.
+    Training images whose content is also in validation (possible with groups) are left out of training. Copies with
+    different labels stay and are reported.
 
     `Split.facts`: `counts` {side: {class: images}}, `groups` {side: units}, `imbalance_ratio` (largest class by smallest),
     `duplicates`, `leaked` and `conflicting_labels` (each with `contents`, `images` and at most LISTED `keys`), and `warnings`,

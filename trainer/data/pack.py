@@ -1,12 +1,12 @@
-"""A manifest -> uint8 shards in object storage. Every image is downloaded and decoded once, in parallel.
+"""Packs the images of a manifest into uint8 shards in storage. Every image is downloaded and decoded once, in parallel.
 
-Separation of concerns: decode.py knows images and shards.py knows files. This module knows where images come from, where they go,
-and when a pack exists. Ray Data decodes blocks of images on any core of the cluster. The driver keeps the order and writes one
-shard at a time, so its memory never holds the whole data set.
+Separation of concerns: decode.py knows image formats and shards.py knows shard files. This module knows where images come from,
+where they go, and when a pack exists. Ray Data decodes blocks of images on any core of the cluster. The driver keeps the order and
+writes one shard at a time, so its memory never holds the whole data set.
 
     shards/<digest>-<H>x<W>x<C>/part-00000-<hash>.arrow
                                 quarantine.json    the images that cannot be used, and why; for people
-                                pack.json          written last, only if absent: with it the pack exists and never changes
+                                pack.json          written last, only if absent; once it exists, the pack exists and never changes
 
 A shard's name contains the hash of its content. Two jobs that pack the same data at the same time write the same objects, or
 objects of different names. The first pack.json wins, and both jobs train on it.
@@ -52,8 +52,8 @@ def pack(
 ) -> Pack:
     """Packs the images. If the pack exists already, returns it without reading an image or calling `progress`.
 
-    Ray must be initialized, unless the pack exists. Calls progress(images done, total images); an exception of `progress` stops
-    the work. A pack with too many unusable images is kept, so that they are found and listed once.
+    Ray must be initialized, unless the pack exists. Calls progress(images done, total images); an exception raised by `progress`
+    stops the packing. A pack with too many unusable images is kept, so that they are found and listed once.
 
     Raises PackError when more than `data.max_quarantined` of the images cannot be used; StoreError.
     """
@@ -259,7 +259,7 @@ def _whole(found: bytes | StoreError, size: int, source: Store) -> bytes:
     """The content of an image. Raises DecodeError if only this image is affected, StoreError if all images may be."""
     if isinstance(found, NotFound):
         machine = socket.gethostname()
-        if isinstance(source, FolderStore) and _is_empty(source):  # else the pack would lack these images for ever
+        if isinstance(source, FolderStore) and _is_empty(source):  # otherwise the pack would lack these images forever
             raise StoreError(f"{source.url} is empty or missing on machine {machine}. Fix: mount data.source on every machine.")
         raise DecodeError(f"was listed but is gone (seen from machine {machine})")
     if isinstance(found, StoreError):

@@ -28,7 +28,7 @@ from trainer.data.index import DataError
 from trainer.storage import NotFound, Store, StoreError
 
 SHARD_BYTES = 96_000_000
-"""Bytes of pixels in one shard: large enough for full download speed, small enough for the driver's memory."""
+"""Bytes of pixels in one shard: large enough to download at full speed, small enough to fit into the driver's memory."""
 TMPDIR, CACHE_DIR = "TMPDIR", "pipeline.cache_dir"
 """The settings that move the files elsewhere."""
 
@@ -238,7 +238,7 @@ def _disk(folder: Path, needed: int, setting: str) -> Iterator[None]:
     except (OSError, StoreError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__  # of a StoreError: the exception that the store met
+            cause = cause.__context__  # the exception that a StoreError was raised for
         if cause is None:
             raise
         if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -6,7 +6,7 @@ from trainer import UserError
 
 
 class DeviceError(UserError):
-    """This process has no GPU although the run asks for one."""
+    """The run needs a GPU, and this process has none."""
 
 
 def configure(*, threads: int, gpu: bool) -> None:

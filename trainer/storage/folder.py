@@ -1,4 +1,4 @@
-"""A folder as a store."""
+"""A folder as a store: owns atomic writes to files, and the mapping of keys to paths."""
 
 import os
 import secrets

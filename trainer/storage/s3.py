@@ -1,6 +1,6 @@
 """S3 buckets as stores. The only door to boto3.
 
-Owns how S3 is called, when a request is retried, and what the user reads when retries did not help.
+Owns how S3 is called, when a request is retried, and what the user reads when all retries have failed.
 """
 
 import random
@@ -39,7 +39,7 @@ _ANSWERS = {
     "NoSuchBucket": ("no such bucket", "create it or correct the bucket name"),
     "InvalidAccessKeyId": ("the server does not know this access key", "check AWS_ACCESS_KEY_ID"),
     "SignatureDoesNotMatch": ("the secret key is wrong", "check AWS_SECRET_ACCESS_KEY"),
-    "AccessDenied": ("these credentials lack the permission", "grant it or use other credentials"),
+    "AccessDenied": ("these credentials lack the permission", "grant it, or use other credentials"),
     "ExpiredToken": ("the credentials have expired", "renew them"),
     "NotImplemented": (
         "the server does not support this operation",

@@ -15,7 +15,7 @@ from trainer.storage import open_store, results
 
 
 def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, capsys):
-    """A user who only asks would already have written to the bucket, or would not learn what the job is about to do."""
+    """A user who only wants to see the plan would already have written to the bucket, or would not learn what the job would do."""
     jobs.put_images(str(tmp_path), images=60)
     configuration = jobs.write_config(tmp_path, str(tmp_path), workers=2)
     before = sorted(tmp_path.rglob("*"))

@@ -107,7 +107,7 @@ def test_refuses_what_would_not_come_back(checkpoints: Checkpoints, array: np.nd
 
 
 def test_never_loads_a_pickle(checkpoints: Checkpoints, store: Store, tmp_path: Path) -> None:
-    """Write access to the bucket must not allow to run code in the training job, even with valid checksums."""
+    """Write access to the bucket must not allow anyone to run code in the training job, even with valid checksums."""
     canary = tmp_path / "canary"
 
     class Evil:
@@ -311,7 +311,7 @@ def test_a_failed_save_does_not_end_training(folder: FolderStore, caplog: pytest
         assert checkpoints.stats == SaveStats(failures=2)
         (record,) = caplog.records
         assert record.levelno == logging.ERROR
-        assert "saving the checkpoint of step 10 failed, training continues: StoreError: " in record.message
+        assert "saving the checkpoint of step 10 failed; training continues: StoreError: " in record.message
         folder.delete([FOLDER])
         before = time.time()
         checkpoints.save(20, state(), {})

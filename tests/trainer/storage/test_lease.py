@@ -169,7 +169,7 @@ def test_a_failing_heartbeat_does_not_lose_the_name(tmp_path: Path, caplog: pyte
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"lease_seconds": "long", "beat"', b'{"lease_seconds": "long"}'])
 def test_a_damaged_lease_does_not_block_the_name(store: Store, content: bytes) -> None:
-    """A torn lease object would block the next job for ever instead of delaying it."""
+    """A torn lease object would block the next job forever instead of delaying it."""
     store.put("runs/a-run/lease-000041.json", content)
     with Lease(store, "a-run", 0.1):
         assert lease_keys(store) == ["lease-000042.json"]
@@ -249,7 +249,7 @@ class Stepwise(FolderStore):
     schedule=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 20)), max_size=12),
 )
 def test_any_interleaving_of_contenders(former: str, plans: list[str], schedule: list[tuple[int, int]]) -> None:
-    """In some order of requests two jobs would hold the name, a live job would lose it, or it would stay taken for ever."""
+    """In some order of requests two jobs would hold the name, a live job would lose it, or it would stay taken forever."""
     turns, now, started = Turns(who for who, times in schedule for _ in range(times)), 0.0, []
     alive: list[Lease] = []
 

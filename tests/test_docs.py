@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from spikewise import causes, probes
 
 DIAGNOSIS = Path("docs/diagnosis.md").read_text(encoding="utf-8")
@@ -31,6 +33,7 @@ def _paragraphs(text: str) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n(?=\S|  #\. )", plain.strip())]
 
 
+@pytest.mark.integration
 def test_the_examples_of_the_diagnosis_run_and_print_what_is_shown():
     """These examples are the first thing a user copies."""
     whole, comparison = _blocks("python")

@@ -62,6 +62,7 @@ def test_without_keras_the_callback_says_what_to_install(missing):
     )
 
 
+@pytest.mark.integration
 def test_an_error_inside_the_library_is_not_reported_as_a_missing_keras():
     """Otherwise a user with a broken installation would be sent to install what is there."""
     script = (

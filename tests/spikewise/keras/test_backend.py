@@ -29,6 +29,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("backend", ["jax", "numpy"])
 def test_other_backends_are_refused_before_tensorflow_is_imported(backend):
     """Otherwise a JAX or PyTorch user would get an error from within TensorFlow, or load it beside their own framework."""

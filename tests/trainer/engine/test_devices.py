@@ -17,6 +17,7 @@ def test_no_gpu_where_one_is_wanted(monkeypatch):
         devices.configure(threads=1, gpu=True)
 
 
+@pytest.mark.integration
 def test_threads_are_limited():
     """Several workers on one machine would each use all cores and slow each other down."""
     script = (

@@ -42,6 +42,7 @@ def test_equal_seeds_give_equal_weights():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("data_format", "classes"), [("channels_last", 2), ("channels_first", 5)])
 def test_the_export_loads_in_plain_keras_and_predicts_the_same(tmp_path, data_format, classes):
     """A user could not load model.keras without this project, or would get other predictions from it."""

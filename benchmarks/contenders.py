@@ -3,7 +3,7 @@
     python -m benchmarks.contenders NAME FOLDER [--epochs E]
 
 All of them train the question's network on the images in FOLDER (made by `python -m jobs.demo.images`), without Ray and
-without an object store. Each takes about a minute on two cores.
+without object storage. Each takes about a minute on two cores.
 
     memory       the job's training step, fed with batches that are already in memory
     step         the same step, alternating with the same step on Keras' BatchNormalization

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.command_line import add_configuration
 from trainer import UserError, config
-from trainer.data.index import split
+from trainer.data.index import split_rows
 from trainer.data.pack import load_pack
 from trainer.data.shards import open_rows
 from trainer.formatting import one_line
@@ -34,11 +34,7 @@ def main(argv: list[str] | None = None) -> int:
                 "Fix: start a run on the same data, which packs them again."
             )
         rows = open_rows(packed, storage, Path(settings.pipeline.cache_dir))
-        sides = split(
-            *(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes),
-            validation_fraction=data.validation_fraction,
-            min_validation=data.min_validation,
-        )
+        sides = split_rows(rows, packed.classes, data)
         folder = Path(settings.run.output, arguments.run)
         write(load(arguments.run, storage, packed, rows, sides), folder)
     except (UserError, OSError) as error:

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         traceback.print_exc()
         return os.EX_TEMPFAIL
-    if outcome.outcome.startswith("failed"):
+    if outcome.failed:
         print(f"error: run {outcome.run} {outcome.outcome}", file=sys.stderr)
         return os.EX_TEMPFAIL if outcome.transient and arguments.retried else 1
     print(f"run {outcome.run}: {outcome.outcome}", file=sys.stdout if outcome.succeeded else sys.stderr)

@@ -106,13 +106,9 @@ METRICS: dict[str, Definition] = {
     ),
     "spikewise_checkpoint_duration_seconds": Definition("gauge", "seconds", "Duration of the last successful save."),
     "spikewise_checkpoint_failures_total": Definition("counter", "", "Saves that failed after all retries."),
-    "spikewise_object_store_requests_total": Definition(
-        "counter", "", "Requests to the object store, including retries.", ("operation",)
-    ),
-    "spikewise_object_store_retries_total": Definition("counter", "", "Requests to the object store that were retried."),
-    "spikewise_object_store_errors_total": Definition(
-        "counter", "", "Operations on the object store that failed after all retries."
-    ),
+    "spikewise_storage_requests_total": Definition("counter", "", "Requests to object storage, including retries.", ("operation",)),
+    "spikewise_storage_retries_total": Definition("counter", "", "Requests to object storage that were retried."),
+    "spikewise_storage_errors_total": Definition("counter", "", "Operations on object storage that failed after all retries."),
 }
 """Name of each metric -> its definition. No label has unbounded values."""
 
@@ -303,13 +299,13 @@ class Exporter(Collector):
             self._count("spikewise_checkpoint_failures_total", (), failures, "")
             self._updates += 1
 
-    def update_object_store(self, process: str, *, requests: Mapping[str, int], retries: int, errors: int) -> None:
+    def update_storage(self, process: str, *, requests: Mapping[str, int], retries: int, errors: int) -> None:
         """Set what a Store has counted since the start of `process` ("driver", "worker 0"). The counters add up all processes."""
         with self._changed:
             for operation, total in requests.items():
-                self._count("spikewise_object_store_requests_total", (operation,), total, process)
-            self._count("spikewise_object_store_retries_total", (), retries, process)
-            self._count("spikewise_object_store_errors_total", (), errors, process)
+                self._count("spikewise_storage_requests_total", (operation,), total, process)
+            self._count("spikewise_storage_retries_total", (), retries, process)
+            self._count("spikewise_storage_errors_total", (), errors, process)
             self._updates += 1
 
     def serve(self, host: str, port: int) -> int:

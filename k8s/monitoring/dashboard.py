@@ -146,13 +146,13 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
             "{{run}}": of_run("spikewise_epoch_duration_seconds")
         },
     },
-    "Object store": {
+    "Object storage": {
         ("Requests", "Requests of the driver and of worker 0, which saves; including retries.", "reqps", "lines", 12): {
-            "{{run}} {{operation}}": of_run(per_second("spikewise_object_store_requests_total"), "run, operation")
+            "{{run}} {{operation}}": of_run(per_second("spikewise_storage_requests_total"), "run, operation")
         },
         ("Retries and errors", "Requests that were retried, and operations that failed after all retries.", "reqps", "lines", 12): {
-            "{{run}} retries": of_run(per_second("spikewise_object_store_retries_total")),
-            "{{run}} errors": of_run(per_second("spikewise_object_store_errors_total")),
+            "{{run}} retries": of_run(per_second("spikewise_storage_retries_total")),
+            "{{run}} errors": of_run(per_second("spikewise_storage_errors_total")),
         },
     },
     "Checkpoints": {
@@ -231,7 +231,7 @@ def build() -> dict[str, Any]:
     made = (
         dashboard.Dashboard("Spikewise")
         .uid("spikewise")
-        .description("Training runs: losses, spikes and their causes, speed, object store, checkpoints.")
+        .description("Training runs: losses, spikes and their causes, speed, object storage, checkpoints.")
         .tags(["spikewise", "training"])
         .time("now-6h", "now")
         .refresh("30s")

@@ -46,7 +46,7 @@ def filled() -> Exporter:
     exporter.enter("training")
     exporter.update(report(), best=report(), images=320, input_waits=[0.1, 0.25])
     exporter.update_checkpoint(step=10, committed=1.7e9, seconds=0.5, failures=1)
-    exporter.update_object_store("driver", requests={"get": 5, "put": 2}, retries=3, errors=1)
+    exporter.update_storage("driver", requests={"get": 5, "put": 2}, retries=3, errors=1)
     exporter.begin(1, steps=0, images=0)
     exporter.update_spikes([a_diagnosis("few_examples", 3)])
     exporter.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("unexplained", 4)])
@@ -131,8 +131,8 @@ def test_values_of_an_epoch() -> None:
     assert value(exporter, "spikewise_images_processed_total") == 320
     assert value(exporter, "spikewise_worker_input_wait_ratio", rank="1") == 0.25
     assert value(exporter, "spikewise_dataset_images", split="validation") == 80
-    assert value(exporter, "spikewise_object_store_requests_total", operation="get") == 5
-    assert value(exporter, "spikewise_object_store_retries_total") == 3
+    assert value(exporter, "spikewise_storage_requests_total", operation="get") == 5
+    assert value(exporter, "spikewise_storage_retries_total") == 3
     assert value(exporter, "spikewise_checkpoint_failures_total") == 1
 
 
@@ -237,8 +237,8 @@ def test_counts_of_processes_add_up_over_restarts() -> None:
     """A replaced worker counts requests and failed saves from zero; the counts of the first one would be lost."""
     exporter = Exporter()
     for process, total in (("driver", 5), ("worker 0", 7), ("worker 0", 9), ("worker 0", 2), ("driver", 6)):
-        exporter.update_object_store(process, requests={"get": total}, retries=0, errors=0)
-    assert value(exporter, "spikewise_object_store_requests_total", operation="get") == 6 + 9 + 2
+        exporter.update_storage(process, requests={"get": total}, retries=0, errors=0)
+    assert value(exporter, "spikewise_storage_requests_total", operation="get") == 6 + 9 + 2
     for failures in (0, 2, 1):
         exporter.update_checkpoint(step=None, committed=None, seconds=None, failures=failures)
     assert value(exporter, "spikewise_checkpoint_failures_total") == 3

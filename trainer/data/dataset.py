@@ -6,6 +6,12 @@ Shapes: N images, H W C one image, K classes.
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer import UserError
+
+
+class DataError(UserError):
+    """The data cannot be trained on; the one-line message names the problem and the fix."""
+
 
 @dataclass(frozen=True, slots=True)
 class Image:

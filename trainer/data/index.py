@@ -15,16 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from trainer import UserError, config
-from trainer.data.dataset import Image, Manifest, Split
+from trainer import config
+from trainer.data.dataset import DataError, Image, Manifest, Split
+from trainer.data.shards import PackedRows
 from trainer.storage import Object, Store
 
 LISTED = 200
 """`Split.facts` lists the keys of at most this many findings of each kind; its counts cover all."""
-
-
-class DataError(UserError):
-    """The data cannot be trained on; the one-line message names the problem and the fix."""
 
 
 def build_manifest(store: Store, data: config.Data) -> Manifest:
@@ -100,6 +97,19 @@ def _digest(classes: Sequence[str], images: Iterable[Image]) -> str:
     rows = [[image.key, image.size, image.etag, image.label, image.group] for image in images]
     canonical = json.dumps({"classes": list(classes), "images": rows}, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def split_rows(rows: PackedRows, classes: Sequence[str], data: config.Data) -> Split:
+    """`split` of a pack's rows as `data` configures it. Raises DataError."""
+    return split(
+        rows.keys,
+        rows.labels,
+        rows.groups,
+        rows.contents,
+        classes,
+        validation_fraction=data.validation_fraction,
+        min_validation=data.min_validation,
+    )
 
 
 def split(

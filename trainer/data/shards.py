@@ -23,8 +23,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.dataset import Pack, Shard
-from trainer.data.index import DataError
+from trainer.data.dataset import DataError, Pack, Shard
 from trainer.storage import NotFound, Store, StoreError
 
 SHARD_BYTES = 96_000_000

@@ -55,6 +55,7 @@ class Outcome:
     """completed, stopped early, interrupted, or failed: why."""
     folder: Path
     """Local folder of the report."""
+    failed: bool = False
     transient: bool = False
     """Whether a failed run may succeed later, for example when storage answers again."""
 
@@ -226,7 +227,8 @@ class _Run:
                 self._report(data, with_model=finished is not None and outcome != "interrupted")
         except Exception as error:  # whatever it is, the run has ended as it has
             self.log.report_incomplete(one_line(error) if isinstance(error, UserError | OSError) else repr(error))
-        return Outcome(self.name, outcome, self.folder, failure.transient if failure else False)
+        transient = failure is not None and failure.transient
+        return Outcome(self.name, outcome, self.folder, failed=finished is None, transient=transient)
 
     def _report(self, data: Prepared, *, with_model: bool) -> None:
         """Writes the report and stores it beside the checkpoints."""

@@ -48,7 +48,7 @@ class Monitoring:
 
     def count_requests(self, process: str, requests: Requests) -> None:
         """`process`: "driver" or "worker 0"."""
-        self.exporter.update_object_store(process, requests=requests.by_operation, retries=requests.retries, errors=requests.errors)
+        self.exporter.update_storage(process, requests=requests.by_operation, retries=requests.retries, errors=requests.errors)
 
     def _saves(self, saves: SaveStats) -> None:
         self.exporter.update_checkpoint(step=saves.step, committed=saves.committed, seconds=saves.seconds, failures=saves.failures)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from trainer import UserError, config
-from trainer.data.dataset import Manifest, Pack, Split
-from trainer.data.index import DataError, split
+from trainer.data.dataset import DataError, Manifest, Pack, Split
+from trainer.data.index import split_rows
 from trainer.data.pack import pack
 from trainer.data.shards import PackedRows, open_rows
 from trainer.formatting import one_line
@@ -49,11 +49,7 @@ def prepare(
     """
     packed = images if isinstance(images, Pack) else _packed(images, source, storage, data, log, progress)
     rows = open_rows(packed, storage, cache_dir)
-    sides = split(
-        *(rows.keys, rows.labels, rows.groups, rows.contents, packed.classes),
-        validation_fraction=data.validation_fraction,
-        min_validation=data.min_validation,
-    )
+    sides = split_rows(rows, packed.classes, data)
     training, validation = len(sides.training), len(sides.validation)
     check_batch_size(batch_size, training)
     pixels = packed.images * int(np.prod(packed.image_shape))

@@ -108,6 +108,7 @@ class Lease:
 
     def _watch(self) -> int:
         """Waits until the holder of the highest number has released it or is dead. Returns that number; 0 if there is none."""
+        looked = time.monotonic()
         number, record = first = self._highest()
         patience = record.get("lease_seconds", 0)
         patience = max(self._seconds, patience if isinstance(patience, int | float) else 0)
@@ -117,10 +118,11 @@ class Lease:
         while number and not record.get("released"):
             if (number, record) != first:
                 raise self._in_use(record)
-            if time.monotonic() > deadline:
+            if looked > deadline:  # when the last request began: its answer may be old by now
                 log.warning('taking over run "%s" from %s: no heartbeat for %g s', self._run, _holder(record), patience)
                 break
             time.sleep(self._seconds / 10)
+            looked = time.monotonic()
             number, record = self._highest()
         return number
 

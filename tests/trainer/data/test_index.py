@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from trainer.config import Data
-from trainer.data.index import LISTED, DataError, build_manifest, split
+from trainer.data.dataset import DataError
+from trainer.data.index import LISTED, build_manifest, split
 from trainer.storage import NotFound
 from trainer.storage.folder import FolderStore
 

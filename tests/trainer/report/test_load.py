@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support import training
 from tests.trainer.report.runs import demo
 from trainer import UserError, config
 from trainer.data.dataset import Pack, Quarantined, Split
-from trainer.data.loader import Feed
 from trainer.report.load import load
 from trainer.storage import Store, open_store, results
 
@@ -107,7 +107,7 @@ def test_the_images_of_a_batch_are_those_that_were_trained_on(store: Store, rows
     """The report would show other images than the ones that did the harm."""
     stored(store, 1)
     result = load("a-run", store, PACK, rows, SIDES)
-    fed = [batch.images.numpy() for batch in Feed(rows, np.arange(40, 200), SETTINGS, rank=0, size=1).batches(6)]
+    fed = [batch.images.numpy() for batch in training.feed(SETTINGS, rows, np.arange(40, 200)).batches(6)]
     assert result.batch is not None
     shown = result.batch(6, 3)
     assert [image.key for image in shown] == [f"image-{row:03d}" for row in fed[3]]

@@ -30,7 +30,7 @@ def test_an_epoch_reaches_the_metrics():
     assert value("spikewise_images_processed_total") == 20 * 32
     assert value("spikewise_worker_input_wait_ratio", {"rank": "1"}) == 0.125
     assert value("spikewise_checkpoint_step") == 20
-    assert value("spikewise_object_store_requests_total", {"operation": "put"}) == 3 + 2
+    assert value("spikewise_storage_requests_total", {"operation": "put"}) == 3 + 2
 
 
 def test_progress_and_restarts_reach_the_metrics():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.data.index import DataError
+from trainer.data.dataset import DataError
 from trainer.run.preparation import OutputError, check_batch_size, check_output
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -176,36 +177,49 @@ def test_a_damaged_lease_does_not_block_the_name(store: Store, content: bytes) -
 
 
 class Turns:
-    """Runs functions in threads, one at a time: each runs until it calls `pause`, then the schedule picks the next one."""
+    """Runs functions in threads, one at a time, in a time of its own: each runs until it calls `pause` or `sleep`, then the
+    schedule picks the next one. Time passes only while all of them sleep."""
 
-    def __init__(self, schedule: Iterable[int]) -> None:
+    def __init__(self, schedule: Iterable[int], on_tick: Callable[[], None]) -> None:
+        """`on_tick` is called whenever time has passed."""
+        self.now = 0.0
+        self._on_tick = on_tick
         self._schedule = itertools.chain(schedule, itertools.count())
         self._back = threading.Semaphore(0)
         self._own = threading.local()
-        self._finished: set[threading.Semaphore] = set()
+        self._waking: dict[threading.Semaphore, float] = {}
 
     def pause(self) -> None:
         if turn := getattr(self._own, "turn", None):  # unset in other threads
             self._back.release()
             turn.acquire()
 
-    @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """Keeps the turn while the context is open."""
-        turn, self._own.turn = getattr(self._own, "turn", None), None
-        yield
-        self._own.turn = turn
+    def sleep(self, seconds: float) -> None:
+        if turn := getattr(self._own, "turn", None):
+            self._waking[turn] = self.now + seconds
+            self.pause()
+        else:
+            self._tick(self.now + seconds)
 
     def run(self, functions: list[Callable[[], None]]) -> None:
         """Returns when all functions have returned. Raises the error of one that failed."""
         with ThreadPoolExecutor(len(functions)) as pool:
             turns = [threading.Semaphore(0) for _ in functions]
+            self._waking = dict.fromkeys(turns, 0.0)
             futures = list(map(pool.submit, [self._call] * len(turns), functions, turns))
-            while waiting := [turn for turn in turns if turn not in self._finished]:
-                waiting[next(self._schedule) % len(waiting)].release()
-                self._back.acquire()
+            while self._waking:
+                ready = [turn for turn in turns if self._waking.get(turn, math.inf) <= self.now]
+                if ready:
+                    ready[next(self._schedule) % len(ready)].release()
+                    self._back.acquire()
+                else:
+                    self._tick(min(self._waking.values()))
         for future in futures:
             future.result()
+
+    def _tick(self, now: float) -> None:
+        self.now = now
+        self._on_tick()
 
     def _call(self, function: Callable[[], None], turn: threading.Semaphore) -> None:
         turn.acquire()
@@ -214,7 +228,7 @@ class Turns:
             function()
         finally:
             self._own.turn = None
-            self._finished.add(turn)
+            del self._waking[turn]
             self._back.release()
 
 
@@ -250,17 +264,16 @@ class Stepwise(FolderStore):
 )
 def test_any_interleaving_of_contenders(former: str, plans: list[str], schedule: list[tuple[int, int]]) -> None:
     """In some order of requests two jobs would hold the name, a live job would lose it, or it would stay taken for ever."""
-    turns, now, started = Turns(who for who, times in schedule for _ in range(times)), 0.0, []
+    started: list[Lease] = []
     alive: list[Lease] = []
+    lost: list[Lease] = []
 
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-        with turns.undisturbed():
-            for holder in alive:  # in place of the thread that does it every third of the lease seconds
-                holder._beat()
-                assert not holder.lost.is_set()
-        turns.pause()
+    def beat() -> None:
+        for holder in list(alive):  # in place of the thread that does it every third of the lease seconds
+            holder._beat()
+            if holder.lost.is_set():
+                alive.remove(holder)
+                lost.append(holder)
 
     def contender() -> Lease:
         started.append(Lease(store, "a-run", 3000))
@@ -274,28 +287,27 @@ def test_any_interleaving_of_contenders(former: str, plans: list[str], schedule:
             return
         assert not alive, "two holders"
         alive.append(lease)
-        for _ in range(3):
-            turns.pause()
-        if plan != "hold":
+        turns.sleep(1000)
+        if plan != "hold" and lease in alive:
             alive.remove(lease)
-        if plan == "release":
-            lease.__exit__()
+            if plan == "release":
+                lease.__exit__()
 
+    turns = Turns((who for who, times in schedule for _ in range(times)), beat)
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease_module, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+        patch.setattr(lease_module, "time", SimpleNamespace(monotonic=lambda: turns.now, sleep=turns.sleep))
         store = Stepwise(folder, turns.pause)
         if former != "none":
-            with contender() as lease:
+            with contender():
                 record = store.get("runs/a-run/lease-000001.json")
             if former == "dead":
                 store.put("runs/a-run/lease-000001.json", record)
         turns.run([partial(contend, plan) for plan in plans])
         for lease in started:
             if lease not in alive and lease._number:
-                lease._beat()  # a paused one wakes up
-        for holder in alive:
-            holder._beat()
-            assert not holder.lost.is_set()
+                lease._beat()  # a dead one wakes up
+        beat()
+        assert not lost, "a live job lost its name"
         with pytest.raises(RunInUse) if alive else nullcontext():
             contender().__enter__()
         for lease in started:

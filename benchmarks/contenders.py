@@ -2,8 +2,8 @@
 
     python -m benchmarks.contenders NAME FOLDER [--epochs E]
 
-All of them train the question's network on the images in FOLDER (made by `python -m jobs.demo.images`), without Ray and
-without object storage. Each takes about a minute on two cores.
+All of them train the network of trainer/model/question.py on the images in FOLDER (made by `python -m jobs.demo.images`), without
+Ray and without S3. Each takes about a minute on two cores.
 
     memory       the job's training step, fed with batches that are already in memory
     step         the same step, alternating with the same step on Keras' BatchNormalization
@@ -37,7 +37,7 @@ from trainer.engine.step import Learner
 
 QUESTION = "jobs/configs/question.toml"
 NICENESS = 15
-"""The niceness of Ray's workers. With the same niceness, other load slows the job and the contenders alike."""
+"""The niceness of Ray's workers. With equal niceness, other load slows the job and the contenders equally."""
 PAIRS, BLOCK, WARM_UP = 40, 5, 5
 """For `step`: turns per layer, steps per turn, and untimed steps before the first turn."""
 

@@ -1,10 +1,10 @@
-"""The time that the diagnosis adds to an epoch without a spike, as a fraction of the rest of the epoch. Prints JSON.
+"""Measures the time that the diagnosis adds to an epoch without a spike, as a fraction of the rest of the epoch. Prints JSON.
 
     python -m benchmarks.diagnosis_time
 
 Takes a few minutes on two cores. The diagnosis copies the weights eight times per epoch, however long the epoch is, so the
-fraction is largest in short epochs. jobs/configs/question.toml has 184 steps per epoch. The images here are 32x32; at the
-question's 64x64 a step takes longer and the fraction is smaller.
+fraction is largest in short epochs. jobs/configs/question.toml has 184 steps per epoch. The images here are 32x32; at 64x64, as
+in that file, a step takes longer and the fraction is smaller.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""How often the detector raises an alarm in a healthy run, on simulated loss curves. Prints JSON.
+"""Measures how often the detector raises an alarm in a healthy run, on simulated loss curves. Prints JSON.
 
     python -m benchmarks.false_alarms [--runs 4000] [--seed 1]
 

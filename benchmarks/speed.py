@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed [--quick]     (or: make bench)
 
-Takes about 15 minutes on two cores; keep the machine quiet meanwhile. --quick takes about 5 minutes and shows only that the
-benchmark works. Trains the question's network on demo photographs (64x64, batch size 32) in the local S3 server. Machines
-differ and their speed drifts, so only ratios count: the programs to compare alternate within one call, ROUNDS times.
+Takes about 15 minutes on two cores; keep the machine otherwise idle. --quick takes about 5 minutes and shows only that the
+benchmark works. Trains the network of trainer/model/question.py on demo photographs (64x64, batch size 32) in the local S3 server.
+Machines differ and their speed drifts, so only ratios count: the programs to compare alternate within one call, ROUNDS times.
 
     a  the job on Ray with one worker, against the same steps on data in memory without Ray      (target: 0.95)
     b  the job against keras.Model.fit on the same network; two workers against one; a training step against the same step

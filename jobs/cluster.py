@@ -1,7 +1,7 @@
 """Follows and ends runs on a Kubernetes cluster: `python -m jobs.cluster status|logs|cancel`, from any machine with its kubeconfig.
 
-Sources: the pods' state from Kubernetes, training progress from the driver's metrics (through the API server), and the driver's
-log. For a run that has ended or is no longer on the cluster: its bucket.
+Sources: Kubernetes for the state of the pods and the driver's log; the driver's metrics, through the API server, for training
+progress; and the bucket for a run that has ended or is no longer on the cluster.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""An S3 server with the demo's images in a cluster without a bucket: `python -m jobs.cluster_data --image IMAGE`.
+"""Starts an S3 server with the demo's images in a cluster without a bucket: `python -m jobs.cluster_data --image IMAGE`.
 
-Owns: the S3 server of k8s/s3-server: its random credentials, which exist in the Secret `s3-server` only, its start, and the
-connection to it through the API server. Runs and their checkpoints leave it in place; `kubectl delete -k k8s/s3-server` removes it
-and its data.
+Owns the S3 server of k8s/s3-server: its random credentials, which exist only in the Secret `s3-server`, its start, and the
+connection to it through the API server. Ending a run does not remove the server; `kubectl delete -k k8s/s3-server` removes it and
+its data.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def start(kubectl: Kubectl, image: str) -> None:
-    """Starts the server unless it runs, and waits until it answers. Raises KubernetesError."""
+    """Starts the server unless it is running, and waits until it answers. Raises KubernetesError."""
     if not kubectl.exists("secret", NAME):
         values = {
             "AWS_ACCESS_KEY_ID": secrets.token_hex(16),

@@ -1,4 +1,4 @@
-"""Arguments and output that several commands share."""
+"""Owns the arguments and the output that several commands share."""
 
 import argparse
 

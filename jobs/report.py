@@ -18,7 +18,7 @@ from trainer.storage import open_store, results
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.report", description="Writes a run's report from its stored results.")
     add_configuration(parser, "a configuration with the run's [s3] section and run.storage")
-    parser.add_argument("--run", required=True, metavar="NAME", help="name of the run; it may still be going on")
+    parser.add_argument("--run", required=True, metavar="NAME", help="name of the run, which may still be in progress")
     arguments = parser.parse_args(argv)
     try:
         settings = config.load(arguments.config, arguments.set)

@@ -1,6 +1,6 @@
 """Runs a job on a Kubernetes cluster: `python -m jobs.submit --config FILE --overlay NAME --image IMAGE`.
 
-Owns: the checks before anything is created. Submitting an ended run again resumes it. The exit code is the job's, or 2 for an error
+Owns the checks before anything is created. Submitting an ended run again resumes it. The exit code is the job's, or 2 for an error
 that the user can correct. Ctrl-C stops watching; the run continues.
 """
 
@@ -62,9 +62,9 @@ def _settings(path: str, overrides: list[str]) -> tuple[config.Settings, str]:
     run = config.run_name(settings, path)
     for key, url in (("data.source", settings.data.source), ("run.storage", settings.run.storage)):
         if not url.startswith("s3://"):
-            raise UserError(f"{key} = {url!r} is a folder, and pods share no folder. Fix: use s3://bucket/prefix.")
+            raise UserError(f"{key} = {url!r} is a folder, but pods share no folder. Fix: use s3://bucket/prefix.")
     if settings.metrics.port == 0:
-        raise UserError("metrics.port = 0 picks a free port, and Prometheus needs a fixed one. Fix: choose a port, such as 9400.")
+        raise UserError("metrics.port = 0 picks a free port, but Prometheus needs a fixed one. Fix: choose a port, such as 9400.")
     in_pods = [f"run.name={json.dumps(run)}", 'metrics.host="0.0.0.0"']  # a pod's own address is not known here
     return config.load(path, [*overrides, *in_pods]), run
 
@@ -130,7 +130,7 @@ def _keys(kubectl: Kubectl, secret: str) -> list[str] | None:
 
 
 def _check_bucket(settings: config.Settings, run: str) -> None:
-    """Prints the plan of the run, from what the bucket holds. Raises UserError for errors that the pods would run into as well."""
+    """Prints the plan of the run, from what the bucket holds. Raises UserError for errors that the pods would meet as well."""
     from trainer.run.plan import plan
     from trainer.storage import StoreError
     from trainer.storage.s3 import has_credentials

@@ -1,7 +1,7 @@
 """Trains a model: `python -m jobs.train --config jobs/configs/question.toml --set run.name=first`. Run it again to resume.
 
-Exit codes: 0 success, 1 the run failed, 2 an error that the user can correct, 143 interrupted, a checkpoint is saved; with
---retried, 75 for a failure that may be over later.
+Exit codes: 0 success, 1 the run failed, 2 an error that the user can correct, 143 interrupted with a checkpoint saved; with
+--retried, 75 for a failure after which a retry may succeed.
 """
 
 import argparse
@@ -16,10 +16,12 @@ from trainer.run.console import Console
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train a model, or resume the run of that name.")
+    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Trains a model, or resumes the run of that name.")
     add_configuration(parser, "TOML file, for example jobs/configs/question.toml")
     parser.add_argument("--dry-run", action="store_true", help="print what the run would do, and write nothing")
-    parser.add_argument("--retried", action="store_true", help=f"exit with {os.EX_TEMPFAIL} after a failure that may be over later")
+    parser.add_argument(
+        "--retried", action="store_true", help=f"exit with {os.EX_TEMPFAIL} after a failure after which a retry may succeed"
+    )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     try:

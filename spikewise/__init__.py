@@ -6,8 +6,8 @@
     model.fit(x, y, epochs=100, callbacks=[spikes])
     print(spikes.summary)
 
-`explain` does the same for two sets of losses, and `python -m spikewise` does so on the command line. docs/diagnosis.md describes
-causes and probes. Names are imported on first use: `import spikewise` needs and loads NumPy alone; SpikeDiagnosis needs Keras on
+`explain` does the same for two sets of losses, as does `python -m spikewise` on the command line. docs/diagnosis.md describes
+causes and probes. Names are imported on first use: `import spikewise` needs and loads only NumPy; SpikeDiagnosis needs Keras on
 TensorFlow (`pip install 'spikewise[keras]'`).
 
 The modules, from bottom to top:
@@ -16,7 +16,7 @@ records    the values: Spike, Probe, Cause, Diagnosis, ...
 detect     per-example losses of each epoch in, spikes out
 steps      what was unusual about the training in an epoch
 probes     counterfactuals: evaluate the validation set again with one condition changed
-suspects   the single images behind a rise
+suspects   the individual images behind a rise
 causes     what probes and steps found -> ranked causes with evidence and remedy, one module per cause
 diagnose   the Diagnostician, which joins all of this for one run
 describe   diagnoses as text
@@ -77,7 +77,8 @@ def __getattr__(name: str) -> Any:
         if error.name not in ("keras", "tensorflow"):
             raise
         raise ImportError(
-            f"spikewise.{name} needs Keras and TensorFlow, and {error.name} is not installed. Fix: pip install 'spikewise[keras]'"
+            f"spikewise.{name} needs Keras and TensorFlow, and {error.name} is not installed. "
+            "Fix: run pip install 'spikewise[keras]'."
         ) from None
     globals()[name] = value
     return value

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m spikewise",
-        description="Explain why a validation loss rose, from the losses of the same examples before and after.",
+        description="Explains why a validation loss rose, from the losses of the same examples before and after.",
         epilog="The losses alone reveal chance and single examples. For all causes, use spikewise.SpikeDiagnosis in model.fit, or "
         "pass the model to spikewise.explain.",
     )

@@ -33,10 +33,10 @@ def explain(
 ) -> Diagnosis:
     """Explains why the mean of `now` [n] is above that of `before` [n]: losses of the same examples in the same order.
 
-    The losses alone reveal chance and single examples, and need NumPy only. For other causes, also pass the compiled
+    The losses alone reveal chance and single examples; this needs only NumPy. For other causes, also pass the compiled
     `keras.Model` as it is now, `earlier` (what its `get_weights()` returned before the rise), `validation_data` and
     `training_data` (arrays (x, y), a batched tf.data.Dataset or a keras.utils.PyDataset). The model is then evaluated under
-    changed conditions; afterwards it is as it was. `keys`, `groups` [n]: name and source of each example. `epoch`: the epoch number
+    changed conditions, and restored afterwards. `keys`, `groups` [n]: name and source of each example. `epoch`: the epoch number
     in the diagnosis.
 
     Raises UserError if the losses did not rise, or the arguments do not fit each other.
@@ -91,13 +91,13 @@ def _case(before: np.ndarray, now: np.ndarray, resampler: Resampler, keys: Seque
 
 
 def _check(before: np.ndarray, now: np.ndarray, names: dict[str, Sequence[Any] | None]) -> None:
-    """Raises UserError unless these are losses that rose, with one of each name for each example."""
+    """Raises UserError unless the losses rose, and each of `names` has one entry for each example."""
     if before.ndim != 1 or before.shape != now.shape or not len(now):
         raise UserError(
             f"before has shape {before.shape} and now has shape {now.shape}. Fix: pass one loss for each validation example."
         )
     if not np.isfinite(before).all() or not np.isfinite(now).all():
-        raise UserError("before or now contains a loss that is not finite: the network has diverged. Fix: pass finite losses.")
+        raise UserError("before or now contains a loss that is not finite: the model has diverged. Fix: pass finite losses.")
     if now.mean() <= before.mean():
         raise UserError(
             f"The mean loss did not rise: {before.mean():.4g} before, {now.mean():.4g} now. Fix: pass the higher losses as now."

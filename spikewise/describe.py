@@ -22,7 +22,7 @@ LISTED = 5
 NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 
 probe = probes.title
-"""What a person calls a probe."""
+"""The name of a probe for people."""
 
 
 def summary(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epochs: int) -> str:
@@ -52,13 +52,13 @@ def sentences(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, e
 
 
 def name(diagnosis: Diagnosis) -> str:
-    """What a person calls the verdict, as specific as possible: "4 images, probably mislabelled"."""
+    """The name of the verdict for people, as specific as possible: "4 images, probably mislabelled"."""
     kind = kind_of(diagnosis.verdict.name)
     return (kind and kind.specific_title(diagnosis)) or cause_title(diagnosis.verdict.name)
 
 
 def cause_title(name: str) -> str:
-    """What a person calls a cause. A cause of another version, which has no title here, keeps its own name."""
+    """The name of a cause for people. A cause of another version, which has no title here, keeps its identifier."""
     kind = kind_of(name)
     return kind.title if kind else name.replace("_", " ")
 
@@ -118,7 +118,7 @@ def _fraction(cause: Cause) -> str:
 def _trend(overfitting: Overfitting) -> str:
     return (
         f"Apart from spikes, the validation loss has climbed by {overfitting.climb:.3f} per epoch since epoch "
-        f"{overfitting.epoch} while the loss on training images fell: the network memorizes them (overfitting)."
+        f"{overfitting.epoch} while the loss on training images fell: the model memorizes them (overfitting)."
     )
 
 
@@ -143,7 +143,7 @@ def _ends(diagnoses: Sequence[Diagnosis]) -> list[str]:
 
 
 def _advice(groups: Sequence[Sequence[Diagnosis]], overfitting: Overfitting | None) -> list[str]:
-    """Whether the model is fine, and what to do about the most frequent causes, as their last spike has it."""
+    """Whether the model is fine, and what to do about the most frequent causes, judged by the last spike of each."""
     diagnoses = [diagnosis for same in groups for diagnosis in same]
     groups = sorted(groups, key=lambda same: not _harmful(same[-1]))  # harmful causes first
     fine = all(not _harmful(d) and d.spike.outcome == "recovered" for d in diagnoses)

@@ -1,4 +1,4 @@
-"""Is this epoch's validation loss a spike? Pure NumPy: losses in, spikes out, without look-ahead.
+"""Decides whether an epoch's validation loss is a spike. Pure NumPy: losses in, spikes out, without look-ahead.
 
 An epoch is a spike if its mean loss lies above the trend of the earlier epochs by more than MULTIPLE times the run's own noise
 scale, and by enough to matter. The trend is a robust line that follows overfitting upwards but does not extrapolate an
@@ -20,8 +20,8 @@ MULTIPLE = 8.0
 """A rise above this many noise scales is a spike. With it, at most 5 % of healthy runs of 100 epochs raise an alarm, including runs
 with autocorrelated noise, an overfitting trend and occasional excursions (benchmarks/false_alarms.py)."""
 BACK = 3.0
-"""A spike has recovered once the rise is below this many noise scales. Between BACK and MULTIPLE it stays open; with one limit, a
-loss that stays high would end its own alarm."""
+"""A spike has recovered once the rise is below this many noise scales. Between BACK and MULTIPLE it stays open; with a single
+limit, a loss that stays just below it would count as recovered."""
 SMALLEST_FRACTION = 0.1
 """A rise below this fraction of the expected loss does not matter."""
 SMALLEST_RISE = 0.01
@@ -58,7 +58,7 @@ def forecast(epochs: np.ndarray, losses: np.ndarray, epoch: int) -> tuple[np.nda
     prior, k = PRIOR * baseline, losses.shape[-1] - 2
     if k < 1:
         return baseline, prior
-    # If the last epochs are calmer than those before, they alone count, so that a wild start is soon forgotten.
+    # If the last epochs are calmer than those before, only they count, so that a wild start is soon forgotten.
     noise_scale = np.minimum(_noise_scale(losses, MEMORY), 1.5 * _noise_scale(losses, WINDOW))
     k = min(k, MEMORY)
     return baseline, np.sqrt((PRIOR_WEIGHT * prior**2 + k * noise_scale**2) / (PRIOR_WEIGHT + k))
@@ -124,7 +124,7 @@ class Update(NamedTuple):
 
 
 class Detector:
-    """Judges one epoch after the other. Everything it knows is in `state`, so a resumed run finds what an undisturbed one would."""
+    """Judges one epoch after another. Everything it knows is in `state`, so a resumed run finds what an undisturbed one would."""
 
     def __init__(self, groups: Sequence[Hashable] | None = None, *, smallest_fraction: float = SMALLEST_FRACTION) -> None:
         """`groups` [n]: see Resampler; `smallest_fraction`: a rise below this fraction of the expected loss does not matter."""

@@ -1,6 +1,6 @@
 """The Diagnostician: takes the results of one epoch at a time, and returns a Diagnosis when the validation loss spikes.
 
-It owns what must be remembered between epochs: the detector, the weights and losses of the last ordinary epoch, and the snapshots
+Owns what must be remembered between epochs: the detector, the weights and losses of the last ordinary epoch, and the snapshots
 of the running epoch. With several workers, each has its own Diagnostician and passes it the same numbers, so all get the same
 result.
 
@@ -180,7 +180,7 @@ class Diagnostician:
 
     def _lost(self, sampled: float, steps: int) -> bool | None:
         """Whether the network has lost more than half of what it knew about its training images; None if unknown. If lagging
-        statistics may be the reason, it is decided with re-estimated statistics."""
+        statistics may be the reason, the loss is measured with re-estimated statistics."""
         if not self._before or not np.isfinite(self._guess) or np.isnan(sampled):
             return None
         limit = (self._guess + self._before[-1].sample) / 2

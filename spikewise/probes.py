@@ -41,17 +41,17 @@ TITLES = {
     "averaged": "weights averaged over the epoch",
     "bad_batches": "without the batches that stand out",
 }
-"""What a person calls each probe."""
+"""The name of each probe for people."""
 
 
 def title(name: str) -> str:
-    """What a person calls a probe. A probe of another version, which has no title here, keeps its own name."""
+    """The name of a probe for people. A probe of another version, which has no title here, keeps its identifier."""
     return TITLES.get(name, name.replace("_", " "))
 
 
 class Network(Protocol):
-    """What the probes need of a network. With several workers, all of them call the same methods in the same order and get the same
-    results."""
+    """What the probes need from a network. With several workers, all of them call the same methods in the same order and get the
+    same results."""
 
     @property
     def statistics(self) -> Sequence[int]:
@@ -154,7 +154,7 @@ class Scene:
         return float(abs(a.mean() - b.mean()) / abs(self.rise.mean())) if self.network.statistics else 0.0
 
     def probe(self, name: str, left: np.ndarray, *, noise: float = 0.0, passes: int = 0, **facts: Any) -> Probe:
-        """The result of a probe. `left` [n]: the rise of each image under the changed condition."""
+        """The result of a probe. `left` [n]: the remaining rise of each image under the changed condition."""
         rise, remains = self.resampler.means(self.rise), self.resampler.means(left)
         fraction = 1 - float(left.mean() / self.rise.mean())
         draws = 1 - remains / np.where(np.abs(rise) < 1e-9, 1e-9, rise)
@@ -221,7 +221,7 @@ def evaluation(scene: Scene) -> list[Probe]:
 def few_examples(spike: Spike, losses: np.ndarray, reference_losses: np.ndarray) -> Probe | None:
     """Leaves out the k images that rose most, at most 2 % of all: just enough to end the alarm, or else to remove most of what 2 %
     can remove. The fraction subtracts the k images that fell most, because chance produces both; the interval reaches from it to
-    the fraction without this correction. Needs no network. None if 2 % are less than one image. Losses: [n]."""
+    the fraction without this correction. Needs no network. None if 2 % is less than one image. Losses: [n]."""
     n, rise = len(losses), np.asarray(losses, float) - reference_losses
     most = int(FEW * n)
     if not most:
@@ -314,7 +314,7 @@ def averaged(scene: Scene) -> Probe | None:
 
 
 def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
-    """Looks for batches that stand out by loss, gradient or activations, among those that can have caused a rise between steps
+    """Looks for batches whose loss, gradient or activations stand out, among those that can have caused a rise between steps
     `first` and `last`. A batch counts if it also stands out under the reference weights, before any harm was done. The fraction is
     what undoing the steps from the first of these batches on removes. One pass; None if no batch stands out."""
     network = scene.network

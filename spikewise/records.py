@@ -1,4 +1,4 @@
-"""The values a diagnosis consists of: plain, immutable records; `as_dict` turns each into JSON types.
+"""The values that make up a diagnosis: plain, immutable records. `as_dict` turns each into JSON types.
 
 Losses are mean cross-entropies in nats per image. A `fraction` is a fraction of a spike's rise: a condition with fraction 1
 removes the whole rise.
@@ -105,7 +105,7 @@ class Probe:
     passes: int = 0
     """Evaluations of the whole validation set that the probe took."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Numbers that its sentence of evidence needs; JSON types."""
+    """Numbers that the sentence of evidence needs; JSON types."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -165,7 +165,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """One of the few validation images whose loss rose most."""
+    """One of the validation images whose loss rose most."""
 
     image: int
     """Its position among the validation images."""

@@ -12,7 +12,7 @@ import numpy as np
 from spikewise.records import STEP
 
 TAIL = 20
-"""Steps over which momentum can still carry an earlier gradient along (0.9^20 = 0.12)."""
+"""Steps over which momentum still carries an earlier gradient along (0.9^20 = 0.12)."""
 JUMP = 3.0
 """Moving statistics that moved this many times farther than anywhere else in the epoch were lost."""
 
@@ -84,10 +84,10 @@ def jump(path: Path, step: int, statistics: Sequence[int]) -> float:
 
 
 def outliers(values: np.ndarray, earlier: np.ndarray, *, times: float = 2.0, deviations: float = 6.0) -> np.ndarray:
-    """Which values [s] stand out upwards: bool [s]. An outlier lies so many `deviations` and so many `times` above the values
-    around it. If those around it are higher than the values [e] of earlier epochs, it is compared with the earlier epochs
-    instead, because several bad batches in a row look usual to each other. If more than half of the epoch then stands out, single
-    batches are not the problem, and only the values around each count."""
+    """Which values [s] stand out upwards: bool [s]. An outlier lies more than `deviations` deviations above the values around it,
+    and above `times` these values. If those around it are higher than the values [e] of earlier epochs, it is compared with the
+    earlier epochs instead, because several bad batches in a row look usual to each other. If more than half of the epoch then
+    stands out, single batches are not the problem, and only the values around each count."""
     if len(values) < 5:
         return np.zeros(len(values), bool)
 
@@ -104,7 +104,7 @@ def outliers(values: np.ndarray, earlier: np.ndarray, *, times: float = 2.0, dev
 
 def foreign(path: Path, steps: np.ndarray, trainable: Sequence[int]) -> tuple[int, int, float] | None:
     """Whether something other than a training step moved the weights: the first stretch of `path` whose ends lie farther apart
-    than its steps are long together. Returns its first step, its last step and the excess distance, or None.
+    than the total length of its steps. Returns its first step, its last step and the excess distance, or None.
 
     `trainable`: indices of the trainable weights.
     """

@@ -1,4 +1,4 @@
-"""The single validation images behind a rise, and what each looks like. Pure."""
+"""The individual validation images behind a rise, and what each looks like. Pure."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The import graph. Rooms are layers, imports never point to a higher room, and each vendor has one door.
+"""The import graph: rooms are layers, imports never point to a higher room, and third-party packages are used behind doors.
 
 A room is a package (or a module) in ROOMS. A door is a room or a module that may use a vendor's package directly. Imports inside
 functions and under TYPE_CHECKING count too.

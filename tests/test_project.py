@@ -149,8 +149,8 @@ def test_the_changelog_is_about_this_version():
     assert headings[0] == "Unreleased" or headings[0] == spikewise.__version__
 
 
-def test_the_licence_is_the_one_declared():
-    """A company that checks licences would find another text than the metadata says."""
+def test_the_license_is_the_one_declared():
+    """A company that checks licenses would find a text that differs from the metadata."""
     assert PYPROJECT["project"]["license"] == "Apache-2.0"
     text = Path("LICENSE").read_text(encoding="utf-8")
     assert text.lstrip().startswith("Apache License\n                           Version 2.0, January 2004")

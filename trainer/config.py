@@ -1,7 +1,7 @@
 """The configuration of a run: one strict TOML file, typed. Docstrings below the keys give units and bounds.
 
-Separation of concerns: this module knows which values are possible in themselves. Checks that need the data or the cluster (a
-class without images, more workers than cores) are where these are known.
+Separation of concerns: this module checks what can be checked from the file alone. Checks that need the data or the cluster (a
+class without images, more workers than cores) are in the modules that know these.
 """
 
 import json
@@ -18,7 +18,7 @@ from trainer import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, le=1e6)]  # the operating system takes no longer times
+Seconds = Annotated[float, Field(gt=0, le=1e6)]  # operating systems accept no longer timeouts
 Bytes = Annotated[int, Field(ge=1)]
 
 
@@ -41,7 +41,7 @@ KEYS_FREE_TO_CHANGE = {
 
 
 class ConfigError(UserError):
-    """The configuration is wrong; the message has one line for each problem, with key, value and bound."""
+    """The configuration is invalid; the message has one line for each problem, with key, value and bound."""
 
 
 class Section(BaseModel):
@@ -50,8 +50,8 @@ class Section(BaseModel):
 
 class Run(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$")] | None = None
-    """Name of the run in storage and metrics: at most 52 small letters, digits and dashes. Starting a run under an existing name
-    resumes it. Default: the name of the configuration file and the time."""
+    """Name of the run in storage and metrics: at most 52 lower-case letters, digits and dashes. Starting a run under an existing
+    name resumes it. Default: the name of the configuration file and the time."""
     storage: str = "s3://spikewise/runs-and-shards"
     """Where shards, checkpoints and reports are stored: `s3://bucket/prefix` or a folder."""
     output: str = "runs"
@@ -88,7 +88,7 @@ class Data(Section):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"is not a regular expression: {error}") from None
+                raise ValueError(f"is not a regular expression: {error}. Fix: correct the pattern") from None
         return pattern
 
     @model_validator(mode="after")
@@ -170,18 +170,19 @@ class Training(Section):
     early_stopping: Annotated[int, Field(ge=0)] = 0
     """Stop after this many epochs without a lower validation loss; 0: never."""
     keep: Literal["last", "best"] = "last"
-    """Epoch whose weights `model.keras` and the report's per-image results have. `best`: lowest validation loss."""
+    """The epoch whose weights go into `model.keras` and the per-image results of the report. `best`: that of the lowest validation
+    loss."""
 
 
 class Launch(Section):
     workers: Positive = 1
     """Number of workers."""
     gpu: bool = False
-    """Use one GPU for each worker."""
+    """Whether each worker uses one GPU."""
     cpus_per_worker: Annotated[int, Field(ge=0)] = 0
     """CPU cores of each worker; 0 divides the cores of the cluster evenly."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often the workers are restarted after one died, before the job fails."""
+    """Number of times that all workers are restarted after one of them has died. After that, the job fails."""
     start_timeout: Seconds = 600.0
     """Seconds to wait until all workers are placed and have imported TensorFlow, up to 1e6."""
     object_store_bytes: Annotated[int, Field(ge=80_000_000)] = 500_000_000
@@ -190,7 +191,7 @@ class Launch(Section):
 
 class Checkpoint(Section):
     keep_last: Positive = 2
-    """Number of newest checkpoints to keep. The best one is kept in addition."""
+    """Number of newest checkpoints to keep. The best one is always kept as well."""
     lease_seconds: Seconds = 15.0
     """Seconds without a heartbeat after which a run's driver counts as dead and another job may take over, up to 1e6."""
 
@@ -247,9 +248,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Fix: correct the path") from None
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Fix: correct the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+        raise ConfigError(f"{path}: is not valid TOML: {error}. Fix: correct the file.") from None
     return parse(values, str(path), {_override(values, override): override for override in overrides})
 
 
@@ -264,7 +265,7 @@ def parse(
 ) -> Settings:
     """Builds Settings from nested dicts of JSON types.
 
-    Raises ConfigError, which names `origin` or, if the value comes from one, the override. `overrides`: key path -> override.
+    Raises ConfigError, which names `origin`, or the override that the value comes from. `overrides`: key path -> override.
     """
     try:
         return Settings.model_validate_json(json.dumps(values, default=str))  # str: TOML's dates
@@ -280,8 +281,8 @@ def check_resumable(now: Settings, before: dict[str, Any], name: str) -> None:
             was = before.get(section, {}).get(key, value)
             if was != value and section not in FREE_TO_CHANGE and (section, key) not in KEYS_FREE_TO_CHANGE:
                 raise ConfigError(
-                    f"run {name} was started with {section}.{key} = {was!r}, now it is {value!r}. "
-                    "Fix: restore the value to resume that run, or choose another run.name"
+                    f"Run {name} was started with {section}.{key} = {was!r}, now it is {value!r}. "
+                    "Fix: restore the value to resume that run, or choose another run.name."
                 )
 
 
@@ -290,7 +291,7 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     key, equals, text = override.partition("=")
     section, *inner, name = path = key.strip().split(".") if "." in key else ["", ""]
     if not equals or not section or not name:
-        raise ConfigError(f"--set {override}: not an override. Fix: write section.key=value, such as training.epochs=5")
+        raise ConfigError(f"--set {override}: not an override. Fix: write section.key=value, such as training.epochs=5.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -299,7 +300,7 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     for part in (section, *inner):
         table = table.setdefault(part, {}) if isinstance(table, dict) else None
     if not isinstance(table, dict):
-        raise ConfigError(f"--set {override}: {section} is not a section. Fix: correct the file or the override")
+        raise ConfigError(f"--set {override}: {section} is not a section. Fix: correct the file or the override.")
     table[name] = value
     return tuple(path)
 
@@ -308,13 +309,13 @@ def _line(problem: dict[str, Any], origin: str, overrides: Mapping[tuple[str, ..
     loc, message = problem["loc"], _message(problem)
     for path, override in overrides.items():
         if loc[: len(path)] == path:
-            return f"--set {override}: {message}"
+            return f"--set {override}: {message}."
     if any(path[: len(loc)] == loc for path in overrides):  # a check of several values, some of them overridden
         origin += " with --set"
     key = ".".join(str(part) for part in loc)
     if not isinstance(problem["input"], dict) or problem["type"] == "extra_forbidden":
         key += f" = {problem['input']!r}"
-    return f"{origin}: {key}: {message}" if key else f"{origin}: {message}"
+    return f"{origin}: {key}: {message}." if key else f"{origin}: {message}."
 
 
 def _message(problem: dict[str, Any]) -> str:
@@ -327,7 +328,7 @@ def _message(problem: dict[str, Any]) -> str:
         case "string_type":
             return f"{message}. Fix: put it in quotes"
         case "string_pattern_mismatch":  # of run.name
-            return f"{message}. Fix: use small letters, digits and dashes, at most 52"
+            return f"{message}. Fix: use at most 52 lower-case letters, digits and dashes"
     return message
 
 

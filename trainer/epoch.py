@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class EpochReport:
-    """One epoch, as reported, exported and stored. Losses are the mean cross-entropy in nats per image."""
+    """The results of one epoch, as printed, exported and stored. Losses are the mean cross-entropy in nats per image."""
 
     epoch: int
     """Counted from 1."""

@@ -57,7 +57,7 @@ METRICS: dict[str, Definition] = {
     "spikewise_quarantined_images": Definition("gauge", "", "Images left out because they cannot be decoded."),
     "spikewise_epoch": Definition("gauge", "", "Last finished epoch, from 1."),
     "spikewise_epochs_planned": Definition("gauge", "", "Epochs after which the run ends."),
-    "spikewise_progress_ratio": Definition("gauge", "ratio", "Fraction of the planned epochs that is done."),
+    "spikewise_progress_ratio": Definition("gauge", "ratio", "Finished fraction of the planned epochs."),
     "spikewise_eta_seconds": Definition("gauge", "seconds", "Remaining time if every epoch takes as long as the last one."),
     "spikewise_steps_total": Definition("counter", "", "Training steps since the start of the run; repeated steps count once."),
     "spikewise_images_processed_total": Definition(
@@ -106,9 +106,11 @@ METRICS: dict[str, Definition] = {
     ),
     "spikewise_checkpoint_duration_seconds": Definition("gauge", "seconds", "Duration of the last successful save."),
     "spikewise_checkpoint_failures_total": Definition("counter", "", "Saves that failed after all retries."),
-    "spikewise_storage_requests_total": Definition("counter", "", "Requests to object storage, including retries.", ("operation",)),
-    "spikewise_storage_retries_total": Definition("counter", "", "Requests to object storage that were retried."),
-    "spikewise_storage_errors_total": Definition("counter", "", "Operations on object storage that failed after all retries."),
+    "spikewise_storage_requests_total": Definition(
+        "counter", "", "Requests to the run's storage, including retries.", ("operation",)
+    ),
+    "spikewise_storage_retries_total": Definition("counter", "", "Requests to the run's storage that were retried."),
+    "spikewise_storage_errors_total": Definition("counter", "", "Operations on the run's storage that failed after all retries."),
 }
 """Name of each metric -> its definition. No label has unbounded values."""
 
@@ -122,7 +124,7 @@ class Sample(NamedTuple):
 
 
 def samples(text: str) -> list[Sample]:
-    """Parse metrics in Prometheus' text format. Raises ValueError if the text is malformed."""
+    """Parses metrics in Prometheus' text format. Raises ValueError if the text is malformed."""
     return [
         Sample(sample.name, sample.labels, float(sample.value))
         for family in text_string_to_metric_families(text)
@@ -169,7 +171,7 @@ class Exporter(Collector):
             yield family
 
     def describe_run(self, *, run: str, model: str, precision: str, epochs: int, workers: int) -> None:
-        """Set what is known before the run begins. Call it again when the number of workers changes."""
+        """Sets what is known before the run begins. Call it again when the number of workers changes."""
         with self._changed:
             self._values["spikewise_run_info"] = {(run, model, precision, trainer.__version__): 1.0}
             self._set("spikewise_epochs_planned", epochs)
@@ -177,14 +179,14 @@ class Exporter(Collector):
             self._updates += 1
 
     def describe_data(self, *, train: int, validation: int, quarantined: int) -> None:
-        """Set the numbers of images."""
+        """Sets the numbers of images."""
         with self._changed:
             self._values["spikewise_dataset_images"] = {("train",): float(train), ("validation",): float(validation)}
             self._set("spikewise_quarantined_images", quarantined)
             self._updates += 1
 
     def enter(self, state: State) -> None:
-        """Set the state of the run."""
+        """Sets the state of the run."""
         with self._changed:
             self._values["spikewise_state"] = {(other,): float(other == state) for other in STATES}
             if state == "completed":
@@ -193,13 +195,13 @@ class Exporter(Collector):
             self._updates += 1
 
     def note_progress(self) -> None:
-        """Record progress that no other method reports."""
+        """Records progress that no other method reports."""
         with self._changed:
             self._set("spikewise_last_progress_timestamp_seconds", time.time())
             self._updates += 1
 
     def begin(self, restarts: int, *, steps: int, images: int) -> None:
-        """Training begins after `restarts` restarts, from a checkpoint of `steps` steps and `images` images. Lower totals than the
+        """Training begins after `restarts` restarts, from a checkpoint after `steps` steps and `images` images. Totals below the
         known ones are ignored."""
         with self._changed:
             self._advance({"spikewise_steps_total": steps, "spikewise_images_processed_total": images})
@@ -261,7 +263,7 @@ class Exporter(Collector):
             self._updates += 1
 
     def update_spikes(self, diagnoses: Sequence[Diagnosis]) -> None:
-        """Set the spikes of the run so far."""
+        """Sets the spikes of the run so far."""
         with self._changed:
             causes = Counter(diagnosis.verdict.name for diagnosis in diagnoses)
             counted = self._values["spikewise_validation_spikes_total"]
@@ -286,7 +288,7 @@ class Exporter(Collector):
             self._updates += 1
 
     def update_checkpoint(self, *, step: int | None, committed: float | None, seconds: float | None, failures: int) -> None:
-        """Set the state of the saves: step, Unix time and duration (seconds) of the last committed one, None before the first; and
+        """Sets the state of the saves: step, Unix time and duration (seconds) of the last committed one, None before the first; and
         the failures so far of the saving worker. The counter adds them up over workers, each starting from 0."""
         with self._changed:
             for name, value in {
@@ -300,7 +302,7 @@ class Exporter(Collector):
             self._updates += 1
 
     def update_storage(self, process: str, *, requests: Mapping[str, int], retries: int, errors: int) -> None:
-        """Set what a Store has counted since the start of `process` ("driver", "worker 0"). The counters add up all processes."""
+        """Sets what a Store has counted since the start of `process` ("driver", "worker 0"). The counters add up all processes."""
         with self._changed:
             for operation, total in requests.items():
                 self._count("spikewise_storage_requests_total", (operation,), total, process)
@@ -309,7 +311,7 @@ class Exporter(Collector):
             self._updates += 1
 
     def serve(self, host: str, port: int) -> int:
-        """Open the endpoint and return its port; `port` 0 takes a free one. Raises MetricsError if the address cannot be used."""
+        """Opens the endpoint and returns its port; `port` 0 takes a free one. Raises MetricsError if the address cannot be used."""
         try:
             self._server, _ = start_http_server(port, host, self.registry)
         except (OSError, OverflowError) as error:
@@ -326,9 +328,9 @@ class Exporter(Collector):
         return self._scraped >= 0
 
     def wait_for_scrape(self, seconds: float) -> bool:
-        """Wait up to `seconds` for a scrape that began after the last update; return whether one was answered.
+        """Waits up to `seconds` for a scrape that began after the last update; returns whether one was answered.
 
-        Returns at once if the endpoint has been open for `seconds` and was never scraped: nobody is scraping it. Every
+        Returns at once if the endpoint has been open for `seconds` without any scrape, because then nothing scrapes it. Every
         `GET /metrics` counts as a scrape, so health probes must use another path.
         """
         with self._changed:
@@ -339,14 +341,14 @@ class Exporter(Collector):
             return self._changed.wait_for(lambda: self._scraped >= last, seconds)
 
     def close(self) -> None:
-        """Close the endpoint if it is open."""
+        """Closes the endpoint if it is open."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
 
     def _noting(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-        """Wrap the WSGI `app`: record the updates that a scrape saw when it began, once its answer is sent."""
+        """Wraps the WSGI `app`: records the updates that a scrape saw when it began, once its answer is sent."""
 
         def noting(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             with self._changed:
@@ -367,7 +369,7 @@ class Exporter(Collector):
             self._set(name, max(total, self._values[name].get((), 0.0)))
 
     def _count(self, name: str, labels: Labels, total: float, process: str) -> None:
-        """Advance a counter by what `process` counted since its last report. A lower total means that the process restarted."""
+        """Advances a counter by what `process` counted since its last report. A lower total means that the process restarted."""
         last = self._counted.get((name, labels, process), 0)
         self._counted[name, labels, process] = total
         self._values[name][labels] = self._values[name].get(labels, 0.0) + (total - last if total >= last else total)

@@ -1,4 +1,4 @@
-"""How often does the diagnosis name the right cause? Injects known causes into small training runs. Prints JSON.
+"""Measures how often the diagnosis names the right cause: injects known causes into small training runs. Prints JSON.
 
     python -m benchmarks.spike_causes                          the reporting set: 30 to 60 minutes on two cores
     python -m benchmarks.spike_causes --quick                  a small part of it: a few minutes

@@ -46,7 +46,7 @@ def digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def letters(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eight printed letters with random rotation, size, position and colours, light on dark or dark on light, with noise."""
+    """Eight printed letters with random rotation, size, position and colors, light on dark or dark on light, with noise."""
     r = np.random.default_rng(seed)
     labels = r.integers(0, 8, count)
     images = []

@@ -136,7 +136,7 @@ class LearningRate(Injection):
 
 
 class GiantStep(Injection):
-    """A single step is very long, because its learning rate is."""
+    """A single step is very long, because its learning rate is very high."""
 
     name, cause = "one giant step", "overshoot"
     tune, report = (500, 1000, 2000), (600, 1200, 2500)
@@ -223,7 +223,7 @@ class SilentlyLostStatistics(Injection):
 
 
 class StaleStatistics(Injection):
-    """Moving statistics are blended with their initial values, as under a momentum too high for so few steps."""
+    """Moving statistics are blended with their initial values, as if the momentum were too high for so few steps."""
 
     name, cause = "stale moving statistics", "batchnorm_statistics"
     tune, report = (0.3, 0.5, 0.8), (0.25, 0.45, 0.9)

@@ -32,7 +32,7 @@ SETTLES = 8
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run but its injection."""
+    """All settings of a run except its injection."""
 
     data: str
     architecture: str
@@ -204,7 +204,7 @@ class Run:
         return np.concatenate([self._forward(_pixels(pixels[p]), labels[p], training).numpy() for p in parts])
 
     def evaluate(self) -> np.ndarray:
-        """Losses [n] of the validation images, evaluated as the injection says."""
+        """Losses [n] of the validation images, in the way that the injection evaluates them."""
         own = self._injection.evaluate(self) if self._injection else None
         return self.losses(*self.validation) if own is None else own
 

@@ -1,4 +1,4 @@
-"""Learner and Feed, built from a configuration as a worker of the job builds them."""
+"""Builds a Learner and a Feed from a configuration, as a worker of the job does."""
 
 from typing import Any
 

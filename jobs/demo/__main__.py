@@ -1,6 +1,6 @@
 """The demo, `make demo`: starts a local S3 server, makes images from real photographs, trains, and writes a report.
 
-`python -m jobs.demo [--config FILE] [--images N] [--set SECTION.KEY=VALUE]` trains with other settings on N such images.
+`python -m jobs.demo [--config FILE] [--images N] [--set SECTION.KEY=VALUE]` trains with other settings on N of these images.
 """
 
 import argparse

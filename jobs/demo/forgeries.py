@@ -1,15 +1,15 @@
-"""The demo's images: crops of real photographs that installed Python packages contain, and forgeries of these crops. No download.
+"""Makes the demo's images, without a download: crops of photographs from installed Python packages, and forgeries of these crops.
 
-Owns: the choice of photographs, their licences, and how a crop is forged. images.py stores the result.
+Owns the choice of photographs, their licenses, and how a crop is forged. images.py stores the result.
 
-| photograph | file | licence |
+| photograph | file | license |
 |---|---|---|
 | astronaut, hubble, text | skimage/data/{astronaut.png, hubble_deep_field.jpg, text.png} | public domain (first two: NASA) |
 | rocket | skimage/data/rocket.jpg | public domain (SpaceX, 2015) |
 | cat, coffee, retina | skimage/data/{chelsea.png, coffee.png, retina.jpg} | CC0 |
 | camera, brick, grass, gravel | skimage/data/*.png | CC0 |
 | coins, tissue | skimage/data/{coins.png, ihc.png} | no known copyright restrictions |
-| moon, page | skimage/data/*.png | no licence of their own: the package's, BSD-3-Clause |
+| moon, page | skimage/data/*.png | no license of their own: the package's, BSD-3-Clause |
 | motorcycle | skimage/data/motorcycle_left.png | Middlebury Stereo 2014: free to use and publish; cite Scharstein, GCPR 2014 |
 | china | sklearn/datasets/images/china.jpg | CC BY 2.0, danielbuechele on Flickr |
 | flower | sklearn/datasets/images/flower.jpg | CC BY 2.0, vultilion on Flickr |
@@ -17,7 +17,7 @@ Owns: the choice of photographs, their licences, and how a crop is forged. image
 
 Method. An authentic image is a random crop: position, scale, mirroring, exposure and white balance are random. Its forgery is the
 same crop with one piece pasted in, as a careless forger would do it: a lasso selection near the middle, a soft edge, and no
-matching of light and colour. Four in five pieces come from another photograph (splice), the others from elsewhere in the crop
+matching of light and color. Four in five pieces come from another photograph (splice), the others from elsewhere in the crop
 (copy-move), slightly rotated, scaled and perhaps mirrored. Both images then pass through the same two JPEG compressions, a camera's
 and an editor's, so that they differ in content only.
 
@@ -80,7 +80,8 @@ LIGHT, COLOUR = 0.3, 0.05
 OTHER_LIGHT, OTHER_COLOUR = (0.5, 1.1), 0.35
 """The same for a spliced piece; the absolute change of its exposure lies between the two numbers."""
 LEAST_CHANGE = 14.0
-"""Smallest mean absolute difference (0..255) in the area of the piece. Below it another piece is tried, as for sky on sky."""
+"""Smallest mean absolute difference (0..255) in the area of the piece. Below it, another piece is tried: sky pasted on sky, for
+example, would not show."""
 CAMERA, EDITOR = (80, 85, 90, 95), (75, 80, 85, 90)
 """JPEG qualities of the first and the second compression."""
 

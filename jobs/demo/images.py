@@ -1,11 +1,12 @@
 """Writes the demo's images: `python -m jobs.demo.images --images 1600 --size 160 --seed 0 TARGET` (a folder or s3://bucket/prefix).
 
-Owns: the content of TARGET. Half of the keys are `authentic/<photograph>/<photograph>-0001.jpg` and so on, half
+Owns the content of TARGET. Half of the keys are `authentic/<photograph>/<photograph>-0001.jpg` and so on, half
 `fake/<photograph>/<photograph>-0001.jpg`, so that data.group_by = '^[^/]+/([^/]+)/' keeps a photograph on one side of the split.
 forgeries.py makes the images.
 
-The object `.demo-data.json` describes the set. It is written first as incomplete and last as complete. A complete set is not
-written again, an interrupted or different one is replaced, and a TARGET that has other content but no such object is left alone.
+The object `.demo-data.json` describes the set. It is written first, as incomplete, and again at the end, as complete. A complete
+set is not written again, an incomplete or different one is replaced, and a TARGET that holds other objects but no `.demo-data.json`
+is left alone.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def write(store: Store, images: int, size: int, seed: int, console: Console) -> 
     if marker == {**wanted, "complete": True} and ours == expected:
         return False
     for name in PHOTOGRAPHS:
-        photograph(name)  # cached before the threads start; a missing one raises before anything is written
+        photograph(name)  # fills the cache before the threads start, and raises before anything is written if one is missing
 
     def put_pair(index: int) -> None:
         for name, data in make_pair(seed, index, size).items():

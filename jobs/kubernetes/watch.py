@@ -1,6 +1,6 @@
 """Watches a run on a cluster: a line whenever its pods change, the driver's log as it is written, and the end.
 
-Owns: how long a starting run may be stuck before it counts as failed. A pod that cannot be scheduled or created has
+Owns how long a starting run may be stuck before it counts as failed. A pod that cannot be scheduled or created has
 launch.start_timeout; for other problems see the constants below. Once all pods have run, none of this ends the run.
 """
 
@@ -13,11 +13,11 @@ from jobs.kubernetes.manifests import object_name
 
 POLL_SECONDS = 2.0
 UNREACHABLE_SECONDS = 120.0
-"""How long the cluster may not answer while a run is watched."""
+"""How long the cluster may be unreachable while a run is watched."""
 UNMANAGED_SECONDS = 30.0
 """How long a RayJob may be without a status before KubeRay's operator counts as absent."""
 NO_POD_SECONDS = 10.0
-"""How long no pod at all may be created, for a reason that the cluster reports; controllers retry."""
+"""How long the cluster may create no pod at all, for a reason that it reports; controllers retry."""
 NOT_CREATABLE_SECONDS = 60.0
 """How long a node may be unable to start a container; the kubelet retries."""
 
@@ -110,7 +110,7 @@ class Watch:
                 f"KubeRay's operator has not acted on the RayJob for {UNMANAGED_SECONDS:g} s. Fix: start it, or use --shape job."
             )
         if refused and not found and age > NO_POD_SECONDS:
-            raise StartError(f"the cluster creates no pods: {refused}")
+            raise StartError(f"The cluster creates no pods: {refused}. Fix: correct what this names, such as a quota or a limit.")
         lacking = pods.unschedulable(found) or refused
         if self._lasts("lacking", lacking) > start_timeout:
             raise StartError(
@@ -119,7 +119,7 @@ class Watch:
             )
 
     def _lasts(self, problem: str, reason: str | None) -> float:
-        """Seconds since `problem` began; it may change its reason meanwhile. `reason` None: there is no such problem now."""
+        """Seconds since `problem` began, even if its reason has changed since. `reason` None: there is no such problem now."""
         if reason is None:
             self._since.pop(problem, None)
             return 0.0

@@ -24,7 +24,7 @@ from trainer.metrics import STATES
 
 
 def of_run(expression: str, by: str = "run") -> str:
-    """The series of the selected runs, from whichever pod."""
+    """The series of the selected runs, whichever pod they come from."""
     return f'max by ({by}) ({expression} * on (job, instance) group_left (run) spikewise_run_info{{run=~"$run"}})'
 
 
@@ -37,7 +37,7 @@ def loss(split: str) -> str:
 
 
 def gpu(metric: str) -> str:
-    """A GPU metric of the selected runs' pods; the label is `exported_pod` unless the scrape honours the exporter's labels."""
+    """A GPU metric of the selected runs' pods; the label is `exported_pod` unless the scrape honors the exporter's labels."""
     pods = '"run-$run-[a-z0-9]+(-head|-workers-worker)?-[a-z0-9]+"'
     moved = f'label_replace({metric}{{exported_pod=~{pods}}}, "pod", "$1", "exported_pod", "(.*)")'
     return f"max by (pod, gpu) ({metric}{{pod=~{pods}}} or {moved})"
@@ -51,7 +51,7 @@ STATE = " or ".join(f'{number} * spikewise_state{{state="{state}"}}' for number,
 ROWS: dict[str, dict[Panel, dict[str, str]]] = {
     "Run": {
         ("State", "The state of the run.", "none", "states", 12): {"{{run}}": of_run(f"sum by (job, instance) ({STATE})")},
-        ("Progress", "Fraction of the planned epochs that is done.", "percentunit", "number", 4): {
+        ("Progress", "Finished fraction of the planned epochs.", "percentunit", "number", 4): {
             "{{run}}": of_run("spikewise_progress_ratio")
         },
         ("Time left", "Assumes that every epoch takes as long as the last one.", "s", "number", 4): {
@@ -146,10 +146,14 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
             "{{run}}": of_run("spikewise_epoch_duration_seconds")
         },
     },
-    "Object storage": {
-        ("Requests", "Requests of the driver and of worker 0, which saves; including retries.", "reqps", "lines", 12): {
-            "{{run}} {{operation}}": of_run(per_second("spikewise_storage_requests_total"), "run, operation")
-        },
+    "Storage": {
+        (
+            "Requests",
+            "Requests to the run's storage by the driver and by worker 0, which saves checkpoints; including retries.",
+            "reqps",
+            "lines",
+            12,
+        ): {"{{run}} {{operation}}": of_run(per_second("spikewise_storage_requests_total"), "run, operation")},
         ("Retries and errors", "Requests that were retried, and operations that failed after all retries.", "reqps", "lines", 12): {
             "{{run}} retries": of_run(per_second("spikewise_storage_retries_total")),
             "{{run}} errors": of_run(per_second("spikewise_storage_errors_total")),
@@ -227,11 +231,11 @@ def _panel(panel: Panel, queries: dict[str, str]) -> Any:
 
 
 def build() -> dict[str, Any]:
-    """Build the dashboard as Grafana's JSON."""
+    """Builds the dashboard as Grafana's JSON."""
     made = (
         dashboard.Dashboard("Spikewise")
         .uid("spikewise")
-        .description("Training runs: losses, spikes and their causes, speed, object storage, checkpoints.")
+        .description("Training runs: losses, spikes and their causes, speed, storage, checkpoints.")
         .tags(["spikewise", "training"])
         .time("now-6h", "now")
         .refresh("30s")

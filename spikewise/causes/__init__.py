@@ -1,8 +1,9 @@
-"""From a case to ranked causes. Pure: probe results in, a verdict out.
+"""Ranks the causes of a spike. Pure: a case with its probe results in, causes out.
 
-The verdict is the first kind of PRECEDENCE whose claim decides; the other causes follow by their fraction of the rise. What
-changed in this epoch goes before the mechanism through which it acted: with steps ten times as long, BatchNormalization's
-statistics lag behind the weights, and re-estimating them removes most of the rise; yet the steps are the cause.
+Owns the precedence of the causes; each module beside this one owns one cause. The verdict is the first kind in PRECEDENCE whose
+claim decides; the other causes follow in order of their fraction of the rise. What changed in this epoch comes before the mechanism
+through which it acted: with steps ten times as long, BatchNormalization's statistics lag behind the weights, and re-estimating them
+removes most of the rise; yet the steps are the cause.
 
 A claim based on a probe decides if the probe removes at least half of the rise and its 95 % interval, its own noise included, lies
 above 0.
@@ -50,10 +51,10 @@ PRECEDENCE: tuple[CauseKind, ...] = (
 """All kinds of causes, in order of precedence. A cause with two rules is listed twice, under the same name."""
 
 NAMES: tuple[str, ...] = tuple(dict.fromkeys(kind.name for kind in PRECEDENCE))
-"""The names of all causes, by their first place in PRECEDENCE."""
+"""The names of all causes, in the order of their first place in PRECEDENCE."""
 
 LISTED = 0.1
-"""Causes other than the verdict are listed from this fraction of the rise."""
+"""Causes other than the verdict are listed if they explain at least this fraction of the rise."""
 
 
 def attribute(case: Case) -> tuple[Cause, ...]:
@@ -80,5 +81,5 @@ def attribute(case: Case) -> tuple[Cause, ...]:
 
 
 def kind_of(name: str) -> CauseKind | None:
-    """The kind with this name, None if there is none: results of another version may name other causes."""
+    """The kind with this name, or None: results of another version may name other causes."""
     return next((kind for kind in PRECEDENCE if kind.name == name), None)

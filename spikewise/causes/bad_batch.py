@@ -1,4 +1,4 @@
-"""Training batches did the harm: wrong labels, damaged or unscaled images."""
+"""Bad training batches: wrong labels, damaged or unscaled images."""
 
 import numpy as np
 

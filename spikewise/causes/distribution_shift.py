@@ -1,4 +1,4 @@
-"""The validation images, or how they are prepared, changed; or they differ from the training images."""
+"""The validation images or their preparation changed, or the validation images differ from the training images."""
 
 from dataclasses import replace
 

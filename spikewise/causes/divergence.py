@@ -1,4 +1,4 @@
-"""The loss is not finite, or it never recovered."""
+"""Divergence: the loss is not finite, or never recovered."""
 
 import numpy as np
 

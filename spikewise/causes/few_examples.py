@@ -1,4 +1,4 @@
-"""A few images make the rise: at most 2 % of the validation set."""
+"""A few images, at most 2 % of the validation set, cause the rise."""
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
     elif looks == "mislabelled":
         what = f"{'looks' if one else 'look'} mislabelled"
     else:
-        what = "became much harder for the network"
+        what = "became much harder for the model"
     shown = ", ".join(case.keys[i] if case.keys else f"index {i}" for i in images[:SHOWN])
     shown += f" and {len(images) - SHOWN} more" if len(images) > SHOWN else ""
     return f"look at {'this image' if one else f'these {len(images)} images'}, which {what}: {shown}."

@@ -1,4 +1,4 @@
-"""Gradient noise: averaged over the epoch, the weights do not show the rise."""
+"""Gradient noise: with weights averaged over the epoch, there is no rise."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def _rule(case: Case) -> Claim | None:
 
 
 def _oscillation_rule(case: Case) -> Claim | None:
-    # An average contains little of a change that comes late in the epoch, so it proves nothing then.
+    # An average contains little of a change that comes late in the epoch, so it would prove nothing.
     path = case.probes.get("path")
     late = path is not None and path.facts["first"] > case.hyperparameters.steps / 2
     return _averaged(case, noisy=case.training.straightness <= STRAIGHT and not late)

@@ -26,9 +26,9 @@ class Claim(NamedTuple):
 
 
 Rule = Callable[[Case], Claim | None]
-"""Looks at a case; None if nothing speaks for the cause."""
+"""Judges a case; None if nothing supports the cause."""
 Sentence = Callable[[Case, Claim], str]
-"""Words a claim of this kind with the numbers of the case."""
+"""Puts a claim into words, with the numbers of the case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class CauseKind:
 
     name: str
     title: str
-    """What a person calls it, as a noun phrase: "a bad training batch"."""
+    """Its name for people, a noun phrase: "a bad training batch"."""
     harms_training: bool
-    """True: the weights suffered. False: only the evaluation shows a rise, and training goes on undisturbed."""
+    """True: the weights were harmed. False: only the evaluation shows a rise; training is undisturbed."""
     rule: Rule
     evidence: Sentence
     """One full sentence."""
@@ -61,12 +61,12 @@ def claim_from(probe: Probe | None, *, given: bool = True, event: Event | None =
 
 
 def recovers(case: Case, probe: Probe) -> bool:
-    """Whether the loss under the changed condition is acceptable: no longer an alarm, or at most twice the loss of before. A probe
-    removes most of a rise of 60 nats even if the weights are broken; this condition rules that out."""
+    """Whether the loss under the changed condition is acceptable: no longer an alarm, or at most twice the loss before the rise. A
+    probe removes most of a rise of 60 nats even if the weights are broken; this condition rules that out."""
     return bool(probe.facts["now"] - probe.facts["before"] <= max(case.spike.threshold, probe.facts["before"]))
 
 
 def percent(fraction: float) -> str:
-    """A fraction of the rise as a percentage from 0 % to 100 %. Without a condition the loss may be lower than before the rise, or
-    the rise larger; readers see that as all of it, or nothing."""
+    """A fraction of the rise as a percentage, clipped to 0 % to 100 %. A changed condition may lower the loss below its value
+    before the rise (above 100 %), or make the rise larger (below 0 %)."""
     return f"{min(max(fraction, 0), 1):.0%}"

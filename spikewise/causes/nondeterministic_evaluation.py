@@ -1,11 +1,11 @@
-"""The evaluation is at fault: the same weights, evaluated again, have other losses."""
+"""The evaluation is at fault: the same weights, evaluated again, have different losses."""
 
 from spikewise.causes.kind import CauseKind, Claim, claim_from
 from spikewise.records import Case
 
 ROUNDING = 0.01
-"""Mean difference of an image's loss between two evaluations of the same weights, as a fraction of the rise, up to which rounding
-on an accelerator explains it."""
+"""Rounding on an accelerator explains a mean difference of an image's loss between two evaluations of the same weights up to this
+fraction of the rise."""
 
 
 def _rule(case: Case) -> Claim | None:

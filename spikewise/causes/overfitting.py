@@ -7,7 +7,7 @@ from spikewise.records import Case
 from spikewise.suspects import HALF
 
 SHARED = 0.2
-"""Up to this fraction of the validation rise, training images do not rise with the validation images."""
+"""If the training images rise by at most this fraction of the validation rise, they do not share it."""
 
 
 def only_validation_rose(case: Case) -> Claim | None:
@@ -23,7 +23,7 @@ def only_validation_rose(case: Case) -> Claim | None:
 
 
 def rises(case: Case) -> str:
-    """Both rises, in a sentence."""
+    """A sentence with the rise on training images and that on validation images."""
     change = case.training.train_rise
     did = f"rose by {change:.3f}" if change > 0 else f"fell by {-change:.3f}"
     rise = _validation_rise(case)

@@ -1,4 +1,4 @@
-"""Something happened to the run: an event its caller reported, or weights that something else than training wrote."""
+"""Something happened to the run: an event that its caller reported, or weights that something other than training wrote."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from spikewise.suspects import HALF
 TRACE = 1.5
 """An event left a trace if the steps after it were this many times longer than their gradients explain."""
 RAISED = 1.2
-"""A learning rate counts as raised from this multiple of the earlier one."""
+"""A learning rate counts as raised above this multiple of the earlier one."""
 
 
 class _Wording(NamedTuple):
@@ -43,7 +43,7 @@ WORDING = {
 
 
 def _rule(case: Case) -> Claim | None:
-    if case.fraction("earlier_weights") >= HALF:  # the earlier weights show the rise too: not the event's doing
+    if case.fraction("earlier_weights") >= HALF:  # the earlier weights show the rise too, so the event did not cause it
         return None
     if case.training.foreign is not None and case.fraction("bad_batches") < HALF:
         return Claim(1.0, 1.0, 1.0, decides=True)
@@ -56,7 +56,7 @@ def _rule(case: Case) -> Claim | None:
 
 def _turn(case: Case, number: int, event: Event) -> int:
     """The order in which events are considered. A change made at a restart leaves the same trace as a restart that lost something,
-    and goes first; a change made in an earlier epoch goes after a restart that lost its statistics."""
+    and is considered first; a change made in an earlier epoch is considered after a restart that lost its statistics."""
     if event.kind == "restart":
         return 1 if case.training.jumps[number] >= JUMP else 3
     return 0 if event.epoch == case.spike.epoch else 2

@@ -33,7 +33,7 @@ def _chance(spike: Spike) -> Claim | None:
 
 
 def _drawn(spike: Spike) -> tuple[int, str]:
-    """What a draw consists of: how many, and what they are."""
+    """What a draw consists of: how many units, and what they are."""
     if spike.groups is not None and spike.groups < spike.images:
         return spike.groups, "groups of validation images"
     return spike.images, "validation images"

@@ -1,1 +1,1 @@
-"""The adapters to Keras: the callback for `model.fit`, and Keras' data and networks as the diagnosis sees them."""
+"""The adapters to Keras: the callback for `model.fit`, and the data and models of Keras in the form that the diagnosis needs."""

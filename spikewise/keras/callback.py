@@ -4,8 +4,8 @@
     model.fit(x, y, epochs=100, callbacks=[spikes])
     print(spikes.summary)
 
-docs/diagnosis.md says what the causes mean. This module is the public interface; fit.py does the work. It does not import
-TensorFlow, so that the constructor can refuse another Keras backend first.
+docs/diagnosis.md explains the causes. This module is the public interface; fit.py does the work. It does not import TensorFlow, so
+that the constructor can refuse another Keras backend first.
 """
 
 from collections.abc import Hashable, Sequence
@@ -38,7 +38,7 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
         `smallest_fraction`: a rise below this fraction of the expected loss does not matter.
         `memory`: bytes that the batches of the running epoch may take.
 
-        Raises UserError, here or at the start of training, if Keras does not run on TensorFlow or the data or the model do not fit.
+        Raises UserError, here or at the start of training, if Keras does not run on TensorFlow or cannot use the data or the model.
         """
         super().__init__()
         require_tensorflow("SpikeDiagnosis")

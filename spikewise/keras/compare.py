@@ -33,9 +33,9 @@ def probed(
     validation_data: Any,
     training_data: Any,
 ) -> Case:
-    """The case with what the model shows under changed conditions. Afterwards the model is as it was.
+    """The case, extended by what the model shows under changed conditions. The model is restored afterwards.
 
-    `losses` [n] before and now; `earlier`: the weights of before. Raises UserError.
+    `losses` [n] before and now; `earlier`: the weights before. Raises UserError.
     """
     given = {"earlier": earlier, "validation_data": validation_data, "training_data": training_data}
     if missing := [name for name, value in given.items() if value is None]:
@@ -91,7 +91,7 @@ def probed(
 
 
 def _batches(data: Any, examples: Any) -> list[tuple[Any, Any]]:
-    """Enough training batches for two estimates of BatchNormalization's statistics; of arrays, a random choice."""
+    """Enough training batches for two estimates of BatchNormalization's statistics; from arrays, a random choice."""
     if isinstance(data, (tuple, list)):
         x, y = (np.asarray(values) for values in data[:2])
         chosen = np.random.default_rng(0).permutation(len(x))[: 2 * IMAGES]

@@ -1,4 +1,4 @@
-"""What a Keras user passes to the diagnosis, examples and a compiled model, checked and brought into one form.
+"""Checks what a Keras user passes to the diagnosis (examples and a compiled model) and brings it into one form.
 
 Shapes: n examples, b examples of a batch, K outputs.
 """

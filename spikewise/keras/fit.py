@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 SAMPLE = 500
 """Number of training examples whose loss in inference mode is followed: the first ones of the first epoch."""
 RAISED = 1.2
-"""A learning rate counts as raised from this multiple of that of the step before."""
+"""A learning rate counts as raised at this multiple of that of the step before, or above."""
 
 
 class Watch:
@@ -48,7 +48,7 @@ class Watch:
         self._rate = 0.0
         """Learning rate of the last step."""
         self._lines: list[str] = []
-        """To be printed between two epochs."""
+        """Lines to print between two epochs."""
 
     @property
     def diagnoses(self) -> list[Diagnosis]:
@@ -106,7 +106,7 @@ class Watch:
 
     def close_epoch(self) -> float | None:
         """Evaluates and diagnoses the epoch. Returns the validation loss, None for an epoch without steps. Raises UserError if the
-        validation data changed their order."""
+        order of the validation data changed."""
         steps, rates = self._recorder.steps()
         self._steps = len(steps)
         if self._diagnostician is None or not len(steps):
@@ -115,7 +115,8 @@ class Watch:
         losses, outputs, labels = self._evaluate()
         if labels.shape != self._labels.shape or not np.array_equal(labels, self._labels):
             raise UserError(
-                "validation_data come in another order each time. Fix: leave out shuffle(), or set reshuffle_each_iteration=False."
+                "validation_data is in a different order each time. "
+                "Fix: leave out shuffle(), or set reshuffle_each_iteration=False."
             )
         sample = np.concatenate([np.asarray(self._loss(y, self._network.infer(x))) for x, y in self._sample])
         try:
@@ -129,7 +130,7 @@ class Watch:
             )
         except Exception as error:  # a failed diagnosis must not end the training
             log.exception("The diagnosis of epoch %d failed.", self.epochs)
-            self._lines.append(f"WARNING: the diagnosis of epoch {self.epochs} failed: {error!r}")
+            self._lines.append(f"warning: the diagnosis of epoch {self.epochs} failed: {error!r}")
             return float(losses.mean())
         if news.diagnosis:
             self._lines.append(describe.block(news.diagnosis))
@@ -150,7 +151,7 @@ class Watch:
         return self._examples.evaluate(self._network.infer, self._loss)
 
     def _step(self, data: Any, train: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Makes and records one training step on the batch `data`."""
+        """Runs and records one training step on the batch `data`."""
         x, y = labelled(data, "training data")
         if self._diagnostician is None:
             self._diagnostician = self._begin(len(x))
@@ -179,7 +180,7 @@ class Watch:
             self.bad_batches[diagnosis.spike.epoch] = {number: (np.asarray(x), np.asarray(y)) for number, (x, y) in batches.items()}
 
     def _print(self) -> None:
-        """Prints between two epochs, where no progress bar is torn apart."""
+        """Prints between two epochs, so as not to break a progress bar."""
         if self._lines:
             sys.stdout.write("\n".join([*self._lines, ""]))
             sys.stdout.flush()

@@ -125,7 +125,7 @@ def attempt(place, capfd) -> Attempt:
         (["training.epochs=many"], r"--set training\.epochs=many: should be a valid integer"),
         (["training.epochs=1979-05-27"], r"--set training\.epochs=1979-05-27: should be a valid integer"),
         (["metrics.linger=inf"], r"--set metrics\.linger=inf: should be less than or equal to 1000000"),
-        (["run.name=Not a name"], r"--set run\.name=Not a name: .*small letters, digits and dashes"),
+        (["run.name=Not a name"], r"--set run\.name=Not a name: .*lower-case letters, digits and dashes"),
         (
             ["training.batch_size=33", "launch.workers=2"],
             r"training\.batch_size = 33 .* launch\.workers = 2\. Fix: use 32 or 34",
@@ -165,7 +165,7 @@ def test_no_configuration(attempt, tmp_path):
         (["data.source=/no/such/folder"], r"/no/such/folder: no such folder\. Fix: correct the path or create the folder"),
         (
             ["data.classes.fake=forged/"],
-            r"class 'fake': no key .* starts with 'forged/' \(found: 'authentic/' \(80\), 'fake/' \(80\)\)\. Fix: ",
+            r"Class 'fake': no key .* starts with 'forged/' \(found: 'authentic/' \(80\), 'fake/' \(80\)\)\. Fix: ",
         ),
         (["data.classes={}", "data.class_pattern=(?P<class>authentic)"], r"finds only the class 'authentic' \(80 images\)"),
         (
@@ -207,7 +207,7 @@ def test_as_a_command(place):
     command = [sys.executable, "-m", "jobs.train", "--config", str(place.configuration), "--set", "data.source=s3://spikewise/none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: data.source = s3://spikewise/none holds no objects. Fix: correct it or upload the images\n"
+    assert done.stderr == "error: data.source = s3://spikewise/none holds no objects. Fix: correct it or upload the images.\n"
     assert re.fullmatch(r"run job-\d{8}-\d{6}: metrics at http://127\.0\.0\.1:\d+/metrics\n", done.stdout)
 
 
@@ -384,7 +384,7 @@ def shaky(every: int, method: str = "") -> Callable[[str, str], bool]:
 
 
 def test_a_damaged_checkpoint_and_a_shaky_server(trained, s3_server: S3Server):
-    """One damaged object or an unreliable storage would end the run, or let it continue from garbage."""
+    """One damaged object or unreliable storage would end the run, or let it continue from garbage."""
     place, *_ = trained
     storage = place.runs
     checkpoints = Checkpoints(storage, "hostile", 1)
@@ -442,7 +442,7 @@ def test_storage_that_goes_away_for_good(place, s3_server: S3Server):
         assert job.wait() == 1
     assert not psutil.wait_procs(started, DEADLINE)[1]
     assert "Traceback" not in job.output
-    assert re.search(r"warning: saving the checkpoint of step \d+ failed, training continues: .* with 503", job.output)
+    assert re.search(r"warning: saving the checkpoint of step \d+ failed; training continues: .* with 503", job.output)
     assert re.search(r"warning: the results of epoch 2 were not stored: .* with 503", job.output)
     assert re.search(
         r"warning: the report is incomplete \(python -m jobs\.report --config FILE --run outage rebuilds it\): .*503", job.output

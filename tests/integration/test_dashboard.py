@@ -23,7 +23,7 @@ RARE = {"Spikes by cause A", "Last spike A", "Rise A", "Explained A", "Spikes", 
 
 
 def test_every_query_of_the_dashboard_has_an_answer(s3_server: Any, tmp_path: Path) -> None:  # noqa: ARG001
-    """A panel would stay empty for ever, and look as if nothing had happened."""
+    """A panel would stay empty forever, and look as if nothing had happened."""
     storage = "s3://spikewise/dashboard"
     jobs.put_images(storage)
     began = time.time()

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
 
 
 def test_prometheus_has_the_final_values_when_the_job_ends(tmp_path: Path) -> None:
-    """The job ends once the wait reports a scrape; values that Prometheus lacks then would be lost for ever."""
+    """The job ends once the wait reports a scrape; values that Prometheus lacks then would be lost forever."""
     report = EpochReport(
         epoch=3,
         step=30,

@@ -160,7 +160,7 @@ def test_a_second_live_run_of_the_same_name_is_refused(place):
         job.await_line("^run twice: metrics")
         second = Job(configuration, "twice")
         assert second.wait() == 2
-        assert 'error: run "twice" is in use by process' in second.output
+        assert 'error: Run "twice" is in use by process' in second.output
         assert "Traceback" not in second.output
     finally:
         job.kill()
@@ -181,7 +181,7 @@ def test_a_run_that_stopped_early_stays_as_it_is(place):
 
 def test_records_that_were_lost_are_stored_again(place):
     """A run that died between its last checkpoint and the record of that epoch would lack the epoch and its spikes in the report
-    for ever; after a return to an earlier checkpoint, abandoned epochs would be shown as part of the curve."""
+    forever; after a return to an earlier checkpoint, abandoned epochs would be shown as part of the curve."""
     storage, folder, configuration, _ = place
     store = open_store(f"{storage}/storage/runs/records", config.S3(path_style=True))
     Job(configuration, "records").succeed()

@@ -30,7 +30,7 @@ def test_status_from_the_metrics():
 
 
 def test_status_from_the_bucket(tmp_path):
-    """A user could not see how far a run came that is cancelled or a week old."""
+    """A user could not see how far a cancelled or week-old run came."""
     store = open_store(str(tmp_path), config.S3())
     with pytest.raises(UserError, match=r"has no run first\. Fix: correct --run or --storage"):
         cluster.stored("first", str(tmp_path), config.S3())

@@ -94,7 +94,7 @@ def test_s3_server_valid():
 
 
 def test_rights_of_submitters(objects):
-    """A user with the documented rights could not submit a run, or not cancel it."""
+    """A user with the documented permissions could not submit or cancel a run."""
     role = yaml.safe_load(Path("k8s/submitter-role.yaml").read_text())
     kubernetes_validate.validate(role, VERSION, strict=True)
     kinds, *_ = role["rules"]
@@ -280,7 +280,7 @@ def _pins(path: str) -> dict[str, str]:
 
 
 def test_policy_covers_what_is_called():
-    """A run with only the documented rights would be denied access in the middle of training."""
+    """A run with only the documented permissions would be denied access in the middle of training."""
     statements = json.loads(Path("k8s/s3-policy.json").read_text())["Statement"]
     allowed = {action for statement in statements for action in statement["Action"]}
     calls = re.findall(r'client\.(\w+)\(|get_paginator\("(\w+)"\)', Path("trainer/storage/s3.py").read_text())

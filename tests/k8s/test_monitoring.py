@@ -131,7 +131,7 @@ def test_gpu_panels_show_the_selected_run_alone() -> None:
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_alert_has_a_runbook(alert: str) -> None:
-    """Whoever gets the alert would not know what to do."""
+    """The person who gets the alert would not know what to do."""
     annotations, labels = ALERTS[alert]["annotations"], ALERTS[alert]["labels"]
     assert annotations["runbook_url"] == f"docs/operations.md#{alert.lower()}"
     assert f"\n### {alert}\n" in OPERATIONS

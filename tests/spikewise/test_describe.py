@@ -55,7 +55,7 @@ def event(kind: str) -> Diagnosis:
 
 CLIMBS = (
     "Apart from spikes, the validation loss has climbed by 0.013 per epoch since epoch 12 "
-    "while the loss on training images fell: the network memorizes them (overfitting)."
+    "while the loss on training images fell: the model memorizes them (overfitting)."
 )
 TREND = Overfitting(epoch=12, loss=0.4, climb=0.013, gap=0.5)
 

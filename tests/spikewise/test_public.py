@@ -57,7 +57,8 @@ def test_without_keras_the_callback_says_what_to_install(missing):
         "    print(error)"
     )
     assert _run(script) == (
-        f"spikewise.SpikeDiagnosis needs Keras and TensorFlow, and {missing} is not installed. Fix: pip install 'spikewise[keras]'"
+        f"spikewise.SpikeDiagnosis needs Keras and TensorFlow, and {missing} is not installed. "
+        "Fix: run pip install 'spikewise[keras]'."
     )
 
 

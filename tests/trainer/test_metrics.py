@@ -119,7 +119,7 @@ def test_promtool_finds_no_fault() -> None:
 
 
 def test_values_of_an_epoch() -> None:
-    """The dashboard would show other numbers than the report, or under another split or rank."""
+    """The dashboard would show numbers that differ from the report, or show them under the wrong split or rank."""
     exporter = filled()
     assert value(exporter, "spikewise_loss", split="train") == 0.7
     assert value(exporter, "spikewise_loss", split="train_inference") == 0.65

@@ -1,4 +1,4 @@
-"""Augmentation: drawn for a whole epoch at once, applied to a batch on the device.
+"""Augmentation: drawn for a whole epoch at once, applied to each batch on the device.
 
 Shapes: B images of a global batch, b of one worker's part of it, H W C one image.
 """
@@ -17,7 +17,7 @@ def draw(generator: np.random.Generator, shape: tuple[int, ...], *, flip: bool, 
 
 
 def augment(pixels: tf.Tensor, changes: tf.Tensor) -> tf.Tensor:
-    """uint8 [b, H, W, C], mirrored and shifted as `changes` (see loader.Batch.changes) says. Shifts repeat the edge pixels."""
+    """Mirrors and shifts uint8 [b, H, W, C] by `changes` (see loader.Batch.changes). Shifts repeat the edge pixels."""
     height, width = pixels.shape[1], pixels.shape[2]
     pixels = tf.where(changes[:, 0, None, None, None] == 1, tf.reverse(pixels, [2]), pixels)
     rows = tf.clip_by_value(tf.range(height)[None] - changes[:, 1, None], 0, height - 1)

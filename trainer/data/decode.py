@@ -1,6 +1,6 @@
 """One image file -> the pixels used for training. Pure: equal bytes give equal pixels on every machine.
 
-Separation of concerns: this module knows image formats, but no stores, no Ray and no shards. It decides how an image looks:
+Separation of concerns: this module knows image formats, but not stores, Ray or shards. It decides how an image looks:
 - It is stretched to the wanted height and width (the aspect ratio is not kept, nothing is cropped) with Pillow's BILINEAR,
   a triangle filter that widens when it shrinks and so does not alias.
 - The EXIF orientation is applied. Color profiles are not: values are taken as sRGB.
@@ -51,7 +51,7 @@ def decode(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> n
         raise DecodeError("is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow about broken metadata
+            warnings.simplefilter("ignore")  # from Pillow, about broken metadata
             return _decode(data, image_shape, max_pixels)
     except DecodeError:
         raise

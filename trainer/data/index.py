@@ -1,7 +1,7 @@
 """The images of a data source, their classes, and the split into training and validation.
 
-Separation of concerns: `build_manifest` reads keys, never pixels. `split` works on packed rows, and so on content hashes. It is
-pure and reads no store.
+Separation of concerns: `build_manifest` reads keys, never pixels. `split` works on packed rows and their content hashes; it is pure
+and reads no store.
 
 Shapes: N rows, K classes.
 """
@@ -21,7 +21,7 @@ from trainer.data.shards import PackedRows
 from trainer.storage import Object, Store
 
 LISTED = 200
-"""`Split.facts` lists the keys of at most this many findings of each kind; its counts cover all."""
+"""`Split.facts` lists the keys of at most this many findings of each kind; its counts include all of them."""
 
 
 def build_manifest(store: Store, data: config.Data) -> Manifest:
@@ -35,7 +35,7 @@ def build_manifest(store: Store, data: config.Data) -> Manifest:
     """
     objects = list(store.list())
     if not objects:
-        raise DataError(f"data.source = {store.url} holds no objects. Fix: correct it or upload the images")
+        raise DataError(f"data.source = {store.url} holds no objects. Fix: correct it or upload the images.")
     names = [_class_of(entry.key, data) for entry in objects]
     classes = tuple(data.classes) or tuple(sorted({name for name in names if name is not None}))
     _check_classes(classes, names, objects, store.url, data)
@@ -69,19 +69,19 @@ def _check_classes(
     if missing := [name for name in classes if not counts[name]]:
         prefix = data.classes[missing[0]]
         raise DataError(
-            f"class {missing[0]!r}: no key below {url} starts with {prefix!r} (found: {_folders(objects, prefix)}). "
-            f"Fix: correct data.classes.{missing[0]} or upload the images"
+            f"Class {missing[0]!r}: no key below {url} starts with {prefix!r} (found: {_folders(objects, prefix)}). "
+            f"Fix: correct data.classes.{missing[0]} or upload the images."
         )
     if not classes:
         raise DataError(
             f"data.class_pattern = {data.class_pattern!r} matches none of the {len(objects)} keys below {url}, "
-            f"such as {objects[0].key!r} (found: {_folders(objects)}). Fix: correct the pattern"
+            f"such as {objects[0].key!r} (found: {_folders(objects)}). Fix: correct the pattern."
         )
     if len(classes) < 2:
         raise DataError(
             f"data.class_pattern = {data.class_pattern!r} finds only the class {classes[0]!r} ({counts[classes[0]]} images) below "
-            f"{url}, at least two classes are needed (found: {_folders(objects)}). "
-            "Fix: correct the pattern or upload the other class"
+            f"{url}, but at least two classes are needed (found: {_folders(objects)}). "
+            "Fix: correct the pattern or upload the other class."
         )
 
 
@@ -125,12 +125,12 @@ def split(
     """Splits the N packed rows by hash. A unit (the group, or the content of an image without group) belongs to validation if its
     hash, as a fraction of all hashes, is below `validation_fraction`.
 
-    So an image never changes sides when others are added or removed. The price: the fraction holds only on average, as if every
-    unit drew lots (of 1,000 images at 0.2, 200 +- 13 for validation). An exact split cannot keep that promise, because the side
-    of a unit must depend on the unit alone. The facts contain the counts.
+    An image therefore never changes sides when others are added or removed. In return, the fraction holds only on average (with
+    1,000 images at 0.2, validation gets 200 +- 13). An exact fraction is not possible, because the side of a unit must depend on
+    that unit alone. The facts contain the actual counts.
 
-    Training images whose content is also in validation (possible with groups) are left out of training. Copies under two labels
-    stay and are reported.
+    Training images whose content is also in validation (possible with groups) are left out of training. Copies with
+    different labels stay and are reported.
 
     `Split.facts`: `counts` {side: {class: images}}, `groups` {side: units}, `imbalance_ratio` (largest class by smallest),
     `duplicates`, `leaked` and `conflicting_labels` (each with `contents`, `images` and at most LISTED `keys`), and `warnings`,
@@ -222,14 +222,14 @@ def _check_counts(counts: dict[str, dict[str, int]], validation_fraction: float,
     for name, count in counts["validation"].items():
         if not counts["training"][name]:
             raise DataError(
-                f"class {name!r} has no training image ({count} for validation). "
-                f"Fix: add images or lower data.validation_fraction (now {validation_fraction:g}){hint}"
+                f"Class {name!r} has no training image ({count} for validation). "
+                f"Fix: add images or lower data.validation_fraction (now {validation_fraction:g}){hint}."
             )
         if count < min_validation:
             raise DataError(
-                f"class {name!r} has {count} validation images ({counts['training'][name]} for training), below "
+                f"Class {name!r} has {count} validation images ({counts['training'][name]} for training), below "
                 f"data.min_validation = {min_validation}. Fix: add images, raise data.validation_fraction "
-                f"(now {validation_fraction:g}) or lower data.min_validation{hint}"
+                f"(now {validation_fraction:g}) or lower data.min_validation{hint}."
             )
 
 
@@ -245,7 +245,7 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
         (one, ones), (other, others), *_ = facts["conflicting_labels"]["keys"][0].items()
         lines.append(
             f"{facts['conflicting_labels']['contents']} images have more than one label, such as {ones[0]!r} ({one}) and "
-            f"{others[0]!r} ({other}). Fix: delete the wrong copies"
+            f"{others[0]!r} ({other}). Fix: delete the wrong copies."
         )
     if facts["duplicates"]["images"]:
         lines.append(

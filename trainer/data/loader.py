@@ -1,8 +1,8 @@
 """The batches of one worker: which images, in which order, from memory or from the local disk.
 
-The order of an epoch is a function of (seed, epoch) alone, and each worker takes a contiguous part of every global batch. So the
-global batches are the same for any number of workers. Each epoch drops its last incomplete batch, a different set of images
-each time.
+The order of an epoch is a function of (seed, epoch) alone, and each worker takes a contiguous part of every global batch. The
+global batches are therefore the same for any number of workers. Each epoch drops its last incomplete batch, a different set of
+images each time.
 
 Shapes: N packed images, n training images, B images of a global batch, b of one worker's part, H W C one image.
 """

@@ -1,12 +1,12 @@
-"""A manifest -> uint8 shards in object storage. Every image is downloaded and decoded once, in parallel.
+"""Packs the images of a manifest into uint8 shards in storage. Every image is downloaded and decoded once, in parallel.
 
-Separation of concerns: decode.py knows images and shards.py knows files. This module knows where images come from, where they go,
-and when a pack exists. Ray Data decodes blocks of images on any core of the cluster. The driver keeps the order and writes one
-shard at a time, so its memory never holds the whole data set.
+Separation of concerns: decode.py knows image formats and shards.py knows shard files. This module knows where images come from,
+where they go, and when a pack exists. Ray Data decodes blocks of images on any core of the cluster. The driver keeps the order and
+writes one shard at a time, so its memory never holds the whole data set.
 
     shards/<digest>-<H>x<W>x<C>/part-00000-<hash>.arrow
                                 quarantine.json    the images that cannot be used, and why; for people
-                                pack.json          written last, only if absent: with it the pack exists and never changes
+                                pack.json          written last, only if absent; once it exists, the pack exists and never changes
 
 A shard's name contains the hash of its content. Two jobs that pack the same data at the same time write the same objects, or
 objects of different names. The first pack.json wins, and both jobs train on it.
@@ -52,8 +52,8 @@ def pack(
 ) -> Pack:
     """Packs the images. If the pack exists already, returns it without reading an image or calling `progress`.
 
-    Ray must be initialized, unless the pack exists. Calls progress(images done, total images); an exception of `progress` stops
-    the work. A pack with too many unusable images is kept, so that they are found and listed once.
+    Ray must be initialized, unless the pack exists. Calls progress(images done, total images); an exception raised by `progress`
+    stops the packing. A pack with too many unusable images is kept, so that they are found and listed once.
 
     Raises PackError when more than `data.max_quarantined` of the images cannot be used; StoreError.
     """
@@ -75,8 +75,8 @@ def images_of(run: str, source: Store, storage: Store, data: config.Data, previo
     manifest = build_manifest(source, data)
     if previous and manifest.digest != previous["manifest"]:
         raise PackError(
-            f"run {run} began with other images than {manifest.source} has now (digest {previous['manifest'][:16]} then, "
-            f"{manifest.digest[:16]} now), and its packed images are gone. Fix: restore the source or choose another run.name"
+            f"Run {run} began with images other than those now in {manifest.source} (digest {previous['manifest'][:16]} then, "
+            f"{manifest.digest[:16]} now), and its packed images are gone. Fix: restore the source or choose another run.name."
         )
     return manifest
 
@@ -99,7 +99,7 @@ def load_pack(storage: Store, manifest_digest: str, image_shape: tuple[int, ...]
             quarantined=tuple(Quarantined(**image) for image in found["quarantined"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise PackError(f"{storage.url}/{key} is damaged ({error!r}). Fix: delete it to pack the images again") from None
+        raise PackError(f"{storage.url}/{key} is damaged ({error!r}). Fix: delete it to pack the images again.") from None
 
 
 def _folder(digest: str, image_shape: tuple[int, ...]) -> str:
@@ -151,7 +151,7 @@ def _check_quarantine(found: Pack, storage: Store, data: config.Data) -> None:
         if image.max_pixels is not None and image.max_pixels < data.max_pixels:
             raise PackError(
                 f"{image.key!r} {image.reason}, the bound when the images were packed. Fix: delete the folder {where} to pack them "
-                f"again with data.max_pixels = {data.max_pixels}, or restore the old bound"
+                f"again with data.max_pixels = {data.max_pixels}, or restore the old bound."
             )
     total = found.images + len(found.quarantined)
     fraction = len(found.quarantined) / total
@@ -160,7 +160,7 @@ def _check_quarantine(found: Pack, storage: Store, data: config.Data) -> None:
         raise PackError(
             f"{len(found.quarantined)} of {total} images ({fraction:.2%}) cannot be used, above data.max_quarantined = "
             f"{data.max_quarantined:.2%}: {examples}. Fix: delete or replace them ({where}/quarantine.json lists all), or raise "
-            "data.max_quarantined"
+            "data.max_quarantined."
         )
 
 
@@ -259,8 +259,8 @@ def _whole(found: bytes | StoreError, size: int, source: Store) -> bytes:
     """The content of an image. Raises DecodeError if only this image is affected, StoreError if all images may be."""
     if isinstance(found, NotFound):
         machine = socket.gethostname()
-        if isinstance(source, FolderStore) and _is_empty(source):  # else the pack would lack these images for ever
-            raise StoreError(f"{source.url} is empty or missing on machine {machine}. Fix: mount data.source on every machine")
+        if isinstance(source, FolderStore) and _is_empty(source):  # otherwise the pack would lack these images forever
+            raise StoreError(f"{source.url} is empty or missing on machine {machine}. Fix: mount data.source on every machine.")
         raise DecodeError(f"was listed but is gone (seen from machine {machine})")
     if isinstance(found, StoreError):
         raise found

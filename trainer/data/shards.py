@@ -27,7 +27,7 @@ from trainer.data.dataset import DataError, Pack, Shard
 from trainer.storage import NotFound, Store, StoreError
 
 SHARD_BYTES = 96_000_000
-"""Bytes of pixels in one shard: large enough for full download speed, small enough for the driver's memory."""
+"""Bytes of pixels in one shard: large enough to download at full speed, small enough to fit into the driver's memory."""
 TMPDIR, CACHE_DIR = "TMPDIR", "pipeline.cache_dir"
 """The settings that move the files elsewhere."""
 
@@ -223,10 +223,10 @@ def _fetch(pack: Pack, paths: list[Path], storage: Store, folder: Path) -> None:
                 with _disk(folder, needed, CACHE_DIR):
                     storage.download(shard.key, path)
             except NotFound as error:
-                raise NotFound(f"{error}, although pack.json lists it. Fix: {fix}") from None
+                raise NotFound(f"{error}, although pack.json lists it. Fix: {fix}.") from None
             if not _intact(shard, path):
                 path.unlink()
-                raise PackError(f"{storage.url}/{shard.key} differs from the packed shard (checksum). Fix: {fix}")
+                raise PackError(f"{storage.url}/{shard.key} differs from the packed shard (checksum). Fix: {fix}.")
 
 
 @contextmanager
@@ -237,14 +237,14 @@ def _disk(folder: Path, needed: int, setting: str) -> Iterator[None]:
     except (OSError, StoreError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__  # of a StoreError: the exception that the store met
+            cause = cause.__context__  # the exception that a StoreError was raised for
         if cause is None:
             raise
         if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _full(folder, needed, setting) from None
         if isinstance(error, OSError):
             raise PackError(
-                f"{folder}: cannot be written ({os.strerror(error.errno or 0)}). Fix: set {setting} to a writable folder"
+                f"{folder}: cannot be written ({os.strerror(error.errno or 0)}). Fix: set {setting} to a writable folder."
             ) from None
         raise
 
@@ -253,5 +253,5 @@ def _full(folder: Path, needed: int, setting: str) -> PackError:
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     return PackError(
         f"{folder}: the disk is full ({needed} bytes are needed, {free} are free). "
-        f"Fix: free some space or set {setting} to a folder on a larger disk"
+        f"Fix: free some space or set {setting} to a folder on a larger disk."
     )

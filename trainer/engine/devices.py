@@ -6,7 +6,7 @@ from trainer import UserError
 
 
 class DeviceError(UserError):
-    """This process has no GPU although the run asks for one."""
+    """The run needs a GPU, and this process has none."""
 
 
 def configure(*, threads: int, gpu: bool) -> None:
@@ -19,7 +19,7 @@ def configure(*, threads: int, gpu: bool) -> None:
     if gpu and not gpus:  # it would silently train on the CPU
         raise DeviceError(
             f"launch.gpu = true, but TensorFlow {tf.__version__} sees no GPU. Fix: use an image built with VARIANT=gpu (outside of "
-            'containers: pip install "tensorflow[and-cuda]"), and an NVIDIA driver recent enough for its CUDA version'
+            'containers: pip install "tensorflow[and-cuda]"), and an NVIDIA driver recent enough for its CUDA version.'
         )
     for each in gpus:
         tf.config.experimental.set_memory_growth(each, True)

@@ -1,4 +1,4 @@
-"""The model in training, on all workers together, as the diagnosis' probes see it: their protocol `Network`.
+"""The model in training, on all workers together, as a `Network` for the probes of the diagnosis.
 
 Shapes: n validation images, B images of a global batch, k batches, C channels.
 """
@@ -36,13 +36,13 @@ class DistributedNetwork:
         self._epoch = 0
 
     def begin(self, epoch: int) -> None:
-        """Call it when an epoch begins: batch numbers count the batches of this epoch."""
+        """Call it when an epoch begins: batch numbers then refer to this epoch."""
         self._epoch = epoch
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """A context that restores weights, moving statistics and optimizer when it ends. Randomness needs no restoring: it is a
-        function of the optimizer's step count."""
+        """A context that restores weights, moving statistics and optimizer when it ends. Random state needs no restoring, because
+        it is a function of the optimizer's step count."""
         state = self._learner.state()
         try:
             yield
@@ -59,7 +59,7 @@ class DistributedNetwork:
             variable.assign(value)
 
     def moments(self, batches: Sequence[int], *, dropout: bool) -> list[np.ndarray]:
-        """The batch moments that each of `statistics` would take in from these batches, with the current weights: [k, C] each."""
+        """The moments of these batches under the current weights that each of `statistics` would be updated with: [k, C] each."""
         moving = [self._variables[i] for i in self.statistics]
         iterations = self._learner.optimizer.iterations
         first = (self._epoch - 1) * self._feed.steps
@@ -67,7 +67,7 @@ class DistributedNetwork:
         for number in batches:
             for variable in moving:  # from zero, one step leaves (1 - momentum) times the batch's moments
                 variable.assign(np.zeros(variable.shape))
-            iterations.assign(first + number)  # the dropout masks with which the batch was trained on
+            iterations.assign(first + number)  # selects the dropout masks that were used in training
             self._learner.move_statistics(self._batch(number), dropout=dropout)
             for values, variable in zip(found, moving, strict=True):
                 values.append(variable.numpy() / np.float32(1 - self._momentum[variable.path]))

@@ -10,9 +10,9 @@ from trainer.engine.step import Learner
 
 
 def evaluate(learner: Learner, feed: Feed, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers [n] of packed images -> cross-entropy in nats [n] and probabilities [n, K], float32.
+    """Evaluates packed images: row numbers [n] -> cross-entropy in nats [n] and probabilities [n, K], float32.
 
-    All workers must call it together with the same rows; all get the same result.
+    All workers must call it together, with the same rows; all get the same result.
     """
     losses = np.zeros(len(rows), np.float32)
     probabilities = np.zeros((len(rows), learner.model.output_shape[-1]), np.float32)

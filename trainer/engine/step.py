@@ -1,8 +1,8 @@
 """One synchronous training step over all workers, and inference on one of them.
 
 A step has two parts. In the replica context: the forward pass, the backward pass, and one all-reduce of the gradients and a few
-numbers. Outside of it: the optimizer, which every worker applies to the same sums. So the weights stay identical to the last bit,
-and Keras' optimizer does not reduce the gradients a second time, as it would in the replica context. Every worker has one
+numbers. Outside of it: the optimizer, which every worker applies to the same sums. The weights therefore stay identical to the last
+bit, and Keras' optimizer does not reduce the gradients a second time, as it would in the replica context. Every worker has one
 replica, so the variables are ordinary ones.
 
 Shapes: b images of this worker's part of a global batch, B images of the global batch (b times the number of workers),
@@ -116,7 +116,7 @@ class Learner:
         self.average_statistics()
 
     def batch_losses(self, batch: Batch) -> np.ndarray:
-        """Inference mode: cross-entropy in nats, float32 [B], of the global batch of which each worker passes its part.
+        """Inference mode: cross-entropy in nats, float32 [B], of a global batch; each worker passes its part.
 
         All workers must call it together; all get the same result.
         """
@@ -142,18 +142,18 @@ class Learner:
         return {name: variable.numpy().copy() for name, variable in self._variables().items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Takes over a `state`, except for the learning rate, which stays the configured one.
+        """Restores a `state`, except for the learning rate, which stays as configured.
 
-        Raises UserError when the state belongs to another network.
+        Raises UserError when the state belongs to another model.
         """
         variables = self._variables()
         wrong = [name for name in variables.keys() | state.keys() if _shape(variables.get(name)) != _shape(state.get(name))]
         if wrong:
             name = min(wrong)
             raise UserError(
-                f"The checkpoint belongs to another network: {name} has shape {_shape(state.get(name))} in the checkpoint and "
+                f"The checkpoint belongs to another model: {name} has shape {_shape(state.get(name))} in the checkpoint and "
                 f"{_shape(variables.get(name))} in this run. Fix: use the configuration that the run began with, or choose another "
-                "run.name"
+                "run.name."
             )
         for name, variable in variables.items():
             variable.assign(state[name])
@@ -204,7 +204,7 @@ class Learner:
         return self._input(augment(pixels, batch.changes) if self._augment else pixels)
 
     def _forward_batch(self, batch: Batch, dropout: bool) -> None:
-        """A forward pass with BatchNormalization in training mode; its effect is on the moving statistics."""
+        """A forward pass with BatchNormalization in training mode, for its effect on the moving statistics."""
 
         def forward(batch: Batch) -> None:
             x = self._training_input(batch)

@@ -5,7 +5,7 @@ batch. Dropout draws the mask of an example from (seed, step, position in the gl
 many workers share the batch. Both have the same weights as the Keras layers they replace, so a plain Keras model can load them
 (export.py).
 
-Shapes: b images of this worker, H W C one image or feature map, n elements behind one channel.
+Shapes: b images of this worker, H W C one image or feature map, n elements of one channel.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def _elements(x: tf.Tensor) -> tf.Tensor:
-    """Number of elements behind one channel of [b, H, W, C], as float32."""
+    """Number of elements of one channel of [b, H, W, C], as float32."""
     return tf.cast(tf.size(x, tf.int64) // x.shape[-1], tf.float32)
 
 
@@ -104,8 +104,8 @@ def _synchronized(
 
     Sums within an image use the weights' precision, sums over images and workers use float64. After rounding, the moments are
     therefore the same bits for any number of workers. A difference in the last bits would flip a few max-poolings, each of which
-    changes the gradient by 0.1 %. Everything else is composed of fused kernels in both directions, because an affine pass of
-    ordinary operations would cost more than the rest: its gradient makes many passes over large tensors.
+    changes the gradient by 0.1 %. Everything else is composed of fused kernels in both directions, because an affine pass made
+    of ordinary operations would cost more than all the rest: its gradient makes many passes over large tensors.
     """
     channels = x.shape[-1]
 

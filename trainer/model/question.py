@@ -1,7 +1,7 @@
-"""The network of the question as a Keras model.
+"""The network of the question that README.md opens with, as a Keras model.
 
-It is a plain Keras 3 Sequential; only the layers that must know about the other workers differ (layers.py). It ends in logits,
-from which the loss is computed without loss of precision; the exported model (export.py) ends in softmax, as in the question.
+A plain Keras 3 Sequential; only the layers that must know about the other workers differ (layers.py). It ends in logits, from which
+the loss is computed without losing precision; the exported model (export.py) ends in softmax, as in the question.
 
 Shapes: b images, H W C one image (C H W with channels_first), K classes.
 """

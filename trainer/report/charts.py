@@ -1,7 +1,7 @@
 """The geometry of the report's charts: numbers in, positions out. The template `plot.html.j2` draws them.
 
-A plot is a box of 1000 x 1000 units that the page stretches to the available space; lines keep their width, and every text is
-HTML, placed in percent of the box. So each chart is crisp and legible on a phone, on a wide screen and on paper, without a script.
+A plot is a box of 1000 x 1000 units that the page stretches to the available space; lines keep their width, and every text is HTML,
+placed in percent of the box. Each chart is therefore crisp and legible on a phone, on a wide screen and on paper, without a script.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """Something to point out at `x` (data units): a vertical line and, with `y`, a point on it."""
+    """Marks `x` (data units): a vertical line and, with `y`, a point on it."""
 
     x: float
     text: str

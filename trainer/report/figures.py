@@ -1,6 +1,6 @@
-"""Which charts a report shows, and from which fields of report.json; `charts` computes their geometry.
+"""Owns which charts a report shows, and from which fields of report.json they are made. `charts` computes their geometry.
 
-`page` places them on the page; `picture` draws the loss curves once more.
+`page` places them on the page; `picture` draws the loss curves as a PNG.
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ def losses(history: list[dict[str, Any]]) -> list[Series]:
 
 
 def spike_markers(document: dict[str, Any]) -> list[Marker]:
-    """The spikes on the loss curve. Those too close to the last one for a text show their cause on hover only."""
+    """The spikes on the loss curve. A spike too close to the one before shows its cause on hover only."""
     spikes = document["spikes"] or []
     fits = charts.text_fits([one["spike"]["epoch"] for one in spikes], TEXT_WIDTH * len(document["history"]))
     return [
@@ -52,7 +52,7 @@ def spike_markers(document: dict[str, Any]) -> list[Marker]:
 
 
 def loss(document: dict[str, Any]) -> Chart | None:
-    """The loss of all epochs, with the best epoch, resumes and spikes; None without an epoch, as are all charts of epochs."""
+    """The loss of all epochs, with the best epoch, resumes and spikes; None without an epoch, as for all charts over epochs."""
     history, guess_loss = document["history"], document["validation"]["guess_loss"]
     if not history:
         return None
@@ -101,7 +101,7 @@ def strips(document: dict[str, Any]) -> list[tuple[str, str, Chart]]:
 
 
 def roc(document: dict[str, Any]) -> Chart | None:
-    """The ROC curves, at most MAX_CURVES: those of lowest AUC. None if no class has one."""
+    """The ROC curves with the lowest AUC, at most MAX_CURVES. None if no class has a curve."""
     curves = [curve for curve in document["roc"] if curve["false_positive_rate"]]
     if not curves:
         return None
@@ -136,7 +136,7 @@ def of_spike(document: dict[str, Any], spike: dict[str, Any]) -> list[tuple[str,
         )
         chart.legend = []
         expected = "" if baseline is None else " Dashed: the expected validation loss."
-        drawn.append(("Neighbouring epochs", f"Colours as above.{expected}", chart))
+        drawn.append(("Neighbouring epochs", f"Colors as above.{expected}", chart))
     if points := _points(probes.get("path")):
         chart = charts.measurements(f"Loss within epoch {epoch}", points, x_name="step of the epoch")
         drawn.append(("Within the epoch", "Validation loss after that many steps.", chart))

@@ -15,7 +15,7 @@ from trainer.storage import Store, results
 
 
 def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split) -> RunResult:
-    """Read the results of run `name`, whose images are `rows`, split into `sides`.
+    """Reads the results of run `name`, whose images are `rows`, split into `sides`.
 
     The result shows the epoch of the exported model; without one, the best epoch if `training.keep` is "best", else the last.
     Raises UserError if no epoch has finished, StoreError if storage fails and ResultsError if a stored record is damaged.

@@ -1,4 +1,4 @@
-"""report.html: one file without a script and without a request, drawn by `templates/` from the fields of report.json.
+"""Renders report.html with `templates/` from the fields of report.json: one file, without scripts or network requests.
 
 `figures` makes the charts. Strings that come from the run are shown with unprintable characters escaped.
 """
@@ -41,7 +41,7 @@ class Thumbnail:
 
 
 def render(document: dict[str, Any], thumbnails: Mapping[Place, Thumbnail]) -> str:
-    """Render report.json's `document` as HTML. `thumbnails` holds the images that it names."""
+    """Renders report.json's `document` as HTML. `thumbnails` holds the images that it names."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -1,4 +1,4 @@
-"""loss.png: the loss curves as a picture, drawn by matplotlib for places that show no HTML."""
+"""Draws loss.png, the loss curves as a picture, with matplotlib, for places that show no HTML."""
 
 import io
 from typing import Any
@@ -15,7 +15,7 @@ WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 
 
 def loss_png(document: dict[str, Any]) -> bytes:
-    """Draw the loss curves of report.json's `document`: a PNG of 1600 x 800 pixels."""
+    """Draws the loss curves of report.json's `document`: a PNG of 1600 x 800 pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,7 +1,8 @@
-"""A classifier's scores with their confidence intervals: pure functions of arrays, in NumPy alone.
+"""Owns a classifier's scores and their confidence intervals: pure functions of arrays, in NumPy alone.
 
-Images cut from one photograph are not independent. Every interval here can therefore be taken over *clusters*: the bootstrap
-resamples whole clusters. Random numbers are seeded: equal input gives an equal interval.
+Images cut from one photograph are not independent. Every interval can therefore be computed over *clusters*: the bootstrap
+resamples whole clusters. A cluster is a group of images (`data.group_by`), or a single image without a group. Random numbers are
+seeded: equal input gives an equal interval.
 
 Shapes: N images, K classes, B resamples, U distinct scores.
 """
@@ -19,7 +20,7 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A measured value and its 95 % interval. `low` and `high` are None if the data do not allow one."""
+    """A measured value and its 95 % interval. `low` and `high` are None if there is no interval."""
 
     value: float | None
     low: float | None

@@ -1,4 +1,5 @@
-"""The report's sentences about the whole run, from the fields of report.json. What is said of spikes comes from `spikewise`."""
+"""Owns the report's sentences about the whole run, made from the fields of report.json. Sentences about spikes come from
+`spikewise.describe`."""
 
 from typing import Any
 
@@ -9,7 +10,7 @@ from trainer.report.charts import number, percent
 FEW_GROUPS = 30
 """Below this many groups the bootstrap's intervals are rough."""
 NOTABLE_WAIT = 0.2
-"""Fraction of the training time spent waiting for input that deserves a note."""
+"""A note is shown if waiting for input took more than this fraction of the training time."""
 
 
 def headline(document: dict[str, Any]) -> list[str]:

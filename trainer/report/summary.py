@@ -1,4 +1,4 @@
-"""The facts of a report: the content of report.json, one dict of JSON types. docs/report.md describes its fields.
+"""Owns the content of report.json, one dict of JSON types. docs/report.md describes its fields.
 
 `scores` computes the numbers, `sentences` puts them into words; `write` makes the files.
 
@@ -27,7 +27,7 @@ BATCHES = 3
 
 
 def summarize(result: RunResult) -> dict[str, Any]:
-    """Compute the content of report.json: JSON types only; a number that is unknown or not finite is None."""
+    """Computes the content of report.json: JSON types only; a number that is unknown or not finite is None."""
     history, labels = result.history, np.asarray(result.labels, int)
     cluster = scores.clusters(result.groups)
     kept = next((index for index, report in enumerate(history) if report.epoch == result.epoch), None)

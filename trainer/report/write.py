@@ -14,7 +14,7 @@ from trainer.report.summary import summarize
 
 
 def write(result: RunResult, folder: Path) -> dict[str, Any]:
-    """Write the three files into `folder`, each atomically; return the content of report.json.
+    """Writes the three files into `folder`, each atomically; returns the content of report.json.
 
     Raises OSError if the folder cannot be written, and whatever `result.thumbnail` and `result.batch` raise: they are called
     before the first file is written, so a failure leaves an earlier report as it was.

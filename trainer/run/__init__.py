@@ -2,10 +2,10 @@
 
 driver        the story of a run                        worker     the story of an epoch
 preparation   images -> packed, split and checked       resume     what a checkpoint holds, and how a run resumes from it
-ray_cluster   the cluster                               recording  what is stored for the report
+ray_cluster   the Ray cluster                           recording  what is stored for the report
 ray_train     the worker group and its restarts         finish     the model that a run leaves behind
 signals       a request to stop
-status, console, monitoring   follow the events: what is known, what is printed, the metrics
+status, console, monitoring   what follows from the events: the run's status, printed lines, metrics
 
 task, events, mailbox         what the driver sends to the workers, and what they report
 plan                          what a run would do, for --dry-run

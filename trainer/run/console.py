@@ -1,4 +1,5 @@
-"""What a person reads while a job runs: progress bars on a terminal, plain lines elsewhere. This module decides nothing."""
+"""Owns what a person reads while a job runs: progress bars on a terminal, plain lines elsewhere. It decides nothing about the
+run."""
 
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class Console:
     """Writes to standard output. A context manager: it removes the progress bars at the end."""
 
     def __init__(self) -> None:
-        self._out = RichConsole(highlight=False, emoji=False, soft_wrap=True)  # emoji: `:name:` in a key must stay as it is
+        self._out = RichConsole(highlight=False, emoji=False, soft_wrap=True)  # emoji=False keeps `:name:` in a key unchanged
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=self._out, transient=True)
         self._tasks: dict[str, TaskID] = {}
@@ -48,7 +49,7 @@ class Console:
         self._out.print(f"warning: {line}", markup=False, style="yellow")
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` units of `what` are done: a bar, or a line every PLAIN_SECONDS."""
+        """Shows that `done` of `total` units of `what` are done, as a bar or as a line every PLAIN_SECONDS."""
         if self._out.is_terminal:
             if what not in self._tasks:
                 self._tasks[what] = self._bars.add_task(what, total=total)

@@ -1,7 +1,7 @@
 """The story of a run as its driver sees it: storage, data, the Ray cluster, the workers, and the report.
 
-Separation of concerns: worker.py is what each worker does; here is what happens once for each run, in one process. That process
-holds the lease on the run's name, prepares the images, lets Ray Train run the workers, listens to their events, serves the
+Separation of concerns: worker.py is what each worker does; this module is what happens once for each run, in one process. That
+process holds the lease on the run's name, prepares the images, lets Ray Train run the workers, listens to their events, serves the
 metrics and writes the report. The workers may die and be restarted any number of times within one `launch`; the driver itself
 may be started again under the same run name.
 """
@@ -33,7 +33,7 @@ from trainer.storage import Store, open_store, results
 from trainer.storage.lease import Lease
 
 POLL_SECONDS = 0.3
-"""Time between two looks into the mailbox."""
+"""Time between two reads of the mailbox."""
 END_SECONDS = 60.0
 """Longest wait for Ray Train to notice that a run has failed for good."""
 
@@ -106,7 +106,7 @@ def launch(settings: config.Settings, name: str, console: Console) -> Outcome:
 def _serve_metrics(exporter: Exporter, metrics: config.Metrics, log: RunLog) -> None:
     try:
         log.metrics_served(metrics.host, exporter.serve(metrics.host, metrics.port))
-    except MetricsError as error:  # training does not fail because of its monitoring
+    except MetricsError as error:  # failed monitoring must not end training
         log.warn(f"no metrics: {error}")
 
 
@@ -172,27 +172,27 @@ class _Run:
         self.monitoring.exporter.note_progress()
 
     def _train(self, data: Prepared, cores: int, logs: Path) -> None:
-        """Listens to the workers until they have ended, have failed for good, or were asked to stop and have saved."""
+        """Listens to the workers until they have ended or have failed for good; passes on a request to stop."""
         mailbox = start_mailbox()
         task = Task(self.name, self.settings.as_dict(), data.pack, data.split, mailbox, cores)
         workers = WorkerGroup(task, self.settings.launch, Path(self.settings.run.output, ".ray"))
         asked = False
         while True:
-            running = workers.running  # before the mailbox is read: events posted before the end are still taken
+            running = workers.running  # read before the mailbox, so that events posted before the end are still taken
             self._listen(mailbox)
             if self.status.failure or not running:
                 break
             if self.lease.lost.is_set():
                 raise LaunchError(
                     f"Another job has taken over run {self.name}, so this one ends and writes nothing more. Fix: start only one "
-                    "job for each run.name"
+                    "job for each run.name."
                 )
             if self.stop.is_set() and not asked:
                 if not self.trained:
                     raise Stopped
                 asked = True
                 self.log.stop_requested()
-                self.monitoring.exporter.enter("interrupted")  # now: a node that is drained may leave no time for it later
+                self.monitoring.exporter.enter("interrupted")  # now, because a drained node may leave no time for it later
                 mailbox.request_stop.remote()
             workers.wait(POLL_SECONDS)
         if self.status.failure:
@@ -202,7 +202,7 @@ class _Run:
         elif not self.status.finished:
             self.status.fail(
                 f"The workers exited without reporting an error. Their logs are in {logs} on each node. Fix: correct what the logs "
-                "show and run again under this name to resume"
+                "show and run again under this name to resume."
             )
 
     def _listen(self, mailbox: Any) -> None:
@@ -213,7 +213,7 @@ class _Run:
         self.monitoring.count_requests("driver", Requests.of(self.storage))
 
     def _close(self, data: Prepared, facts: dict[str, Any]) -> Outcome:
-        """Stores how the run ended and writes the report. The outcome does not depend on whether that works."""
+        """Stores how the run ended and writes the report. A failure to do so does not change the outcome."""
         finished, failure = self.status.finished, self.status.failure
         outcome = finished.outcome if finished else f"failed: {failure.message if failure else ''}"
         facts = facts | {"outcome": outcome}
@@ -225,7 +225,7 @@ class _Run:
             results.put_run(self.storage, self.name, facts)
             if self.status.history:
                 self._report(data, with_model=finished is not None and outcome != "interrupted")
-        except Exception as error:  # whatever it is, the run has ended as it has
+        except Exception as error:  # whatever the error, the outcome of the run stands
             self.log.report_incomplete(one_line(error) if isinstance(error, UserError | OSError) else repr(error))
         transient = failure is not None and failure.transient
         return Outcome(self.name, outcome, self.folder, failed=finished is None, transient=transient)

@@ -54,7 +54,7 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Steps of the current epoch are done. Sent at most once a second."""
+    """How far the current epoch is. Sent at most once a second."""
 
     epoch: int
     step: int
@@ -106,7 +106,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The workers have stored everything and end."""
+    """The workers have stored everything and are about to end."""
 
     outcome: str
     """completed, stopped early or interrupted."""

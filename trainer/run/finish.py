@@ -1,4 +1,4 @@
-"""The model that a run leaves behind."""
+"""Owns the model that a run leaves behind: which epoch's weights it has, model.keras and model.json."""
 
 import json
 import logging
@@ -34,8 +34,8 @@ def load_best(learner: Learner, checkpoints: Checkpoints, history: Sequence[Epoc
 def store_model(
     learner: Learner, shape: tuple[int, int, int], classes: Sequence[str], settings: config.Model, store: Store, run: str
 ) -> None:
-    """Exports model.keras, and what its users must know as model.json: class name of each output, image size (height, width)
-    and data format. Stores both beside the run's checkpoints. `shape`: H W C. Raises StoreError."""
+    """Exports model.keras, and model.json with what its users must know: the class name of each output, the image size (height,
+    width) and the data format. Stores both beside the run's checkpoints. `shape`: H W C. Raises StoreError."""
     about = {"classes": list(classes), "image_size": shape[:2], "data_format": settings.data_format}
     store.put(f"runs/{run}/model.json", json.dumps(about, indent=1).encode(), content_type="application/json")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The mailbox: events go from the workers to the driver, the request to stop goes back with the answers.
+"""The mailbox: events go from the workers to the driver; a request to stop goes back with the answers.
 
 The mailbox is a Ray actor beside the driver. Neither side ever waits for the other: a slow driver does not slow training down.
 """
@@ -42,7 +42,7 @@ class Mailbox:
         return events
 
     def request_stop(self) -> None:
-        """Lets the answer to each further post ask for a stop."""
+        """From now on, the answer to each post asks for a stop."""
         self._stop = True
 
 
@@ -71,7 +71,7 @@ class Outbox:
         if self._chief:
             self._read_answer()
             answer = self._mailbox.post.remote(event)
-            if self._answer is None:  # with frequent posts, the answer to the newest one is never ready
+            if self._answer is None:  # keep the oldest: with frequent posts, the newest answer is never ready
                 self._answer = answer
 
     def post_progress(self, epoch: int, step: int, steps: int) -> None:
@@ -85,7 +85,7 @@ class Outbox:
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             try:
                 self.stop = self.stop or ray.get(self._answer)
-            except ray.exceptions.RayError as error:  # training does not fail because of its monitoring
+            except ray.exceptions.RayError as error:  # failed monitoring must not end training
                 log.warning("the driver does not answer: %s", error)
             self._answer = None
 

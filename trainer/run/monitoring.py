@@ -1,4 +1,4 @@
-"""A run's metrics: the exporter follows the run's events, and its endpoint stays open until the last values are scraped."""
+"""Owns a run's metrics: the exporter follows the run's events, and its endpoint stays open until the last values are scraped."""
 
 from contextlib import suppress
 

@@ -1,4 +1,4 @@
-"""What a run would do, for `--dry-run`: lists the images of a new run, reads none of them, writes nothing."""
+"""Plans a run for `--dry-run`: lists the images of a new run, but reads none of them and writes nothing."""
 
 from collections import Counter
 

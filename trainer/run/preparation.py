@@ -1,4 +1,4 @@
-"""From the listed images to what the workers train on: packed, downloaded, split and checked."""
+"""Prepares what the workers train on: packs, downloads, splits and checks the listed images."""
 
 import tempfile
 import time
@@ -44,8 +44,8 @@ def prepare(
 ) -> Prepared:
     """Packs the images of a manifest unless that is done already, and splits them.
 
-    Ray must be initialized. Calls progress(images done, all images) while images are packed; whatever it raises ends the packing.
-    Raises DataError when there are too few images, PackError and StoreError.
+    Ray must be initialized. Calls progress(images done, all images) while images are packed; an exception that it raises ends the
+    packing. Raises DataError when there are too few images, PackError and StoreError.
     """
     packed = images if isinstance(images, Pack) else _packed(images, source, storage, data, log, progress)
     rows = open_rows(packed, storage, cache_dir)
@@ -64,7 +64,7 @@ def check_batch_size(batch_size: int, training: int, about: str = "") -> None:
     if training < batch_size:
         raise DataError(
             f"training.batch_size = {batch_size} is larger than the training set of {about}{training} images. Fix: lower it or add "
-            "images"
+            "images."
         )
 
 
@@ -76,7 +76,7 @@ def check_output(folder: str) -> None:
             pass
     except OSError as error:
         raise OutputError(
-            f"run.output = {folder!r} cannot be written ({error.strerror or one_line(error)}). Fix: set it to a writable folder"
+            f"run.output = {folder!r} cannot be written ({error.strerror or one_line(error)}). Fix: set it to a writable folder."
         ) from None
 
 

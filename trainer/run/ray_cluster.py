@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: connecting to one or starting one, what it has room for, and the machine it runs on."""
+"""Owns the Ray cluster of a run: connects to one or starts one, checks its size, and describes the machine."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ def connect(launch: config.Launch) -> Iterator[Path]:
     try:
         yield _start(launch)
     finally:
-        with suppress(SystemExit):  # Ray raises it when something still waited for it
+        with suppress(SystemExit):  # Ray raises it when a call to the cluster is still waiting
             ray.shutdown()
 
 
@@ -48,14 +48,16 @@ def _start(launch: config.Launch) -> Path:
         cores = max(os.cpu_count() or 1, launch.workers * max(1, launch.cpus_per_worker))
         memory = launch.object_store_bytes
         options |= {"address": "local", "num_cpus": cores, "object_store_memory": memory, "include_dashboard": False}
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # no node can leave alone; one idle process less
+        os.environ.setdefault(
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+        )  # a single node cannot leave on its own; saves an idle process
         problem = f"Ray does not start on this machine with {cores} cores and launch.object_store_bytes = {memory}"
         fix = "free memory and disk space, or lower launch.object_store_bytes"
     ours = signal.getsignal(signal.SIGTERM)
     try:
         context: Any = ray.init(**options)
-    except Exception as error:  # of many kinds
-        raise ClusterError(f"{problem}: {one_line(error)}. Fix: {fix}", transient=True) from None
+    except Exception as error:  # Ray raises many kinds
+        raise ClusterError(f"{problem}: {one_line(error)}. Fix: {fix}.", transient=True) from None
     finally:
         signal.signal(signal.SIGTERM, ours)  # Ray's own handler would end the driver at once
     return Path(context.address_info["session_dir"], "logs")
@@ -70,7 +72,7 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
-            f"No Ray cluster answers at RAY_ADDRESS = {address} ({one_line(error)}). Fix: {_correct(address)}", transient=True
+            f"No Ray cluster answers at RAY_ADDRESS = {address} ({one_line(error)}). Fix: {_correct(address)}.", transient=True
         ) from None
 
 
@@ -89,14 +91,14 @@ def cores_for_a_worker(launch: config.Launch) -> int:
     if launch.gpu and gpus < workers:
         raise ClusterError(
             f"Not enough GPUs: launch.workers = {workers} needs {workers}, the cluster has {gpus}. Fix: lower launch.workers, add "
-            "GPU nodes, or set launch.gpu = false",
+            "GPU nodes, or set launch.gpu = false.",
             transient=fewer,
         )
     each = launch.cpus_per_worker or max(1, cores // workers)
     if cores < each * workers:
         raise ClusterError(
             f"Not enough cores: launch.workers = {workers} needs {each * workers} ({each} for each worker), the cluster has "
-            f"{cores}. Fix: lower launch.workers or launch.cpus_per_worker, or add nodes",
+            f"{cores}. Fix: lower launch.workers or launch.cpus_per_worker, or add nodes.",
             transient=fewer,
         )
     return each

@@ -1,4 +1,4 @@
-"""Ray Train: starts a run's workers, restarts all of them when one dies, and tells TensorFlow where they are."""
+"""Owns the use of Ray Train: starts a run's workers, restarts all of them when one dies, and gives TensorFlow their addresses."""
 
 import json
 import logging
@@ -58,7 +58,7 @@ class WorkerGroup:
         if isinstance(self._error, TrainingFailedError):
             return (
                 f"Workers died more often than launch.max_failures = {self._max_failures} allows. Fix: correct what the last error "
-                f"says, and run again under this name to resume. Last error: {last}"
+                f"names, and run again under this name to resume. Last error: {last}"
             )
         return f"Ray Train failed. Fix: run again under this name to resume. Last error: {last}"
 

@@ -1,4 +1,4 @@
-"""What a run stores about its epochs for the report, in the background. Training does not fail because of it."""
+"""Stores a run's epochs for the report, in the background. A failure to store them never ends training."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -43,10 +43,10 @@ class Recorder:
         self._thread.submit(self._record, report, arrays, findings)
 
     def reconcile(self, history: Sequence[EpochReport], findings: Findings | None) -> None:
-        """Makes the stored records those of `history` and `findings`.
+        """Makes the stored records equal to `history` and `findings`.
 
-        The run may have died, or storage may have failed, between an epoch's checkpoint and its record; and after a return to an
-        earlier checkpoint, records of the abandoned epochs still exist. `findings`: None when they are not known.
+        The two may differ: the run may have died, or storage may have failed, between an epoch's checkpoint and its record; and
+        after a return to an earlier checkpoint, records of abandoned epochs still exist. `findings`: None when they are not known.
         """
         try:
             results.replace_history(self._store, self._run, history)

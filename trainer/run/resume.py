@@ -1,7 +1,7 @@
 """What a checkpoint of a run holds, and how a run resumes from one.
 
-Separation of concerns: storage/checkpoint.py stores arrays and JSON and knows nothing of training. This module builds both from the
-learner, the diagnosis and the position of the run, and restores these from both.
+Separation of concerns: storage/checkpoint.py stores arrays and JSON and knows nothing of training. This module turns the
+learner, the diagnosis and the position of the run into arrays and JSON, and back.
 
 Shapes: s steps of the current epoch so far.
 """
@@ -20,7 +20,7 @@ from trainer.storage import results
 from trainer.storage.checkpoint import Checkpoints
 
 DIAGNOSIS = "diagnosis/"
-"""Prefix of the diagnosis' arrays in a checkpoint."""
+"""Prefix of the arrays of the diagnosis in a checkpoint."""
 STEPS = "epoch/steps/"
 """Prefix of the records of the current epoch's steps in a checkpoint, one array [s] for each field."""
 
@@ -84,7 +84,7 @@ def resume(
 ) -> Resumption | None:
     """Loads the newest intact checkpoint into `learner` and `diagnostician`; None if there is none.
 
-    `broadcast`: returns rank 0's argument on all workers. Raises StoreError, and UserError for a checkpoint of another network.
+    `broadcast`: returns rank 0's argument on all workers. Raises StoreError, and UserError for a checkpoint of another model.
     """
     # Resume order:
     # 1. Rank 0 finds the checkpoint, so that all workers load the same one.

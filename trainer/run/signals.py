@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop."""
+"""Turns SIGTERM and SIGINT into a request to stop."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""What the driver knows of a run from its workers' events."""
+"""What the driver knows about a run from its workers' events."""
 
 from dataclasses import dataclass, field
 

@@ -41,13 +41,13 @@ from trainer.storage.checkpoint import CheckpointError, Checkpoints
 log = logging.getLogger(__name__)
 
 SIGNAL_LAG = 4
-"""Steps after which the signals of a step are read: earlier, the worker would wait for the GPU."""
+"""Steps after which the signals of a step are read. Reading them earlier would make the worker wait for the GPU."""
 PREEMPTION_STEPS = 32
-"""Steps between two questions to Ray whether a node is about to leave. Each is a round trip of all workers (2 to 9 ms)."""
+"""Steps between two queries to Ray whether a node is about to leave. Each is a round trip of all workers (2 to 9 ms)."""
 
 
 class TrainingError(UserError):
-    """Training cannot go on, and a restart would not help."""
+    """Training cannot continue, and a restart would not help."""
 
 
 def work(task: Task) -> None:
@@ -168,7 +168,9 @@ class _Worker:
     def _reconcile_records(self) -> None:
         if not self.chief:
             return
-        known = self.position.history and self.diagnostician.detector.epoch == len(self.position.history)  # else it has failed once
+        known = self.position.history and self.diagnostician.detector.epoch == len(
+            self.position.history
+        )  # otherwise it has failed at least once
         self.recorder.reconcile(self.position.history, self._findings() if known else None)
 
     def _findings(self) -> Findings:
@@ -180,7 +182,7 @@ class _Worker:
         return bool(patience) and lowest is not None and history[-1].epoch - lowest.epoch >= patience
 
     def _train_epoch(self) -> _Trained | None:
-        """Trains the remaining steps of the epoch. Returns None after a request to stop; a checkpoint is saved then."""
+        """Trains the remaining steps of the epoch. Returns None after a request to stop, with a checkpoint saved."""
         epoch, start = self.position.epoch, len(self.position.steps)
         steps: list[StepStats] = []
         signals = []
@@ -190,7 +192,9 @@ class _Worker:
         self.feed.waited = 0.0
         began = time.perf_counter()
         for batch in self.feed.batches(epoch, start):
-            asks = not saved and len(steps) % PREEMPTION_STEPS == 0  # at the same steps on all workers, which wait for each other
+            asks = (
+                not saved and len(steps) % PREEMPTION_STEPS == 0
+            )  # at the same steps on all workers, because they wait for each other
             preempted = asks and ray.train.get_preemption_info() is not None
             stats, raised = self.learner.train(batch, stop=self.outbox.stop, save=preempted)
             steps.append(stats)
@@ -224,7 +228,8 @@ class _Worker:
             log.warning("no checkpoint was saved inside epoch %d: %s", position.epoch, error)
 
     def _close_epoch(self, trained: _Trained, began: float) -> None:
-        """Evaluates, diagnoses, records, saves and reports the epoch. Raises TrainingError when it was not finite."""
+        """Evaluates, diagnoses, records, saves and reports the epoch. Raises TrainingError when its loss or weights are not
+        finite."""
         self.learner.average_statistics()
         losses, probabilities = evaluate(self.learner, self.feed, self.validation)
         evaluated = _Evaluated(losses, probabilities, evaluate(self.learner, self.feed, self.sample)[0])
@@ -239,7 +244,7 @@ class _Worker:
         self.position = self.position.next_epoch(report)
         if self.chief:
             self._record(report, evaluated, steps, findings)
-            if finite(steps).all():  # or the newest checkpoint would be one that no run can recover from
+            if finite(steps).all():  # otherwise no run could recover from the newest checkpoint
                 state = to_checkpoint(self.learner, self.position, self.diagnostician, self.task.settings, report.validation_loss)
                 self.checkpoints.save_in_background(report.step, *state)
         self.outbox.post(
@@ -259,7 +264,7 @@ class _Worker:
             raise TrainingError(
                 f"The loss or the weights are NaN or infinite in epoch {report.epoch} from step {first} on. Fix: lower "
                 f"training.learning_rate (now {report.learning_rate:g}) and run again under this name to resume from the last "
-                "checkpoint"
+                "checkpoint."
             )
 
     def _report(self, trained: _Trained, evaluated: _Evaluated, input_wait: float, began: float) -> EpochReport:
@@ -303,8 +308,8 @@ class _Worker:
             )
         except ray.exceptions.RayError:
             raise
-        except Exception as error:  # training does not fail because of its diagnosis
-            if self.chief:  # the others meet the same error
+        except Exception as error:  # a failed diagnosis must not end training
+            if self.chief:  # the other workers meet the same error
                 log.exception("the diagnosis of epoch %d failed: %r", self.position.epoch, error)
             return None
         finally:

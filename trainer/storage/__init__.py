@@ -25,18 +25,18 @@ def open_store(url: str, s3: config.S3) -> Store:
     scheme, separator, rest = url.partition("://")
     if not separator:
         if not url.strip() or re.match(r"(s3|file):", url, re.IGNORECASE):
-            raise StoreError(f"{url!r} is not a storage URL. Fix: write s3://bucket/prefix or a folder")
+            raise StoreError(f"{url!r} is not a storage URL. Fix: write s3://bucket/prefix or a folder.")
         return FolderStore(url)
     if scheme == "file" and rest.startswith("/"):
         return FolderStore(unquote(rest))
     if scheme != "s3":
         raise StoreError(
             f"{url!r} is not a storage URL. Fix: write s3://bucket/prefix or a folder; "
-            "a server's address belongs in s3.endpoint_url"
+            "a server's address belongs in s3.endpoint_url."
         )
     bucket = rest.partition("/")[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]", bucket):
         raise StoreError(
-            f"{url!r}: {bucket!r} is not a bucket name (3-63 letters, digits, dots or dashes). Fix: write s3://bucket/prefix"
+            f"{url!r}: {bucket!r} is not a bucket name (3-63 letters, digits, dots or dashes). Fix: write s3://bucket/prefix."
         )
     return S3Store(url, s3)

@@ -1,7 +1,7 @@
 """Checkpoints in a store.
 
 Separation of concerns: the worker decides what a checkpoint contains and when to save it. This module makes it exist whole or
-not at all, finds the newest intact one and deletes old ones. It handles named arrays and JSON, not TensorFlow.
+not at all, finds the newest intact one and deletes old ones. It handles named arrays and JSON, and knows nothing of TensorFlow.
 
     runs/<run>/checkpoints/<step, 9 digits>/state.safetensors   the arrays
                                             meta.json           everything else the worker needs; NaN is allowed
@@ -37,7 +37,7 @@ STATE, META, COMMIT = "state.safetensors", "meta.json", "commit.json"
 STORABLE = frozenset(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)) | {
     *("bool", "bfloat16", "float16", "float32", "float64", "complex64")
 }
-"""Names of the dtypes that safetensors reads back as they were."""
+"""Names of the dtypes that safetensors reads back unchanged."""
 
 
 class CheckpointError(UserError):
@@ -78,8 +78,8 @@ class Checkpoints:
     def save(self, step: int, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Saves a checkpoint after the saves under way in the background; returns when it is committed.
 
-        Replaces a checkpoint of the same step and deletes later ones: the run went back and took another path. Then deletes
-        all but the last `keep_last` checkpoints and the one with the lowest finite `meta["validation_loss"]`.
+        Replaces a checkpoint of the same step and deletes later ones, which exist if the run went back to an earlier checkpoint.
+        Then deletes all but the last `keep_last` checkpoints and the one with the lowest finite `meta["validation_loss"]`.
 
         Raises CheckpointError (an array of a dtype that is not STORABLE, another writer) and StoreError.
         """
@@ -152,7 +152,7 @@ class Checkpoints:
         try:
             self._save(step, state, meta)
         except Exception as error:  # training continues, whatever the error
-            log.error("saving the checkpoint of step %d failed, training continues: %s: %s", step, type(error).__name__, error)
+            log.error("saving the checkpoint of step %d failed; training continues: %s: %s", step, type(error).__name__, error)
 
     def _save(self, step: int, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         started = time.monotonic()
@@ -165,7 +165,7 @@ class Checkpoints:
         try:
             self._delete_old(step)
         except StoreError as error:
-            log.warning("old checkpoints were not deleted, the next save tries again: %s", error)
+            log.warning("old checkpoints were not deleted; the next save tries again: %s", error)
 
     def _write(self, step: int, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         folder = self._folder(step)
@@ -182,7 +182,7 @@ class Checkpoints:
         except Exists:
             if self._store.get(folder + COMMIT) != commit:
                 raise CheckpointError(
-                    f"{folder}{COMMIT} was written by another job at the same time. Fix: stop one of the jobs of this run"
+                    f"{folder}{COMMIT} was written by another job at the same time. Fix: stop one of the jobs of this run."
                 ) from None
 
     def _stored(self) -> dict[int, list[str]]:
@@ -237,8 +237,8 @@ def _write_state(path: Path, state: Mapping[str, np.ndarray]) -> None:
     """Writes the arrays; equal arrays give equal bytes. Raises CheckpointError for a dtype that is not STORABLE."""
     for name, array in state.items():
         if array.dtype.name not in STORABLE:
-            raise CheckpointError(f'array "{name}" has dtype {array.dtype}. Fix: store numbers or booleans')
-    save_file({name: np.asarray(array, order="C") for name, array in state.items()}, path)  # reads the memory as it lies
+            raise CheckpointError(f'Array "{name}" has dtype {array.dtype}. Fix: store numbers or booleans.')
+    save_file({name: np.asarray(array, order="C") for name, array in state.items()}, path)  # save_file ignores strides
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A folder as a store."""
+"""A folder as a store: owns atomic writes to files, and the mapping of keys to paths."""
 
 import os
 import secrets
@@ -27,7 +27,7 @@ class FolderStore(Store):
         self._count("list")
         with self._explained(prefix):
             if not self.root.is_dir():
-                raise NotFound(f"{self.url}: no such folder. Fix: correct the path or create the folder")
+                raise NotFound(f"{self.url}: no such folder. Fix: correct the path or create the folder.")
             yield from self._walk(self.root, "", prefix, ())
 
     def _walk(self, folder: Path, below: str, prefix: str, above: tuple[str, ...]) -> Iterator[Object]:
@@ -48,7 +48,7 @@ class FolderStore(Store):
                     key.encode()
                     state = entry.stat()
                 except UnicodeEncodeError:
-                    raise StoreError(f"{self.url}: the file name {os.fsencode(key)!r} is not UTF-8. Fix: rename the file") from None
+                    raise StoreError(f"{self.url}: the file name {os.fsencode(key)!r} is not UTF-8. Fix: rename it.") from None
                 except FileNotFoundError:
                     continue  # deleted in the meantime
                 yield Object(key, state.st_size, f"{state.st_size:x}-{state.st_mtime_ns:x}")
@@ -85,7 +85,7 @@ class FolderStore(Store):
 
     def _path(self, key: str) -> Path:
         if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
-            raise StoreError(f"{self._where(key)}: not a valid file name. Fix: use a key without empty parts, `.` and `..`")
+            raise StoreError(f"{self._where(key)}: not a valid file name. Fix: use a key without empty parts, `.` and `..`.")
         return self.root / key
 
     def _open(self, key: str) -> BinaryIO:

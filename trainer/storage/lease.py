@@ -34,8 +34,8 @@ class Lease:
     marked as released, the name is free. If it does not change for `seconds`, the holder is dead. The contender then puts the
     next number, which only one of several contenders can do.
 
-    A heartbeat that fails because of storage is logged and retried, without limit: no other job can take the name over
-    through storage that does not answer. `lost` is set only when a higher number exists: this process was paused or cut off for so
+    A heartbeat that fails because of storage is logged and retried, without limit: as long as storage does not answer, no other
+    job can take over the name either. `lost` is set only when a higher number exists: this process was paused or cut off for so
     long that another one took over. The run must then stop writing.
     """
 
@@ -86,7 +86,7 @@ class Lease:
                 self._record["released"] = True
                 self._put(self._number)
         except StoreError as error:
-            log.warning('run "%s" was not released, its name stays taken for %g s: %s', self._run, self._seconds, error)
+            log.warning('run "%s" was not released; its name stays taken for %g s: %s', self._run, self._seconds, error)
 
     def _keep_alive(self) -> None:
         """Sends heartbeats until the lease is released or lost."""
@@ -94,7 +94,7 @@ class Lease:
             try:
                 self._beat()
             except Exception as error:  # whatever the error, without heartbeats the name is lost
-                log.warning('heartbeat of run "%s" failed, will retry: %s', self._run, error)
+                log.warning('the heartbeat of run "%s" failed and will be retried: %s', self._run, error)
 
     def _beat(self) -> None:
         """Sends one heartbeat, or sets `lost`."""
@@ -128,7 +128,7 @@ class Lease:
 
     def _in_use(self, record: Mapping[str, Any]) -> RunInUse:
         return RunInUse(
-            f'run "{self._run}" is in use by {_holder(record)}. Fix: wait for that job, stop it, or choose another run.name',
+            f'Run "{self._run}" is in use by {_holder(record)}. Fix: wait for that job, stop it, or choose another run.name.',
             transient=True,
         )
 

@@ -49,7 +49,7 @@ def get_run(store: Store, run: str) -> dict[str, Any] | None:
     except (ValueError, TypeError) as error:
         raise ResultsError(
             f"{store.url}/{key} is damaged ({error}). "
-            "Fix: delete it to resume from the run's checkpoints, or choose another run.name"
+            "Fix: delete it to resume from the run's checkpoints, or choose another run.name."
         ) from None
 
 
@@ -102,7 +102,7 @@ def get_history(store: Store, run: str) -> list[EpochReport]:
         try:
             reports.append(report_from(json.loads(body)))
         except (ValueError, TypeError) as error:
-            raise ResultsError(f"{store.url}/{key} is damaged ({error}). Fix: delete it to leave that epoch out") from None
+            raise ResultsError(f"{store.url}/{key} is damaged ({error}). Fix: delete it to leave that epoch out.") from None
         assert key == _key(run, reports[-1].epoch, "json")
     return reports
 
@@ -136,7 +136,7 @@ def get_diagnoses(store: Store, run: str) -> tuple[list[Diagnosis] | None, Overf
         return [diagnosis_from(values) for values in found["spikes"]], trend and Overfitting(**trend)
     except (ValueError, TypeError, KeyError) as error:
         raise ResultsError(
-            f"{store.url}/runs/{run}/spikes.json is damaged ({error}). Fix: delete it to leave the spikes out"
+            f"{store.url}/runs/{run}/spikes.json is damaged ({error}). Fix: delete it to leave the spikes out."
         ) from None
 
 

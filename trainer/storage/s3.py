@@ -1,6 +1,6 @@
 """S3 buckets as stores. The only door to boto3.
 
-Owns how S3 is called, when a request is retried, and what the user reads when retries did not help.
+Owns how S3 is called, when a request is retried, and what the user reads when all retries have failed.
 """
 
 import random
@@ -39,7 +39,7 @@ _ANSWERS = {
     "NoSuchBucket": ("no such bucket", "create it or correct the bucket name"),
     "InvalidAccessKeyId": ("the server does not know this access key", "check AWS_ACCESS_KEY_ID"),
     "SignatureDoesNotMatch": ("the secret key is wrong", "check AWS_SECRET_ACCESS_KEY"),
-    "AccessDenied": ("these credentials lack the permission", "grant it or use other credentials"),
+    "AccessDenied": ("these credentials lack the permission", "grant it, or use other credentials"),
     "ExpiredToken": ("the credentials have expired", "renew them"),
     "NotImplemented": (
         "the server does not support this operation",
@@ -103,7 +103,7 @@ class S3Store(Store):
             )
         except ValueError as error:
             raise StoreError(
-                f"{error}. Fix: write s3.endpoint_url (or AWS_ENDPOINT_URL) as http://host:port or https://host"
+                f"{error}. Fix: write s3.endpoint_url (or AWS_ENDPOINT_URL) as http://host:port or https://host."
             ) from None
         except BotoCoreError as error:
             raise StoreError(f"{self.url}: {one_line(error)}") from None
@@ -167,7 +167,7 @@ class S3Store(Store):
             except RetriesExceededError as error:
                 raise error.last_exception from None
             except S3DownloadFailedError:  # the parts are of different versions
-                raise StoreError(f"{self._where(key)}: the object changed during the download. Fix: try again") from None
+                raise StoreError(f"{self._where(key)}: the object changed during the download. Fix: try again.") from None
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str | None = None) -> None:
         wanted = _content_type(content_type) | ({"IfNoneMatch": "*"} if if_absent else {})
@@ -204,25 +204,25 @@ class S3Store(Store):
         if isinstance(error, NoCredentialsError):
             return StoreError(
                 f"{where}: no AWS credentials found. Fix: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or configure another "
-                "source that the AWS SDK reads"
+                "source that the AWS SDK reads."
             )
         endpoint, attempts = self.client.meta.endpoint_url, _attempts(self._s3.max_attempts)
         if isinstance(error, ReadTimeoutError):
             return StoreError(
                 f"{where}: {endpoint} sent no data for {self._s3.read_timeout:g} s ({attempts}). "
-                "Fix: check whether the server is overloaded, or raise s3.read_timeout or s3.max_attempts",
+                "Fix: check whether the server is overloaded, or raise s3.read_timeout or s3.max_attempts.",
                 transient=True,
             )
         if isinstance(error, BotoConnectionError):
             return StoreError(
                 f"{where}: {endpoint} cannot be reached ({attempts}; {one_line(error)}). Fix: start the server or correct "
-                "s3.endpoint_url (or AWS_ENDPOINT_URL); servers other than AWS often need s3.path_style = true",
+                "s3.endpoint_url (or AWS_ENDPOINT_URL); servers other than AWS often need s3.path_style = true.",
                 transient=True,
             )
         if isinstance(error, _NETWORK):
             return StoreError(
                 f"{where}: {endpoint} cut its response short ({attempts}; {one_line(error)}). "
-                "Fix: check the server's log and the network, or raise s3.max_attempts",
+                "Fix: check the server's log and the network, or raise s3.max_attempts.",
                 transient=True,
             )
         if isinstance(error, BotoCoreError):
@@ -237,17 +237,17 @@ class S3Store(Store):
             return NotFound(f"{where}: no such object")
         if code in _ANSWERS:
             problem, fix = _ANSWERS[code]
-            return StoreError(f"{where}: {problem} ({code} for {operation}). Fix: {fix}")
+            return StoreError(f"{where}: {problem} ({code} for {operation}). Fix: {fix}.")
         if status in _TRANSIENT:
             return StoreError(
                 f"{answered} ({_attempts(_retries(error) + 1)}). Fix: wait until the server has recovered, or raise "
-                f"s3.max_attempts (now {self._s3.max_attempts})",
+                f"s3.max_attempts (now {self._s3.max_attempts}).",
                 transient=True,
             )
         if bare and not operation.startswith("Head"):
             return StoreError(
                 f"{answered} and no S3 error message, so it may not be an S3 server. "
-                "Fix: check s3.endpoint_url (or AWS_ENDPOINT_URL)"
+                "Fix: check s3.endpoint_url (or AWS_ENDPOINT_URL)."
             )
         return StoreError(f"{answered}: {' '.join(error.response['Error'].get('Message', '').split())}")
 
@@ -257,7 +257,7 @@ def has_credentials() -> bool:
     try:
         return boto3.session.Session().get_credentials() is not None
     except BotoCoreError as error:
-        raise StoreError(f"the AWS credentials cannot be read: {one_line(error)}. Fix: check AWS_PROFILE and ~/.aws") from None
+        raise StoreError(f"The AWS credentials cannot be read: {one_line(error)}. Fix: check AWS_PROFILE and ~/.aws.") from None
 
 
 def _content_type(content_type: str | None) -> dict[str, str]:

@@ -147,7 +147,7 @@ class Store(ABC):
             raise explained from None
 
     def _explain(self, error: Exception, where: str) -> StoreError | None:
-        """The StoreError for a failed operation; None for a bug of ours."""
+        """The StoreError for a failed operation; None if the exception is a bug of ours."""
         return StoreError(f"{where}: {one_line(error)}") if isinstance(error, OSError) else None
 
 

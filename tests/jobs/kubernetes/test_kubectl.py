@@ -70,8 +70,8 @@ def test_errors_of_the_cluster(kubectl, stderr, line):
     assert len(error.splitlines()) == 1
 
 
-def test_missing_rights(kubectl):
-    """A user would not learn which right to ask for; or `submit` would stop where it can do without one."""
+def test_missing_permissions(kubectl):
+    """A user would not learn which permission to ask for; or `submit` would stop where it can do without one."""
     stderr = 'Error from server (Forbidden): secrets "s" is forbidden: User "jane" cannot get resource "secrets" in API group ""'
     error = kubectl._explain(stderr)
     assert isinstance(error, ForbiddenError)

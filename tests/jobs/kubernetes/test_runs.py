@@ -56,4 +56,4 @@ def test_the_reason_survives_the_clean_up():
     lines: list[str] = []
     runs.clean_up(_Cluster(), "first", lines.append)
     (line,) = lines
-    assert "could be removed (did not answer `kubectl delete` within 300 s): make cancel RUN=first" in line
+    assert "could be removed (did not answer `kubectl delete` within 300 s). Fix: run `make cancel RUN=first`." in line

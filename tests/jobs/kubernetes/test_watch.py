@@ -60,7 +60,7 @@ def test_what_keeps_a_run_from_starting(monkeypatch):
     for looks, events, end in (
         ([[pod(0)]] * 3, [refusal("exceeded quota")], r"exceeded quota \(for 60 s, launch.start_timeout\)\. Fix: .* quota\."),
         ([[pod(0)]] * 9, None, "continues"),
-        ([[]] * 2, [refusal("exceeded quota")], "the cluster creates no pods: exceeded quota"),
+        ([[]] * 2, [refusal("exceeded quota")], r"The cluster creates no pods: exceeded quota\. Fix: .*"),
         ([[pod(0), unscheduled(1)]] * 3, [], "pod run-first-1-abcde cannot be scheduled: .*"),
         ([[pod(0), unscheduled(1)], [pod(0)]] * 4, [], "continues"),
         ([[pod(0), uncreatable]] * 3, [], r"pod run-first-1-abcde cannot start: busy \(CreateContainerError\), for 60 s"),

@@ -103,7 +103,7 @@ def test_a_failed_diagnosis_does_not_end_the_training(capsys, monkeypatch):
     monkeypatch.setattr("spikewise.diagnose.Diagnostician.close_epoch", fail)
     history = network().fit(*TRAINING, epochs=2, verbose=0, callbacks=[spikes]).history
     assert len(history["loss"]) == len(history["val_loss"]) == 2
-    assert "WARNING: the diagnosis of epoch" in capsys.readouterr().out
+    assert "warning: the diagnosis of epoch" in capsys.readouterr().out
 
 
 def _fit(data, *, fresh=None, **options):
@@ -129,7 +129,7 @@ def _fit_two_models():
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION).batch(9).repeat()), "never ends"),
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION)), "cannot evaluate"),
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION[0]).batch(9)), r"are not pairs \(x, y\)"),
-        (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION).shuffle(597).batch(99)), "in another order each time"),
+        (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION).shuffle(597).batch(99)), "in a different order each time"),
         (lambda: _fit(VALIDATION, keys=["a"]), "keys has 1 entries for 597"),
         (lambda: _fit(VALIDATION, fresh=network(steps_per_execution=4)), "steps_per_execution=4"),
         (lambda: _fit(VALIDATION, fresh=network(optimizer=ACCUMULATES)), "gradient_accumulation_steps=4"),

@@ -19,7 +19,7 @@ from tests.spikewise.keras.digits import TRAINING, network
 def test_steps_are_measured_from_outside(optimizer):
     """With wrong lengths or gradients, the wrong step would be blamed."""
     model = network(optimizer=optimizer)
-    model.layers[3].rate = 0.0  # without dropout, so that gradients can be taken again
+    model.layers[3].rate = 0.0  # without dropout, so that gradients can be recomputed
     optimizer.build(model.trainable_variables)
     recorder = StepRecorder(model)
     expected = []

@@ -95,12 +95,12 @@ def test_the_digest_names_the_data_set(tmp_path):
         (
             ["Au/1", "Tq/2", "Tq/3"],
             by_prefix(),
-            ["class 'fake'", "starts with 'Tp/'", "(found: 'Tq/' (2), 'Au/' (1))", "Fix: correct data.classes.fake"],
+            ["Class 'fake'", "starts with 'Tp/'", "(found: 'Tq/' (2), 'Au/' (1))", "Fix: correct data.classes.fake"],
         ),
         (["x/Au/1", "x/Tp/1"], Data(source="s", classes={"a": "x/Au/", "b": "x/T/"}), ["'x/T/'", "'x/Au/' (1)", "'x/Tp/' (1)"]),
         (["Au/1", "Au/2"], Data(source="s", class_pattern="^(?P<class>Au)"), ["only the class 'Au' (2 images)", "at least two"]),
         (["Au/1", "Tp/2"], Data(source="s", class_pattern="(?P<class>cat|dog)"), ["none of the 2 keys", "'Au/1'", "'Tp/' (1)"]),
-        ([f"d{i}/x" for i in range(30)], by_prefix(), ["class 'authentic'", "and 22 more"]),
+        ([f"d{i}/x" for i in range(30)], by_prefix(), ["Class 'authentic'", "and 22 more"]),
     ],
 )
 def test_unusable_data_is_refused_with_one_line(tmp_path, keys, data, words):
@@ -243,7 +243,7 @@ def test_too_few_validation_images():
     message = str(error.value)
     assert len(message.splitlines()) == 1
     for word in (
-        "class 'authentic' has ",
+        "Class 'authentic' has ",
         "below data.min_validation = 20",
         "Fix: add images",
         "data.validation_fraction (now 0.2)",
@@ -257,7 +257,7 @@ def test_too_few_validation_images():
 def test_nothing_to_train_on():
     """The network would learn that a class never occurs."""
     with pytest.raises(
-        DataError, match=r"class 'authentic' has no training image \(200 for validation\)\. Fix: .* \(now 0.999999\)"
+        DataError, match=r"Class 'authentic' has no training image \(200 for validation\)\. Fix: .* \(now 0.999999\)"
     ):
         halves(rows(400), validation_fraction=0.999999)
 

@@ -131,7 +131,7 @@ def test_a_resumed_run_whose_images_have_changed_is_refused(tmp_path):
     manifest = images_of("first", source, storage, data, None)
     assert images_of("first", source, storage, data, {"manifest": manifest.digest}) == manifest
     jobs.put_images(str(tmp_path), images=42)
-    with pytest.raises(PackError, match=r"run first began with other images than .* Fix: restore the source"):
+    with pytest.raises(PackError, match=r"Run first began with images other than .* Fix: restore the source"):
         images_of("first", source, storage, data, {"manifest": manifest.digest})
     assert images_of("first", source, storage, data, None).digest != manifest.digest
 

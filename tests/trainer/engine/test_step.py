@@ -110,7 +110,7 @@ def test_a_restored_learner_keeps_its_own_learning_rate():
 def test_a_state_of_another_network_is_refused():
     """A checkpoint of another image size would end in a traceback, or silently in a half-restored model."""
     state = build(shape=(32, 32, 3)).state()
-    with pytest.raises(UserError, match=r"belongs to another network: .*dense.* Fix: .*another run\.name"):
+    with pytest.raises(UserError, match=r"belongs to another model: .*dense.* Fix: .*another run\.name"):
         build().restore(state)
 
 

@@ -21,7 +21,7 @@ def _model(classes=2, **settings):
 
 
 def test_the_network_is_the_questions():
-    """A user who compares with the question's own code would find another network."""
+    """A user who compares with the code in the question would find a different network."""
     kinds = [type(layer).__mro__[0].__name__ for layer in _model().layers]
     block = ["Conv2D", "BatchNormalization"] * 2 + ["MaxPooling2D", "Dropout"]
     assert kinds == ["Rescaling", *block, *block, "Flatten", "Dense", "BatchNormalization", "Dropout", "Dense"]

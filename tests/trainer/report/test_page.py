@@ -14,7 +14,7 @@ from trainer.report.summary import HARDEST
 
 
 def test_the_page_has_no_script_and_makes_no_request(tmp_path: Path) -> None:
-    """The page would not open offline or under a strict content policy, or would leak that somebody opened it."""
+    """The page would not open offline or under a strict content policy, or would reveal that it was opened."""
     _, text = written(demo(), tmp_path)
     page = Page(text)
     assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed", "base", "form"}
@@ -24,7 +24,7 @@ def test_the_page_has_no_script_and_makes_no_request(tmp_path: Path) -> None:
 
 
 def test_hostile_strings_are_shown_as_text(tmp_path: Path) -> None:
-    """Whoever can upload an image could run code in a reader's browser, or disguise a key."""
+    """Anyone who can upload an image could run code in a reader's browser, or disguise a key."""
     result = demo(epochs=3, images=30)
     quarantined = [{"key": HOSTILE, "reason": "</td><img src=x onerror=alert(1)>"}]
     result = replace(

@@ -53,7 +53,7 @@ def test_a_checkpoint_inside_an_epoch_reaches_the_metrics():
     assert metrics(events.CheckpointSaved(27, SaveStats(step=27, committed=1.0)))("spikewise_checkpoint_step") == 27
 
 
-def test_the_wait_for_the_last_scrape_is_skipped_where_nobody_scrapes():
+def test_the_wait_for_the_last_scrape_is_skipped_where_nothing_scrapes():
     """A user who presses Ctrl-C, or whose configuration is wrong, would wait at the terminal for `metrics.linger` seconds."""
     exporter = Exporter()
     exporter.serve("127.0.0.1", 0)

@@ -15,7 +15,7 @@ from trainer.storage import open_store, results
 
 
 def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, capsys):
-    """A user who only asks would already have written to the bucket, or would not learn what the job is about to do."""
+    """A user who only wants to see the plan would already have written to the bucket, or would not learn what the job would do."""
     jobs.put_images(str(tmp_path), images=60)
     configuration = jobs.write_config(tmp_path, str(tmp_path), workers=2)
     before = sorted(tmp_path.rglob("*"))
@@ -55,7 +55,7 @@ def test_a_dry_run_of_an_existing_run(tmp_path, capsys):
     assert "first was started with training.batch_size = 32, now it is 8" in capsys.readouterr().err
     jobs.put_images(str(tmp_path), images=64)
     assert train.main(dry) == 2
-    assert "began with other images" in capsys.readouterr().err
+    assert "began with images other than" in capsys.readouterr().err
     shape = (*settings.data.image_size, 3)
     made = {"digest": digest, "classes": ["authentic", "fake"], "image_shape": shape, "shards": [], "images": 59, "quarantined": []}
     storage.put(f"shards/{folder_name(digest, shape)}/pack.json", json.dumps(made).encode())

@@ -43,7 +43,7 @@ def test_a_failed_diagnosis_leaves_earlier_spikes(store):
 
 
 def test_stored_records_become_those_of_the_run(store):
-    """A run that died between a checkpoint and its record would have a hole in its report for ever; after a return to an earlier
+    """A run that died between a checkpoint and its record would have a hole in its report forever; after a return to an earlier
     checkpoint, abandoned epochs would be shown as part of the curve."""
     recorder = Recorder(store, "first")
     for epoch in (1, 3, 4):
@@ -60,7 +60,7 @@ def test_starts_are_counted(store):
 
 
 def test_training_goes_on_where_nothing_can_be_stored(broken, caplog):
-    """A full or lost storage would end a run that only wanted to write its report."""
+    """Full or unreachable storage would end a run that only wanted to store results for its report."""
     recorder = Recorder(broken, "first")
     assert recorder.count_start() == 0
     recorder.reconcile([report(1)], None)

@@ -100,14 +100,14 @@ def test_a_new_run_has_no_checkpoint(checkpoints: Checkpoints) -> None:
 )
 def test_refuses_what_would_not_come_back(checkpoints: Checkpoints, array: np.ndarray) -> None:
     """An array that safetensors cannot read back must fail when it is saved, not when the run is resumed."""
-    with pytest.raises(CheckpointError, match=r'array "bad" has dtype .*\. Fix: store numbers or booleans'):
+    with pytest.raises(CheckpointError, match=r'Array "bad" has dtype .*\. Fix: store numbers or booleans'):
         checkpoints.save(1, {**state(), "bad": array}, {})
     assert checkpoints.latest() is None
     assert checkpoints.stats.failures == 1
 
 
 def test_never_loads_a_pickle(checkpoints: Checkpoints, store: Store, tmp_path: Path) -> None:
-    """Write access to the bucket must not allow to run code in the training job, even with valid checksums."""
+    """Write access to the bucket must not allow anyone to run code in the training job, even with valid checksums."""
     canary = tmp_path / "canary"
 
     class Evil:
@@ -311,7 +311,7 @@ def test_a_failed_save_does_not_end_training(folder: FolderStore, caplog: pytest
         assert checkpoints.stats == SaveStats(failures=2)
         (record,) = caplog.records
         assert record.levelno == logging.ERROR
-        assert "saving the checkpoint of step 10 failed, training continues: StoreError: " in record.message
+        assert "saving the checkpoint of step 10 failed; training continues: StoreError: " in record.message
         folder.delete([FOLDER])
         before = time.time()
         checkpoints.save(20, state(), {})

@@ -57,7 +57,7 @@ def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     """The manifest's digest would fail with a traceback."""
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
-    with pytest.raises(StoreError, match=r"caf\\xe9\.png' is not UTF-8. Fix: rename the file"):
+    with pytest.raises(StoreError, match=r"caf\\xe9\.png' is not UTF-8. Fix: rename it"):
         list(FolderStore(tmp_path).list())
 
 

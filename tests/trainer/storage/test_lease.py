@@ -49,7 +49,7 @@ def test_a_live_run_keeps_its_name(store: Store) -> None:
     """Two jobs under one name would overwrite each other's checkpoints, or the second would not learn who holds the name."""
     with Lease(store, "a-run", 4):
         with (
-            pytest.raises(RunInUse, match=r'run "a-run" is in use by process \d+ on .+ \(since .+\)\. Fix: .*run\.name') as caught,
+            pytest.raises(RunInUse, match=r'Run "a-run" is in use by process \d+ on .+ \(since .+\)\. Fix: .*run\.name') as caught,
             Lease(store, "a-run", 4),
         ):
             raise AssertionError("two holders")
@@ -170,7 +170,7 @@ def test_a_failing_heartbeat_does_not_lose_the_name(tmp_path: Path, caplog: pyte
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"lease_seconds": "long", "beat"', b'{"lease_seconds": "long"}'])
 def test_a_damaged_lease_does_not_block_the_name(store: Store, content: bytes) -> None:
-    """A torn lease object would block the next job for ever instead of delaying it."""
+    """A torn lease object would block the next job forever instead of delaying it."""
     store.put("runs/a-run/lease-000041.json", content)
     with Lease(store, "a-run", 0.1):
         assert lease_keys(store) == ["lease-000042.json"]

@@ -75,7 +75,7 @@ def test_credentials_from_the_usual_sources(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "credentials").write_text("[default]\naws_access_key_id = id\naws_secret_access_key = key\n")
     assert s3.has_credentials()
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(StoreError, match=r"the AWS credentials cannot be read: .*nobody.* Fix: check AWS_PROFILE") as error:
+    with pytest.raises(StoreError, match=r"The AWS credentials cannot be read: .*nobody.* Fix: check AWS_PROFILE") as error:
         s3.has_credentials()
     message(error)
 
@@ -121,7 +121,7 @@ class TestS3:
                 operation(store, tmp_path / "file")
             message(error)
 
-    def test_reading_needs_no_right_to_write(self, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reading_needs_no_permission_to_write(self, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Data could not be shared read-only, or the user would not learn which permission is missing."""
         open_store(bucket, S3()).put("key", b"data")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.reader_access_key)
@@ -141,7 +141,7 @@ class TestS3:
         message(error)
 
     def test_unreachable(self, bucket: str) -> None:
-        """A wrong address would end in a traceback, or be retried for ever."""
+        """A wrong address would end in a traceback, or be retried forever."""
         store = open_store(bucket, S3(endpoint_url="http://127.0.0.1:9", max_attempts=2))
         with pytest.raises(StoreError, match=r"http://127.0.0.1:9 cannot be reached \(2 attempts; .*s3\.endpoint_url") as error:
             store.get("key")
@@ -228,7 +228,7 @@ class TestFaults:
     def test_a_body_that_always_breaks_off_fails(
         self, impatient: S3Store, proxy: FaultProxy, kind: Kind, advice: str, tmp_path: Path
     ) -> None:
-        """A job would retry for ever, or keep half an object."""
+        """A job would retry forever, or keep half an object."""
         proxy.inject(kind, times=1000)
         for operation in (OPERATIONS["get"], OPERATIONS["download"]):
             with pytest.raises(StoreError, match=advice) as error:

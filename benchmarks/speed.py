@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed [--quick]     (or: make bench)
 
-Takes about 15 minutes on two cores; keep the machine otherwise idle. --quick takes about 4 minutes and shows only that the
+Takes about 15 minutes on two cores; keep the machine otherwise idle. --quick takes about 5 minutes and shows only that the
 benchmark works. Trains the network of trainer/model/question.py on demo photographs (64x64, batch size 32) in the local S3 server.
 Machines differ and their speed drifts, so only ratios count: the programs to compare alternate within one call, ROUNDS times.
 

@@ -222,6 +222,7 @@ try:
     print("opened", open_rows(pack, FolderStore(storage), Path(cache)).images.shape)
 except PackError as error:
     print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # coverage may write its data
 """
 
 

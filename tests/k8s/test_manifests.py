@@ -25,10 +25,14 @@ SETTINGS = config.load("jobs/configs/demo.toml", ["run.name=first", "launch.work
 SCHEMAS = {"RayJob": "ray.io_rayjobs.yaml", "LocalQueue": "localqueue_v1beta2.json"}
 
 
+render = cache(manifests.render)
+"""Kustomize once per overlay and shape: `fit` copies what it changes."""
+
+
 @pytest.fixture(params=CASES, ids="-".join)
 def objects(request: pytest.FixtureRequest) -> list[KubernetesObject]:
     overlay, shape = request.param
-    return manifests.fit(manifests.render(overlay, shape), SETTINGS, "first", "registry.example/spikewise:1", None)
+    return manifests.fit(render(overlay, shape), SETTINGS, "first", "registry.example/spikewise:1", None)
 
 
 @cache
@@ -39,6 +43,13 @@ def _schema(kind: str) -> dict[str, Any]:
         (version,) = [each for each in definition["spec"]["versions"] if each["storage"]]
         definition = version["schema"]["openAPIV3Schema"]
     return _closed(definition)
+
+
+@cache
+def _validator(kind: str) -> jsonschema.Validator:
+    """Checks the `spec` of a custom resource."""
+    schema = _schema(kind)["properties"]["spec"]
+    return jsonschema.validators.validator_for(schema)(schema)
 
 
 def _closed(schema: Any) -> Any:
@@ -75,14 +86,14 @@ def test_valid_for_kuberay(objects):
     """The API server would reject the RayJob, or silently drop a misspelt field."""
     for found in objects:
         if found["kind"] in SCHEMAS:
-            jsonschema.validate(found["spec"], _schema(found["kind"])["properties"]["spec"])
+            _validator(found["kind"]).validate(found["spec"])
 
 
 @pytest.mark.crds
 def test_valid_for_kueue():
     """The API server would reject the queue, or runs would wait in another one."""
     queue = yaml.safe_load(Path("k8s/overlays/kueue/local-queue.yaml").read_text())
-    jsonschema.validate(queue["spec"], _schema("LocalQueue")["properties"]["spec"])
+    _validator("LocalQueue").validate(queue["spec"])
     assert queue["metadata"]["name"] == manifests.queue(_main("kueue", "job"))
 
 
@@ -107,7 +118,7 @@ def test_rights_of_submitters(objects):
 
 def test_patch_for_the_operators_namespace():
     """The patch in docs/operations.md would open the head to other pods instead of restricting it."""
-    policy = next(each for each in manifests.render("local", "rayjob") if each["kind"] == "NetworkPolicy")
+    policy = next(each for each in render("local", "rayjob") if each["kind"] == "NetworkPolicy")
     _, path = Path("docs/operations.md").read_text().split("path: /spec/ingress/")
     number, *rest = path.split()[0].split("/")
     assert rest == ["from", "0", "namespaceSelector", "matchLabels"]
@@ -248,12 +259,12 @@ def test_kueue():
 
 
 def _main(overlay: str, shape: str) -> KubernetesObject:
-    return manifests.owner(manifests.fit(manifests.render(overlay, shape), SETTINGS, "first", "image", None))
+    return manifests.owner(manifests.fit(render(overlay, shape), SETTINGS, "first", "image", None))
 
 
 def test_head_is_found():
     """Workers would wait for a head whose DNS name does not exist."""
-    found = {each["kind"]: each for each in manifests.fit(manifests.render("local", "job"), SETTINGS, "first", "image", None)}
+    found = {each["kind"]: each for each in manifests.fit(render("local", "job"), SETTINGS, "first", "image", None)}
     service = found["Service"]
     assert found["Job"]["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"] == found["Job"]["metadata"]["name"]
     assert service["spec"]["clusterIP"] == "None"

@@ -298,7 +298,7 @@ def huge(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("overrides", "options", "code", "line"),
     [
-        (["training.epochs=0"], {}, 2, r"error: .*job.toml: training.epochs = 0"),
+        (["training.epochs=0"], {}, 2, r"error: --set training\.epochs=0: "),
         ([], {"image": "localhost/spikewise:never-built"}, 2, r"error: image localhost/spikewise:never-built cannot be pulled"),
         (["launch.start_timeout=5"], {}, 2, r"error: pod run-\S+ cannot be scheduled: .*for 5 s, launch"),
         (["data.source=s3://spikewise/nothing"], {}, 2, r"error: run .*: the driver exited with code 2"),

@@ -47,7 +47,7 @@ def explain(
     resampler = Resampler(len(now), groups)
     case = _case(before, now, resampler, keys, epoch)
     if model is not None:
-        from spikewise.keras.compare import probed  # imports Keras
+        from spikewise.keras.probing import probed  # imports Keras
 
         case = probed(
             case,

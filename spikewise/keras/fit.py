@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from spikewise import describe
+from spikewise.causes.run_event import RAISED
 from spikewise.diagnose import Diagnostician
 from spikewise.errors import UserError
 from spikewise.keras.data import Examples, classes, labelled, loss_of, predicted
@@ -25,8 +26,6 @@ log = logging.getLogger(__name__)
 
 SAMPLE = 500
 """Number of training examples whose loss in inference mode is followed: the first ones of the first epoch."""
-RAISED = 1.2
-"""A learning rate counts as raised at this multiple of that of the step before, or above."""
 
 
 class Watch:

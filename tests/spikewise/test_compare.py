@@ -1,4 +1,4 @@
-"""`explain` with the losses alone, and what it refuses. With a model: keras/test_compare.py."""
+"""`explain` with the losses alone, and what it refuses. With a model: keras/test_probing.py."""
 
 import subprocess
 import sys

@@ -417,7 +417,7 @@ def test_a_damaged_checkpoint_and_a_shaky_server(trained, s3_server: S3Server):
         f"checkpoint of step {newest} is damaged and skipped: runs/hostile/checkpoints/{newest:09d}/state.safetensors" in job.output
     )
     assert f"resumed from the checkpoint of step {first}, in epoch 2" in job.output
-    assert re.search(r"warning: no metrics: .*Address already in use.*: choose another metrics\.port", job.output)
+    assert re.search(r"warning: no metrics: .*Address already in use.*Fix: set another metrics\.port", job.output)
     assert "Traceback" not in job.output
     assert [report.epoch for report in jobs.history(place.storage, "hostile")] == [1, 2, 3]
     assert checkpoints.latest().step == 3 * first

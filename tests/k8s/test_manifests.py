@@ -46,7 +46,7 @@ def _schema(kind: str) -> dict[str, Any]:
 
 
 @cache
-def _validator(kind: str) -> jsonschema.Validator:
+def _validator(kind: str) -> jsonschema.protocols.Validator:
     """Checks the `spec` of a custom resource."""
     schema = _schema(kind)["properties"]["spec"]
     return jsonschema.validators.validator_for(schema)(schema)

@@ -36,9 +36,9 @@ def store_model(
 ) -> None:
     """Exports model.keras, and model.json with what its users must know: the class name of each output, the image size (height,
     width) and the data format. Stores both beside the run's checkpoints. `shape`: H W C. Raises StoreError."""
-    about = {"classes": list(classes), "image_size": shape[:2], "data_format": settings.data_format}
-    store.put(f"runs/{run}/model.json", json.dumps(about, indent=1).encode(), content_type="application/json")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         export(learner.model, shape, settings, path)
         store.upload(f"runs/{run}/model.keras", path)
+    about = {"classes": list(classes), "image_size": shape[:2], "data_format": settings.data_format}
+    store.put(f"runs/{run}/model.json", json.dumps(about, indent=1).encode(), content_type="application/json")

@@ -330,7 +330,7 @@ def test_too_many_broken_images(hostile, cluster, capfd, monkeypatch):
     fraction = f"{len(bad) / len(good | bad):.2%}"
     Attempt(place, capfd.readouterr).fails(
         rf"{len(bad)} of {len(good | bad)} images \({fraction}\) cannot be used, above data\.max_quarantined = 1\.00%: "
-        r"'authentic/\.\.\\nempty\.jpg' is empty \(0 bytes\); .*quarantine\.json lists all\), or raise data\.max_quarantined$"
+        r"'authentic/\.\.\\nempty\.jpg' is empty \(0 bytes\); .*quarantine\.json lists all\), or raise data\.max_quarantined\.$"
     )
 
 

@@ -19,7 +19,7 @@ NEEDS = {
         "prometheus and promtool are not installed. Fix: apt install prometheus (Debian)",
     ),
     "crds": (
-        lambda: "SPIKEWISE_CRDS" in os.environ,
+        lambda: bool(os.environ.get("SPIKEWISE_CRDS")),
         "SPIKEWISE_CRDS is not set. Fix: set it to a folder with the schemas of KubeRay, Kueue and the Prometheus operator",
     ),
 }

@@ -16,7 +16,7 @@ BEFORE = np.random.default_rng(0).gamma(1, 0.3, 400)
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A folder with losses, of which two rose, and names."""
+    """A folder with the names and losses of examples. Two losses rose."""
     monkeypatch.chdir(tmp_path)
     now = BEFORE.copy()
     now[[3, 5]] += 40

@@ -46,7 +46,8 @@ def build_manifest(store: Store, data: config.Data) -> Manifest:
         if name is not None
     )
     strays = [entry.key for entry, name in zip(objects, names, strict=True) if name is None]
-    ignored = sum(not key.rpartition("/")[2].startswith(".") for key in strays)  # .DS_Store and the like are not worth a warning
+    # Hidden files such as .DS_Store are not worth a warning.
+    ignored = sum(not key.rpartition("/")[2].startswith(".") for key in strays)
     return Manifest(store.url, classes, images, _digest(classes, images), ignored)
 
 

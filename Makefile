@@ -49,7 +49,7 @@ test: $(READY) lint ## lint, run the unit tests, then the integration tests (abo
 	$(BIN)/python -m pytest -n 2 -m "not integration"
 	$(BIN)/python -m pytest -m integration
 
-unit: $(READY) ## run the unit tests only (about two minutes on two cores)
+unit: $(READY) ## run the unit tests only (about 100 seconds on two cores)
 	$(BIN)/python -m pytest -n 2 -m "not integration"
 
 coverage: $(READY) ## run the unit tests and print how much of spikewise, trainer and jobs they cover

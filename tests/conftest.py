@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two test processes on two cores: its threads would spin for each other
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as a job sets it (trainer/run/ray_cluster.py), before TensorFlow is imported
 
 import pytest

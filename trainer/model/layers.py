@@ -103,8 +103,8 @@ def _synchronized(
     """Like `_fused`, with the moments of all workers' batches together.
 
     Sums within an image use the weights' precision, sums over images and workers use float64. After rounding, the moments are
-    therefore the same bits for any number of workers. A difference in the last bits would flip a few max-poolings, each of which
-    changes the gradient by 0.1 %. Everything else is composed of fused kernels in both directions, because an affine pass made
+    therefore the same bits for any number of workers. A difference in the last bits would flip a few max-poolings, and each
+    flip changes the gradient by 0.1 %. Everything else is composed of fused kernels in both directions, because an affine pass made
     of ordinary operations would cost more than all the rest: its gradient makes many passes over large tensors.
     """
     channels = x.shape[-1]

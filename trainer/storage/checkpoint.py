@@ -34,6 +34,8 @@ from trainer.storage.store import list_keys
 log = logging.getLogger(__name__)
 
 STATE, META, COMMIT = "state.safetensors", "meta.json", "commit.json"
+FORMER_STATE = "state.npz"
+"""In place of STATE, in checkpoints from before version 0.1.0 was released."""
 STORABLE = frozenset(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)) | {
     *("bool", "bfloat16", "float16", "float32", "float64", "complex64")
 }
@@ -120,11 +122,17 @@ class Checkpoints:
     def load(self, step: int) -> Restored:
         """The checkpoint of `step`, its sizes and digests verified before it is parsed.
 
-        Raises CheckpointError when it has no commit object or differs from what was committed; StoreError.
+        Raises CheckpointError when it has no commit object or differs from what was committed; UserError when an earlier version
+        wrote it, since skipping it would restart the run and delete it; StoreError.
         """
         folder = self._folder(step)
         try:
             files = json.loads(self._store.get(folder + COMMIT))["files"]
+            if FORMER_STATE in files:
+                raise UserError(
+                    f"{folder} was written before checkpoints were safetensors and cannot be read. Fix: finish this run with the "
+                    "version that began it, or set another run.name."
+                )
             with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
                 for name in (STATE, META):
                     path = Path(scratch, name)

@@ -21,6 +21,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.support.properties import BOUNDED
+from trainer import UserError
 from trainer.config import S3
 from trainer.storage import Store, StoreError, open_store
 from trainer.storage.checkpoint import STORABLE, CheckpointError, Checkpoints, SaveStats
@@ -120,6 +121,18 @@ def test_never_loads_a_pickle(checkpoints: Checkpoints, store: Store, tmp_path: 
         commit_as(store, step, content)
     assert checkpoints.latest() is None
     assert not canary.exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_ends_the_job(checkpoints: Checkpoints, store: Store) -> None:
+    """After an update the run would silently restart at epoch 1, and its next save would delete the earlier work."""
+    folder = "runs/a-run/checkpoints/000000007/"
+    store.put(f"{folder}state.npz", b"arrays")
+    store.put(f"{folder}commit.json", json.dumps({"step": 7, "files": {"state.npz": {}, "meta.json": {}}}).encode())
+    for restore in (checkpoints.latest, lambda: checkpoints.load(7)):
+        with pytest.raises(UserError, match=r"000000007/ was written before .* Fix: finish this run with the version") as error:
+            restore()
+        assert not isinstance(error.value, CheckpointError)  # which would be skipped
+    assert store.get(f"{folder}state.npz") == b"arrays"
 
 
 def evil_archive(thing: object) -> bytes:

@@ -31,7 +31,7 @@ KEYS_FREE_TO_CHANGE = {
     ("pipeline", "memory_bytes"),
     ("pipeline", "cache_dir"),
     ("training", "epochs"),
-    ("training", "learning_rate"),
+    ("optimizer", "learning_rate"),
     ("training", "early_stopping"),
     ("training", "keep"),
     ("data", "min_validation"),
@@ -131,10 +131,15 @@ class Pipeline(Section):
     the local disk and is read batch by batch."""
     cache_dir: str = ".cache/shards"
     """Local folder of packed shards, shared by all workers of a machine."""
+
+
+class Augmentation(Section):
+    """Random changes of the training images, drawn anew in every epoch. Default: none."""
+
     flip: bool = False
-    """Augmentation: mirror half of the images left-right, drawn at random."""
+    """Mirror half of the images left-right."""
     shift: Annotated[int, Field(ge=0, le=64)] = 0
-    """Augmentation: shift by up to this many pixels in each direction, 0 to 64. Edge pixels are repeated."""
+    """Shift by up to this many pixels in each direction, 0 to 64. Edge pixels are repeated."""
 
 
 class Model(Section):
@@ -158,12 +163,14 @@ class Model(Section):
     runs on different numbers of workers, which differ in float32 by rounding."""
 
 
+class Optimizer(Section):
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+
+
 class Training(Section):
     epochs: Positive = 100
     batch_size: Positive = 32
     """Images of a global batch, over all workers. Must be divisible by launch.workers."""
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
-    """Learning rate of Adam."""
     train_sample: Positive = 1000
     """Size of the fixed sample of training images that is also evaluated in inference mode, for a training loss comparable with
     the validation loss."""
@@ -212,7 +219,9 @@ class Settings(Section):
     run: Run = Run()
     s3: S3 = S3()
     pipeline: Pipeline = Pipeline()
+    augmentation: Augmentation = Augmentation()
     model: Model = Model()
+    optimizer: Optimizer = Optimizer()
     training: Training = Training()
     launch: Launch = Launch()
     checkpoint: Checkpoint = Checkpoint()

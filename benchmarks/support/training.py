@@ -19,8 +19,8 @@ def learner(settings: config.Settings, shape: tuple[int, int, int], group: Group
         2,
         seed=settings.run.seed,
         batch_size=settings.training.batch_size,
-        learning_rate=settings.training.learning_rate,
-        augmented=settings.pipeline.flip or settings.pipeline.shift > 0,
+        learning_rate=settings.optimizer.learning_rate,
+        augmented=settings.augmentation.flip or settings.augmentation.shift > 0,
     )
 
 
@@ -33,8 +33,8 @@ def feed(settings: config.Settings, rows: Any, training: np.ndarray) -> Feed:
         batch_size=settings.training.batch_size,
         seed=settings.run.seed,
         memory_bytes=pipeline.memory_bytes,
-        flip=pipeline.flip,
-        shift=pipeline.shift,
+        flip=settings.augmentation.flip,
+        shift=settings.augmentation.shift,
         rank=0,
         size=1,
     )

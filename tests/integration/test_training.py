@@ -204,10 +204,10 @@ def test_a_resumed_run_keeps_what_it_learned_with(place):
 def test_divergence_ends_the_run_with_a_line(place):
     """A model full of NaN would be trained for hours, restarted again and again, or reported as a success."""
     storage, folder, configuration, _ = place
-    job = Job(configuration, "diverged", "training.learning_rate=1e30")
+    job = Job(configuration, "diverged", "optimizer.learning_rate=1e30")
     assert job.wait() == 1
     assert "The loss or the weights are NaN or infinite in epoch 1 from step" in job.output
-    assert "Fix: lower training.learning_rate (now 1e+30)" in job.output
+    assert "Fix: lower optimizer.learning_rate (now 1e+30)" in job.output
     assert "Traceback" not in job.output
     assert read_report(folder / "runs", "diverged")["outcome"].startswith("failed: The loss or the weights are NaN or infinite")
     assert not Checkpoints(open_store(f"{storage}/storage", config.S3(path_style=True)), "diverged", 1).latest()

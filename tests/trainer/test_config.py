@@ -19,7 +19,7 @@ def _load(tmp_path: Path, text: str, *overrides: str) -> config.Settings:
 def test_every_key_has_a_default_but_the_data(tmp_path):
     """The smallest useful file would not be enough to start a run."""
     settings = _load(tmp_path, MINIMAL)
-    assert (settings.training.epochs, settings.training.batch_size, settings.training.learning_rate) == (100, 32, 1e-4)
+    assert (settings.training.epochs, settings.training.batch_size, settings.optimizer.learning_rate) == (100, 32, 1e-4)
     assert settings.model.dropout == (0.25, 0.25, 0.5)
     assert settings.data.image_size == (64, 64)
 
@@ -36,7 +36,7 @@ def test_a_resolved_configuration_reads_back(tmp_path):
         ("run.seed=1", "run.seed = 0, now it is 1"),
         ("model.momentum=0.9", "model.momentum = 0.99, now it is 0.9"),
         ("data.image_size=[32, 32]", r"data.image_size = \[64, 64\], now it is \[32, 32\]"),
-        ("training.learning_rate=0.01", None),
+        ("optimizer.learning_rate=0.01", None),
         ("launch.workers=2", None),
         ("run.output=elsewhere", None),
         ("s3.region=elsewhere", None),
@@ -56,7 +56,7 @@ def test_what_a_resumed_run_may_change(tmp_path, override, refused):
         ("training.epochs=5", 5),
         ("run.name=bare-word", "bare-word"),
         ('run.storage="s3://bucket/a b"', "s3://bucket/a b"),
-        ("training.learning_rate=1", 1.0),
+        ("optimizer.learning_rate=1", 1.0),
         ("data.classes.fake=Other/", {"authentic": "Au/", "fake": "Other/"}),
     ],
 )
@@ -72,10 +72,10 @@ def test_overrides_are_written_as_in_toml(tmp_path, override, expected):
     [
         ("[training]\nepoks = 3\n", ["training.epoks = 3: unknown key. Fix: use one of epochs, batch_size"]),
         ("[trainin]\nepochs = 3\n", ["trainin = ", "unknown key. Fix: use one of data, run"]),
-        ("[training]\nlearning_rate = -1\n", ["training.learning_rate = -1", "greater than 0"]),
+        ("[optimizer]\nlearning_rate = -1\n", ["optimizer.learning_rate = -1", "greater than 0"]),
         ("[training]\nepochs = 1.5\n", ["training.epochs = 1.5", "integer"]),
         ('[training]\nepochs = "3"\n', ["training.epochs = '3'", "integer"]),
-        ("[training]\nlearning_rate = nan\n", ["training.learning_rate"]),
+        ("[optimizer]\nlearning_rate = nan\n", ["optimizer.learning_rate"]),
         ("[launch]\nworkers = 3\n", ["training.batch_size = 32 is not divisible by launch.workers = 3. Fix: use 30 or 33"]),
         ('[run]\nname = "Not A Name"\n', ["run.name = 'Not A Name'", "pattern"]),
         ("[model]\ndropout = [0.1, 0.2]\n", ["model.dropout"]),
@@ -159,7 +159,7 @@ def test_the_shipped_configurations_are_valid(name):
     """The first command in README would fail."""
     settings = config.load(Path("jobs/configs") / f"{name}.toml")
     if name == "question":
-        assert (settings.training.epochs, settings.training.batch_size, settings.training.learning_rate) == (100, 32, 1e-4)
+        assert (settings.training.epochs, settings.training.batch_size, settings.optimizer.learning_rate) == (100, 32, 1e-4)
         assert settings.model == config.Model()
 
 

@@ -48,7 +48,7 @@ def plan(settings: config.Settings, name: str) -> str:
         "split": f"{fraction:.0%} for validation, split by {split}: about {training:,} training images",
         "pack": f"{height}x{width}x3: {size(pixels)} in storage, " + ("already packed" if packed else "to be packed"),
         "training": f"{settings.training.epochs} epochs of {training // batch} steps of {batch} images "
-        f"at learning rate {settings.training.learning_rate:g}",
+        f"at learning rate {settings.optimizer.learning_rate:g}",
         "workers": f"{workers}, {batch // workers} images of each batch for each worker; each has {each}",
         "memory": f"in each worker: images {in_memory} (at most {size(bound)}); weights, gradients and Adam {size(4 * weights)}; "
         "and TensorFlow itself",

@@ -107,7 +107,7 @@ def changes(resumed: Resumption, *, learning_rate: float, workers: int) -> list[
     """What differs from the run before the restart, for the diagnosis."""
     epoch, step = resumed.position.epoch, len(resumed.position.steps)
     events = [Event("restart", epoch, step)]
-    rate, size = resumed.settings["training"]["learning_rate"], resumed.settings["launch"]["workers"]
+    rate, size = resumed.settings["optimizer"]["learning_rate"], resumed.settings["launch"]["workers"]
     if rate != learning_rate:
         events.append(Event("learning_rate", epoch, step, rate, learning_rate))
     if size != workers:

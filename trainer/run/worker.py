@@ -105,8 +105,8 @@ class _Worker:
             len(task.pack.classes),
             seed=settings.run.seed,
             batch_size=settings.training.batch_size,
-            learning_rate=settings.training.learning_rate,
-            augmented=settings.pipeline.flip or settings.pipeline.shift > 0,
+            learning_rate=settings.optimizer.learning_rate,
+            augmented=settings.augmentation.flip or settings.augmentation.shift > 0,
         )
         self.feed = Feed(
             rows,
@@ -114,8 +114,8 @@ class _Worker:
             batch_size=settings.training.batch_size,
             seed=settings.run.seed,
             memory_bytes=settings.pipeline.memory_bytes,
-            flip=settings.pipeline.flip,
-            shift=settings.pipeline.shift,
+            flip=settings.augmentation.flip,
+            shift=settings.augmentation.shift,
             rank=self.group.rank,
             size=self.group.size,
         )
@@ -161,7 +161,7 @@ class _Worker:
         if found is None:
             return
         self.position = found.position
-        self.changes = changes(found, learning_rate=self.settings.training.learning_rate, workers=self.group.size)
+        self.changes = changes(found, learning_rate=self.settings.optimizer.learning_rate, workers=self.group.size)
         history, diagnoses = tuple(self.position.history), tuple(self.diagnostician.diagnoses)
         self.outbox.post(events.Resumed(found.step, self.position.epoch, self.restarts, history, diagnoses))
 
@@ -263,7 +263,7 @@ class _Worker:
             first = report.step - len(steps) + int(np.argmin(finite(steps))) + 1
             raise TrainingError(
                 f"The loss or the weights are NaN or infinite in epoch {report.epoch} from step {first} on. Fix: lower "
-                f"training.learning_rate (now {report.learning_rate:g}) and run again under this name to resume from the last "
+                f"optimizer.learning_rate (now {report.learning_rate:g}) and run again under this name to resume from the last "
                 "checkpoint."
             )
 

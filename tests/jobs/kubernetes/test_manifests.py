@@ -12,7 +12,7 @@ from trainer import config
 @pytest.mark.parametrize("file", sorted(Path("jobs/configs").glob("*.toml")), ids=lambda file: file.stem)
 def test_configuration_survives(file, tmp_path):
     """The pods would train with other settings than the submitted ones."""
-    strange = ['run.name="on"', "data.group_by='^[^\"\\\\/]+(\"|\x7f|ü)/'", "training.learning_rate=1e-7", "s3.max_attempts=7"]
+    strange = ['run.name="on"', "data.group_by='^[^\"\\\\/]+(\"|\x7f|ü)/'", "optimizer.learning_rate=1e-7", "s3.max_attempts=7"]
     settings = config.load(file, strange)
     path = tmp_path / "config.toml"
     path.write_text(manifests.to_toml(settings), encoding="utf-8")

@@ -15,7 +15,7 @@ MOMENTUM = 0.9
 def trained():
     """A learner after one epoch, its feed, and the network that probes get."""
     settings = training.settings(
-        pipeline={"flip": True, "shift": 2}, training={"learning_rate": 1e-3}, model={"momentum": MOMENTUM}
+        augmentation={"flip": True, "shift": 2}, optimizer={"learning_rate": 1e-3}, model={"momentum": MOMENTUM}
     )
     learner = training.learner(settings, SHAPE)
     feed = training.feed(settings, _Rows(), np.arange(160))

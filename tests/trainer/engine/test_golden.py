@@ -38,7 +38,7 @@ class _Rows:
 
 
 def _settings(**model) -> config.Settings:
-    return support.settings(training={"learning_rate": 1e-3, "batch_size": 32}, model={"precision": "float64", **model})
+    return support.settings(optimizer={"learning_rate": 1e-3}, training={"batch_size": 32}, model={"precision": "float64", **model})
 
 
 def _ours(**model) -> dict[str, list[float]]:

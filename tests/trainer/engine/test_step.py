@@ -46,7 +46,7 @@ def loss(learner, batch):
 def test_the_step_is_keras_own():
     """Losses and weights would differ from those that plain Keras code reaches on the same batches."""
     model = {**WITHOUT_DROPOUT, "batch_normalization": "keras", "precision": "float64"}
-    learner = build(model=model, training={"learning_rate": 1e-3})
+    learner = build(model=model, optimizer={"learning_rate": 1e-3})
     plain = question.build(SHAPE, 2, settings(model=model).model, seed=0)
     plain.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     for batch in batches(8):
@@ -102,8 +102,8 @@ def test_restoring_a_state_repeats_training_exactly():
 
 def test_a_restored_learner_keeps_its_own_learning_rate():
     """A user who resumes a diverged run with a lower learning rate would train on with the old one."""
-    learner = build(training={"learning_rate": 1e-5})
-    learner.restore(build(training={"learning_rate": 1e-1}).state())
+    learner = build(optimizer={"learning_rate": 1e-5})
+    learner.restore(build(optimizer={"learning_rate": 1e-1}).state())
     assert float(learner.optimizer.learning_rate) == pytest.approx(1e-5)
 
 

@@ -21,7 +21,7 @@ class Worker:
     """The parts of a worker that a checkpoint is made of."""
 
     def __init__(self, folder) -> None:
-        self.settings = training.settings(training={"learning_rate": 1e-3})
+        self.settings = training.settings(optimizer={"learning_rate": 1e-3})
         self.learner = training.learner(self.settings, SHAPE)
         self.feed = training.feed(self.settings, _Rows(), np.arange(160))
         self.learner.resident = self.feed.load()

@@ -32,6 +32,12 @@ KEYS_FREE_TO_CHANGE = {
     ("pipeline", "cache_dir"),
     ("training", "epochs"),
     ("optimizer", "learning_rate"),
+    ("optimizer", "schedule"),
+    ("optimizer", "warmup_epochs"),
+    ("optimizer", "step_epochs"),
+    ("optimizer", "step_factor"),
+    ("optimizer", "weight_decay"),
+    ("optimizer", "clip_norm"),
     ("training", "early_stopping"),
     ("training", "keep"),
     ("data", "min_validation"),
@@ -46,6 +52,14 @@ class ConfigError(UserError):
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+def _regular_expression(pattern: str | None) -> str | None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"is not a regular expression: {error}. Fix: correct the pattern") from None
+    return pattern
 
 
 class Run(Section):
@@ -84,12 +98,7 @@ class Data(Section):
     @field_validator("class_pattern", "group_by")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"is not a regular expression: {error}. Fix: correct the pattern") from None
-        return pattern
+        return _regular_expression(pattern)
 
     @model_validator(mode="after")
     def _classes_one_way(self) -> Self:
@@ -143,34 +152,86 @@ class Augmentation(Section):
 
 
 class Model(Section):
+    network: Annotated[str, Field(pattern=r"^(question|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")] = "question"
+    """`question`: the network of the question. `my_module:build`: a function build(image_shape, classes, **arguments) in a module of
+    yours that returns a keras.Model. `keras.applications:EfficientNetV2B0`, or another network of Keras, with a new last layer."""
+    arguments: dict[str, Any] = {}
+    """Further arguments of that function. For keras.applications: `dropout` before the last layer, and the network's own arguments,
+    such as `weights = "imagenet"`."""
+    weights: str | None = None
+    """Weights to start from: a `.keras` or `.weights.h5` file of the same network, local or `s3://bucket/key`."""
+    trainable: str | None = None
+    """A regular expression, searched in the path of each layer, such as `backbone/conv1`. Layers that do not match are frozen.
+    Default: all layers learn."""
     data_format: Literal["channels_last", "channels_first"] = "channels_last"
     """Order of the axes inside the network."""
     batch_normalization: Literal["synchronized", "fused", "keras"] = "synchronized"
     """`synchronized`: fused kernels, statistics of the global batch, bit-identical for any number of workers. `fused`: fused
     kernels, each worker uses the statistics of its part. `keras`: Keras' own layer, each worker uses its part."""
-    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """BatchNormalization: fraction of the moving statistics that each step keeps, above 0 and below 1."""
-    dropout: tuple[
-        Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]
-    ] = (
-        0.25,
-        0.25,
-        0.5,
-    )
-    """Dropout rates after the first pooling, the second pooling and the dense layer, each at least 0 and below 1."""
+    statistics: Literal["moving", "precise"] = "moving"
+    """Statistics of BatchNormalization for evaluation and export. `moving`: the layers' moving averages. `precise`: estimated anew
+    over the epoch's training images, without dropout, at the end of each epoch (Wu & Johnson 2021)."""
+    momentum: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """BatchNormalization: fraction of the moving statistics that each step keeps, above 0 and below 1. Default: as the network
+    says; 0.99 in the question's."""
+    epsilon: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """BatchNormalization: what is added to the variance, above 0 and below 1. Default: as the network says; 1e-3 in the
+    question's."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """One rate for all Dropout layers, at least 0 and below 1. Default: as the network says; 0.25, 0.25 and 0.5 in the question's,
+    which `arguments = { dropout = [0.25, 0.25, 0.5] }` sets one by one."""
     precision: Literal["float32", "mixed_bfloat16", "float64"] = "float32"
     """Arithmetic of the layers. `mixed_bfloat16`: weights, losses and statistics stay float32. `float64`: slow; for comparing
     runs on different numbers of workers, which differ in float32 by rounding."""
 
+    @field_validator("trainable")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        return _regular_expression(pattern)
+
 
 class Optimizer(Section):
+    name: str = "Adam"
+    """One of Keras' optimizers, such as `Adam`, `AdamW`, `SGD` or `Lion`."""
+    arguments: dict[str, Any] = {}
+    """Further arguments of that optimizer, such as `beta_2 = 0.99`."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4
+    """The learning rate after the warm-up."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """`cosine`: from learning_rate down to 0 at the end of training.epochs. `step`: times step_factor at the end of each of
+    step_epochs."""
+    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Epochs over which the learning rate rises linearly from 0 to learning_rate; may be a fraction."""
+    step_epochs: list[Positive] = []
+    """For schedule = "step": the epochs after which the learning rate changes, in order."""
+    step_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Decoupled weight decay: each step subtracts learning_rate times this from every weight. Default: the optimizer's own."""
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Largest L2 norm of the gradient of all weights together; a longer one is shortened to it. Default: no bound."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate and export an exponential moving average of the weights, of which each step keeps this fraction, above 0 and
+    below 1. Its BatchNormalization statistics are precise ones. Default: the weights themselves."""
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> Self:
+        if (self.schedule == "step") != bool(self.step_epochs):
+            raise ValueError('step_epochs and schedule = "step" belong together. Fix: set both or neither')
+        if sorted(set(self.step_epochs)) != self.step_epochs:
+            raise ValueError(f"step_epochs = {self.step_epochs} does not rise. Fix: list each epoch once, in order")
+        return self
 
 
 class Training(Section):
     epochs: Positive = 100
     batch_size: Positive = 32
     """Images of a global batch, over all workers. Must be divisible by launch.workers."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of each label that is spread evenly over all classes during training, at least 0 and below 1. Reported losses are
+    without it."""
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+    """Weight of each class in training, such as `{ authentic = 1.0, fake = 2.0 }`. `balanced`: inversely proportional to the number
+    of training images. Reported losses are without it. Default: every image counts the same."""
     train_sample: Positive = 1000
     """Size of the fixed sample of training images that is also evaluated in inference mode, for a training loss comparable with
     the validation loss."""
@@ -235,6 +296,17 @@ class Settings(Section):
             raise ValueError(
                 f"training.batch_size = {self.training.batch_size} is not divisible by launch.workers = {self.launch.workers}. "
                 f"Fix: use {fits}"
+            )
+        epochs, optimizer = self.training.epochs, self.optimizer
+        if optimizer.warmup_epochs >= epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs = {optimizer.warmup_epochs:g} is not shorter than the run (training.epochs = {epochs}). "
+                "Fix: lower it"
+            )
+        if optimizer.step_epochs and optimizer.step_epochs[-1] >= epochs:
+            raise ValueError(
+                f"optimizer.step_epochs = {optimizer.step_epochs} goes beyond the run (training.epochs = {epochs}). Fix: list epochs "
+                f"below {epochs}"
             )
         if (self.model.precision, self.model.batch_normalization) == ("float64", "fused"):
             raise ValueError(

@@ -15,7 +15,8 @@ class EpochReport:
     step: int
     """Updates since the start of the run."""
     train_loss: float
-    """The training loss as Keras reports it: mean over the epoch's batches, with dropout, while the weights change."""
+    """Mean over the epoch's batches, in training mode, while the weights change; without regularization, label smoothing and class
+    weights."""
     train_accuracy: float
     train_loss_inference: float
     """Loss of a fixed sample of training images after the epoch, in inference mode: comparable with `validation_loss`."""
@@ -34,6 +35,8 @@ class EpochReport:
     """Mean duration of one step."""
     seconds: float
     """Duration of the whole epoch: training, evaluation and bookkeeping."""
+    regularization: float = 0.0
+    """What the network adds to the training loss, such as L2 terms, mean over the epoch's steps; not part of `train_loss`."""
     restarts: int = 0
     """How often the run had been resumed before this epoch ended."""
 

@@ -66,9 +66,12 @@ METRICS: dict[str, Definition] = {
     "spikewise_loss": Definition(
         "gauge",
         "nats per image",
-        "Mean cross-entropy. train: over the epoch's batches, with dropout. train_inference: a fixed training sample after the "
+        "Mean cross-entropy. train: over the epoch's batches, in training mode. train_inference: a fixed training sample after the "
         "epoch, comparable with validation.",
         ("split",),
+    ),
+    "spikewise_regularization_loss": Definition(
+        "gauge", "nats per image", "What the network adds to the training loss, such as L2 terms; not part of spikewise_loss."
     ),
     "spikewise_accuracy_ratio": Definition("gauge", "ratio", "Fraction of images classified correctly.", ("split",)),
     "spikewise_best_epoch": Definition("gauge", "", "Epoch of the lowest validation loss."),
@@ -231,6 +234,7 @@ class Exporter(Collector):
             for name, value in {
                 "spikewise_epoch": report.epoch,
                 "spikewise_learning_rate": report.learning_rate,
+                "spikewise_regularization_loss": report.regularization,
                 "spikewise_gradient_norm": report.gradient_norm,
                 "spikewise_update_norm": report.update_norm,
                 "spikewise_images_per_second": report.images_per_second,

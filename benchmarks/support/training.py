@@ -10,18 +10,11 @@ from trainer.engine.group import Group
 from trainer.engine.step import Learner
 
 
-def learner(settings: config.Settings, shape: tuple[int, int, int], group: Group | None = None) -> Learner:
-    """`shape`: H W C."""
-    return Learner(
-        group or Group(),
-        settings.model,
-        shape,
-        2,
-        seed=settings.run.seed,
-        batch_size=settings.training.batch_size,
-        learning_rate=settings.optimizer.learning_rate,
-        augmented=settings.augmentation.flip or settings.augmentation.shift > 0,
-    )
+def learner(
+    settings: config.Settings, shape: tuple[int, int, int], group: Group | None = None, *, steps: int = 5, **options: Any
+) -> Learner:
+    """`shape`: H W C. `steps`: of an epoch."""
+    return Learner(group or Group(), settings, shape, 2, steps=steps, **options)
 
 
 def feed(settings: config.Settings, rows: Any, training: np.ndarray) -> Feed:

@@ -10,8 +10,8 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -254,3 +254,25 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
             f"{' and '.join(map(repr, facts['duplicates']['keys'][0][:2]))}"
         )
     return lines
+
+
+def class_weights(wanted: Literal["balanced"] | Mapping[str, float] | None, labels: np.ndarray, classes: Sequence[str]) -> np.ndarray | None:
+    """The factor [K] of each class in the training loss, from `training.class_weights`; None for equal ones.
+
+    `labels` [n]: of the training images. "balanced" gives n / (K n_k) to a class of n_k images, so that each class has the same
+    influence.
+    """
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        return np.asarray(len(labels) / (len(classes) * np.bincount(labels, minlength=len(classes))))
+    return np.array([wanted[name] for name in classes])
+
+
+def check_class_weights(wanted: Literal["balanced"] | Mapping[str, float] | None, classes: Sequence[str]) -> None:
+    """Raises DataError unless a table of class weights names each class once."""
+    if isinstance(wanted, Mapping) and set(wanted) != set(classes):
+        raise DataError(
+            f"training.class_weights names {', '.join(sorted(wanted))}, but the classes are {', '.join(classes)}. "
+            "Fix: give each class a weight."
+        )

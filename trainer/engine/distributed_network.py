@@ -5,35 +5,83 @@ Shapes: n validation images, B images of a global batch, k batches, C channels.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-import keras
 import numpy as np
 
 from trainer.data.loader import Batch, Feed
 from trainer.engine.step import Learner
 
+PRECISE_IMAGES = 10_000
+"""Largest number of training images that precise statistics are estimated on. Wu & Johnson (2021) find 1,000 to 10,000 enough."""
 Weights = list[np.ndarray]
 """All weights of the model, moving statistics included."""
 
 
 class DistributedNetwork:
-    """Implements spikewise.probes.Network. All workers must call the same methods in the same order."""
+    """Implements spikewise.probes.Network. All workers must call the same methods in the same order.
 
-    def __init__(self, learner: Learner, feed: Feed, evaluate: Callable[[], np.ndarray]) -> None:
-        """`evaluate()`: losses [n] of the validation images, on all workers together."""
+    With precise statistics or averaged weights, the network that is evaluated is not the one that is trained: `weights` are then those
+    that are evaluated, and `evaluate` estimates their statistics first, so the moving statistics do not count.
+    """
+
+    def __init__(self, learner: Learner, feed: Feed, evaluate: Callable[[], np.ndarray], *, precise: bool = False) -> None:
+        """`evaluate()`: losses [n] of the validation images with the model as it is, on all workers together. `precise`: whether
+        statistics are estimated anew before each evaluation; always so with averaged weights."""
         self._learner = learner
         self._feed = feed
-        self.evaluate = evaluate
+        self._evaluate = evaluate
+        self._precise = precise or bool(learner.averages)
         self._variables = learner.model.weights
-        self.statistics: Sequence[int] = [i for i, variable in enumerate(self._variables) if variable.name.startswith("moving_")]
-        self._momentum = {
-            variable.path: layer.momentum
-            for layer in learner.model.layers
-            if isinstance(layer, keras.layers.BatchNormalization)
-            for variable in (layer.moving_mean, layer.moving_variance)
-        }
-        self.drops = any(isinstance(layer, keras.layers.Dropout) and layer.rate > 0 for layer in learner.model.layers)
         self._epoch = 0
+
+    @property
+    def drops(self) -> bool:
+        return any(layer.rate > 0 for layer in self._learner.network.dropouts)
+
+    @property
+    def statistics(self) -> Sequence[int]:
+        """Indices of the moving statistics among the weights."""
+        if self._precise:
+            return []
+        places = {id(variable): i for i, variable in enumerate(self._variables)}
+        return [places[id(variable)] for variable, _ in self._learner.moving]
+
+    def evaluate(self) -> np.ndarray:
+        """Losses [n] of the validation images, as the run evaluates them."""
+        self._estimate_statistics()
+        return self._evaluate()
+
+    @contextmanager
+    def as_evaluated(self) -> Iterator[None]:
+        """A context in which the model has the weights and statistics that are evaluated and exported. The learner remembers the
+        statistics; everything else is restored when the context ends."""
+        if not self._precise:
+            yield
+            return
+        state = self._learner.state()
+        try:
+            self.assign(self.weights())
+            self._estimate_statistics()
+            found = [variable.numpy().copy() for variable, _ in self._learner.moving]
+            yield
+        finally:
+            self._learner.restore(state)
+        self._learner.statistics = found
+
+    def _estimate_statistics(self) -> None:
+        """Replaces the moving statistics by those of the epoch's training images under the current weights, without dropout: the
+        mean and the variance of all of them together (Wu & Johnson 2021, PreciseBN)."""
+        moving = [variable for variable, _ in self._learner.moving]
+        if not self._precise or not moving:
+            return
+        count = min(self._feed.steps, max(PRECISE_IMAGES // self._learner.batch_size, 1))
+        batches = [int(i) for i in np.linspace(0, self._feed.steps - 1, count)]
+        moments = self.moments(batches, dropout=False)
+        for (mean, variance), (means, variances) in zip(_pairs(moving), _pairs(moments), strict=True):
+            means, variances = means.astype(np.float64), variances.astype(np.float64)
+            mean.assign(means.mean(0))
+            variance.assign(variances.mean(0) + means.var(0))
 
     def begin(self, epoch: int) -> None:
         """Call it when an epoch begins: batch numbers then refer to this epoch."""
@@ -50,8 +98,10 @@ class DistributedNetwork:
             self._learner.restore(state)
 
     def weights(self) -> Weights:
-        """A copy of all weights."""
-        return [variable.numpy().copy() for variable in self._variables]
+        """A copy of all weights; of those that are averaged, the averages."""
+        averaged = zip(self._learner.model.trainable_variables, self._learner.averages, strict=False)
+        source = {id(variable): average for variable, average in averaged}
+        return [source.get(id(variable), variable).numpy().copy() for variable in self._variables]
 
     def assign(self, weights: Weights) -> None:
         """Writes all weights, in the order of `weights()`."""
@@ -59,18 +109,21 @@ class DistributedNetwork:
             variable.assign(value)
 
     def moments(self, batches: Sequence[int], *, dropout: bool) -> list[np.ndarray]:
-        """The moments of these batches under the current weights that each of `statistics` would be updated with: [k, C] each."""
-        moving = [self._variables[i] for i in self.statistics]
+        """The moments of these batches under the current weights that each of the moving statistics would be updated with: [k, C]
+        each."""
+        moving = self._learner.moving
         iterations = self._learner.optimizer.iterations
-        first = (self._epoch - 1) * self._feed.steps
+        before, first = int(iterations), (self._epoch - 1) * self._feed.steps
         found: list[list[np.ndarray]] = [[] for _ in moving]
         for number in batches:
-            for variable in moving:  # from zero, one step leaves (1 - momentum) times the batch's moments
+            for variable, _ in moving:  # from zero, one step leaves (1 - momentum) times the batch's moments
                 variable.assign(np.zeros(variable.shape))
             iterations.assign(first + number)  # selects the dropout masks that were used in training
             self._learner.move_statistics(self._batch(number), dropout=dropout)
-            for values, variable in zip(found, moving, strict=True):
-                values.append(variable.numpy() / np.float32(1 - self._momentum[variable.path]))
+            for values, (variable, momentum) in zip(found, moving, strict=True):
+                moved = variable.numpy()
+                values.append(moved / moved.dtype.type(1 - momentum))
+        iterations.assign(before)
         return [np.array(values) for values in found]
 
     def batch_losses(self, batch: int) -> np.ndarray:
@@ -79,3 +132,8 @@ class DistributedNetwork:
 
     def _batch(self, number: int) -> Batch:
         return next(self._feed.batches(self._epoch, number))
+
+
+def _pairs(values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Mean and variance of each layer."""
+    return zip(values[::2], values[1::2], strict=True)

@@ -20,7 +20,8 @@ from trainer import UserError, config
 from trainer.data.augmentation import augment
 from trainer.data.loader import Batch
 from trainer.engine.group import Group
-from trainer.model import question
+from trainer.model import load, optimizer
+from trainer.model.distribute import distribute
 from trainer.model.layers import Place
 
 
@@ -28,13 +29,18 @@ class StepStats(NamedTuple):
     """Scalar tensors that describe one step; the same on all workers."""
 
     loss: Any
-    """Mean cross-entropy of the global batch in nats, in training mode, before the update."""
+    """Mean cross-entropy of the global batch in nats, in training mode, before the update; without regularization, label smoothing
+    and class weights."""
+    regularization: Any
+    """What the network adds to the loss, such as L2 terms, in nats."""
     correct: Any
     """Number of images of the global batch whose class was predicted."""
     gradient_norm: Any
     """L2 norm of the global gradient."""
     update_norm: Any
     """L2 norm of the change of the trainable weights."""
+    learning_rate: Any
+    """Of this step."""
 
 
 class Signals(NamedTuple):
@@ -46,6 +52,10 @@ class Signals(NamedTuple):
     """Save a checkpoint."""
 
 
+EVALUATED = "evaluated/"
+"""Prefix of the statistics with which the last epoch was evaluated in a state."""
+PREFIXES = ("model/", "optimizer/", EVALUATED)
+"""Prefixes of all names in a state."""
 STEP_RECORD = np.dtype([(name, np.float64) for name in StepStats._fields])
 """The record of one step: the values of its StepStats."""
 
@@ -66,35 +76,74 @@ class Learner:
     def __init__(
         self,
         group: Group,
-        settings: config.Model,
+        settings: config.Settings,
         shape: tuple[int, int, int],
         classes: int,
         *,
-        seed: int,
-        batch_size: int,
-        learning_rate: float,
-        augmented: bool,
+        steps: int,
+        class_weights: np.ndarray | None = None,
     ) -> None:
-        """`shape`: H W C. `batch_size`: B. `augmented`: whether training applies the `changes` of its batches."""
+        """`shape`: H W C. `steps` of an epoch. `class_weights` [K]: factors of the images' losses in training.
+
+        Raises NetworkError, OptimizerError, and StoreError for initial weights that cannot be read.
+        """
         self.group = group
-        self._batch_size = batch_size
-        self._learning_rate = learning_rate
-        self._channels_first = settings.data_format == "channels_first"
-        self._synchronized = settings.batch_normalization == "synchronized"
-        self._augment = augmented
-        if settings.precision != "float32":
-            keras.config.set_dtype_policy(settings.precision)
-        self.optimizer = keras.optimizers.Adam(learning_rate, name="adam")
-        place = Place(seed, group.rank, self.optimizer.iterations)
-        reduce = group.all_reduce if self._synchronized else None
-        self.model = question.build(shape, classes, settings, seed=seed, place=place, reduce=reduce)
+        self.batch_size = settings.training.batch_size
+        """B."""
+        self._smoothing = settings.training.label_smoothing
+        self._class_weights = class_weights
+        self._channels_first = settings.model.data_format == "channels_first"
+        self._synchronized = settings.model.batch_normalization == "synchronized"
+        self._augment = settings.augmentation.flip or settings.augmentation.shift > 0
+        self.optimizer = optimizer.build(settings.optimizer, epochs=settings.training.epochs, steps=steps)
+        self.model = load.build(settings.model, shape, classes, seed=settings.run.seed)
+        load.start_from(self.model, settings.model, settings.s3)
+        load.freeze(self.model, settings.model.trainable)
+        self._place = Place(settings.run.seed, group.rank, self.optimizer.iterations)
+        self.network = distribute(
+            self.model,
+            place=self._place,
+            reduce=group.all_reduce if self._synchronized else None,
+            fused=settings.model.batch_normalization != "keras",
+        )
         self.optimizer.build(self.model.trainable_variables)
+        self.statistics: list[np.ndarray] | None = None
+        """BatchNormalization's statistics with which the last epoch was evaluated, in the order of `moving`, if they are not the moving
+        ones."""
         self.resident: tf.Tensor | None = None
         """uint8 [N, H, W, C]. Once it is set, batches hold row numbers instead of pixels."""
         self._train = tf.function(self._train_step)
         self._evaluate = tf.function(self._evaluate_batch, reduce_retracing=True)
         self._forward = tf.function(self._forward_batch)
         self._infer = tf.function(self._infer_batch)
+
+    @property
+    def moving(self) -> list[tuple[keras.Variable, float]]:
+        """BatchNormalization's moving statistics and their momentum, of the layers whose statistics training moves: a frozen layer,
+        or one that the network calls with training=False, does not move them. Known once a training step was traced."""
+        return [
+            (variable, layer.momentum)
+            for layer in self.network.norms
+            if layer.moves
+            for variable in (layer.moving_mean, layer.moving_variance)
+        ]
+
+    def trace(self) -> None:
+        """Traces the model in training mode on one image, without an update, so that `moving` is known."""
+        image = np.zeros((1, *(size or 1 for size in self.model.inputs[0].shape[1:])), np.float32)
+        tf.function(lambda x: self.model(x, training=True)).get_concrete_function(tf.TensorSpec(image.shape, tf.float32))
+
+    @property
+    def averages(self) -> list[keras.Variable]:
+        """The moving averages of the trainable variables, in their order; empty without optimizer.ema."""
+        return list(self.optimizer._model_variables_moving_average) if self.optimizer.use_ema else []
+
+    def assume_evaluated(self) -> None:
+        """Gives the model the weights and statistics with which the last epoch was evaluated."""
+        for variable, average in zip(self.model.trainable_variables, self.averages, strict=False):
+            variable.assign(average)
+        for (variable, _), value in zip(self.moving, self.statistics or [], strict=False):
+            variable.assign(value)
 
     def train(self, batch: Batch, *, stop: bool = False, save: bool = False) -> tuple[StepStats, Signals]:
         """One update with this worker's part of a global batch; `stop` and `save` raise this worker's signals.
@@ -120,15 +169,15 @@ class Learner:
 
         All workers must call it together; all get the same result.
         """
-        part = self._batch_size // self.group.size
-        losses = np.zeros(self._batch_size, np.float32)
+        part = self.batch_size // self.group.size
+        losses = np.zeros(self.batch_size, np.float32)
         losses[self.group.rank * part : (self.group.rank + 1) * part] = self._infer(batch).numpy()
         return self.group.sum(losses)
 
     def average_statistics(self) -> None:
         """Averages BatchNormalization's moving statistics over the workers where each worker keeps its own. All workers must call
         it together."""
-        if self.group.size > 1 and not self._synchronized:
+        if self.group.size > 1 and (not self._synchronized or self.network.own_statistics):
             for variable in self.model.non_trainable_variables:
                 if "float" in variable.dtype:  # not the seeds of dropout
                     variable.assign(self.group.sum(variable.numpy()) / self.group.size)
@@ -138,14 +187,18 @@ class Learner:
         return float(sum(np.abs(variable.numpy(), dtype=np.float64).sum() for variable in self.model.weights))
 
     def state(self) -> dict[str, np.ndarray]:
-        """A copy of everything that training changes (weights, moving statistics, optimizer), by path in the model."""
-        return {name: variable.numpy().copy() for name, variable in self._variables().items()}
+        """A copy of everything that training changes: the model's variables, random state included, and the optimizer's. Model
+        variables are named by number and path, because two layers may have the same path."""
+        state = {name: variable.numpy().copy() for name, variable in self._variables().items()}
+        return state | {f"{EVALUATED}{i:04d}": values.copy() for i, values in enumerate(self.statistics or [])}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Restores a `state`, except for the learning rate, which stays as configured.
+        """Restores a `state`. The learning rate is not part of it: it is a function of the step.
 
         Raises UserError when the state belongs to another model.
         """
+        state = dict(state)
+        statistics = [state.pop(name) for name in sorted(state) if name.startswith(EVALUATED)]
         variables = self._variables()
         wrong = [name for name in variables.keys() | state.keys() if _shape(variables.get(name)) != _shape(state.get(name))]
         if wrong:
@@ -157,10 +210,10 @@ class Learner:
             )
         for name, variable in variables.items():
             variable.assign(state[name])
-        self.optimizer.learning_rate = self._learning_rate
+        self.statistics = statistics or None
 
     def _variables(self) -> dict[str, keras.Variable]:
-        model_variables = {f"model/{variable.path}": variable for variable in self.model.weights}
+        model_variables = {f"model/{i:04d}/{variable.path}": variable for i, variable in enumerate(self.model.variables)}
         return model_variables | {f"optimizer/{variable.path}": variable for variable in self.optimizer.variables}
 
     def _pixels(self, images: tf.Tensor) -> tf.Tensor:
@@ -175,28 +228,52 @@ class Learner:
         weights = [variable.value for variable in self.model.trainable_variables]
         *gradients, numbers = self.group.run(self._forward_backward, batch, signals)
         before = [tf.identity(weight) for weight in weights]
-        with tf.control_dependencies(before):
+        learning_rate = tf.identity(self.optimizer.learning_rate)
+        with tf.control_dependencies([*before, learning_rate]):
             self.optimizer.apply(gradients)
-        loss, correct, stop, save = tf.unstack(numbers)
+        loss, regularization, correct, stop, save = tf.unstack(numbers)
         stats = StepStats(
             loss=loss,
+            regularization=regularization,
             correct=correct,
             gradient_norm=tf.linalg.global_norm(gradients),
             update_norm=tf.linalg.global_norm([tf.convert_to_tensor(now) - was for now, was in zip(weights, before, strict=True)]),
+            learning_rate=learning_rate,
         )
         return stats, Signals(stop, save)
 
     def _forward_backward(self, batch: Batch, signals: tf.Tensor) -> list[tf.Tensor]:
-        """The sums over all workers of the gradients, and of [loss, correct, stop, save]."""
+        """The sums over all workers of the gradients, and of [loss, regularization, correct, stop, save]."""
         x = self._training_input(batch)
         with tf.GradientTape() as tape:
-            logits = self.model(x, training=True)
+            logits = self.network.logits(self.model(x, training=True))
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch.labels, logits)
-            loss = tf.reduce_sum(losses) / self._batch_size
-        gradients = tape.gradient(loss, [variable.value for variable in self.model.trainable_variables])
+            loss = tf.reduce_sum(losses) / self.batch_size
+            objective = loss
+            if self._smoothing or self._class_weights is not None:
+                objective = tf.reduce_sum(self._weighted(losses, logits, batch.labels)) / self.batch_size
+            regularization = tf.zeros_like(loss)
+            if added := self.model.losses:  # each worker has the mean over its part of the batch
+                regularization = tf.add_n([tf.cast(one, loss.dtype) for one in added]) / self.group.size
+                objective += regularization
+        gradients = tape.gradient(
+            objective,
+            [variable.value for variable in self.model.trainable_variables],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]  # those of embeddings are sparse
         correct = tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == batch.labels, tf.float32))
-        numbers = tf.stack([tf.cast(number, loss.dtype) for number in (loss, correct, *tf.unstack(signals))])
+        numbers = tf.stack([tf.cast(number, loss.dtype) for number in (loss, regularization, correct, *tf.unstack(signals))])
         return self.group.all_reduce([*gradients, numbers])
+
+    def _weighted(self, losses: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """The losses [b] with label smoothing (Szegedy et al. 2016) and class weights."""
+        if self._smoothing:
+            uniform = -tf.reduce_mean(tf.nn.log_softmax(logits), -1)
+            losses = (1 - self._smoothing) * losses + self._smoothing * uniform
+        if self._class_weights is not None:
+            losses *= tf.gather(tf.constant(self._class_weights, losses.dtype), labels)
+        return losses
 
     def _training_input(self, batch: Batch) -> tf.Tensor:
         """The model's input in training: the images of the batch, augmented."""
@@ -204,27 +281,20 @@ class Learner:
         return self._input(augment(pixels, batch.changes) if self._augment else pixels)
 
     def _forward_batch(self, batch: Batch, dropout: bool) -> None:
-        """A forward pass with BatchNormalization in training mode, for its effect on the moving statistics."""
-
-        def forward(batch: Batch) -> None:
-            x = self._training_input(batch)
-            for layer in self.model.layers:
-                if isinstance(layer, keras.layers.BatchNormalization):
-                    x = layer(x, training=True)
-                elif isinstance(layer, keras.layers.Dropout):
-                    x = layer(x, training=dropout)
-                else:
-                    x = layer(x)
-
-        self.group.run(forward, batch)
+        """A forward pass in training mode, for its effect on the moving statistics."""
+        self._place.dropping = dropout
+        try:
+            self.group.run(lambda batch: self.model(self._training_input(batch), training=True), batch)
+        finally:
+            self._place.dropping = True
 
     def _infer_batch(self, batch: Batch) -> tf.Tensor:
         """Losses [b] of the batch as training feeds it, in inference mode."""
-        logits = self.model(self._training_input(batch), training=False)
+        logits = self.network.logits(self.model(self._training_input(batch), training=False))
         return tf.cast(tf.nn.sparse_softmax_cross_entropy_with_logits(batch.labels, logits), tf.float32)
 
     def _evaluate_batch(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        logits = self.model(self._input(self._pixels(images)), training=False)
+        logits = self.network.logits(self.model(self._input(self._pixels(images)), training=False))
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         return tf.cast(losses, tf.float32), tf.cast(tf.nn.softmax(logits), tf.float32)
 

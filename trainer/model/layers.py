@@ -3,7 +3,7 @@
 BatchNormalization runs on TensorFlow's fused kernels, which Keras 3 does not use, and computes its statistics over the global
 batch. Dropout draws the mask of an example from (seed, step, position in the global batch), so that it does not depend on how
 many workers share the batch. Both have the same weights as the Keras layers they replace, so a plain Keras model can load them
-(export.py).
+(export.py). distribute.py exchanges the layers of a network for these.
 
 Shapes: b images of this worker, H W C one image or feature map, n elements of one channel.
 """
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 Reduce = Callable[[tf.Tensor], tf.Tensor]
@@ -27,30 +26,44 @@ class BatchNormalization(keras.layers.BatchNormalization):
     correction to the variance; it is undone here.
     """
 
+    fused = True
+    """False: Keras' own computation, on this worker's part of the batch."""
+    reduce: Reduce | None = None
+    moves = False
+    """Whether the layer was called in a way that moves its statistics: in training mode, and not frozen."""
+
     def __init__(self, *, reduce: Reduce | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._reduce = reduce
+        self.reduce = reduce
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:  # noqa: ARG002
-        """[b, C], [b, H, W, C] or, with axis=1, [b, C, H, W] -> the same shape, normalized per channel."""
-        channels_first = len(inputs.shape) == 4 and self.axis == 1
-        x = tf.transpose(inputs, (0, 2, 3, 1)) if channels_first else inputs
-        if len(inputs.shape) == 2:
-            x = x[:, None, None, :]
-        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
+        """[b, ..., C], or [b, C, ...] with axis=1 -> the same shape, normalized per channel."""
+        moving = bool(training and self.trainable)
+        self.moves = self.moves or moving
+        if mask is not None or not self.fused:
+            return super().call(inputs, training=training, mask=mask)
+        rank = len(inputs.shape)
+        axis = self.axis % rank
+        order = (*(i for i in range(rank) if i != axis), axis)
+        x = inputs if axis == rank - 1 else tf.transpose(inputs, order)
+        shape, channels = tf.shape(x), x.shape[-1]
+        if rank != 4:
+            x = tf.reshape(x, (shape[0], -1, 1, channels))
         mean, variance = tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
-        if training and self.trainable:
-            if self._reduce is None:
+        gamma = tf.ones_like(mean) if self.gamma is None else tf.convert_to_tensor(self.gamma)
+        beta = tf.zeros_like(mean) if self.beta is None else tf.convert_to_tensor(self.beta)
+        if moving:
+            if self.reduce is None:
                 y, batch_mean, batch_variance = _fused(x, gamma, beta, self.epsilon)
             else:
-                y, batch_mean, batch_variance = _synchronized(x, gamma, beta, self.epsilon, self._reduce)
+                y, batch_mean, batch_variance = _synchronized(x, gamma, beta, self.epsilon, self.reduce)
             self.moving_mean.assign(mean * self.momentum + batch_mean * (1 - self.momentum))
             self.moving_variance.assign(variance * self.momentum + batch_variance * (1 - self.momentum))
         else:
             y = _affine(x, gamma, beta, mean, variance, self.epsilon)
-        if len(inputs.shape) == 2:
-            return y[:, 0, 0, :]
-        return tf.transpose(y, (0, 3, 1, 2)) if channels_first else y
+        if rank != 4:
+            y = tf.reshape(y, shape)
+        return y if axis == rank - 1 else tf.transpose(y, [order.index(i) for i in range(rank)])
 
 
 def _elements(x: tf.Tensor) -> tf.Tensor:
@@ -135,7 +148,7 @@ def _synchronized(
     return y, tf.stop_gradient(mean), tf.stop_gradient(variance)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Place:
     """Where a worker's examples stand in the run. A dropout mask depends on nothing else."""
 
@@ -143,31 +156,43 @@ class Place:
     rank: int
     step: Any
     """Integer variable: number of updates so far."""
+    dropping: bool = True
+    """False turns dropout off in training mode. Read when a function is traced."""
 
 
-class Dropout(keras.layers.Dropout):
-    """Keras' Dropout with the same masks for the global batch on any number of workers.
+class GlobalDropout(keras.layers.Dropout):
+    """Keras' Dropout or SpatialDropout with the same masks for the global batch on any number of workers.
 
     A counter-based generator (Philox) starts at this worker's first element, so each worker draws only its own part of the mask.
+    A layer that a network calls twice draws the same mask both times.
     """
 
-    def __init__(self, rate: float, *, place: Place, index: int, **kwargs: Any) -> None:
-        super().__init__(rate, **kwargs)
-        self._place = place
-        self._key = int(np.random.SeedSequence([place.seed, index]).generate_state(1, np.uint64)[0])
+    place: Place
+    key: int
+    """Of the generator: a function of the run's seed and the layer's number."""
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[b, ...] -> [b, ...]. This worker's images are numbers rank * b to (rank + 1) * b - 1 of the global batch."""
-        if not training or self.rate == 0:
+        if not training or self.rate == 0 or not self.place.dropping:
             return inputs
-        size = tf.size(inputs, tf.int64)
-        start = self._place.rank * size
+        shape = self._mask_shape(inputs)
+        size = tf.reduce_prod(tf.cast(shape, tf.int64))
+        start = self.place.rank * size
         skip = start % 8  # one count of the generator yields 128 bits, and a draw takes 16
-        counter = tf.bitcast(tf.stack([start // 8, tf.cast(self._place.step, tf.int64)]), tf.uint64)
+        counter = tf.bitcast(tf.stack([start // 8, tf.cast(self.place.step, tf.int64)]), tf.uint64)
         words = tf.raw_ops.StatelessRandomUniformFullIntV2(
-            shape=((skip + size + 3) // 4)[None], key=tf.constant([self._key], tf.uint64), counter=counter, alg=1, dtype=tf.uint64
+            shape=((skip + size + 3) // 4)[None], key=tf.constant([self.key], tf.uint64), counter=counter, alg=1, dtype=tf.uint64
         )
         draws = tf.reshape(tf.bitcast(words, tf.uint16), [-1])[skip : skip + size]
         dropped = min(round(self.rate * 2**16), 2**16 - 1)  # out of the 2**16 values of a draw
-        keep = tf.reshape(tf.cast(draws >= dropped, inputs.dtype), tf.shape(inputs))
+        keep = tf.reshape(tf.cast(draws >= dropped, inputs.dtype), shape)
         return inputs * (keep * tf.cast(2**16 / (2**16 - dropped), inputs.dtype))
+
+    def _mask_shape(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The shape of the mask: the input's, or 1 where a value is shared, as in SpatialDropout."""
+        shape = tf.shape(inputs)
+        own = getattr(self, "_get_noise_shape", None)  # SpatialDropout
+        shared = own(inputs) if own else self.noise_shape
+        if shared is None:
+            return shape
+        return tf.stack([shape[i] if size is None else size for i, size in enumerate(shared)])

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from spikewise import describe
 from spikewise.diagnose import News
 from trainer.data.dataset import Manifest, Quarantined
+from trainer.engine.facts import NetworkFacts
 from trainer.epoch import EpochReport
 from trainer.formatting import duration, size
 from trainer.run import events
@@ -74,6 +75,12 @@ class RunLog:
 
     def metrics_served(self, host: str, port: int) -> None:
         self._console.say(f"run {self._run}: metrics at http://{host}:{port}/metrics")
+
+    def network(self, name: str, facts: NetworkFacts) -> None:
+        frozen = facts.parameters - facts.trainable
+        self._console.say(
+            f"network: {name}, {facts.parameters:,} parameters" + (f" ({frozen:,} of them not trained)" if frozen else "")
+        )
 
     def packing(self, done: int, total: int) -> None:
         self._console.progress("packing", done, total)
@@ -146,9 +153,10 @@ class RunLog:
         return f"epoch {epoch}/{self._epochs}"
 
     def _epoch(self, report: EpochReport, *, best: bool) -> None:
+        added = f" + {report.regularization:.4f}" if report.regularization else ""
         number = f"{report.epoch:>{len(str(self._epochs))}}/{self._epochs}"
         self._console.say(
-            f"epoch {number}  loss {report.train_loss:.4f}  accuracy {report.train_accuracy:.3f}  "
+            f"epoch {number}  loss {report.train_loss:.4f}{added}  accuracy {report.train_accuracy:.3f}  "
             f"val_loss {report.validation_loss:.4f}  val_accuracy {report.validation_accuracy:.3f}  "
             f"{report.images_per_second:.0f} images/s  {duration(report.seconds)}  "
             f"left {duration((self._epochs - report.epoch) * report.seconds)}{'  best' if best else ''}"

@@ -7,6 +7,7 @@ may be started again under the same run name.
 """
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import ray
 
 from trainer import UserError, config
+from trainer.data.index import check_class_weights
 from trainer.data.pack import images_of
+from trainer.engine.facts import inspect
 from trainer.formatting import one_line, size
 from trainer.metrics import Exporter, MetricsError
 from trainer.report.load import load
@@ -78,7 +81,7 @@ def launch(settings: config.Settings, name: str, console: Console) -> Outcome:
         _serve_metrics(exporter, settings.metrics, log)
         exporter.describe_run(
             run=name,
-            model="cnn",
+            model=settings.model.network,
             precision=settings.model.precision,
             epochs=settings.training.epochs,
             workers=settings.launch.workers,
@@ -141,9 +144,13 @@ class _Run:
             config.check_resumable(settings, previous["config"], self.name)
         source = open_store(settings.data.source, settings.s3)
         images = images_of(self.name, source, self.storage, settings.data, previous)
+        check_class_weights(settings.training.class_weights, images.classes)
         check_output(settings.run.output)
-        with ray_cluster.connect(settings.launch) as logs:
+        with ThreadPoolExecutor(1) as pool, ray_cluster.connect(settings.launch) as logs:
+            inspected = pool.submit(inspect, settings, len(images.classes))  # about as long as Ray takes to start
             cores = ray_cluster.cores_for_a_worker(settings.launch)
+            network = inspected.result()
+            self.log.network(settings.model.network, network)
             exporter.enter("packing")
             data = prepare(
                 images,
@@ -156,7 +163,12 @@ class _Run:
                 progress=self._packing,
             )
             environment = ray_cluster.environment(settings.launch)
-            facts: dict[str, Any] = {"config": settings.as_dict(), "manifest": data.pack.digest, "environment": environment}
+            facts: dict[str, Any] = {
+                "config": settings.as_dict(),
+                "manifest": data.pack.digest,
+                "environment": environment,
+                "network": network.as_dict(),
+            }
             results.put_run(self.storage, self.name, facts)
             exporter.describe_data(
                 train=len(data.split.training), validation=len(data.split.validation), quarantined=len(data.pack.quarantined)

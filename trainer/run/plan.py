@@ -4,7 +4,9 @@ from collections import Counter
 
 from trainer import config
 from trainer.data.dataset import Pack
+from trainer.data.index import check_class_weights
 from trainer.data.pack import images_of, load_pack
+from trainer.engine.facts import inspect
 from trainer.formatting import size
 from trainer.run.preparation import check_batch_size
 from trainer.storage import open_store, results
@@ -36,7 +38,10 @@ def plan(settings: config.Settings, name: str) -> str:
     check_batch_size(batch, training, about="about ")
     height, width = settings.data.image_size
     pixels = images * height * width * 3
-    weights = 4 * parameters((height, width, 3), len(found.classes))
+    check_class_weights(settings.training.class_weights, found.classes)
+    network = inspect(settings, len(found.classes))
+    weights = 4 * (network.parameters + network.trainable + network.optimizer)  # gradients included
+    activations = 4 * network.activations * (batch // workers)
     bound = settings.pipeline.memory_bytes
     in_memory = size(pixels) if pixels <= bound else "on disk"
     cores = settings.launch.cpus_per_worker
@@ -47,24 +52,15 @@ def plan(settings: config.Settings, name: str) -> str:
         "classes": classes,
         "split": f"{fraction:.0%} for validation, split by {split}: about {training:,} training images",
         "pack": f"{height}x{width}x3: {size(pixels)} in storage, " + ("already packed" if packed else "to be packed"),
+        "network": f"{settings.model.network}: {network.parameters:,} parameters, {network.trainable:,} of them trained, in "
+        f"{network.layers} layers; {network.batch_normalization} BatchNormalization, {network.dropout} Dropout",
         "training": f"{settings.training.epochs} epochs of {training // batch} steps of {batch} images "
-        f"at learning rate {settings.optimizer.learning_rate:g}",
+        f"with {settings.optimizer.name} at learning rate {settings.optimizer.learning_rate:g}",
         "workers": f"{workers}, {batch // workers} images of each batch for each worker; each has {each}",
-        "memory": f"in each worker: images {in_memory} (at most {size(bound)}); weights, gradients and Adam {size(4 * weights)}; "
-        "and TensorFlow itself",
+        "memory": f"in each worker: images {in_memory} (at most {size(bound)}); weights, gradients and optimizer {size(weights)}; "
+        f"layers' outputs about {size(activations)}; and TensorFlow itself",
         "disk": f"{size(pixels)} in {settings.pipeline.cache_dir} on each machine",
         "metrics": f"http://{settings.metrics.host}:{settings.metrics.port}/metrics",
     }
     return "\n".join(f"{what:<9} {line}" for what, line in lines.items())
 
-
-def parameters(shape: tuple[int, int, int], classes: int) -> int:
-    """Number of weights of the model that question.build makes for images of `shape` (H, W, C), moving statistics included.
-
-    A formula, because building the model would load TensorFlow. tests/trainer/run/test_plan.py checks it against Keras' count.
-    """
-    height, width, channels = shape
-    sizes = [9 * channels, 9 * 16, 9 * 16, 9 * 32, height // 4 * (width // 4) * 32]
-    units = [16, 16, 32, 32, 64]
-    layers = sum(inputs * outputs + outputs + 4 * outputs for inputs, outputs in zip(sizes, units, strict=True))
-    return layers + 64 * classes + classes

@@ -21,6 +21,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from spikewise.diagnose import Diagnostician, News
 from spikewise.records import Event
 from trainer import UserError, config
+from trainer.data.index import class_weights
 from trainer.data.loader import Feed
 from trainer.data.shards import open_rows
 from trainer.engine import devices
@@ -29,6 +30,7 @@ from trainer.engine.evaluate import evaluate
 from trainer.engine.group import Group
 from trainer.engine.step import Learner, StepStats, finite, records
 from trainer.epoch import EpochReport, best
+from trainer.model.load import NetworkError
 from trainer.run import events
 from trainer.run.finish import load_best, store_model
 from trainer.run.mailbox import Outbox
@@ -98,16 +100,6 @@ class _Worker:
 
         self.group = Group()
         self.chief = self.group.rank == 0
-        self.learner = Learner(
-            self.group,
-            settings.model,
-            task.pack.image_shape,
-            len(task.pack.classes),
-            seed=settings.run.seed,
-            batch_size=settings.training.batch_size,
-            learning_rate=settings.optimizer.learning_rate,
-            augmented=settings.augmentation.flip or settings.augmentation.shift > 0,
-        )
         self.feed = Feed(
             rows,
             training,
@@ -119,16 +111,29 @@ class _Worker:
             rank=self.group.rank,
             size=self.group.size,
         )
+        self.learner = Learner(
+            self.group,
+            settings,
+            task.pack.image_shape,
+            len(task.pack.classes),
+            steps=self.feed.steps,
+            class_weights=class_weights(settings.training.class_weights, rows.labels[training], task.pack.classes),
+        )
         if self.feed.resident:
             self.learner.resident = self.feed.load()
-        self.network = DistributedNetwork(self.learner, self.feed, lambda: evaluate(self.learner, self.feed, self.validation)[0])
+        self.network = DistributedNetwork(
+            self.learner,
+            self.feed,
+            lambda: evaluate(self.learner, self.feed, self.validation)[0],
+            precise=settings.model.statistics == "precise",
+        )
         self.diagnostician = Diagnostician(
             self.network,
             batch_size=settings.training.batch_size,
             groups=[rows.groups[row] for row in self.validation],
             keys=[rows.keys[row] for row in self.validation],
             labels=self.labels,
-            momentum=settings.model.momentum,
+            momentum=self.learner.network.momentum,
         )
         self.checkpoints = Checkpoints(self.store, task.run, settings.checkpoint.keep_last)
         self.recorder = Recorder(self.store, task.run)
@@ -139,6 +144,7 @@ class _Worker:
         self.restarts = self.recorder.count_start() if self.chief else 0
 
     def run(self) -> None:
+        self._check_network()
         self._resume()
         self._reconcile_records()
         step, feed = int(self.learner.optimizer.iterations), self.feed
@@ -155,6 +161,17 @@ class _Worker:
                 break
             self._close_epoch(trained, began)
         self._finish(outcome)
+
+    def _check_network(self) -> None:
+        """Raises NetworkError if the workers begin with different weights; warns of what depends on the number of workers."""
+        if len(set(self.group.gather(self.learner.checksum()).ravel())) > 1:
+            raise NetworkError(
+                f"model.network = {self.settings.model.network!r} gives each worker other initial weights. Fix: use Keras' initializers "
+                "and no random numbers of NumPy or TensorFlow without a seed."
+            )
+        if self.chief and self.group.size > 1:
+            for line in self.learner.network.warnings():
+                log.warning("%s", line)
 
     def _resume(self) -> None:
         found = resume(self.checkpoints, self.learner, self.diagnostician, chief=self.chief, broadcast=broadcast_from_rank_zero)
@@ -231,8 +248,9 @@ class _Worker:
         """Evaluates, diagnoses, records, saves and reports the epoch. Raises TrainingError when its loss or weights are not
         finite."""
         self.learner.average_statistics()
-        losses, probabilities = evaluate(self.learner, self.feed, self.validation)
-        evaluated = _Evaluated(losses, probabilities, evaluate(self.learner, self.feed, self.sample)[0])
+        with self.network.as_evaluated():
+            losses, probabilities = evaluate(self.learner, self.feed, self.validation)
+            evaluated = _Evaluated(losses, probabilities, evaluate(self.learner, self.feed, self.sample)[0])
         waits, memory, checksums = self.group.gather(self.feed.waited / trained.seconds, _peak_memory(), self.learner.checksum()).T
         same = len(set(checksums.view(np.int64))) == 1
         assert same, f"the workers' weights differ after epoch {self.position.epoch}: {checksums}"
@@ -274,6 +292,7 @@ class _Worker:
             epoch=self.position.epoch,
             step=int(self.learner.optimizer.iterations),
             train_loss=float(np.mean(steps["loss"])),
+            regularization=float(np.mean(steps["regularization"])),
             train_accuracy=float(np.mean(steps["correct"]) / batch),
             train_loss_inference=float(np.mean(evaluated.sample_losses, dtype=np.float64)),
             validation_loss=float(np.mean(evaluated.losses, dtype=np.float64)),
@@ -331,15 +350,18 @@ class _Worker:
 
     def _finish(self, outcome: str) -> None:
         """Stores what is still missing, the model last, and reports the end of the run."""
-        if not self.chief:
-            return
-        self._flush()
-        self._reconcile_records()
+        if self.chief:
+            self._flush()
+            self._reconcile_records()
         history = self.position.history
         epoch = history[-1].epoch if history else 0
         if outcome != "interrupted":
             if self.settings.training.keep == "best":
-                epoch = load_best(self.learner, self.checkpoints, history)
+                epoch = load_best(self.learner, self.checkpoints, history, chief=self.chief, broadcast=broadcast_from_rank_zero)
+            self.learner.assume_evaluated()
+        if not self.chief:
+            return
+        if outcome != "interrupted":
             pack = self.task.pack
             store_model(self.learner, pack.image_shape, pack.classes, self.settings.model, self.store, self.task.run)
         ray.get(self.task.mailbox.post.remote(events.Finished(outcome, epoch, self.checkpoints.stats)))

@@ -46,6 +46,14 @@ KEYS_FREE_TO_CHANGE = {
 """Keys of other sections that a resumed run may change."""
 
 
+MOVED = {
+    "training.learning_rate": "optimizer.learning_rate",
+    "pipeline.flip": "augmentation.flip",
+    "pipeline.shift": "augmentation.shift",
+}
+"""Keys of earlier versions, and what they are called now."""
+
+
 class ConfigError(UserError):
     """The configuration is invalid; the message has one line for each problem, with key, value and bound."""
 
@@ -403,6 +411,8 @@ def _message(problem: dict[str, Any]) -> str:
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
     match problem["type"]:
         case "extra_forbidden":
+            if moved := MOVED.get(".".join(map(str, problem["loc"]))):
+                return f"unknown key. Fix: it is called {moved} now"
             return f"unknown key. Fix: use one of {', '.join(_known(problem['loc']))}"
         case "missing":
             return "missing. Fix: set it"

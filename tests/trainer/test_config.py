@@ -20,7 +20,7 @@ def test_every_key_has_a_default_but_the_data(tmp_path):
     """The smallest useful file would not be enough to start a run."""
     settings = _load(tmp_path, MINIMAL)
     assert (settings.training.epochs, settings.training.batch_size, settings.optimizer.learning_rate) == (100, 32, 1e-4)
-    assert settings.model.dropout == (0.25, 0.25, 0.5)
+    assert (settings.model.network, settings.model.dropout) == ("question", None)
     assert settings.data.image_size == (64, 64)
 
 
@@ -34,7 +34,7 @@ def test_a_resolved_configuration_reads_back(tmp_path):
     ("override", "refused"),
     [
         ("run.seed=1", "run.seed = 0, now it is 1"),
-        ("model.momentum=0.9", "model.momentum = 0.99, now it is 0.9"),
+        ("model.momentum=0.9", "model.momentum = None, now it is 0.9"),
         ("data.image_size=[32, 32]", r"data.image_size = \[64, 64\], now it is \[32, 32\]"),
         ("optimizer.learning_rate=0.01", None),
         ("launch.workers=2", None),

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.model.layers import BatchNormalization, Dropout, Place
+from trainer.model.distribute import distribute
+from trainer.model.layers import BatchNormalization, Place
 
 
 def _images(shape, seed=0, dtype=np.float32):
@@ -30,7 +31,7 @@ def _both(ours, shape, training=True):
     return results
 
 
-@pytest.mark.parametrize("shape", [(8, 6, 5, 3), (16, 7)])
+@pytest.mark.parametrize("shape", [(8, 6, 5, 3), (16, 7), (8, 9, 4), (4, 2, 3, 5, 2)], ids=str)
 @pytest.mark.parametrize("reduce", [None, lambda total: total], ids=["fused", "synchronized"])
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_normalization_is_kerass(shape, reduce, training):
@@ -38,6 +39,14 @@ def test_batch_normalization_is_kerass(shape, reduce, training):
     theirs, ours = _both(BatchNormalization(momentum=0.9, reduce=reduce), shape, training)
     for name, a, b in zip(("output", "dx", "dgamma", "dbeta", "mean", "variance"), theirs, ours, strict=True):
         np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("options", [{"scale": False}, {"center": False}], ids=str)
+def test_batch_normalization_without_scale_or_offset(options):
+    """Networks such as InceptionV3 would fail."""
+    x = _images((8, 4, 4, 3))
+    ours, theirs = (kind(**options)(x, training=True) for kind in (BatchNormalization, keras.layers.BatchNormalization))
+    np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("reduce", [None, lambda total: total], ids=["fused", "synchronized"])
@@ -66,10 +75,11 @@ def test_batch_normalization_takes_low_precision():
     assert layer.moving_mean.dtype == "float32"
 
 
-def _mask(rank, size, step, batch, features, rate=0.5, seed=7, index=0):
-    layer = Dropout(rate, place=Place(seed, rank, tf.Variable(step, dtype=tf.int64)), index=index)
-    part = batch // size
-    return layer(tf.ones((part, *features)), training=True).numpy()
+def _mask(rank, size, step, batch, features, rate=0.5, seed=7, index=0, kind=keras.layers.Dropout, **options):
+    drops = [kind(rate, **options) for _ in range(2)]
+    model = keras.Sequential([keras.Input(features), *drops, keras.layers.Flatten(), keras.layers.Dense(1)])
+    distribute(model, place=Place(seed, rank, tf.Variable(step, dtype=tf.int64)))
+    return drops[index](tf.ones((batch // size, *features)), training=True).numpy()
 
 
 @pytest.mark.parametrize("features", [(64,), (4, 4, 16), (3, 3, 5)])
@@ -79,6 +89,25 @@ def test_dropout_masks_do_not_depend_on_the_number_of_workers(features):
     for size in (2, 4, 8):
         parts = np.concatenate([_mask(rank, size, 3, 8, features) for rank in range(size)])
         np.testing.assert_array_equal(parts, whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "features", "options"),
+    [
+        (keras.layers.SpatialDropout2D, (3, 5, 4), {}),
+        (keras.layers.SpatialDropout1D, (6, 4), {}),
+        (keras.layers.Dropout, (3, 5, 4), {"noise_shape": (None, 1, 1, 1)}),
+    ],
+    ids=["spatial 2D", "spatial 1D", "stochastic depth"],
+)
+def test_masks_shared_within_an_image(kind, features, options):
+    """SpatialDropout, or the stochastic depth of EfficientNet, would drop single values, or differ between numbers of workers."""
+    whole = _mask(0, 1, 3, 16, features, kind=kind, **options)
+    parts = np.concatenate([_mask(rank, 4, 3, 16, features, kind=kind, **options) for rank in range(4)])
+    np.testing.assert_array_equal(parts, whole)
+    shared = whole.reshape(16, -1) if options else np.moveaxis(whole, -1, 1).reshape(16 * features[-1], -1)
+    assert (shared == shared[:, :1]).all()
+    assert 0.2 < (shared[:, 0] == 0).mean() < 0.8
 
 
 def test_dropout_masks_change_with_step_layer_and_seed():

@@ -39,6 +39,11 @@ def fill(learner, number):
     weight.assign(np.full(weight.shape, number))
 
 
+def load(learner, checkpoints):
+    """As the only worker of a run."""
+    return load_best(learner, checkpoints, HISTORY, chief=True, broadcast=lambda step: step)
+
+
 def filled(learner):
     return float(learner.model.weights[0].numpy().mean())
 
@@ -47,23 +52,31 @@ def test_the_best_epoch_is_loaded(learner, store, caplog):
     """model.keras would be the last epoch's model although training.keep = "best"."""
     checkpoints = Checkpoints(store, "first", 3)
     save(checkpoints, learner, 1, 2, 3)
-    assert load_best(learner, checkpoints, HISTORY) == 2
+    assert load(learner, checkpoints) == 2
     assert filled(learner) == 2
     assert not caplog.records
+
+
+def test_all_workers_load_the_best_epoch(learner, store):
+    """Workers would evaluate the test images with the weights of different epochs."""
+    checkpoints = Checkpoints(store, "first", 3)
+    save(checkpoints, learner, 1, 2, 3)
+    assert load_best(learner, checkpoints, HISTORY, chief=False, broadcast=lambda step: 20 if step is None else step) == 2
+    assert filled(learner) == 2
 
 
 def test_a_missing_best_epoch_is_reported(learner, store, caplog):
     """The user would take the second best model for the best one."""
     checkpoints = Checkpoints(store, "first", 3)
     save(checkpoints, learner, 1, 3)
-    assert load_best(learner, checkpoints, HISTORY) == 1
+    assert load(learner, checkpoints) == 1
     assert "model.keras has the weights of epoch 1: the best epoch, 2, has no intact checkpoint" in caplog.text
 
 
 def test_without_checkpoints_the_weights_stay(learner, store, caplog):
     """A run whose saves all failed would leave no model at all."""
     fill(learner, 3)
-    assert load_best(learner, Checkpoints(store, "first", 3), HISTORY) == 3
+    assert load(learner, Checkpoints(store, "first", 3)) == 3
     assert filled(learner) == 3
     assert "the best epoch, 2" in caplog.text
 

@@ -1,0 +1,21 @@
+"""What the driver learns about a network, from a process of its own."""
+
+import pytest
+
+from tests.support.training import settings
+from trainer.engine.facts import NetworkRefusedError, inspect
+
+
+def test_the_facts_of_a_network():
+    """The dry run would state wrong sizes, or the driver would load TensorFlow."""
+    facts = inspect(settings(), 2)
+    assert (facts.parameters, facts.trainable) == (527_442, 527_122)
+    assert facts.optimizer == 2 * 527_122 + 1  # Adam's two moments and its step
+    assert (facts.batch_normalization, facts.dropout, facts.ending) == (5, 3, "softmax")
+    assert facts.activations > 64 * 64 * 16 * 4
+
+
+def test_refusals_arrive_in_one_line():
+    """A user would have to find the error in the log of a worker, after the images were packed."""
+    with pytest.raises(NetworkRefusedError, match=r"no_such_module cannot be imported: .*\. Fix: "):
+        inspect(settings(model={"network": "no_such_module:build"}), 2)

@@ -143,6 +143,16 @@ class Augmentation(Section):
 
 
 class Model(Section):
+    network: str = "question"
+    """`question`: the network of the question. `keras.applications:NAME`: one of Keras' own. `MODULE:FUNCTION`: your own; MODULE
+    lies in the folder of the configuration file or in the current directory, FUNCTION(image_shape, classes, **arguments) returns a
+    Keras model."""
+    arguments: dict[str, Any] = {}
+    """Arguments of that function."""
+    weights: str | None = None
+    """Initial weights: the path or s3:// URL of a `.keras` or `.weights.h5` file. Default: random."""
+    trainable: str | None = None
+    """A regular expression: only layers whose names match are trained. Default: all."""
     data_format: Literal["channels_last", "channels_first"] = "channels_last"
     """Order of the axes inside the network."""
     batch_normalization: Literal["synchronized", "fused", "keras"] = "synchronized"

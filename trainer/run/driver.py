@@ -17,6 +17,7 @@ from trainer import UserError, config
 from trainer.data.pack import images_of
 from trainer.formatting import one_line, size
 from trainer.metrics import Exporter, MetricsError
+from trainer.model.module import Module
 from trainer.report.load import load
 from trainer.report.write import write
 from trainer.run import ray_cluster
@@ -24,7 +25,7 @@ from trainer.run.console import Console, RunLog
 from trainer.run.events import Requests
 from trainer.run.mailbox import start_mailbox
 from trainer.run.monitoring import Monitoring
-from trainer.run.preparation import Prepared, check_output, prepare
+from trainer.run.preparation import Prepared, check_output, check_resumable, prepare
 from trainer.run.ray_train import WorkerGroup
 from trainer.run.signals import stop_signals
 from trainer.run.status import RunStatus
@@ -64,11 +65,12 @@ class Outcome:
         return self.outcome in ("completed", "stopped early")
 
 
-def launch(settings: config.Settings, name: str, console: Console) -> Outcome:
-    """Runs the job to its end, resuming the run of that name if there is one.
+def launch(settings: config.Settings, name: str, console: Console, module: Module | None) -> Outcome:
+    """Runs the job to its end, resuming the run of that name if there is one. `module`: that of the user's own network.
 
-    Call it in the main thread. Raises UserError for what a user can correct: the configuration (ConfigError), the images
-    (DataError, PackError), storage (StoreError), a name in use (RunInUse), the cluster (ClusterError), run.output (OutputError).
+    Call it in the main thread. Raises UserError for what a user can correct: the configuration (ConfigError), the network
+    (NetworkError), the images (DataError, PackError), storage (StoreError), a name in use (RunInUse), the cluster (ClusterError),
+    run.output (OutputError).
     """
     storage = open_store(settings.run.storage, settings.s3)
     exporter = Exporter()
@@ -84,7 +86,7 @@ def launch(settings: config.Settings, name: str, console: Console) -> Outcome:
             workers=settings.launch.workers,
         )
         with stop_signals() as stop, Lease(storage, name, settings.checkpoint.lease_seconds) as lease:
-            run = _Run(name, settings, storage, log, monitoring, stop, lease)
+            run = _Run(name, settings, module, storage, log, monitoring, stop, lease)
             try:
                 outcome = run.execute()
             except Stopped:
@@ -116,6 +118,7 @@ class _Run:
 
     name: str
     settings: config.Settings
+    module: Module | None
     storage: Store
     log: RunLog
     monitoring: Monitoring
@@ -137,8 +140,7 @@ class _Run:
     def execute(self) -> Outcome:
         settings, exporter = self.settings, self.monitoring.exporter
         previous = results.get_run(self.storage, self.name)
-        if previous:
-            config.check_resumable(settings, previous["config"], self.name)
+        check_resumable(previous, settings, self.module, self.name)
         source = open_store(settings.data.source, settings.s3)
         images = images_of(self.name, source, self.storage, settings.data, previous)
         check_output(settings.run.output)
@@ -157,6 +159,8 @@ class _Run:
             )
             environment = ray_cluster.environment(settings.launch)
             facts: dict[str, Any] = {"config": settings.as_dict(), "manifest": data.pack.digest, "environment": environment}
+            if self.module:
+                facts["module"] = self.module.facts
             results.put_run(self.storage, self.name, facts)
             exporter.describe_data(
                 train=len(data.split.training), validation=len(data.split.validation), quarantined=len(data.pack.quarantined)
@@ -174,7 +178,7 @@ class _Run:
     def _train(self, data: Prepared, cores: int, logs: Path) -> None:
         """Listens to the workers until they have ended or have failed for good; passes on a request to stop."""
         mailbox = start_mailbox()
-        task = Task(self.name, self.settings.as_dict(), data.pack, data.split, mailbox, cores)
+        task = Task(self.name, self.settings.as_dict(), data.pack, data.split, mailbox, cores, self.module)
         workers = WorkerGroup(task, self.settings.launch, Path(self.settings.run.output, ".ray"))
         asked = False
         while True:

@@ -6,16 +6,19 @@ from trainer import config
 from trainer.data.dataset import Pack
 from trainer.data.pack import images_of, load_pack
 from trainer.formatting import size
-from trainer.run.preparation import check_batch_size
+from trainer.model.module import QUESTION, Module
+from trainer.run.preparation import check_batch_size, check_resumable
 from trainer.storage import open_store, results
 
 
-def plan(settings: config.Settings, name: str) -> str:
-    """The plan as text, one line for each part of the run. Raises ConfigError, DataError and StoreError as the run itself would."""
+def plan(settings: config.Settings, name: str, module: Module | None) -> str:
+    """The plan as text, one line for each part of the run. `module`: that of the user's own network.
+
+    Raises ConfigError, NetworkError, DataError and StoreError as the run itself would.
+    """
     storage = open_store(settings.run.storage, settings.s3)
     previous = results.get_run(storage, name) if settings.run.name else None
-    if previous:
-        config.check_resumable(settings, previous["config"], name)
+    check_resumable(previous, settings, module, name)
     epochs = len(results.get_history(storage, name)) if previous else 0
     found = images_of(name, open_store(settings.data.source, settings.s3), storage, settings.data, previous)
     fraction = settings.data.validation_fraction
@@ -36,7 +39,11 @@ def plan(settings: config.Settings, name: str) -> str:
     check_batch_size(batch, training, about="about ")
     height, width = settings.data.image_size
     pixels = images * height * width * 3
-    weights = 4 * parameters((height, width, 3), len(found.classes))
+    network, weights = settings.model.network, ""  # of other networks the driver does not know the size
+    if network == QUESTION:
+        weights = f" {size(4 * 4 * parameters((height, width, 3), len(found.classes)))}"
+    if module:
+        network += f", from {', '.join(module.files)}, digest {module.digest[:16]}"
     bound = settings.pipeline.memory_bytes
     in_memory = size(pixels) if pixels <= bound else "on disk"
     cores = settings.launch.cpus_per_worker
@@ -47,10 +54,11 @@ def plan(settings: config.Settings, name: str) -> str:
         "classes": classes,
         "split": f"{fraction:.0%} for validation, split by {split}: about {training:,} training images",
         "pack": f"{height}x{width}x3: {size(pixels)} in storage, " + ("already packed" if packed else "to be packed"),
+        "network": network,
         "training": f"{settings.training.epochs} epochs of {training // batch} steps of {batch} images "
         f"at learning rate {settings.optimizer.learning_rate:g}",
         "workers": f"{workers}, {batch // workers} images of each batch for each worker; each has {each}",
-        "memory": f"in each worker: images {in_memory} (at most {size(bound)}); weights, gradients and Adam {size(4 * weights)}; "
+        "memory": f"in each worker: images {in_memory} (at most {size(bound)}); weights, gradients and Adam{weights}; "
         "and TensorFlow itself",
         "disk": f"{size(pixels)} in {settings.pipeline.cache_dir} on each machine",
         "metrics": f"http://{settings.metrics.host}:{settings.metrics.port}/metrics",

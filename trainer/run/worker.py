@@ -89,6 +89,8 @@ class _Worker:
         self.task = task
         self.settings = settings = config.parse(task.settings)
         devices.configure(threads=task.threads, gpu=settings.launch.gpu)
+        if task.module:
+            task.module.install()
         self.store = open_store(settings.run.storage, settings.s3)
         rows = open_rows(task.pack, self.store, Path(settings.pipeline.cache_dir))
         training, self.validation = np.array(task.split.training), np.array(task.split.validation)

@@ -1,10 +1,12 @@
 """The dry run."""
 
 import json
+import re
 
 import pytest
 
 from jobs import train
+from jobs.command_line import find_module
 from tests.support import jobs
 from trainer import config
 from trainer.data.pack import images_of
@@ -61,6 +63,34 @@ def test_a_dry_run_of_an_existing_run(tmp_path, capsys):
     storage.put(f"shards/{folder_name(digest, shape)}/pack.json", json.dumps(made).encode())
     assert train.main(dry) == 0
     assert "59 images, packed when the run began" in capsys.readouterr().out
+
+
+def test_a_dry_run_with_a_network_of_the_users_own(tmp_path, capsys):
+    """A user would train another file than they think; or a run would go on with another network than the one it began with."""
+    jobs.put_images(str(tmp_path), images=60)
+    path, module = jobs.write_config(tmp_path, str(tmp_path)), tmp_path / "my_module.py"
+    module.write_text("import my_blocks\ndef build(image_shape, classes): ...\n")
+    (tmp_path / "my_blocks.py").touch()
+    dry = ["--config", str(path), "--set", "run.name=first", "--set", "model.network=my_module:build", "--dry-run"]
+    settings = config.load(path, ["model.network=my_module:build"])
+    found = find_module(settings, str(path))
+    assert train.main(dry) == 0
+    assert f"my_module:build, from my_module.py, my_blocks.py, digest {found.digest[:16]}" in capsys.readouterr().out
+    storage = open_store(settings.run.storage, settings.s3)
+    digest = images_of("first", open_store(settings.data.source, settings.s3), storage, settings.data, None).digest
+    facts = {"config": settings.as_dict(), "manifest": digest, "environment": {}, "module": found.facts}
+    results.put_run(storage, "first", facts)
+    assert train.main(dry) == 0
+    assert "resumes" in capsys.readouterr().out
+    (tmp_path / "my_blocks.py").write_text("units = 3\n")
+    assert train.main(dry) == 2
+    assert re.fullmatch(
+        r"error: Run first was started with another version of module my_module .* Fix: restore its files .*\n",
+        capsys.readouterr().err,
+    )
+    module.unlink()
+    assert train.main(dry) == 2
+    assert re.fullmatch(rf"error: model.network = .*: no my_module.py in {tmp_path} or .*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("shape", "classes"), [((64, 64, 3), 2), ((33, 50, 1), 5)])

@@ -224,10 +224,10 @@ def _read(path: Path) -> str:
 def _parse(path: Path, text: str) -> ast.Module:
     try:
         return ast.parse(text, str(path))
-    except SyntaxError as error:
-        raise NetworkError(f"{path}, line {error.lineno} is not valid Python: {error.msg}. Fix: correct the file.") from None
-    except ValueError as error:  # a null byte, in Python 3.11
-        raise NetworkError(f"{path} is not valid Python: {error}. Fix: correct the file.") from None
+    except (SyntaxError, ValueError) as error:  # ValueError: a null byte, in early releases of Python 3.11
+        line = getattr(error, "lineno", None)
+        where, problem = (f"{path}, line {line}" if line else f"{path}"), getattr(error, "msg", error)
+        raise NetworkError(f"{where} is not valid Python: {problem}. Fix: correct the file.") from None
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:

@@ -88,7 +88,7 @@ def test_a_function_however_it_is_defined(tmp_path, text):
         ("nets.resnet:build", {"nets__init": BUILD}, "model.network = .*: no nets/resnet.py in .*"),
         ("my_module:built", {"my_module": BUILD}, "model.network = .*: {0}/my_module.py defines no built. Fix: .*"),
         ("my_module:build", {"my_module": f"{BUILD}x = ("}, r"{0}/my_module.py, line 2 is not valid Python: .* Fix: .*"),
-        ("my_module:build", {"my_module": f"{BUILD}import b", "b": "\0"}, "{0}/b.py.* is not valid Python: .*null byte.* Fix: .*"),
+        ("my_module:build", {"my_module": f"{BUILD}import b", "b": "\0"}, "{0}/b.py is not valid Python: .*null byte.* Fix: .*"),
         ("keras:build", {"keras": BUILD}, "{0}/keras.py would hide the installed module keras. Fix: rename it.*"),
         ("trainer:build", {"trainer__init": BUILD}, "{0}/trainer would hide the installed module trainer. Fix: .*"),
         ("my_module:build", {"my_module": f"{BUILD}import random", "random": ""}, "{0}/random.py would hide .* module random.*"),

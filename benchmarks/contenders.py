@@ -60,27 +60,26 @@ def images(folder: Path, settings: config.Settings) -> tf.data.Dataset:
 def keras_network(settings: config.Settings) -> keras.Sequential:
     """The question's network in plain Keras, compiled."""
     layers = keras.layers
-    rates = settings.model.dropout
 
-    def convolve(filters: int) -> list[keras.Layer]:
-        return [layers.Conv2D(filters, 3, padding="same", activation="relu"), layers.BatchNormalization()]
+    def convolve(filters: int, kernel: int) -> list[keras.Layer]:
+        return [layers.Conv2D(filters, kernel, padding="same", activation="relu"), layers.BatchNormalization()]
 
     network = keras.Sequential(
         [
             keras.Input((*settings.data.image_size, 3)),
             layers.Rescaling(1 / 255),
-            *convolve(16),
-            *convolve(16),
+            *convolve(16, 3),
+            *convolve(16, 1),
             layers.MaxPooling2D(),
-            layers.Dropout(rates[0]),
-            *convolve(32),
-            *convolve(32),
+            layers.Dropout(0.25),
+            *convolve(32, 1),
+            *convolve(32, 1),
             layers.MaxPooling2D(),
-            layers.Dropout(rates[1]),
+            layers.Dropout(0.25),
             layers.Flatten(),
             layers.Dense(64, activation="relu"),
             layers.BatchNormalization(),
-            layers.Dropout(rates[2]),
+            layers.Dropout(0.5),
             layers.Dense(2, activation="softmax"),
         ]
     )

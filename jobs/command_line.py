@@ -1,6 +1,10 @@
 """Owns the arguments and the output that several commands share."""
 
 import argparse
+from pathlib import Path
+
+from trainer import config
+from trainer.model import module
 
 
 def add_configuration(parser: argparse.ArgumentParser, about: str) -> None:
@@ -9,6 +13,14 @@ def add_configuration(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
     )
+
+
+def find_module(settings: config.Settings, path: str) -> module.Module | None:
+    """The module of the user's own network, from the folder of the configuration file `path` or the current directory.
+
+    None for a built-in network. Raises NetworkError.
+    """
+    return module.find(settings.model.network, [Path(path).parent, Path.cwd()])
 
 
 def add_namespace(parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,12 @@ import argparse
 import json
 import sys
 
-from jobs.command_line import add_configuration, add_namespace, say
+from jobs.command_line import add_configuration, add_namespace, find_module, say
 from jobs.kubernetes import manifests, runs
 from jobs.kubernetes.kubectl import ForbiddenError, Kubectl, KubernetesError, KubernetesObject
 from jobs.kubernetes.watch import StartError, Watch
 from trainer import UserError, config
+from trainer.model.module import Module
 
 OLDEST = (1, 33)
 """The first version of Kubernetes that supports all of k8s/job."""
@@ -32,8 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         settings, run = _settings(arguments.config, arguments.set)
+        module = find_module(settings, arguments.config)
         rendered = manifests.render(arguments.overlay, arguments.shape)
-        objects = manifests.fit(rendered, settings, run, arguments.image, arguments.secret)
+        objects = manifests.fit(rendered, settings, run, arguments.image, arguments.secret, module)
         main = manifests.owner(objects)
         _check_gpus(settings.launch.gpu, main, arguments.overlay)
         if arguments.dry_run:
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         kubectl = Kubectl(arguments.namespace)
         _check_cluster(kubectl, main)
         if _check_secrets(kubectl, main):
-            _check_bucket(settings, run)
+            _check_bucket(settings, run, module)
         say(
             f"run {run}: {settings.launch.workers} worker{'s' * (settings.launch.workers > 1)}, image {arguments.image}, overlay "
             f"{arguments.overlay}, {main['kind']} {main['metadata']['name']}"
@@ -63,6 +65,9 @@ def _settings(path: str, overrides: list[str]) -> tuple[config.Settings, str]:
     for key, url in (("data.source", settings.data.source), ("run.storage", settings.run.storage)):
         if not url.startswith("s3://"):
             raise UserError(f"{key} = {url!r} is a folder, but pods share no folder. Fix: use s3://bucket/prefix.")
+    weights = settings.model.weights
+    if weights and not weights.startswith("s3://"):
+        raise UserError(f"model.weights = {weights!r} is a local file, but pods share no folder. Fix: use s3://bucket/key.")
     if settings.metrics.port == 0:
         raise UserError("metrics.port = 0 picks a free port, but Prometheus needs a fixed one. Fix: choose a port, such as 9400.")
     in_pods = [f"run.name={json.dumps(run)}", 'metrics.host="0.0.0.0"']  # a pod's own address is not known here
@@ -129,7 +134,7 @@ def _keys(kubectl: Kubectl, secret: str) -> list[str] | None:
     return found[1:] if found else None
 
 
-def _check_bucket(settings: config.Settings, run: str) -> None:
+def _check_bucket(settings: config.Settings, run: str, module: Module | None) -> None:
     """Prints the plan of the run, from what the bucket holds. Raises UserError for errors that the pods would meet as well."""
     from trainer.run.plan import plan
     from trainer.storage import StoreError
@@ -140,7 +145,7 @@ def _check_bucket(settings: config.Settings, run: str) -> None:
         return
     impatient = settings.model_copy(update={"s3": settings.s3.model_copy(update={"max_attempts": 2})})
     try:
-        say(plan(impatient, run))
+        say(plan(impatient, run, module))
     except StoreError as error:
         if not error.transient:
             raise

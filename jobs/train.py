@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 
-from jobs.command_line import add_configuration
+from jobs.command_line import add_configuration, find_module
 from trainer import UserError, config
 from trainer.run.console import Console
 
@@ -27,15 +27,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = config.load(arguments.config, arguments.set)
         name = config.run_name(settings, arguments.config)
+        module = find_module(settings, arguments.config)
         if arguments.dry_run:
             from trainer.run.plan import plan
 
-            print(plan(settings, name))
+            print(plan(settings, name, module))
             return 0
         from trainer.run.driver import launch
 
         with Console() as console:
-            outcome = launch(settings, name, console)
+            outcome = launch(settings, name, console, module)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return os.EX_TEMPFAIL if error.transient and arguments.retried else 2

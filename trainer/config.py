@@ -161,8 +161,9 @@ class Augmentation(Section):
 
 class Model(Section):
     network: Annotated[str, Field(pattern=r"^(question|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")] = "question"
-    """`question`: the network of the question. `my_module:build`: a function build(image_shape, classes, **arguments) in a module of
-    yours that returns a keras.Model. `keras.applications:EfficientNetV2B0`, or another network of Keras, with a new last layer."""
+    """`question`: the network of the question. `my_module:build`: a function build(image_shape, classes, **arguments) of your own
+    that returns a keras.Model; the module lies in the folder of the configuration file or in the current directory.
+    `keras.applications:EfficientNetV2B0`: that network of Keras, or another one, with a new last layer."""
     arguments: dict[str, Any] = {}
     """Further arguments of that function. For keras.applications: `dropout` before the last layer, and the network's own arguments,
     such as `weights = "imagenet"`."""
@@ -313,8 +314,8 @@ class Settings(Section):
             )
         if optimizer.step_epochs and optimizer.step_epochs[-1] >= epochs:
             raise ValueError(
-                f"optimizer.step_epochs = {optimizer.step_epochs} goes beyond the run (training.epochs = {epochs}). Fix: list epochs "
-                f"below {epochs}"
+                f"optimizer.step_epochs = {optimizer.step_epochs} goes beyond the run (training.epochs = {epochs}). "
+                f"Fix: list epochs below {epochs}"
             )
         if (self.model.precision, self.model.batch_normalization) == ("float64", "fused"):
             raise ValueError(

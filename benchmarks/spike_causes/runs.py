@@ -89,19 +89,19 @@ def question(shape: tuple[int, ...], classes: int, momentum: float) -> keras.Mod
     """The question's network: convolution, ReLU, BatchNormalization; dropout after each pooling and after the dense layer."""
     first, second, last = DROPOUT
 
-    def block(filters: int) -> list[keras.Layer]:
-        return [keras.layers.Conv2D(filters, 3, padding="same", activation="relu"), BatchNormalization(momentum=momentum)]
+    def block(filters: int, kernel: int) -> list[keras.Layer]:
+        return [keras.layers.Conv2D(filters, kernel, padding="same", activation="relu"), BatchNormalization(momentum=momentum)]
 
     return keras.Sequential(
         [
             keras.Input(shape),
             keras.layers.Rescaling(1 / 255),
-            *block(16),
-            *block(16),
+            *block(16, 3),
+            *block(16, 1),
             keras.layers.MaxPooling2D(2),
             keras.layers.Dropout(first, seed=1),
-            *block(32),
-            *block(32),
+            *block(32, 1),
+            *block(32, 1),
             keras.layers.MaxPooling2D(2),
             keras.layers.Dropout(second, seed=2),
             keras.layers.Flatten(),

@@ -13,6 +13,7 @@ import yaml
 
 from jobs.kubernetes.kubectl import KubernetesError, KubernetesObject, kustomize
 from trainer import config
+from trainer.model.module import Module
 
 FOLDER = Path(__file__).parents[2] / "k8s"
 SHAPES = {"job": "Job", "rayjob": "RayJob"}
@@ -51,12 +52,17 @@ def render(overlay: str, shape: str) -> list[KubernetesObject]:
 
 
 def fit(
-    objects: list[KubernetesObject], settings: config.Settings, run: str, image: str, secret: str | None
+    objects: list[KubernetesObject],
+    settings: config.Settings,
+    run: str,
+    image: str,
+    secret: str | None,
+    module: Module | None = None,
 ) -> list[KubernetesObject]:
     """The rendered objects with the values of this run; the Job or RayJob comes last, because its pods need the others.
 
-    `secret`: name of the Secret with the credentials; None keeps the overlay's. Raises KubernetesError if the run's name is too
-    long.
+    `secret`: name of the Secret with the credentials; None keeps the overlay's. `module`: that of the user's own network. Raises
+    KubernetesError if the run's name is too long.
     """
     fitted: list[KubernetesObject] = _rename(objects, run)
     fitted.sort(key=lambda found: found["kind"] in SHAPES.values())
@@ -70,6 +76,8 @@ def fit(
     for found in fitted:
         if found["kind"] == "ConfigMap":
             found["data"]["config.toml"] = to_toml(settings)
+    if module:
+        _add_module(fitted, module, object_name(run))
     for container in containers(main):
         if container["image"] == IMAGE_PLACEHOLDER:
             container["image"] = image
@@ -161,6 +169,22 @@ def _resize(main: KubernetesObject, launch: config.Launch) -> None:
     # In a Job, jobs.kubernetes.entrypoint passes this to `ray start`; in a RayJob KubeRay starts Ray.
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         group["rayStartParams"]["object-store-memory"] = str(launch.object_store_bytes)
+
+
+def _add_module(objects: list[KubernetesObject], module: Module, name: str) -> None:
+    """Puts the files into the ConfigMap `name`, so that in the pods they lie beside the configuration, as `module.find` expects.
+
+    Folders need a mapping, because a key of a ConfigMap has no slash. The files' names have no dot but that of .py, so that two
+    never get the same key.
+    """
+    (data,) = [found["data"] for found in objects if found["kind"] == "ConfigMap" and found["metadata"]["name"] == name]
+    keys = {path: path.replace("/", ".") for path in module.files}
+    paths = {key: key for key in data} | {key: path for path, key in keys.items()}
+    data |= {keys[path]: text for path, text in module.files.items()}
+    for template in pod_templates(owner(objects)["spec"]):
+        for volume in template["spec"].get("volumes", ()):
+            if volume.get("configMap", {}).get("name") == name:
+                volume["configMap"]["items"] = [{"key": key, "path": path} for key, path in paths.items()]
 
 
 class _Dumper(yaml.SafeDumper):

@@ -7,12 +7,14 @@ Optional: SPIKEWISE_PROMETHEUS names the Service of a Prometheus that uses monit
 monitoring/prometheus-operated:9090. The tests then also look for the runs there.
 """
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,17 @@ SAVED = r"checkpoint of step \d+ saved"
 EPOCH = r"epoch +\d+/1000  loss"
 ENDLESS = "training.epochs=1000"
 """For runs that are cancelled: the number of epochs until then depends on the machine."""
+NETWORK = """
+import keras
+from blocks.dense import name
+
+def build(image_shape, classes, units):
+    inputs = keras.Input(image_shape)
+    outputs = keras.layers.AveragePooling2D(8)(keras.layers.Rescaling(1 / 255)(inputs))
+    outputs = keras.layers.Dense(units, activation="relu", name=name)(keras.layers.Flatten()(outputs))
+    return keras.Model(inputs, keras.layers.Dense(classes)(outputs))
+"""
+"""my_network.py: a user's own network."""
 SAME = 1e-6
 """Relative tolerance for equal losses."""
 
@@ -247,6 +260,31 @@ def test_cancel_and_resume(kubectl, storage, configuration):
     before, after = jobs.curves(storage, "calm"), jobs.curves(storage, "stopped")
     assert len(after) == done + 2
     np.testing.assert_allclose(after[: len(before)], before[: len(after)], rtol=SAME)
+
+
+def test_a_network_of_the_users_own(storage, tmp_path):
+    """A user's network would train on a laptop only; or a run would go on with another network than the one that it began with."""
+    name, mine, blocks = "mine", tmp_path / "mine.toml", tmp_path / "blocks"
+    mine.write_text(jobs.CONFIG.format(storage=STORAGE, folder="/tmp", workers=2))
+    (tmp_path / "my_network.py").write_text(NETWORK)
+    blocks.mkdir()
+    (blocks / "dense.py").write_text('name = "first_version"\n')
+    values = ["training.epochs=2", "model.network=my_network:build", "model.arguments.units=8"]
+    Submission(mine, name, *values).succeed()
+    runs = open_store(f"{storage}/storage/runs/{name}", config.S3(path_style=True))
+    with zipfile.ZipFile(io.BytesIO(runs.get("model.keras"))) as model:
+        assert '"first_version"' in model.read("config.json").decode()
+    before = runs.get("run.json")
+    (blocks / "dense.py").write_text('name = "second_version"\n')
+    changed = Submission(mine, name, *values, "training.epochs=3")
+    assert changed.wait() == 2
+    line = rf"error: Run {name} was started with another version of module my_network .* Fix: restore its files"
+    assert re.search(line, changed.output), changed.output
+    assert runs.get("run.json") == before
+    (blocks / "dense.py").write_text('name = "first_version"\n')
+    resumed = Submission(mine, name, *values, "training.epochs=3")
+    resumed.await_line(RESTORED)
+    resumed.succeed()
 
 
 def test_submit_from_the_image(kubectl):

@@ -122,6 +122,8 @@ def attempt(place, capfd) -> Attempt:
     [
         (["training.epoch=3"], r"--set training\.epoch=3: unknown key\. Fix: use one of epochs, "),
         (["nonsense"], r"--set nonsense: not an override\. Fix: write section\.key=value, such as"),
+        (["model.network=resnet"], r"model\.network = 'resnet' names no network\. Fix: use \"question\", .* \"MODULE:FUNCTION\""),
+        (["model.network=nowhere:build"], r"model\.network = 'nowhere:build': no nowhere\.py in .* or .*\. Fix: put it beside"),
         (["training.epochs=many"], r"--set training\.epochs=many: should be a valid integer"),
         (["training.epochs=1979-05-27"], r"--set training\.epochs=1979-05-27: should be a valid integer"),
         (["metrics.linger=inf"], r"--set metrics\.linger=inf: should be less than or equal to 1000000"),

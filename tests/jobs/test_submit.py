@@ -36,6 +36,24 @@ def test_dry_run_prints_manifests(capsys, shape, monkeypatch):
     assert "\n[run]\n" in text
 
 
+@pytest.mark.parametrize("shape", manifests.SHAPES)
+def test_the_users_network_travels(capsys, shape, tmp_path, monkeypatch):
+    """A reviewer would not see the code that a run executes; or the pods would not have it."""
+    monkeypatch.setenv("KUBECONFIG", os.devnull)
+    configuration = tmp_path / "mine.toml"
+    configuration.write_text(Path("jobs/configs/demo.toml").read_text())
+    (tmp_path / "my_module.py").write_text("from blocks.dense import *\ndef build(): ...\n")
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / "blocks" / "dense.py").write_text("units = 3\n")
+    arguments = ["--config", str(configuration), "--overlay", "local", "--shape", shape, "--dry-run"]
+    code, out, _ = _submit(capsys, *arguments, "--set", "run.name=first", "--set", "model.network=my_module:build")
+    assert code == 0
+    data = next(each["data"] for each in yaml.safe_load_all(out) if each["kind"] == "ConfigMap")
+    assert data.keys() == {"config.toml", "my_module.py", "blocks.dense.py"}
+    assert data["blocks.dense.py"] == "units = 3\n"
+    assert "path: blocks/dense.py" in out
+
+
 def test_any_working_directory(capsys, tmp_path):
     """In the image, where the working directory is /tmp, neither the configurations nor k8s/ would be found."""
     arguments = ["--overlay", "local", "--image", "i", "--set", "run.name=first", "--dry-run"]
@@ -65,6 +83,11 @@ def test_names_that_yaml_reads_otherwise(capsys):
         ),
         (["--overlay", "local", "--set", "training.epochs=0"], r"error: --set training\.epochs=0: .*"),
         (["--overlay", "local", "--set", "run.storage=runs"], "error: run.storage = 'runs' is a folder, .* Fix: use s3://"),
+        (
+            ["--overlay", "local", "--set", "model.weights=best.keras"],
+            "error: model.weights = 'best.keras' is a local file, but pods share no folder. Fix: use s3://",
+        ),
+        (["--overlay", "local", "--set", "model.network=nowhere:build"], "error: model.network = .*: no nowhere.py in .* Fix: "),
         (["--overlay", "local", "--set", "metrics.port=0"], "error: metrics.port = 0 picks a free port, .* Fix: "),
         (
             ["--overlay", "local", "--shape", "rayjob", "--set", f"run.name={'x' * 44}"],
@@ -130,10 +153,10 @@ def test_a_bucket_that_only_the_cluster_reaches(capsys, monkeypatch):
     monkeypatch.setattr(s3, "has_credentials", lambda: True)
     monkeypatch.setattr(plan, "plan", refuse)
     settings = config.load("jobs/configs/demo.toml")
-    submit._check_bucket(settings, "first")
+    submit._check_bucket(settings, "first", None)
     assert capsys.readouterr().out == "warning: the bucket is not checked: no answer\n"
     with pytest.raises(UserError, match="no such bucket"):
-        submit._check_bucket(settings, "first")
+        submit._check_bucket(settings, "first", None)
 
 
 def test_help_needs_no_tensorflow():

@@ -18,10 +18,12 @@ from jobs import cluster_data
 from jobs.kubernetes import entrypoint, manifests
 from jobs.kubernetes.kubectl import KubernetesObject, kustomize
 from trainer import config
+from trainer.model.module import Module
 
 VERSION = "1.33"
 CASES = [(overlay, shape) for overlay in manifests.overlays() for shape in manifests.SHAPES]
 SETTINGS = config.load("jobs/configs/demo.toml", ["run.name=first", "launch.workers=4"])
+MODULE = Module("nets.resnet", {"nets/__init__.py": "", "nets/resnet.py": "def build(): ...\n"})
 SCHEMAS = {"RayJob": "ray.io_rayjobs.yaml", "LocalQueue": "localqueue_v1beta2.json"}
 
 
@@ -32,7 +34,7 @@ render = cache(manifests.render)
 @pytest.fixture(params=CASES, ids="-".join)
 def objects(request: pytest.FixtureRequest) -> list[KubernetesObject]:
     overlay, shape = request.param
-    return manifests.fit(render(overlay, shape), SETTINGS, "first", "registry.example/spikewise:1", None)
+    return manifests.fit(render(overlay, shape), SETTINGS, "first", "registry.example/spikewise:1", None, MODULE)
 
 
 @cache

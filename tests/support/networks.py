@@ -1,3 +1,4 @@
+# ruff: noqa: ARG001
 """Networks of users, as `model.network = "tests.support.networks:NAME"`."""
 
 import keras
@@ -79,13 +80,24 @@ def custom(image_shape, classes):
     return keras.Model(inputs, keras.layers.Dense(classes, activation="softmax")(Inner(name="inner")(x)))
 
 
+class Still(keras.layers.Layer):
+    """A BatchNormalization layer that is always called in inference mode."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = keras.layers.BatchNormalization()
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, x):
+        return self.norm(x, training=False)
+
+
 def frozen_part(image_shape, classes):
-    """A part is called with training=False, as in fine-tuning: its statistics do not move."""
-    part = keras.Sequential(
-        [keras.Input(image_shape), keras.layers.Conv2D(4, 3, 2), keras.layers.BatchNormalization()], name="part"
-    )
+    """A part whose statistics do not move."""
     inputs = keras.Input(image_shape)
-    x = keras.layers.Flatten()(part(inputs, training=False))
+    x = keras.layers.Flatten()(Still()(keras.layers.Conv2D(4, 3, 2)(inputs)))
     return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.BatchNormalization()(x)))
 
 
@@ -125,7 +137,7 @@ def too_deep(image_shape, classes):
     return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.Flatten()(x)))
 
 
-def fixed_size(image_shape, classes):  # noqa: ARG001
+def fixed_size(image_shape, classes):
     inputs = keras.Input((224, 224, 3))
     return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.GlobalAveragePooling2D()(inputs)))
 

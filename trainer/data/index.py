@@ -256,7 +256,11 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def class_weights(wanted: Literal["balanced"] | Mapping[str, float] | None, labels: np.ndarray, classes: Sequence[str]) -> np.ndarray | None:
+ClassWeights = Literal["balanced"] | Mapping[str, float] | None
+"""The setting training.class_weights."""
+
+
+def class_weights(wanted: ClassWeights, labels: np.ndarray, classes: Sequence[str]) -> np.ndarray | None:
     """The factor [K] of each class in the training loss, from `training.class_weights`; None for equal ones.
 
     `labels` [n]: of the training images. "balanced" gives n / (K n_k) to a class of n_k images, so that each class has the same
@@ -269,7 +273,7 @@ def class_weights(wanted: Literal["balanced"] | Mapping[str, float] | None, labe
     return np.array([wanted[name] for name in classes])
 
 
-def check_class_weights(wanted: Literal["balanced"] | Mapping[str, float] | None, classes: Sequence[str]) -> None:
+def check_class_weights(wanted: ClassWeights, classes: Sequence[str]) -> None:
     """Raises DataError unless a table of class weights names each class once."""
     if isinstance(wanted, Mapping) and set(wanted) != set(classes):
         raise DataError(

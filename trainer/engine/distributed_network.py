@@ -21,8 +21,8 @@ Weights = list[np.ndarray]
 class DistributedNetwork:
     """Implements spikewise.probes.Network. All workers must call the same methods in the same order.
 
-    With precise statistics or averaged weights, the network that is evaluated is not the one that is trained: `weights` are then those
-    that are evaluated, and `evaluate` estimates their statistics first, so the moving statistics do not count.
+    With precise statistics or averaged weights, the network that is evaluated is not the one that is trained: `weights` are then
+    those that are evaluated, and `evaluate` estimates their statistics first, so the moving statistics do not count.
     """
 
     def __init__(self, learner: Learner, feed: Feed, evaluate: Callable[[], np.ndarray], *, precise: bool = False) -> None:

@@ -1,6 +1,6 @@
 """What the driver must know about a network: its size, and whether the job can train it.
 
-Separation of concerns: a process of its own builds the network, so that the driver does not load TensorFlow (ten seconds, 600 MB) and a
+Separation of concerns: a process of its own builds the network, so that the driver does not load TensorFlow (10 s, 600 MB) and a
 user's module cannot end it. This module starts that process and is what runs in it.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer import UserError, config
+from trainer.model.module import Module
 
 
 class NetworkRefusedError(UserError):
@@ -43,9 +44,13 @@ class NetworkFacts:
         return asdict(self)
 
 
-def inspect(settings: config.Settings, classes: int) -> NetworkFacts:
+def inspect(settings: config.Settings, classes: int, module: Module | None = None) -> NetworkFacts:
     """Builds the network and the optimizer of `settings` in another process. Raises UserError as a worker would."""
-    request = {"settings": settings.as_dict(), "classes": classes}
+    request = {
+        "settings": settings.as_dict(),
+        "classes": classes,
+        "module": module and {"name": module.name, "files": module.files},
+    }
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     process = subprocess.run(
         [sys.executable, "-m", "trainer.engine.facts"], input=json.dumps(request), env=environment, capture_output=True, text=True
@@ -66,6 +71,8 @@ def _main() -> None:
     request = json.load(sys.stdin)
     output, sys.stdout = sys.stdout, sys.stderr  # a user's module may print
     try:
+        if request["module"]:
+            Module(**request["module"]).install()
         answer = _inspect(config.parse(request["settings"]), request["classes"]).as_dict()
     except UserError as error:
         answer = {"error": str(error), "transient": error.transient}
@@ -78,16 +85,20 @@ def _inspect(settings: config.Settings, classes: int) -> NetworkFacts:
 
     from trainer.engine.group import Group
     from trainer.engine.step import Learner
+    from trainer.model.load import layers
 
     learner = Learner(Group(), settings, (*settings.data.image_size, 3), classes, steps=1)
     learner.trace()
     network, model = learner.network, learner.model
+    leaves = [layer for _, layer in layers(model) if not isinstance(layer, keras.Model)]
     return NetworkFacts(
         parameters=model.count_params(),
         trainable=sum(int(np.prod(variable.shape)) for variable in model.trainable_variables),
         optimizer=sum(int(np.prod(variable.shape)) for variable in learner.optimizer.variables),
-        activations=sum(_size(layer) for layer in model._flatten_layers(include_self=False) if not isinstance(layer, keras.Model)),
-        layers=sum(bool(layer.weights) for layer in model._flatten_layers(include_self=False) if not isinstance(layer, keras.Model)),
+        activations=sum(map(_size, leaves)),
+        layers=sum(
+            bool(layer.weights) for layer in model._flatten_layers(include_self=False) if not isinstance(layer, keras.Model)
+        ),
         batch_normalization=len(learner.moving) // 2,
         dropout=sum(layer.rate > 0 for layer in network.dropouts),
         ending=network.ending,

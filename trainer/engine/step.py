@@ -108,8 +108,8 @@ class Learner:
         )
         self.optimizer.build(self.model.trainable_variables)
         self.statistics: list[np.ndarray] | None = None
-        """BatchNormalization's statistics with which the last epoch was evaluated, in the order of `moving`, if they are not the moving
-        ones."""
+        """BatchNormalization's statistics with which the last epoch was evaluated, in the order of `moving`; None if these are the
+        moving ones."""
         self.resident: tf.Tensor | None = None
         """uint8 [N, H, W, C]. Once it is set, batches hold row numbers instead of pixels."""
         self._train = tf.function(self._train_step)

@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.model.layers import BatchNormalization, GlobalDropout, Place, Reduce
-from trainer.model.load import NetworkError, layers
+from trainer.model.load import layers
+from trainer.model.module import NetworkError
 
 Ending = Literal["logits", "softmax", "sigmoid", "probabilities"]
 """What the network returned for each image. "sigmoid": one probability, of the second class. "probabilities": of all classes,
@@ -55,8 +56,8 @@ class Network:
         found = []
         if self.random:
             found.append(
-                f"{_some(self.random)} draw random numbers that depend on the number of workers: the curve does too. Resuming on the "
-                "same number of workers is exact on one worker only."
+                f"{_some(self.random)} draw random numbers that depend on the number of workers, and so does the curve. Only "
+                "on one worker does a resumed run continue exactly."
             )
         if self.own_statistics:
             found.append(
@@ -116,10 +117,11 @@ def _remove_activation(model: keras.Model) -> Ending:
     """Removes a final softmax or sigmoid and says what the outputs were."""
     units, last = model.outputs[0].shape[-1], _last(model)
     activation = getattr(last, "activation", None)
+    found: Ending
     if isinstance(last, keras.layers.Softmax):
         last.__class__ = _Identity
-        found: Ending = "softmax"
-    elif activation in (keras.activations.softmax, keras.activations.sigmoid):
+        found = "softmax"
+    elif last is not None and activation in (keras.activations.softmax, keras.activations.sigmoid):
         last.activation = keras.activations.linear
         found = "softmax" if activation is keras.activations.softmax else "sigmoid"
     else:
@@ -139,7 +141,7 @@ def _last(model: keras.Model) -> keras.Layer | None:
     last: Any = model
     while isinstance(last, keras.Model):
         inner = last.layers[-1:] if isinstance(last, keras.Sequential) else []
-        if not inner and type(last) is keras.Model or hasattr(last, "_nodes_by_depth"):
+        if (not inner and type(last) is keras.Model) or hasattr(last, "_nodes_by_depth"):
             inner = inner or [last.outputs[0]._keras_history.operation]
         if not inner:
             return None

@@ -5,7 +5,6 @@ Separation of concerns: this module knows Keras and the configuration, not worke
 Shapes: H W C one image, K classes.
 """
 
-import importlib
 import inspect
 import re
 import sys
@@ -20,20 +19,17 @@ import keras
 from trainer import UserError, config
 from trainer.formatting import one_line
 from trainer.model import question
+from trainer.model.module import APPLICATIONS, QUESTION, NetworkError, import_function
 from trainer.storage import NotFound, open_store
 
-APPLICATIONS = "keras.applications:"
 
-
-class NetworkError(UserError):
-    """The network cannot be trained by this job."""
-
-
-def build(settings: config.Model, shape: tuple[int, int, int], classes: int, *, seed: int, precision: str | None = None) -> keras.Model:
+def build(
+    settings: config.Model, shape: tuple[int, int, int], classes: int, *, seed: int, precision: str | None = None
+) -> keras.Model:
     """The network of `settings` for images of `shape` (H W C) and `classes` (K): pixels 0..255 -> [b, K], or [b, 1] for K = 2.
 
-    `seed` determines the initial weights. `precision`: that of the layers instead of settings.precision. Sets Keras' random seed and
-    clears its session, so that equal settings give equal names. Raises NetworkError.
+    `seed` determines the initial weights. `precision`: that of the layers instead of settings.precision. Sets Keras' random seed
+    and clears its session, so that equal settings give equal names. Raises NetworkError.
     """
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(seed)  # the same initial weights on every worker
@@ -49,8 +45,8 @@ def build(settings: config.Model, shape: tuple[int, int, int], classes: int, *, 
             if isinstance(error, TypeError) and (wrong := _wrong_signature(function, settings)):
                 raise NetworkError(wrong) from None
             raise NetworkError(
-                f"{_name(settings)} cannot be built for images of {_size(image_shape)} and {classes} classes: {type(error).__name__}: "
-                f"{one_line(error)}. Fix: correct the function, model.arguments or data.image_size."
+                f"{_name(settings)} cannot be built for images of {_size(image_shape)} and {classes} classes: "
+                f"{type(error).__name__}: {one_line(error)}. Fix: correct the function, model.arguments or data.image_size."
             ) from None
     _check(network, settings, image_shape, classes)
     _override(network, settings)
@@ -68,8 +64,8 @@ def start_from(network: keras.Model, settings: config.Model, s3: config.S3) -> N
             network.load_weights(path)
         except Exception as error:  # a file of any content
             raise NetworkError(
-                f"model.weights = {settings.weights!r} does not fit {_name(settings)}: {one_line(error)}. Fix: use the weights of the "
-                "same network with the same number of classes and image size."
+                f"model.weights = {settings.weights!r} does not fit {_name(settings)}: {one_line(error)}. Fix: use the weights of "
+                "the same network with the same number of classes and image size."
             ) from None
 
 
@@ -112,22 +108,11 @@ def layers(network: keras.Layer, path: str = "") -> Iterator[tuple[str, keras.La
 
 def _function(network: str) -> Callable[..., Any]:
     """`model.network` -> build(image_shape, classes, **arguments)."""
-    if network == "question":
+    if network == QUESTION:
         return question.build
     if network.startswith(APPLICATIONS):
         return _application(network.removeprefix(APPLICATIONS))
-    module, _, name = network.partition(":")
-    try:
-        found = importlib.import_module(module)
-    except Exception as error:  # a user's module raises errors of any type
-        raise NetworkError(
-            f"model.network = {network!r}: the module {module} cannot be imported: {type(error).__name__}: {one_line(error)}. "
-            "Fix: correct it."
-        ) from None
-    function = getattr(found, name, None)
-    if not callable(function):
-        raise NetworkError(f"model.network = {network!r}: the module {module} has no function {name!r}. Fix: correct the name.")
-    return function
+    return import_function(network)
 
 
 def _application(name: str) -> Callable[..., keras.Model]:
@@ -168,13 +153,13 @@ def _check(network: Any, settings: config.Model, image_shape: tuple[int, int, in
         raise NetworkError(f"{name} returns {type(network).__name__}, not a keras.Model. Fix: return the model.")
     if not network.built or not getattr(network, "inputs", None):
         raise NetworkError(
-            f"{name} returns a model whose input is unknown. Fix: begin with keras.Input(image_shape), as in keras.Sequential([...]) or "
-            "keras.Model(inputs, outputs)."
+            f"{name} returns a model whose input is unknown. Fix: begin with keras.Input(image_shape), as in "
+            "keras.Sequential([...]) or keras.Model(inputs, outputs)."
         )
     if len(network.inputs) != 1 or len(network.outputs) != 1:
         raise NetworkError(
-            f"{name} has {len(network.inputs)} inputs and {len(network.outputs)} outputs. Fix: return a model with one input and one "
-            "output."
+            f"{name} has {len(network.inputs)} inputs and {len(network.outputs)} outputs. Fix: return a model with one input and "
+            "one output."
         )
     if not _accepts(network.inputs[0].shape[1:], image_shape):
         raise NetworkError(

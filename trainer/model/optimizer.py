@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 
 from trainer import UserError, config
 from trainer.formatting import one_line
@@ -51,7 +52,9 @@ def build(settings: config.Optimizer, *, epochs: int, steps: int) -> keras.optim
     known = {
         name.lower(): each
         for name, each in vars(keras.optimizers).items()
-        if isinstance(each, type) and issubclass(each, keras.optimizers.Optimizer) and name not in ("Optimizer", "LossScaleOptimizer")
+        if isinstance(each, type)
+        and issubclass(each, keras.optimizers.Optimizer)
+        and name not in ("Optimizer", "LossScaleOptimizer")
     }
     kind = known.get(settings.name.lower())
     if kind is None:
@@ -70,7 +73,11 @@ def build(settings: config.Optimizer, *, epochs: int, steps: int) -> keras.optim
             f"optimizer.arguments has {twice[0]}. Fix: use optimizer.learning_rate, weight_decay, clip_norm or ema for it."
         )
     try:
-        return kind(name=kind.__name__.lower(), **options, **settings.arguments)
+        for trial in (True, False):  # Keras notices some wrong arguments in the first step only
+            built = kind(name=kind.__name__.lower(), **options, **settings.arguments)
+            if trial:
+                built.apply([np.zeros((2, 2), np.float32)], [keras.Variable(np.zeros((2, 2), np.float32))])
+        return built
     except Exception as error:  # Keras raises TypeError or ValueError, depending on the argument
         raise OptimizerError(
             f"optimizer.arguments = {settings.arguments} do not fit {kind.__name__}: {one_line(error)}. Fix: correct them."

@@ -20,6 +20,7 @@ from trainer.data.pack import images_of
 from trainer.engine.facts import inspect
 from trainer.formatting import one_line, size
 from trainer.metrics import Exporter, MetricsError
+from trainer.model.module import Module
 from trainer.report.load import load
 from trainer.report.write import write
 from trainer.run import ray_cluster
@@ -27,7 +28,7 @@ from trainer.run.console import Console, RunLog
 from trainer.run.events import Requests
 from trainer.run.mailbox import start_mailbox
 from trainer.run.monitoring import Monitoring
-from trainer.run.preparation import Prepared, check_output, prepare
+from trainer.run.preparation import Prepared, check_output, check_resumable, prepare
 from trainer.run.ray_train import WorkerGroup
 from trainer.run.signals import stop_signals
 from trainer.run.status import RunStatus
@@ -67,11 +68,12 @@ class Outcome:
         return self.outcome in ("completed", "stopped early")
 
 
-def launch(settings: config.Settings, name: str, console: Console) -> Outcome:
-    """Runs the job to its end, resuming the run of that name if there is one.
+def launch(settings: config.Settings, name: str, console: Console, module: Module | None) -> Outcome:
+    """Runs the job to its end, resuming the run of that name if there is one. `module`: that of the user's own network.
 
-    Call it in the main thread. Raises UserError for what a user can correct: the configuration (ConfigError), the images
-    (DataError, PackError), storage (StoreError), a name in use (RunInUse), the cluster (ClusterError), run.output (OutputError).
+    Call it in the main thread. Raises UserError for what a user can correct: the configuration (ConfigError), the network
+    (NetworkError), the images (DataError, PackError), storage (StoreError), a name in use (RunInUse), the cluster (ClusterError),
+    run.output (OutputError).
     """
     storage = open_store(settings.run.storage, settings.s3)
     exporter = Exporter()
@@ -87,7 +89,7 @@ def launch(settings: config.Settings, name: str, console: Console) -> Outcome:
             workers=settings.launch.workers,
         )
         with stop_signals() as stop, Lease(storage, name, settings.checkpoint.lease_seconds) as lease:
-            run = _Run(name, settings, storage, log, monitoring, stop, lease)
+            run = _Run(name, settings, module, storage, log, monitoring, stop, lease)
             try:
                 outcome = run.execute()
             except Stopped:
@@ -119,6 +121,7 @@ class _Run:
 
     name: str
     settings: config.Settings
+    module: Module | None
     storage: Store
     log: RunLog
     monitoring: Monitoring
@@ -140,14 +143,13 @@ class _Run:
     def execute(self) -> Outcome:
         settings, exporter = self.settings, self.monitoring.exporter
         previous = results.get_run(self.storage, self.name)
-        if previous:
-            config.check_resumable(settings, previous["config"], self.name)
+        check_resumable(previous, settings, self.module, self.name)
         source = open_store(settings.data.source, settings.s3)
         images = images_of(self.name, source, self.storage, settings.data, previous)
         check_class_weights(settings.training.class_weights, images.classes)
         check_output(settings.run.output)
         with ThreadPoolExecutor(1) as pool, ray_cluster.connect(settings.launch) as logs:
-            inspected = pool.submit(inspect, settings, len(images.classes))  # about as long as Ray takes to start
+            inspected = pool.submit(inspect, settings, len(images.classes), self.module)  # about as long as Ray takes to start
             cores = ray_cluster.cores_for_a_worker(settings.launch)
             network = inspected.result()
             self.log.network(settings.model.network, network)
@@ -169,6 +171,8 @@ class _Run:
                 "environment": environment,
                 "network": network.as_dict(),
             }
+            if self.module:
+                facts["module"] = self.module.facts
             results.put_run(self.storage, self.name, facts)
             exporter.describe_data(
                 train=len(data.split.training), validation=len(data.split.validation), quarantined=len(data.pack.quarantined)
@@ -186,7 +190,7 @@ class _Run:
     def _train(self, data: Prepared, cores: int, logs: Path) -> None:
         """Listens to the workers until they have ended or have failed for good; passes on a request to stop."""
         mailbox = start_mailbox()
-        task = Task(self.name, self.settings.as_dict(), data.pack, data.split, mailbox, cores)
+        task = Task(self.name, self.settings.as_dict(), data.pack, data.split, mailbox, cores, self.module)
         workers = WorkerGroup(task, self.settings.launch, Path(self.settings.run.output, ".ray"))
         asked = False
         while True:

@@ -8,16 +8,19 @@ from trainer.data.index import check_class_weights
 from trainer.data.pack import images_of, load_pack
 from trainer.engine.facts import inspect
 from trainer.formatting import size
-from trainer.run.preparation import check_batch_size
+from trainer.model.module import Module
+from trainer.run.preparation import check_batch_size, check_resumable
 from trainer.storage import open_store, results
 
 
-def plan(settings: config.Settings, name: str) -> str:
-    """The plan as text, one line for each part of the run. Raises ConfigError, DataError and StoreError as the run itself would."""
+def plan(settings: config.Settings, name: str, module: Module | None) -> str:
+    """The plan as text, one line for each part of the run. `module`: that of the user's own network.
+
+    Raises ConfigError, NetworkError, DataError and StoreError as the run itself would.
+    """
     storage = open_store(settings.run.storage, settings.s3)
     previous = results.get_run(storage, name) if settings.run.name else None
-    if previous:
-        config.check_resumable(settings, previous["config"], name)
+    check_resumable(previous, settings, module, name)
     epochs = len(results.get_history(storage, name)) if previous else 0
     found = images_of(name, open_store(settings.data.source, settings.s3), storage, settings.data, previous)
     fraction = settings.data.validation_fraction
@@ -39,9 +42,10 @@ def plan(settings: config.Settings, name: str) -> str:
     height, width = settings.data.image_size
     pixels = images * height * width * 3
     check_class_weights(settings.training.class_weights, found.classes)
-    network = inspect(settings, len(found.classes))
+    network = inspect(settings, len(found.classes), module)
     weights = 4 * (network.parameters + network.trainable + network.optimizer)  # gradients included
     activations = 4 * network.activations * (batch // workers)
+    source = f", from {', '.join(module.files)}, digest {module.digest[:16]}" if module else ""
     bound = settings.pipeline.memory_bytes
     in_memory = size(pixels) if pixels <= bound else "on disk"
     cores = settings.launch.cpus_per_worker
@@ -52,8 +56,8 @@ def plan(settings: config.Settings, name: str) -> str:
         "classes": classes,
         "split": f"{fraction:.0%} for validation, split by {split}: about {training:,} training images",
         "pack": f"{height}x{width}x3: {size(pixels)} in storage, " + ("already packed" if packed else "to be packed"),
-        "network": f"{settings.model.network}: {network.parameters:,} parameters, {network.trainable:,} of them trained, in "
-        f"{network.layers} layers; {network.batch_normalization} BatchNormalization, {network.dropout} Dropout",
+        "network": f"{settings.model.network}{source}: {network.parameters:,} parameters, {network.trainable:,} of them "
+        f"trained, in {network.layers} layers; {network.batch_normalization} BatchNormalization, {network.dropout} Dropout",
         "training": f"{settings.training.epochs} epochs of {training // batch} steps of {batch} images "
         f"with {settings.optimizer.name} at learning rate {settings.optimizer.learning_rate:g}",
         "workers": f"{workers}, {batch // workers} images of each batch for each worker; each has {each}",
@@ -63,4 +67,3 @@ def plan(settings: config.Settings, name: str) -> str:
         "metrics": f"http://{settings.metrics.host}:{settings.metrics.port}/metrics",
     }
     return "\n".join(f"{what:<9} {line}" for what, line in lines.items())
-

@@ -2,9 +2,10 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from trainer.data.index import split_rows
 from trainer.data.pack import pack
 from trainer.data.shards import PackedRows, open_rows
 from trainer.formatting import one_line
+from trainer.model.module import Module, check_unchanged
 from trainer.run.console import RunLog
 from trainer.storage import Store
 
@@ -57,6 +59,16 @@ def prepare(
     for warning in sides.facts["warnings"]:
         log.warn(warning)
     return Prepared(packed, rows, sides)
+
+
+def check_resumable(previous: Mapping[str, Any] | None, settings: config.Settings, module: Module | None, name: str) -> None:
+    """Raises ConfigError or NetworkError when run `name` cannot continue with these settings and this module of its network.
+
+    `previous`: the run.json of the run to resume, None for a new run.
+    """
+    if previous:
+        config.check_resumable(settings, previous["config"], name)
+        check_unchanged(module, previous.get("module"), name)
 
 
 def check_batch_size(batch_size: int, training: int, about: str = "") -> None:

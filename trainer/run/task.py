@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.data.dataset import Pack, Split
+from trainer.model.module import Module
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +21,5 @@ class Task:
     """Handle of the actor mailbox.Mailbox."""
     threads: int
     """TensorFlow's threads for one operation."""
+    module: Module | None = None
+    """The module of the user's network; None for a built-in network."""

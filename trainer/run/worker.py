@@ -30,7 +30,7 @@ from trainer.engine.evaluate import evaluate
 from trainer.engine.group import Group
 from trainer.engine.step import Learner, StepStats, finite, records
 from trainer.epoch import EpochReport, best
-from trainer.model.load import NetworkError
+from trainer.model.module import NetworkError
 from trainer.run import events
 from trainer.run.finish import load_best, store_model
 from trainer.run.mailbox import Outbox
@@ -91,6 +91,8 @@ class _Worker:
         self.task = task
         self.settings = settings = config.parse(task.settings)
         devices.configure(threads=task.threads, gpu=settings.launch.gpu)
+        if task.module:
+            task.module.install()
         self.store = open_store(settings.run.storage, settings.s3)
         rows = open_rows(task.pack, self.store, Path(settings.pipeline.cache_dir))
         training, self.validation = np.array(task.split.training), np.array(task.split.validation)
@@ -166,8 +168,8 @@ class _Worker:
         """Raises NetworkError if the workers begin with different weights; warns of what depends on the number of workers."""
         if len(set(self.group.gather(self.learner.checksum()).ravel())) > 1:
             raise NetworkError(
-                f"model.network = {self.settings.model.network!r} gives each worker other initial weights. Fix: use Keras' initializers "
-                "and no random numbers of NumPy or TensorFlow without a seed."
+                f"model.network = {self.settings.model.network!r} gives each worker other initial weights. Fix: use Keras' "
+                "initializers and no random numbers of NumPy or TensorFlow without a seed."
             )
         if self.chief and self.group.size > 1:
             for line in self.learner.network.warnings():

@@ -1,7 +1,7 @@
 """What a run stores about itself besides its checkpoints, and how to read it.
 
-runs/<run>/run.json           the resolved configuration, the data set's digest and the environment; at the end also the outcome
-                              and the epoch whose weights model.keras has
+runs/<run>/run.json           the resolved configuration, the data set's digest, the environment, and the digest of the user's own
+                              network; at the end also the outcome and the epoch whose weights model.keras has
 runs/<run>/starts             how often workers have started on the run
 runs/<run>/spikes.json        a Diagnosis for each spike, and the Overfitting
 runs/<run>/epochs/0001.json   the epoch's EpochReport

@@ -1,12 +1,17 @@
 """jobs.kubernetes.manifests: the run's values in its objects. What the YAML itself must hold is in tests/k8s/test_manifests.py."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from jobs.kubernetes import manifests
+from jobs.command_line import find_module
+from jobs.kubernetes import entrypoint, manifests
 from jobs.kubernetes.kubectl import KubernetesError
 from trainer import config
+from trainer.model.module import Module
 
 
 @pytest.mark.parametrize("file", sorted(Path("jobs/configs").glob("*.toml")), ids=lambda file: file.stem)
@@ -25,3 +30,51 @@ def test_an_overlay_of_the_wrong_shape(tmp_path):
     (tmp_path / "kustomization.yaml").write_text("resources: [service.yaml]")
     with pytest.raises(KubernetesError, match=r"contains no RayJob\. Fix: choose another --shape, or add k8s/rayjob"):
         manifests.render(str(tmp_path), "rayjob")
+
+
+def _mount(volume: dict[str, Any], data: dict[str, str], folder: Path) -> None:
+    """Writes a ConfigMap to a folder as the kubelet does: read-only, through links."""
+    hidden = folder / "..2026_01_01"
+    for item in volume["configMap"].get("items", [{"key": key, "path": key} for key in data]):
+        path = hidden / item["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(data[item["key"]], encoding="utf-8")
+    (folder / "..data").symlink_to(hidden.name)
+    for path in hidden.iterdir():
+        (folder / path.name).symlink_to(Path("..data", path.name))
+    for path in (hidden, *hidden.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+@pytest.mark.parametrize("shape", manifests.SHAPES)
+def test_the_users_network_reaches_the_pods(shape, tmp_path):
+    """The driver's pod would not find the network that was submitted, or would take it for a changed one."""
+    files = {"my_module.py": "import nets.resnet\n", "nets/__init__.py": "", "nets/resnet.py": "import my_module\nbuild = 1\n\f\n"}
+    settings = config.load("jobs/configs/demo.toml", ["model.network=nets.resnet:build"])
+    module = Module("nets.resnet", files)
+    objects = manifests.fit(manifests.render("local", shape), settings, "first", "i", None, module)
+    printed = list(yaml.safe_load_all(manifests.to_yaml(objects)))
+    (data,) = [each["data"] for each in printed if each["kind"] == "ConfigMap"]
+    assert all(re.fullmatch(r"[-._a-zA-Z0-9]+", key) for key in data)
+    volumes = [
+        volume
+        for template in manifests.pod_templates(manifests.owner(printed)["spec"])
+        for volume in template["spec"]["volumes"]
+        if "configMap" in volume
+    ]
+    assert len(volumes) == {"job": 1, "rayjob": 2}[shape]  # of the rayjob: the head, where the driver runs, and the workers
+    for number, volume in enumerate(volumes):
+        folder = tmp_path / str(number)
+        _mount(volume, data, folder)
+        mounted = folder / Path(entrypoint.CONFIG).name
+        found = find_module(config.load(mounted), str(mounted))
+        assert found == module
+        assert found.digest == module.digest
+
+
+def test_without_a_network_of_the_users_own_nothing_is_added():
+    """Every run would carry a list of files that it does not have."""
+    settings = config.load("jobs/configs/demo.toml")
+    objects = manifests.fit(manifests.render("local", "job"), settings, "first", "i", None, None)
+    assert [each["data"].keys() for each in objects if each["kind"] == "ConfigMap"] == [{"config.toml"}]
+    assert "items" not in manifests.to_yaml(objects)

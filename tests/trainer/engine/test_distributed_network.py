@@ -5,6 +5,7 @@ import pytest
 
 from tests.support import training
 from tests.trainer.engine.test_golden import IMAGES, SHAPE, _Rows
+from trainer.data.augmentation import augment
 from trainer.engine.distributed_network import DistributedNetwork
 from trainer.engine.evaluate import evaluate
 
@@ -12,10 +13,13 @@ MOMENTUM = 0.9
 
 
 @pytest.fixture
-def trained():
-    """A learner after one epoch, its feed, and the network that probes get."""
+def trained(request):
+    """A learner after one epoch, its feed, and the network that probes get. The parameter changes sections of the configuration."""
+    changed = getattr(request, "param", {})
     settings = training.settings(
-        augmentation={"flip": True, "shift": 2}, optimizer={"learning_rate": 1e-3}, model={"momentum": MOMENTUM}
+        augmentation={"flip": True, "shift": 2},
+        optimizer={"learning_rate": 1e-3, **changed.get("optimizer", {})},
+        model={"momentum": MOMENTUM, **changed.get("model", {})},
     )
     learner = training.learner(settings, SHAPE)
     feed = training.feed(settings, _Rows(), np.arange(160))
@@ -23,7 +27,9 @@ def trained():
     for batch in feed.batches(1):
         learner.train(batch)
     rows = np.arange(160, IMAGES)
-    network = DistributedNetwork(learner, feed, lambda: evaluate(learner, feed, rows)[0])
+    network = DistributedNetwork(
+        learner, feed, lambda: evaluate(learner, feed, rows)[0], precise=settings.model.statistics == "precise"
+    )
     network.begin(1)
     return learner, feed, network
 
@@ -84,3 +90,56 @@ def test_batch_losses_are_those_of_the_batch_as_it_was_trained_on(trained):
     )
     expected, _ = learner.evaluate(augmented, batch.labels.numpy())
     np.testing.assert_allclose(network.batch_losses(3), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", [{"model": {"statistics": "precise"}}, {"optimizer": {"ema": 0.8}}], indirect=True, ids=str)
+def test_what_is_evaluated_leaves_training_alone(trained):
+    """Precise statistics or averaged weights would change what is learned; or the exported model would not be the evaluated one."""
+    learner, feed, network = trained
+    rows = np.arange(160, IMAGES)
+    before, raw = learner.state(), evaluate(learner, feed, rows)[0]
+    with network.as_evaluated():
+        evaluated = evaluate(learner, feed, rows)[0]
+    state = learner.state()
+    for name, values in before.items():
+        np.testing.assert_array_equal(state[name], values, err_msg=name)
+    assert np.abs(evaluated - raw).max() > 1e-3
+    np.testing.assert_array_equal(network.evaluate() if not learner.averages else evaluated, evaluated)
+    resumed = training.learner(training.settings(optimizer={"ema": 0.8} if learner.averages else {}), SHAPE)
+    resumed.resident = learner.resident
+    resumed.trace()
+    resumed.restore(state)
+    resumed.assume_evaluated()
+    np.testing.assert_allclose(evaluate(resumed, feed, rows)[0], evaluated, rtol=1e-6)
+    assert network.statistics == []  # no moving statistics that could lag
+
+
+@pytest.mark.parametrize("trained", [{"model": {"statistics": "precise", "dropout": 0.5}}], indirect=True, ids=str)
+def test_precise_statistics_are_those_of_all_training_images(trained):
+    """ "precise" statistics would be those of a few batches, or with dropout's extra variance."""
+    learner, feed, network = trained
+    with network.as_evaluated():
+        pass
+    first = learner.network.model.layers[1]  # the first convolution
+    pixels = np.concatenate([_augmented(feed, batch) for batch in feed.batches(1)])
+    outputs = first(pixels.astype(np.float32) / 255).numpy().astype(np.float64)
+    mean, variance = learner.statistics[:2]
+    np.testing.assert_allclose(mean, outputs.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(variance, outputs.var((0, 1, 2)), rtol=1e-3, atol=1e-6)
+
+
+def _augmented(feed, batch):
+    return augment(feed.rows.take(batch.images.numpy()), batch.changes).numpy()
+
+
+@pytest.mark.parametrize("trained", [{"optimizer": {"ema": 0.8}}], indirect=True, ids=str)
+def test_averaged_weights_are_the_average(trained):
+    """The evaluated weights would be those of the last step, or would include the random first weights for ever."""
+    learner, feed, network = trained
+    kernel, average = learner.model.trainable_variables[0], learner.averages[0]
+    expected = average.numpy()
+    for batch in feed.batches(2):
+        learner.train(batch)
+        expected = 0.8 * expected + 0.2 * kernel.numpy()
+    np.testing.assert_allclose(average.numpy(), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(network.weights()[0], average.numpy())

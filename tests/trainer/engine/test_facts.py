@@ -17,5 +17,5 @@ def test_the_facts_of_a_network():
 
 def test_refusals_arrive_in_one_line():
     """A user would have to find the error in the log of a worker, after the images were packed."""
-    with pytest.raises(NetworkRefusedError, match=r"no_such_module cannot be imported: .*\. Fix: "):
+    with pytest.raises(NetworkRefusedError, match=r"no_such_module does not import: .*\. Fix: "):
         inspect(settings(model={"network": "no_such_module:build"}), 2)

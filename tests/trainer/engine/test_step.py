@@ -26,11 +26,11 @@ def float32():
     keras.config.set_dtype_policy("float32")
 
 
-def batches(count, size=32, seed=0):
+def batches(count, size=32, seed=0, shape=SHAPE):
     generator = np.random.default_rng(seed)
     for _ in range(count):
         labels = generator.integers(0, 2, size).astype(np.int32)
-        images = generator.integers(0, 200, (size, *SHAPE), dtype=np.uint8)
+        images = generator.integers(0, 200, (size, *shape), dtype=np.uint8)
         images[labels == 1, :4] += 50
         yield Batch(images, labels, np.zeros((size, 3), np.int32))
 
@@ -204,9 +204,10 @@ def test_two_workers_are_one(tmp_path, model, same):
 
 
 def test_regularization_is_trained_on_and_said_apart():
-    """L2 terms of a user's network would be ignored, or hidden in a training loss that no longer compares with the validation loss."""
+    """L2 terms of a user's network would be ignored, or hidden in a training loss that then compares with nothing."""
     network = {"network": "tests.support.networks:residual", "arguments": {"l2": 0.01}}
-    with_l2, without = build(model={**network, **WITHOUT_DROPOUT}), build(model={"network": network["network"], **WITHOUT_DROPOUT})
+    with_l2 = build(model={**network, **WITHOUT_DROPOUT})
+    without = build(model={"network": network["network"], **WITHOUT_DROPOUT})
     batch = next(batches(1))
     expected = sum(float(one) for one in with_l2.model.losses)
     found, plain = (learner.train(batch)[0] for learner in (with_l2, without))
@@ -235,3 +236,30 @@ def test_smoothing_and_class_weights_are_keras(values, weights):
         learner.train(batch)
     for a, b in zip(learner.model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"network": "tests.support.networks:residual", "arguments": {"l2": 0.001}},
+        {"network": "tests.support.networks:depthwise"},
+        {"network": "keras.applications:MobileNetV2", "arguments": {"alpha": 0.35, "dropout": 0.2}},
+    ],
+    ids=["residual", "depthwise", "backbone"],
+)
+def test_networks_of_users_learn_the_same_on_any_number_of_workers(tmp_path, model):
+    """The curve of a user's own network would depend on the number of workers, as in any other tool."""
+    script = SCRIPT.replace("build(group,", "build(group, shape=(32, 32, 3),").replace(
+        "batches(6)", "batches(4, shape=(32, 32, 3))"
+    )
+    script = script.format(root=os.getcwd(), model={**model, "precision": "float64"})
+    for size in (1, 2, 4):
+        workers.run(script, size, tmp_path)
+    one = dict(np.load(tmp_path / "1-0.npz"))
+    for size in (2, 4):
+        found = dict(np.load(tmp_path / f"{size}-0.npz"))
+        np.testing.assert_allclose(found["losses"], one["losses"], rtol=1e-9)
+        other = dict(np.load(tmp_path / f"{size}-1.npz"))
+        for name, values in found.items():
+            np.testing.assert_array_equal(other[name], values, err_msg=f"{name} differs between the workers")

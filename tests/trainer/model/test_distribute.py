@@ -12,7 +12,7 @@ from trainer.model import load
 from trainer.model.distribute import distribute
 from trainer.model.export import export
 from trainer.model.layers import BatchNormalization, GlobalDropout, Place
-from trainer.model.load import NetworkError
+from trainer.model.module import NetworkError
 
 OWN = "tests.support.networks:"
 SHAPE = (32, 32, 3)
@@ -34,7 +34,7 @@ def _distributed(classes=2, **model):
     ("name", "norms", "dropouts"), [("residual", 5, 2), ("depthwise", 0, 1), ("custom layer", 1, 1), ("backbone", 52, 1)]
 )
 def test_layers_are_exchanged_wherever_they_are(name, norms, dropouts):
-    """Layers inside blocks would keep statistics of their worker's part of a batch, and masks that depend on the number of workers."""
+    """Layers inside blocks would keep statistics of their worker's part of a batch, and masks of their own."""
     network = _distributed(**NETWORKS[name])
     assert (len(network.norms), len(network.dropouts)) == (norms, dropouts)
     for _, layer in load.layers(network.model):
@@ -62,7 +62,10 @@ def test_the_exchanged_network_computes_the_same(name):
     np.testing.assert_allclose(probabilities, outputs, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+SLOW = [name if name != "backbone" else pytest.param(name, marks=pytest.mark.integration) for name in NETWORKS]
+
+
+@pytest.mark.parametrize("name", SLOW)
 def test_the_export_is_the_users_own_network(name, tmp_path):
     """model.keras would contain layers of this project, or other weights than those that were trained."""
     learner = training.learner(settings(model=NETWORKS[name], optimizer={"learning_rate": 1e-2}), SHAPE)
@@ -112,7 +115,7 @@ def test_every_ending_gives_the_same_loss(last, classes, ending):
 
 def test_sigmoids_for_several_labels_are_refused():
     """A network for another task would be trained on a loss that makes no sense."""
-    with pytest.raises(NetworkError, match="ends in a sigmoid over 3 outputs. Fix: use a softmax"):
+    with pytest.raises(NetworkError, match=r"ends in a sigmoid over 3 outputs\. Fix: use a softmax"):
         _distributed(classes=3, network=f"{OWN}many_sigmoids")
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.support.training import settings
 from trainer import config
 from trainer.model import load
-from trainer.model.load import NetworkError
+from trainer.model.module import NetworkError
 
 OWN = "tests.support.networks:"
 
@@ -28,7 +28,7 @@ def _build(network="question", shape=(16, 16, 3), classes=2, **model):
         ("too_deep", "cannot be built for images of 16x16x3"),
         ("fixed_size", "expects images of 224x224x3, but they are 16x16x3. Fix: "),
         ("nothing_to_learn", "has no trainable weights. Fix: "),
-        ("missing", "the module tests.support.networks has no function 'missing'. Fix: "),
+        ("missing", "tests.support.networks has no function missing. Fix: "),
     ],
 )
 def test_networks_that_cannot_be_trained_are_refused(network, said):
@@ -43,7 +43,7 @@ def test_a_module_that_does_not_import_is_refused(tmp_path, monkeypatch):
     """A typing error in a user's module would end in a traceback."""
     (tmp_path / "broken_network.py").write_text("import nothing_of_that_name\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(NetworkError, match=r"broken_network cannot be imported: ModuleNotFoundError: .*nothing_of_that_name.* Fix"):
+    with pytest.raises(NetworkError, match=r"broken_network does not import: ModuleNotFoundError: .*nothing_of_that_name.* Fix"):
         _build("broken_network:build")
 
 
@@ -112,7 +112,7 @@ def test_weights_to_start_from(tmp_path, suffix):
     for a, b in zip(network.get_weights(), saved.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     other = {"network": "question", "weights": str(path)}
-    with pytest.raises(NetworkError, match=r"model\.weights = .* does not fit model\.network = 'question': .* Fix: use the weights"):
+    with pytest.raises(NetworkError, match=r"model\.weights = .* does not fit model\.network = 'question': .* Fix: use"):
         load.start_from(_build(**other), settings(model=other).model, config.S3())
 
 

@@ -40,7 +40,14 @@ def test_optimizers_of_keras_learn(name):
 
 def test_arguments_reach_the_optimizer():
     """optimizer.arguments, weight_decay, clip_norm and ema would be ignored."""
-    values = {"name": "SGD", "learning_rate": 1.0, "clip_norm": 2.0, "weight_decay": 0.1, "ema": 0.9, "arguments": {"momentum": 0.0}}
+    values = {
+        "name": "SGD",
+        "learning_rate": 1.0,
+        "clip_norm": 2.0,
+        "weight_decay": 0.1,
+        "ema": 0.9,
+        "arguments": {"momentum": 0.0},
+    }
     built = optimizer.build(settings(optimizer=values).optimizer, epochs=1, steps=1)
     variable = keras.Variable(np.array([10.0, 0.0], np.float32))
     built.apply([np.array([3.0, 4.0], np.float32)], [variable])

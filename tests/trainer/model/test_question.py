@@ -40,7 +40,19 @@ def _spelled_out(image_shape, axis):
 
 def _without_activations(model):
     """Kind, configuration that decides the output, of each layer; activations as layers of their own."""
-    keys = ("filters", "kernel_size", "strides", "padding", "data_format", "axis", "momentum", "epsilon", "rate", "pool_size", "units")
+    keys = (
+        "filters",
+        "kernel_size",
+        "strides",
+        "padding",
+        "data_format",
+        "axis",
+        "momentum",
+        "epsilon",
+        "rate",
+        "pool_size",
+        "units",
+    )
     found = []
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer | keras.layers.Activation):
@@ -50,8 +62,12 @@ def _without_activations(model):
         found.append((type(layer).__name__, *((key, getattr(layer, key)) for key in keys if hasattr(layer, key))))
         if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and layer.activation is not keras.activations.linear:
             found.append(("activation", layer.activation.__name__))
-    return [tuple(("axis", 3 if value == -1 else value) if key == "axis" else (key, value) for key, value in entry[1:]) or entry
-            if entry[0] != "activation" else entry for entry in found]
+    return [
+        tuple(("axis", 3 if value == -1 else value) if key == "axis" else (key, value) for key, value in entry[1:]) or entry
+        if entry[0] != "activation"
+        else entry
+        for entry in found
+    ]
 
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])

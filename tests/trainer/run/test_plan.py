@@ -1,8 +1,12 @@
 """The dry run."""
 
 import json
+import re
+
+import pytest
 
 from jobs import train
+from jobs.command_line import find_module
 from tests.support import jobs
 from trainer import config
 from trainer.data.pack import images_of
@@ -26,7 +30,7 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, capsys)
         "about 42 training images",
         "4 epochs of 1 steps",
         "2, 16 images",
-        "question: 527,442 parameters, 527,122 of them trained, in 11 layers; 5 BatchNormalization, 3 Dropout",
+        "question: 134,226 parameters, 133,906 of them trained, in 11 layers; 5 BatchNormalization, 3 Dropout",
         "Adam at learning rate",
     ):
         assert part in shown
@@ -59,3 +63,41 @@ def test_a_dry_run_of_an_existing_run(tmp_path, capsys):
     storage.put(f"shards/{folder_name(digest, shape)}/pack.json", json.dumps(made).encode())
     assert train.main(dry) == 0
     assert "59 images, packed when the run began" in capsys.readouterr().out
+
+
+MODULE = """
+import keras, my_blocks
+
+def build(image_shape, classes):
+    return keras.Sequential([keras.Input(image_shape), keras.layers.Flatten(), keras.layers.Dense(my_blocks.UNITS)])
+"""
+
+
+@pytest.mark.integration
+def test_a_dry_run_with_a_network_of_the_users_own(tmp_path, capsys):
+    """A user would train another file than they think; or a run would go on with another network than the one it began with."""
+    jobs.put_images(str(tmp_path), images=60)
+    path, module = jobs.write_config(tmp_path, str(tmp_path)), tmp_path / "my_module.py"
+    module.write_text(MODULE)
+    (tmp_path / "my_blocks.py").write_text("UNITS = 2\n")
+    dry = ["--config", str(path), "--set", "run.name=first", "--set", "model.network=my_module:build", "--dry-run"]
+    settings = config.load(path, ["model.network=my_module:build"])
+    found = find_module(settings, str(path))
+    assert train.main(dry) == 0
+    shown = capsys.readouterr().out
+    assert f"my_module:build, from my_module.py, my_blocks.py, digest {found.digest[:16]}: 6,146 parameters" in shown
+    storage = open_store(settings.run.storage, settings.s3)
+    digest = images_of("first", open_store(settings.data.source, settings.s3), storage, settings.data, None).digest
+    facts = {"config": settings.as_dict(), "manifest": digest, "environment": {}, "module": found.facts}
+    results.put_run(storage, "first", facts)
+    assert train.main(dry) == 0
+    assert "resumes" in capsys.readouterr().out
+    (tmp_path / "my_blocks.py").write_text("UNITS = 3\n")
+    assert train.main(dry) == 2
+    assert re.fullmatch(
+        r"error: Run first was started with another version of module my_module .* Fix: restore its files .*\n",
+        capsys.readouterr().err,
+    )
+    module.unlink()
+    assert train.main(dry) == 2
+    assert re.fullmatch(rf"error: model.network = .*: no my_module.py in {tmp_path} or .*\n", capsys.readouterr().err)

@@ -112,10 +112,10 @@ class Learner:
         moving ones."""
         self.resident: tf.Tensor | None = None
         """uint8 [N, H, W, C]. Once it is set, batches hold row numbers instead of pixels."""
-        self._train = tf.function(self._train_step)
-        self._evaluate = tf.function(self._evaluate_batch, reduce_retracing=True)
-        self._forward = tf.function(self._forward_batch)
-        self._infer = tf.function(self._infer_batch)
+        self._train = tf.function(self._train_step, autograph=False)
+        self._evaluate = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
+        self._forward = tf.function(self._forward_batch, autograph=False)
+        self._infer = tf.function(self._infer_batch, autograph=False)
 
     @property
     def moving(self) -> list[tuple[keras.Variable, float]]:
@@ -131,7 +131,7 @@ class Learner:
     def trace(self) -> None:
         """Traces the model in training mode on one image, without an update, so that `moving` is known."""
         image = np.zeros((1, *(size or 1 for size in self.model.inputs[0].shape[1:])), np.float32)
-        tf.function(lambda x: self.model(x, training=True)).get_concrete_function(tf.TensorSpec(image.shape, tf.float32))
+        tf.function(lambda x: self.model(x, training=True), autograph=False).get_concrete_function(tf.TensorSpec(image.shape, tf.float32))
 
     @property
     def averages(self) -> list[keras.Variable]:

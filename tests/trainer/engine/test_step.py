@@ -244,7 +244,7 @@ def test_smoothing_and_class_weights_are_keras(values, weights):
     [
         {"network": "tests.support.networks:residual", "arguments": {"l2": 0.001}},
         {"network": "tests.support.networks:depthwise"},
-        {"network": "keras.applications:MobileNetV2", "arguments": {"alpha": 0.35, "dropout": 0.2}},
+        {"network": "keras.applications:MobileNet", "arguments": {"alpha": 0.25, "dropout": 0.2}},
     ],
     ids=["residual", "depthwise", "backbone"],
 )

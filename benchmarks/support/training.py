@@ -20,7 +20,7 @@ def learner(settings: config.Settings, shape: tuple[int, int, int], group: Group
         seed=settings.run.seed,
         batch_size=settings.training.batch_size,
         learning_rate=settings.optimizer.learning_rate,
-        augmented=settings.augmentation.flip or settings.augmentation.shift > 0,
+        augmentation=settings.augmentation,
     )
 
 
@@ -33,8 +33,7 @@ def feed(settings: config.Settings, rows: Any, training: np.ndarray) -> Feed:
         batch_size=settings.training.batch_size,
         seed=settings.run.seed,
         memory_bytes=pipeline.memory_bytes,
-        flip=settings.augmentation.flip,
-        shift=settings.augmentation.shift,
+        augmentation=settings.augmentation,
         rank=0,
         size=1,
     )

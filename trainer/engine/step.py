@@ -73,15 +73,15 @@ class Learner:
         seed: int,
         batch_size: int,
         learning_rate: float,
-        augmented: bool,
+        augmentation: config.Augmentation,
     ) -> None:
-        """`shape`: H W C. `batch_size`: B. `augmented`: whether training applies the `changes` of its batches."""
+        """`shape`: H W C. `batch_size`: B. `augmentation`: how training changes its images."""
         self.group = group
         self._batch_size = batch_size
         self._learning_rate = learning_rate
         self._channels_first = settings.data_format == "channels_first"
         self._synchronized = settings.batch_normalization == "synchronized"
-        self._augment = augmented
+        self._augmentation = augmentation
         if settings.precision != "float32":
             keras.config.set_dtype_policy(settings.precision)
         self.optimizer = keras.optimizers.Adam(learning_rate, name="adam")
@@ -201,7 +201,7 @@ class Learner:
     def _training_input(self, batch: Batch) -> tf.Tensor:
         """The model's input in training: the images of the batch, augmented."""
         pixels = self._pixels(batch.images)
-        return self._input(augment(pixels, batch.changes) if self._augment else pixels)
+        return self._input(augment(pixels, batch.changes, self._augmentation))
 
     def _forward_batch(self, batch: Batch, dropout: bool) -> None:
         """A forward pass with BatchNormalization in training mode, for its effect on the moving statistics."""

@@ -106,7 +106,7 @@ class _Worker:
             seed=settings.run.seed,
             batch_size=settings.training.batch_size,
             learning_rate=settings.optimizer.learning_rate,
-            augmented=settings.augmentation.flip or settings.augmentation.shift > 0,
+            augmentation=settings.augmentation,
         )
         self.feed = Feed(
             rows,
@@ -114,8 +114,7 @@ class _Worker:
             batch_size=settings.training.batch_size,
             seed=settings.run.seed,
             memory_bytes=settings.pipeline.memory_bytes,
-            flip=settings.augmentation.flip,
-            shift=settings.augmentation.shift,
+            augmentation=settings.augmentation,
             rank=self.group.rank,
             size=self.group.size,
         )

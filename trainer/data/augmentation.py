@@ -4,15 +4,12 @@ The random numbers of an image are a function of (seed, epoch, position in the g
 image becomes is a function of its pixels and its numbers alone, to the last bit, whatever other images share its batch (`augment`).
 Hence the curve is the same for any number of workers and after a resume. That takes some care:
 - TensorFlow's vectorized and scalar versions of sin, log and so on differ in the last bits, and the batch size decides which of
-  them computes an element. All such values come from tables.
+  them computes an element. Angles come from a table, and noise from bits.
 - Sums over pixels are exact, so that their order does not matter.
 - Noise comes from a generator that is a function of (the image's key, number of the pixel).
 
 Shapes: B images of a global batch, b of one worker's part of it, H W C one image.
 """
-
-from functools import cache
-from statistics import NormalDist
 
 import numpy as np
 import tensorflow as tf
@@ -29,15 +26,13 @@ UNIFORM = (
 """Columns with uniform numbers of 0 to RANGE - 1, scaled by the settings on the device. All are drawn whatever the settings are, so
 that one setting does not change the random numbers of another."""
 KEYS = ("key_low", "key_high")
-"""Columns with the 64 bits that the noise of the image is computed from."""
+"""Columns with 64 bits, from which the noise of the image is computed."""
 COLUMNS = (*WHOLE, *UNIFORM, *KEYS)
 
 RANGE = 2**23
 """Such a number divided by it is exact in float32, and n times that is below n after rounding."""
 ANGLES = 4096
 """Number of different angles."""
-NORMALS = 4096
-"""Number of different values of the noise, as equally likely parts of the normal distribution: up to 3.7 standard deviations."""
 BEST_QUALITY = 95
 """Highest quality of recompression: above it, JPEG leaves little trace."""
 GRAY = 128
@@ -144,10 +139,10 @@ def _bilinear(pixels: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     y, x = tf.clip_by_value(y, 0.0, height - 1.0), tf.clip_by_value(x, 0.0, width - 1.0)
     top, left = tf.minimum(tf.floor(y), height - 2.0), tf.minimum(tf.floor(x), width - 2.0)
     corner = tf.reshape(top * width + left, (-1, height * width))  # float, because int32 arithmetic of a GPU's step runs on the CPU
-    flat = tf.reshape(pixels, (-1, height * width, channels))
+    flat = tf.cast(tf.reshape(pixels, (-1, height * width, channels)), tf.float32)
 
     def at(offset: int) -> tf.Tensor:
-        return tf.cast(tf.gather(flat, tf.cast(corner + offset, tf.int32), axis=1, batch_dims=1), tf.float32)
+        return tf.gather(flat, tf.cast(corner + offset, tf.int32), axis=1, batch_dims=1)
 
     lower, right = (tf.reshape(part, (-1, height * width, 1)) for part in (y - top, x - left))
     upper_row = at(0) + (at(1) - at(0)) * right
@@ -164,37 +159,31 @@ def _levels(pixels: tf.Tensor, changes: tf.Tensor, settings: config.Augmentation
     return brightness * contrast, mean * brightness * (1.0 - contrast)
 
 
-@cache
-def _normals() -> np.ndarray:
-    """Equally likely values, float32 [NORMALS], with mean 0 and variance 1."""
-    normal = NormalDist()
-    values = np.array([normal.inv_cdf((number + 0.5) / NORMALS) for number in range(NORMALS)])
-    return (values / values.std()).astype(np.float32)
-
-
 def _normal(changes: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
-    """Gaussian noise with variance 1, float32 [b, *shape], from the keys of the images.
+    """Noise with mean 0, variance 1 and nearly the normal distribution, float32 [b, *shape], from the keys of the images.
 
-    Two rounds of MurmurHash3's finalizer make 32 bits of the number of a pair of values and the image's key. TensorFlow's own
-    stateless generators take one key for all images, and a loop over images would be slow on a GPU.
+    The bits are those of SplitMix with 32 bits: a mixed arithmetic sequence. Each image has its own start and step. (TensorFlow's
+    generators take one key for all images, and a loop over images would be slow on a GPU.) The number of ones among 24 random bits is
+    nearly normal; 8 more bits fill the gaps between whole numbers.
     """
     count = int(np.prod(shape))
-    low, high = (tf.bitcast(_column(changes, name), tf.uint32)[:, None] for name in KEYS)
-    bits = _mixed(_mixed(tf.constant(np.arange((count + 1) // 2), tf.uint32)[None] ^ low) ^ high)
-    pairs = tf.stack([_shifted(bits, 20), _shifted(bits, 4) & tf.constant(NORMALS - 1, tf.uint32)], -1)
-    indices = tf.reshape(tf.bitcast(pairs, tf.int32), (-1, count + count % 2))[:, :count]
-    return tf.reshape(tf.gather(tf.constant(_normals()), indices), (-1, *shape))
+    start, step = (tf.bitcast(_column(changes, name), tf.uint32)[:, None] for name in KEYS)
+    bits = tf.constant(np.arange(count), tf.uint32)[None] * (step | _word(1)) + start
+    bits = (bits ^ _shifted(bits, 16)) * _word(0x85EBCA6B)  # the finalizer of MurmurHash3
+    bits = (bits ^ _shifted(bits, 13)) * _word(0xC2B2AE35)
+    bits = bits ^ _shifted(bits, 16)
+    ones = tf.cast(tf.raw_ops.PopulationCount(x=tf.bitcast(bits & _word(2**24 - 1), tf.int32)), tf.float32)
+    gaps = tf.cast(tf.bitcast(_shifted(bits, 24), tf.int32), tf.float32) * (1 / 256)
+    variance = 24 / 4 + (1 - 2**-16) / 12
+    return tf.reshape((ones + gaps - (12 + 255 / 512)) * variance**-0.5, (-1, *shape))
 
 
-def _mixed(bits: tf.Tensor) -> tf.Tensor:
-    """uint32 -> uint32, one to one: each bit of the input changes each bit of the output with probability 1/2."""
-    bits = (bits ^ _shifted(bits, 16)) * tf.constant(0x85EBCA6B, tf.uint32)
-    bits = (bits ^ _shifted(bits, 13)) * tf.constant(0xC2B2AE35, tf.uint32)
-    return bits ^ _shifted(bits, 16)
+def _word(value: int) -> tf.Tensor:
+    return tf.constant(value, tf.uint32)
 
 
 def _shifted(bits: tf.Tensor, places: int) -> tf.Tensor:
-    return tf.bitwise.right_shift(bits, tf.constant(places, tf.uint32))
+    return tf.bitwise.right_shift(bits, _word(places))
 
 
 def _covered(changes: tf.Tensor, shape: tuple[int, int, int, int], largest: float) -> tf.Tensor:

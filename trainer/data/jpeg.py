@@ -84,20 +84,16 @@ def _repeat_edges(pixels: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
 
 def _halve(planes: tf.Tensor) -> tf.Tensor:
     """The mean of 2x2 pixels. It is rounded down in even columns and up in odd ones, as libjpeg does, to remain unbiased."""
-    rows = planes[:, 0::2] + planes[:, 1::2]
-    bias = tf.constant(np.arange(planes.shape[2] // 2) % 2 + 1, tf.float32)[:, None]
-    return tf.floor((rows[:, :, 0::2] + rows[:, :, 1::2] + bias) * 0.25)
+    bias = np.arange(planes.shape[2] // 2) % 2 * 0.25 + 0.25
+    return tf.floor(tf.nn.avg_pool2d(planes, 2, 2, "VALID") + tf.constant(bias, tf.float32)[:, None])
 
 
 def _double(planes: tf.Tensor) -> tf.Tensor:
     """Twice the height and width: 3/4 of the nearer pixel and 1/4 of the farther one, in both directions."""
-    rows = tf.concat([planes[:, :1], planes, planes[:, -1:]], 1)
-    tall = tf.stack([3.0 * planes + rows[:, :-2], 3.0 * planes + rows[:, 2:]], 2)
-    tall = tf.reshape(tall, (-1, 2 * planes.shape[1], *planes.shape[2:]))
-    columns = tf.concat([tall[:, :, :1], tall, tall[:, :, -1:]], 2)
-    wide = tf.stack([3.0 * tall + columns[:, :, :-2] + 8.0, 3.0 * tall + columns[:, :, 2:] + 7.0], 3)
-    wide = tf.reshape(wide, (-1, tall.shape[1], 2 * tall.shape[2], tall.shape[3]))
-    return tf.floor(wide * (1 / 16))
+    _, height, width, _ = planes.shape
+    large = tf.image.resize(planes, (2 * height, 2 * width), "bilinear")
+    bias = 8 / 16 - np.arange(2 * width) % 2 / 16
+    return tf.floor(large + tf.constant(bias, tf.float32)[:, None])
 
 
 def _code(planes: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
@@ -108,17 +104,13 @@ def _code(planes: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
     blocks = tf.reshape(planes - 128.0, (-1, height // 8, 8, width // 8, 8, channels))
     blocks = tf.reshape(tf.transpose(blocks, (2, 4, 0, 1, 3, 5)), (8, 8, -1, height * width * channels // 64))  # [8, 8, b, n]
     divisor = tf.transpose(table, (1, 2, 0))[..., None]
-    coefficients = tf.round(_swap(_transform(_swap(_transform(blocks)))))  # 8 times the true ones; libjpeg rounds them here, too
+    coefficients = tf.round(_transform(_transform(blocks, 0), 1))  # 8 times the true ones; libjpeg rounds them here, too
     # Ties are common, because the mean of a block is a multiple of 1/64. The last factor rounds them away from zero, as libjpeg does.
     steps = tf.round(coefficients * ((0.125 / divisor) * (1 + 1e-6)))
-    restored = _swap(_inverse(_swap(_inverse(steps * (divisor * 0.125)))))
+    restored = _inverse(_inverse(steps * (divisor * 0.125), 1), 0)
     restored = tf.reshape(restored, (8, 8, -1, height // 8, width // 8, channels))
     restored = tf.reshape(tf.transpose(restored, (2, 3, 0, 4, 1, 5)), (-1, height, width, channels))
     return tf.clip_by_value(tf.round(restored[:, : shape[1], : shape[2]]) + 128.0, 0.0, 255.0)
-
-
-def _swap(blocks: tf.Tensor) -> tf.Tensor:
-    return tf.transpose(blocks, (1, 0, 2, 3))
 
 
 def _weighted(weights: np.ndarray, values: list[tf.Tensor]) -> tf.Tensor:
@@ -129,17 +121,17 @@ def _weighted(weights: np.ndarray, values: list[tf.Tensor]) -> tf.Tensor:
     return total
 
 
-def _transform(blocks: tf.Tensor) -> tf.Tensor:
-    """COSINES times the first axis. Even rows of COSINES are symmetric, odd ones antisymmetric, which halves the work."""
-    samples = tf.unstack(blocks)
+def _transform(blocks: tf.Tensor, axis: int) -> tf.Tensor:
+    """COSINES times that axis. Even rows of COSINES are symmetric, odd ones antisymmetric, which halves the work."""
+    samples = tf.unstack(blocks, axis=axis)
     sums = [samples[k] + samples[7 - k] for k in range(4)]
     differences = [samples[k] - samples[7 - k] for k in range(4)]
-    return tf.stack([_weighted(COSINES[u, :4], differences if u % 2 else sums) for u in range(8)])
+    return tf.stack([_weighted(COSINES[u, :4], differences if u % 2 else sums) for u in range(8)], axis)
 
 
-def _inverse(blocks: tf.Tensor) -> tf.Tensor:
-    """COSINES, transposed, times the first axis."""
-    frequencies = tf.unstack(blocks)
+def _inverse(blocks: tf.Tensor, axis: int) -> tf.Tensor:
+    """COSINES, transposed, times that axis."""
+    frequencies = tf.unstack(blocks, axis=axis)
     even = [_weighted(COSINES[0::2, k], frequencies[0::2]) for k in range(4)]
     odd = [_weighted(COSINES[1::2, k], frequencies[1::2]) for k in range(4)]
-    return tf.stack([even[k] + odd[k] for k in range(4)] + [even[k] - odd[k] for k in reversed(range(4))])
+    return tf.stack([even[k] + odd[k] for k in range(4)] + [even[k] - odd[k] for k in reversed(range(4))], axis)

@@ -153,12 +153,13 @@ class Augmentation(Section):
     contrast: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     """Multiply the distance of all pixel values from the image's mean by 1 plus or minus up to this fraction, 0 to 0.9."""
     noise: Annotated[float, Field(ge=0, le=64)] = 0.0
-    """Add Gaussian noise, independent in each pixel and channel. Largest standard deviation in pixel values of 0 to 255, 0 to 64; each
-    image draws its own below that."""
+    """Add Gaussian noise, independent in each pixel and channel. Largest standard deviation in pixel values (of 0 to 255), 0 to 64;
+    each image draws its own below that."""
     jpeg: Annotated[int, Field(ge=0, le=95)] = 0
     """Compress again as JPEG (4:2:0). Lowest quality, 1 to 95; each image draws its own from there to 95. 0 turns it off."""
     cutout: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Cover a square with gray. Largest side as a fraction of the image's shorter side, 0 to 1; each image draws its own below that."""
+    """Cover a square with gray. Largest side as a fraction of the image's shorter side, 0 to 1; each image draws its own below
+    that."""
 
 
 class Model(Section):

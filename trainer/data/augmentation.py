@@ -41,11 +41,12 @@ GRAY = 128
 
 def draw(generator: np.random.Generator, shape: tuple[int, ...], settings: config.Augmentation) -> np.ndarray:
     """The changes of the images of an epoch's batches, int32 [steps, B, len(COLUMNS)]. `shape` is (steps, B)."""
+    others = generator.spawn(1)[0]  # which does not depend on how many numbers flip and shift take
     shift = settings.shift
     mirror = generator.integers(0, 2, (*shape, 1)) * settings.flip
     moves = generator.integers(-shift, shift + 1, (*shape, 2))
-    uniform = generator.integers(0, RANGE, (*shape, len(UNIFORM)), np.int32)
-    keys = generator.integers(-(2**31), 2**31, (*shape, len(KEYS)), np.int32)
+    uniform = others.integers(0, RANGE, (*shape, len(UNIFORM)), np.int32)
+    keys = others.integers(-(2**31), 2**31, (*shape, len(KEYS)), np.int32)
     return np.concatenate([mirror, moves, uniform, keys], -1).astype(np.int32)
 
 
@@ -162,9 +163,9 @@ def _levels(pixels: tf.Tensor, changes: tf.Tensor, settings: config.Augmentation
 def _normal(changes: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
     """Noise with mean 0, variance 1 and nearly the normal distribution, float32 [b, *shape], from the keys of the images.
 
-    The bits are those of SplitMix with 32 bits: a mixed arithmetic sequence. Each image has its own start and step. (TensorFlow's
-    generators take one key for all images, and a loop over images would be slow on a GPU.) The number of ones among 24 random bits is
-    nearly normal; 8 more bits fill the gaps between whole numbers.
+    The bits are those of SplitMix with 32 bits: a mixed arithmetic sequence, with a start and a step of each image's own.
+    (TensorFlow's generators take one key for all images, and a loop over images would be slow on a GPU.) The number of ones among
+    24 random bits is nearly normal; 8 more bits fill the gaps between whole numbers.
     """
     count = int(np.prod(shape))
     start, step = (tf.bitcast(_column(changes, name), tf.uint32)[:, None] for name in KEYS)

@@ -1,8 +1,8 @@
 """What baseline JPEG does to pixels, as tensor operations: the loss of quality without the file.
 
-The steps are those of libjpeg with its default settings (ITU-T T.81, JFIF): RGB to YCbCr, chroma at half the resolution (4:2:0), the
-cosine transform of 8x8 blocks, division by the quantization tables and rounding; then all of it backwards, with libjpeg's smooth
-("fancy") upsampling of the chroma. The lossless part of the codec has no effect on pixels and is left out.
+The steps are those of libjpeg with its default settings (ITU-T T.81, JFIF): RGB to YCbCr, chroma at half the resolution (4:2:0),
+the cosine transform of 8x8 blocks, division by the quantization tables and rounding; then all of it backwards, with libjpeg's
+smooth ("fancy") upsampling of the chroma. The lossless part of the codec has no effect on pixels and is left out.
 
 Everything is elementwise on purpose. The order of a matrix product's sums depends on the number of images, and a GPU computes it in
 TF32; rounding to another coefficient would then change a pixel by several levels. Elementwise, an image's result is the same bits
@@ -105,7 +105,7 @@ def _code(planes: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
     blocks = tf.reshape(tf.transpose(blocks, (2, 4, 0, 1, 3, 5)), (8, 8, -1, height * width * channels // 64))  # [8, 8, b, n]
     divisor = tf.transpose(table, (1, 2, 0))[..., None]
     coefficients = tf.round(_transform(_transform(blocks, 0), 1))  # 8 times the true ones; libjpeg rounds them here, too
-    # Ties are common, because the mean of a block is a multiple of 1/64. The last factor rounds them away from zero, as libjpeg does.
+    # Ties are common, because the coefficients are whole numbers. The last factor rounds them away from zero, as libjpeg does.
     steps = tf.round(coefficients * ((0.125 / divisor) * (1 + 1e-6)))
     restored = _inverse(_inverse(steps * (divisor * 0.125), 1), 0)
     restored = tf.reshape(restored, (8, 8, -1, height // 8, width // 8, channels))

@@ -28,10 +28,10 @@ def _pillow(image, quality):
     return np.asarray(Image.open(buffer)).astype(np.float32)
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (61, 50), (8, 24)], ids=str)
+@pytest.mark.parametrize("shape", [(64, 64), (61, 50), (24, 40)], ids=str)
 def test_pixels_are_those_of_a_real_jpeg(shape):
-    """Recompression would leave other traces than the JPEGs that the model meets later. The rest of the difference, 0.05 to 0.2 pixel
-    values on average, is rounding: libjpeg's transform uses integers."""
+    """Recompression would leave other traces than the JPEGs that the model meets later. The rest of the difference comes from
+    coefficients in the middle between two steps, because libjpeg computes with integers: 0.02 to 0.2 pixel values on average."""
     images = _photographs(*shape)
     for quality in (10, 50, 75, 90, 95):
         expected = np.array([_pillow(image, quality) for image in images])

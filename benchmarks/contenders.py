@@ -120,7 +120,7 @@ def batches(folder: Path, settings: config.Settings) -> list[Batch]:
     labels = np.concatenate([part[1] for part in parts]).astype(np.int32)
     generator = epoch_generator(settings.run.seed, epoch=1)
     order = epoch_order(generator, len(labels), settings.training.batch_size)
-    changes = augmentation.draw(generator, order.shape, flip=settings.augmentation.flip, shift=settings.augmentation.shift)
+    changes = augmentation.draw(generator, order.shape, settings.augmentation)
     return [Batch(*map(tf.constant, (pixels[rows], labels[rows], change))) for rows, change in zip(order, changes, strict=True)]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spikewise import causes, probes
+from trainer.config import Augmentation
 
 DIAGNOSIS = Path("docs/diagnosis.md").read_text(encoding="utf-8")
 SETUP = """
@@ -60,6 +61,13 @@ def test_the_table_of_probes_is_that_of_the_code():
     """Otherwise a user would look up a probe of the report in vain."""
     rows = re.findall(r"^\| (`.*?`) \|.*\| (?:up to )?\d \|$", DIAGNOSIS, re.MULTILINE)
     assert re.findall(r"`(\w+)`", " ".join(rows)) == list(probes.TITLES)
+
+
+def test_the_table_of_augmentations_is_that_of_the_code():
+    """Otherwise a user would set a key that does not exist, or miss one."""
+    text = Path("docs/augmentation.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| [\d.]+ \|$", text, re.MULTILINE)
+    assert rows == list(Augmentation.model_fields)
 
 
 def test_commands_of_the_cluster_exist():

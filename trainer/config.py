@@ -151,12 +151,32 @@ class Pipeline(Section):
 
 
 class Augmentation(Section):
-    """Random changes of the training images, drawn anew in every epoch. Default: none."""
+    """Random changes of the training images, drawn anew in every epoch and applied in this order. Default: none.
+    docs/augmentation.md says which of them suit which task."""
 
     flip: bool = False
     """Mirror half of the images left-right."""
+    flip_vertical: bool = False
+    """Mirror half of the images top-bottom."""
     shift: Annotated[int, Field(ge=0, le=64)] = 0
     """Shift by up to this many pixels in each direction, 0 to 64. Edge pixels are repeated."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Rotate by up to this many degrees in either direction, 0 to 180. Edge pixels are repeated."""
+    crop: Annotated[float, Field(ge=0.1, le=1)] = 1.0
+    """Crop to a random part and enlarge it to the full size. Smallest side of the part as a fraction of the image's side, 0.1 to 1;
+    1 keeps the whole image."""
+    brightness: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    """Multiply all pixel values by 1 plus or minus up to this fraction, 0 to 0.9."""
+    contrast: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    """Multiply the distance of all pixel values from the image's mean by 1 plus or minus up to this fraction, 0 to 0.9."""
+    noise: Annotated[float, Field(ge=0, le=64)] = 0.0
+    """Add Gaussian noise, independent in each pixel and channel. Largest standard deviation in pixel values (of 0 to 255), 0 to 64;
+    each image draws its own below that."""
+    jpeg: Annotated[int, Field(ge=0, le=95)] = 0
+    """Compress again as JPEG (4:2:0). Lowest quality, 1 to 95; each image draws its own from there to 95. 0 turns it off."""
+    cutout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Cover a square with gray. Largest side as a fraction of the image's shorter side, 0 to 1; each image draws its own below
+    that."""
 
 
 class Model(Section):

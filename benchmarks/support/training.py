@@ -26,8 +26,7 @@ def feed(settings: config.Settings, rows: Any, training: np.ndarray) -> Feed:
         batch_size=settings.training.batch_size,
         seed=settings.run.seed,
         memory_bytes=pipeline.memory_bytes,
-        flip=settings.augmentation.flip,
-        shift=settings.augmentation.shift,
+        augmentation=settings.augmentation,
         rank=0,
         size=1,
     )

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from trainer.data import augmentation
+from trainer import config
+from trainer.data.augmentation import draw
 from trainer.data.order import epoch_generator, epoch_order
 from trainer.data.shards import PackedRows
 
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
     labels: tf.Tensor
     """int32 [b]."""
     changes: tf.Tensor
-    """int32 [b, 3]: mirror (0 or 1), shift down and shift right in pixels."""
+    """int32 [b, n]: the random numbers that `augment` changes the images by; the columns are augmentation.COLUMNS."""
 
 
 class Feed:
@@ -48,13 +49,12 @@ class Feed:
         batch_size: int,
         seed: int,
         memory_bytes: int,
-        flip: bool,
-        shift: int,
+        augmentation: config.Augmentation,
         rank: int,
         size: int,
     ) -> None:
         """`training`: row numbers [n] of the training images. `batch_size`: B. `memory_bytes`: largest data set that is kept in
-        memory. `flip`, `shift`: see augmentation.draw. `rank`: number of this worker, of `size` workers."""
+        memory. `rank`: number of this worker, of `size` workers."""
         self.rows = rows
         self.training = training
         self.rank, self.size = rank, size
@@ -64,7 +64,7 @@ class Feed:
         """Seconds that the consumer of `batches` has waited, since it was last set to 0."""
         self.resident = rows.images.nbytes <= memory_bytes
         self._batch_size, self._seed = batch_size, seed
-        self._flip, self._shift = flip, shift
+        self._augmentation = augmentation
 
     def load(self) -> tf.Tensor:
         """All packed images, uint8 [N, H, W, C], on the GPU if there is one. Only for `resident` data."""
@@ -74,7 +74,7 @@ class Feed:
         """This worker's part of the epoch's global batches, from batch number `start` on."""
         generator = epoch_generator(self._seed, epoch)
         order = epoch_order(generator, len(self.training), self._batch_size)
-        changes = augmentation.draw(generator, order.shape, flip=self._flip, shift=self._shift)
+        changes = draw(generator, order.shape, self._augmentation)
         part = self._batch_size // self.size
         mine = slice(self.rank * part, (self.rank + 1) * part)
         indices, changes = self.training[order[start:, mine]], changes[start:, mine]

@@ -88,7 +88,6 @@ def _inspect(settings: config.Settings, classes: int) -> NetworkFacts:
     from trainer.model.load import layers
 
     learner = Learner(Group(), settings, (*settings.data.image_size, 3), classes, steps=1)
-    learner.trace()
     network, model = learner.network, learner.model
     leaves = [layer for _, layer in layers(model) if not isinstance(layer, keras.Model)]
     return NetworkFacts(

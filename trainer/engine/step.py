@@ -94,7 +94,7 @@ class Learner:
         self._class_weights = class_weights
         self._channels_first = settings.model.data_format == "channels_first"
         self._synchronized = settings.model.batch_normalization == "synchronized"
-        self._augment = settings.augmentation.flip or settings.augmentation.shift > 0
+        self._augmentation = settings.augmentation
         self.optimizer = optimizer.build(settings.optimizer, epochs=settings.training.epochs, steps=steps)
         self.model = load.build(settings.model, shape, classes, seed=settings.run.seed)
         load.start_from(self.model, settings.model, settings.s3)
@@ -112,6 +112,7 @@ class Learner:
         moving ones."""
         self.resident: tf.Tensor | None = None
         """uint8 [N, H, W, C]. Once it is set, batches hold row numbers instead of pixels."""
+        self._traced = False
         self._train = tf.function(self._train_step, autograph=False)
         self._evaluate = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
         self._forward = tf.function(self._forward_batch, autograph=False)
@@ -120,7 +121,9 @@ class Learner:
     @property
     def moving(self) -> list[tuple[keras.Variable, float]]:
         """BatchNormalization's moving statistics and their momentum, of the layers whose statistics training moves: a frozen layer,
-        or one that the network calls with training=False, does not move them. Known once a training step was traced."""
+        or one that a user's layer calls with training=False, does not move them."""
+        if not self._traced:
+            self._trace()
         return [
             (variable, layer.momentum)
             for layer in self.network.norms
@@ -128,10 +131,11 @@ class Learner:
             for variable in (layer.moving_mean, layer.moving_variance)
         ]
 
-    def trace(self) -> None:
-        """Traces the model in training mode on one image, without an update, so that `moving` is known."""
-        image = np.zeros((1, *(size or 1 for size in self.model.inputs[0].shape[1:])), np.float32)
-        tf.function(lambda x: self.model(x, training=True), autograph=False).get_concrete_function(tf.TensorSpec(image.shape, tf.float32))
+    def _trace(self) -> None:
+        """Traces the model in training mode, without an update, so that the layers know whether they move."""
+        image = tf.TensorSpec((1, *(size or 1 for size in self.model.inputs[0].shape[1:])), tf.float32)
+        tf.function(lambda x: self.model(x, training=True), autograph=False).get_concrete_function(image)
+        self._traced = True
 
     @property
     def averages(self) -> list[keras.Variable]:
@@ -225,6 +229,7 @@ class Learner:
         return tf.transpose(x, (0, 3, 1, 2)) if self._channels_first else x
 
     def _train_step(self, batch: Batch, signals: tf.Tensor) -> tuple[StepStats, Signals]:
+        self._traced = True
         weights = [variable.value for variable in self.model.trainable_variables]
         *gradients, numbers = self.group.run(self._forward_backward, batch, signals)
         before = [tf.identity(weight) for weight in weights]
@@ -278,7 +283,7 @@ class Learner:
     def _training_input(self, batch: Batch) -> tf.Tensor:
         """The model's input in training: the images of the batch, augmented."""
         pixels = self._pixels(batch.images)
-        return self._input(augment(pixels, batch.changes) if self._augment else pixels)
+        return self._input(augment(pixels, batch.changes, self._augmentation))
 
     def _forward_batch(self, batch: Batch, dropout: bool) -> None:
         """A forward pass in training mode, for its effect on the moving statistics."""

@@ -108,8 +108,7 @@ class _Worker:
             batch_size=settings.training.batch_size,
             seed=settings.run.seed,
             memory_bytes=settings.pipeline.memory_bytes,
-            flip=settings.augmentation.flip,
-            shift=settings.augmentation.shift,
+            augmentation=settings.augmentation,
             rank=self.group.rank,
             size=self.group.size,
         )

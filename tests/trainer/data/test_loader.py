@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from trainer.config import Augmentation
 from trainer.data.loader import EVALUATION_BATCH, Feed
 from trainer.data.order import epoch_generator, epoch_order
 
@@ -26,8 +27,8 @@ class _Rows:
         self.labels = (np.arange(rows) % 2).astype(np.int32)
 
 
-def _feed(rank=0, size=1, *, memory_bytes=10**9, flip=False, shift=0):
-    options = {"batch_size": 32, "seed": 0, "memory_bytes": memory_bytes, "flip": flip, "shift": shift}
+def _feed(rank=0, size=1, *, memory_bytes=10**9, **augmentation):
+    options = {"batch_size": 32, "seed": 0, "memory_bytes": memory_bytes, "augmentation": Augmentation(**augmentation)}
     return Feed(_Rows(), np.arange(10, 290), **options, rank=rank, size=size)
 
 
@@ -69,7 +70,8 @@ def test_resuming_inside_an_epoch_continues_where_it_stopped():
     whole, rest = _epoch(_feed(), 2), _epoch(_feed(), 2, start=5)
     assert len(rest) == len(whole) - 5
     for a, b in zip(whole[5:], rest, strict=True):
-        np.testing.assert_array_equal(a[0], b[0])
+        for field, resumed in zip(a, b, strict=True):
+            np.testing.assert_array_equal(field, resumed)
 
 
 def test_images_from_disk_equal_the_resident_images():

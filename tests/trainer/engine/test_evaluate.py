@@ -4,6 +4,7 @@ import numpy as np
 
 from tests.support import training
 from tests.trainer.engine.test_golden import SHAPE, _Rows
+from trainer.config import Augmentation
 from trainer.data.loader import EVALUATION_BATCH, Feed
 from trainer.engine.evaluate import evaluate
 
@@ -26,7 +27,7 @@ def test_each_image_is_evaluated_once_by_any_number_of_workers():
     np.testing.assert_allclose(losses, -np.log(probabilities[np.arange(200), _Rows().labels[rows]]), rtol=1e-4)
     learner.group, parts = _Alone(), []
     for rank in range(3):
-        feed = Feed(_Rows(), np.arange(160), batch_size=30, seed=0, memory_bytes=1, flip=False, shift=0, rank=rank, size=3)
+        feed = Feed(_Rows(), np.arange(160), batch_size=30, seed=0, memory_bytes=1, augmentation=Augmentation(), rank=rank, size=3)
         parts.append(evaluate(learner, feed, rows)[0])
     assert (np.count_nonzero(parts, axis=0) == 1).all()
     np.testing.assert_allclose(np.sum(parts, 0), losses, rtol=1e-5)

@@ -10,7 +10,6 @@ import tensorflow as tf
 from tests.support import training, workers
 from tests.support.training import settings
 from trainer import UserError
-from trainer.data.augmentation import augment
 from trainer.data.loader import Batch
 from trainer.engine.step import STEP_RECORD, StepStats, finite, records
 from trainer.model import load
@@ -149,15 +148,6 @@ def test_resident_rows_are_the_images():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     np.testing.assert_allclose(losses, -np.log(probabilities[np.arange(32), batch.labels]), rtol=1e-4, atol=1e-6)
     assert loss(resident, Batch(rows, *batch[1:])) == pytest.approx(loss(fed, batch), rel=1e-5)
-
-
-def test_augmentation_mirrors_and_shifts():
-    """Augmented images would differ from what the configuration says."""
-    image = np.arange(4 * 5 * 1, dtype=np.uint8).reshape(1, 4, 5, 1)
-    mirrored, moved = augment(np.concatenate([image, image]), np.array([[1, 0, 0], [0, 1, -2]], np.int32)).numpy()
-    np.testing.assert_array_equal(mirrored, image[0, :, ::-1])
-    np.testing.assert_array_equal(moved[1:, :3], image[0, :3, 2:])
-    np.testing.assert_array_equal(moved[0], moved[1])  # the edge is repeated
 
 
 SCRIPT = """

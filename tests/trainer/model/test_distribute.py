@@ -122,11 +122,9 @@ def test_sigmoids_for_several_labels_are_refused():
 def test_statistics_that_training_does_not_move():
     """Frozen statistics would count as lagging ones in the diagnosis, and precise statistics would replace them."""
     learner = training.learner(settings(model={"network": f"{OWN}frozen_part"}), SHAPE)
-    learner.trace()
     assert len(learner.network.norms) == 2
     assert len(learner.moving) == 2  # mean and variance of the second layer
     frozen = training.learner(settings(model={"network": f"{OWN}residual", "trainable": "^head"}), SHAPE)
-    frozen.trace()
     assert frozen.moving == []
 
 

@@ -35,6 +35,8 @@ class StepStats(NamedTuple):
     """L2 norm of the global gradient."""
     update_norm: Any
     """L2 norm of the change of the trainable weights."""
+    learning_rate: Any
+    """The optimizer's learning rate for this update."""
 
 
 class Signals(NamedTuple):
@@ -175,7 +177,8 @@ class Learner:
         weights = [variable.value for variable in self.model.trainable_variables]
         *gradients, numbers = self.group.run(self._forward_backward, batch, signals)
         before = [tf.identity(weight) for weight in weights]
-        with tf.control_dependencies(before):
+        rate = tf.identity(tf.convert_to_tensor(self.optimizer.learning_rate))  # before the step, which moves a schedule on
+        with tf.control_dependencies([*before, rate]):
             self.optimizer.apply(gradients)
         loss, correct, stop, save = tf.unstack(numbers)
         stats = StepStats(
@@ -183,6 +186,7 @@ class Learner:
             correct=correct,
             gradient_norm=tf.linalg.global_norm(gradients),
             update_norm=tf.linalg.global_norm([tf.convert_to_tensor(now) - was for now, was in zip(weights, before, strict=True)]),
+            learning_rate=rate,
         )
         return stats, Signals(stop, save)
 

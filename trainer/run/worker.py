@@ -129,6 +129,8 @@ class _Worker:
             keys=[rows.keys[row] for row in self.validation],
             labels=self.labels,
             momentum=settings.model.momentum,
+            dropout=max(settings.model.dropout),
+            validation_fraction=settings.data.validation_fraction,
         )
         self.checkpoints = Checkpoints(self.store, task.run, settings.checkpoint.keep_last)
         self.recorder = Recorder(self.store, task.run)
@@ -302,7 +304,7 @@ class _Worker:
                 evaluated.losses,
                 evaluated.sample_losses,
                 self.position.steps,
-                learning_rate=float(self.learner.optimizer.learning_rate),
+                learning_rate=self.settings.optimizer.learning_rate,
                 events=self.changes,
                 predict=predict,
             )

@@ -78,9 +78,10 @@ def test_the_statistics_of_a_step_are_what_they_are_called():
 
 def test_records_hold_each_value_under_its_name():
     """The diagnosis would read a gradient norm as a loss; or a run with NaN weights would go on, or stop at the wrong step."""
-    steps = records([StepStats(1.0, 2.0, 3.0, 4.0), StepStats(np.nan, 2.0, 3.0, 4.0), StepStats(1.0, 2.0, 3.0, np.inf)])
+    stats = StepStats(1.0, 2.0, 3.0, 4.0, 5.0)
+    steps = records([stats, stats._replace(loss=np.nan), stats._replace(update_norm=np.inf)])
     assert steps.dtype == STEP_RECORD
-    assert [steps[name][0] for name in ("loss", "correct", "gradient_norm", "update_norm")] == [1, 2, 3, 4]
+    assert [steps[name][0] for name in ("loss", "correct", "gradient_norm", "update_norm", "learning_rate")] == [1, 2, 3, 4, 5]
     assert finite(steps).tolist() == [True, False, False]
     assert records([]).shape == (0,)
 

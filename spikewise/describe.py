@@ -81,8 +81,9 @@ def _expected(spike: Spike) -> str:
     return f" where {spike.baseline:.3f} was expected" if math.isfinite(spike.baseline) else ""
 
 
-def block(diagnosis: Diagnosis) -> str:
-    """The log's text about a spike: several lines of at most WIDTH characters, the verdict first."""
+def block(diagnosis: Diagnosis, *, options: bool = False) -> str:
+    """The log's text about a spike: several lines of at most WIDTH characters, the verdict first. `options`: below each remedy,
+    also the same as command line options of the training job."""
     spike = diagnosis.spike
     where = f"SPIKE in epoch {spike.epoch}: validation loss"
     if math.isfinite(spike.loss):
@@ -98,7 +99,15 @@ def block(diagnosis: Diagnosis) -> str:
             lines += textwrap.wrap(
                 printable(text), WIDTH, initial_indent="     ", subsequent_indent="     ", break_on_hyphens=False
             )
+        if options:
+            alternatives = command_options(cause.settings) or ["No setting does this."]
+            lines += [f"     {'or ' if other else '   '}{text}" for other, text in enumerate(alternatives)]
     return "\n".join(lines)
+
+
+def command_options(settings: Sequence[str]) -> list[str]:
+    """The `settings` of a cause as options of the training job's command line, one text for each alternative."""
+    return [" ".join(f"--set {setting}" for setting in alternative.split()) for alternative in settings]
 
 
 def printable(text: str) -> str:

@@ -77,22 +77,28 @@ class Diagnostician:
         keys: Sequence[str] | None = None,
         labels: np.ndarray | None = None,
         momentum: float = np.nan,
+        dropout: float = np.nan,
+        validation_fraction: float = np.nan,
         smallest_fraction: float = SMALLEST_FRACTION,
     ) -> None:
         """`batch_size`: images of a global batch. `groups`, `keys`, `labels` [n]: source, name and class number of each validation
-        image. `momentum`: that of BatchNormalization, for its remedy. `smallest_fraction`: a rise below this fraction of the
-        expected loss does not matter."""
+        image. `momentum`, `dropout`, `validation_fraction`: as in records.Hyperparameters, for the remedies. `smallest_fraction`: a
+        rise below this fraction of the expected loss does not matter."""
         self.network = network
         self.detector = Detector(groups, smallest_fraction=smallest_fraction)
         self.diagnoses: list[Diagnosis] = []
-        self._hyperparameters = Hyperparameters(batch_size=batch_size, momentum=momentum)
+        self._hyperparameters = Hyperparameters(
+            batch_size=batch_size, momentum=momentum, dropout=dropout, validation_fraction=validation_fraction
+        )
         self._keys = keys
         self._guess = _guessing(labels)
         self._samples: list[float] = []
         self._before: list[_Epoch] = []
         self._path: list[tuple[int, Weights]] = []
         self._rate: Event | None = None
-        """The last change of the learning rate."""
+        """The last change of the learning rate that was reported."""
+        self._rate_before = np.nan
+        """Learning rate of the last step of the epoch before."""
 
     def snapshots(self, steps: int) -> frozenset[int]:
         """The numbers of completed steps, in an epoch of `steps`, after which to call `snapshot`."""
@@ -119,7 +125,9 @@ class Diagnostician:
         """Judges an epoch after its evaluation. On a spike, it probes the network and leaves it unchanged.
 
         `losses` [n] of the validation images and `sample` [m] of the sampled training images are in inference mode. `steps` [s] is
-        any structured array with the fields of records.STEP. `events`: what happened to the run since the last epoch ended.
+        any structured array with the fields of records.STEP. `learning_rate`: the configured one, for the remedies (NaN if it is
+        unknown); with a schedule, the steps have others. `events`: what happened to the run since the last epoch ended. A schedule
+        of the learning rate is no event.
         """
         steps = steps[list(STEP.names or ())].astype(STEP)
         sampled = float(np.mean(sample)) if len(sample) else np.nan
@@ -145,6 +153,7 @@ class Diagnostician:
                 older.weights = older.average = None
             self._before = [*self._before[-1:], _Epoch(np.array(losses, float), sampled, steps, weights, average)]
         self._path = []
+        self._rate_before = float(steps["learning_rate"][-1]) if len(steps) else self._rate_before
         return News(diagnosis, resolved)
 
     @property
@@ -161,15 +170,22 @@ class Diagnostician:
         arrays = {"recent": recent}
         for number, before in enumerate(self._before):
             arrays |= {f"{number}/losses": before.losses.astype(np.float32), f"{number}/steps": analysis.as_array(before.steps)}
-        kept = {"detector": facts, "samples": self._samples, "before": [before.sample for before in self._before]}
-        rate = self._rate.as_dict() if self._rate else None
-        return kept | {"rate": rate, "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses]}, arrays
+        kept = {
+            "detector": facts,
+            "samples": self._samples,
+            "before": [before.sample for before in self._before],
+            "rate": self._rate.as_dict() if self._rate else None,
+            "rate_before": self._rate_before if np.isfinite(self._rate_before) else None,
+            "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses],
+        }
+        return kept, arrays
 
     def restore(self, facts: dict[str, Any], arrays: dict[str, np.ndarray], *, at_epoch_end: bool) -> None:
         """Restores a `state`. `at_epoch_end`: the network now has the weights with which the last epoch ended."""
         self.detector.restore(facts["detector"], arrays["recent"])
         self._samples = list(facts["samples"])
         self._rate = Event(**facts["rate"]) if facts.get("rate") else None
+        self._rate_before = np.nan if facts["rate_before"] is None else facts["rate_before"]
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
         self._before = [
             _Epoch(arrays[f"{number}/losses"].astype(float), sample, analysis.from_array(arrays[f"{number}/steps"]))
@@ -233,6 +249,7 @@ class Diagnostician:
             steps=steps,
             earlier=earlier,
             batch_size=self._hyperparameters.batch_size,
+            rate_before=self._rate_before,
         )
         if before.weights is not None and self.detector.ordinary[-1] == spike.epoch - 1:
             scene.path = [(0, before.weights), *self._path]
@@ -249,15 +266,17 @@ class Diagnostician:
         """What was unusual about the training in the epoch; `rise`, `loss`: those of the sampled training images."""
         if not len(scene.steps) or not len(scene.earlier):
             return Training(train_rise=rise, train_loss=loss)
-        lengths = analysis.unexplained_lengths(scene.steps, scene.earlier)
+        lengths, norms = scene.lengths, scene.earlier["gradient_norm"]
         trainable = [i for i in range(len(scene.now)) if i not in set(self.network.statistics)]
         return Training(
             length=float(lengths.max()),
             length_at=int(lengths.argmax()),
+            raised=float(analysis.raised(scene.steps["learning_rate"], scene.rate_before)[lengths.argmax()]),
             length_after=tuple(float(lengths[event.step :].max(initial=1.0)) for event in events),
             jumps=tuple(analysis.jump(scene.path, event.step, self.network.statistics) for event in events),
             astray=analysis.astray(scene.steps, scene.earlier),
             gradient=analysis.gradient_ratio(scene.steps[: len(scene.steps) // 2 + 1], scene.earlier),
+            ordinary_gradient=float(np.quantile(norms, 0.95)) if np.ptp(norms) else np.nan,  # all equal: they are unknown
             straightness=analysis.straightness(scene.path, trainable),
             foreign=analysis.foreign(scene.path, scene.steps, trainable),
             train_rise=rise,

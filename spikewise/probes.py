@@ -105,6 +105,13 @@ class Scene:
     """[e], the steps of ordinary epochs before."""
     batch_size: int
     """Images of a global batch."""
+    rate_before: float = np.nan
+    """Learning rate of the last step before this epoch; NaN if unknown."""
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """How many times longer each step [s] was than its gradients and a smooth schedule of the learning rate explain."""
+        return analysis.unexplained_lengths(self.steps, self.earlier, self.rate_before)
 
     @property
     def now(self) -> Weights:
@@ -293,7 +300,7 @@ def variance_shift(scene: Scene) -> Probe | None:
 def line(scene: Scene) -> Probe:
     """Losses on the straight line from the reference weights to the current ones, with statistics re-estimated: with steps of the
     usual length, and at two more points. Three passes."""
-    q = float(np.max(analysis.unexplained_lengths(scene.steps, scene.earlier), initial=1.0))
+    q = float(np.max(scene.lengths, initial=1.0))
     usual = float(np.clip(1 / q, 1e-4, 0.75))
     losses = {0.0: float(scene.clean_reference.mean()), 1.0: float(scene.clean_now[0].mean())}
     kept = scene.rise

@@ -16,9 +16,10 @@ Look = Literal["mislabelled", "damaged"]
 """What a single image appears to be. "mislabelled": the network is sure of another class; "damaged": the image is no longer what
 it was an epoch before."""
 
-STEP = np.dtype([("loss", np.float64), ("gradient_norm", np.float64), ("update_norm", np.float64)])
-"""One training step: the batch's mean loss in training mode before the update, the L2 norm of its gradient, and the L2 norm of
-the change of the trainable weights. Functions that take `steps` [s] accept any structured array with these fields."""
+STEP = np.dtype([(name, np.float64) for name in ("loss", "gradient_norm", "update_norm", "learning_rate")])
+"""One training step: the batch's mean loss in training mode before the update, the L2 norm of its gradient, the L2 norm of the
+change of the trainable weights, and the optimizer's learning rate at that step (1 in all steps if it is unknown). Functions that
+take `steps` [s] accept any structured array with these fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +117,12 @@ class Training:
     """What was unusual about the training in the epoch; computed by steps.py."""
 
     length: float = 1.0
-    """Largest step length, as a multiple of what is usual for its gradient."""
+    """Largest step length per unit of learning rate, as a multiple of what is usual for its gradient. A learning rate that rose
+    abruptly counts as a longer step, one that follows a smooth schedule does not."""
     length_at: int = 0
     """Step with that length, from 0."""
+    raised: float = 1.0
+    """How many times the learning rate at that step lay above where a smooth schedule would have been."""
     length_after: tuple[float, ...] = ()
     """The same maximum over the steps after each event."""
     jumps: tuple[float, ...] = ()
@@ -127,6 +131,8 @@ class Training:
     """How far the training loss of the last batches lies above the usual one, in standard deviations."""
     gradient: float = 1.0
     """Root mean square of the gradient norms in the first half of the epoch, as a multiple of the usual one."""
+    ordinary_gradient: float = float("nan")
+    """Norm below which 95 % of the gradients of the earlier epochs stayed; NaN if unknown."""
     straightness: float = 0.0
     """Distance between the weights at the start and the end of the epoch, as a fraction of the length of their path."""
     foreign: tuple[int, int, float] | None = None
@@ -158,6 +164,9 @@ class Cause:
     """Kind of the event that caused it."""
     short_remedy: str | None = None
     """The remedy without its explanation, for a summary; None if `remedy` is short already."""
+    settings: tuple[str, ...] = ()
+    """The remedy as settings of the training job: its alternatives, each one or more `section.key=value` separated by spaces. Empty
+    if no setting does it."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -185,14 +194,19 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """The run's hyperparameters at the spike; remedies are expressed in them."""
+    """The run's hyperparameters at the spike; remedies are expressed in them. NaN or 0 where they are unknown."""
 
     learning_rate: float = float("nan")
+    """The configured one: with a schedule, the one that its factors multiply."""
     batch_size: int = 0
     steps: int = 0
     """Steps per epoch."""
     momentum: float = float("nan")
-    """Momentum of BatchNormalization."""
+    """Momentum of BatchNormalization; NaN also if its layers differ or there are none."""
+    dropout: float = float("nan")
+    """The highest dropout rate."""
+    validation_fraction: float = float("nan")
+    """Fraction of the images, or of their groups, that validate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +260,7 @@ def diagnosis_from(values: Mapping[str, Any]) -> Diagnosis:
         training["foreign"] = tuple(training["foreign"])
     return Diagnosis(
         spike=Spike(**values["spike"]),
-        causes=tuple(Cause(**cause) for cause in values["causes"]),
+        causes=tuple(Cause(**{**cause, "settings": tuple(cause.get("settings", ()))}) for cause in values["causes"]),
         probes=tuple(Probe(**probe) for probe in values["probes"]),
         training=Training(**training),
         seconds=values["seconds"],

@@ -13,6 +13,9 @@ from spikewise.records import STEP
 
 TAIL = 20
 """Steps over which momentum still carries an earlier gradient along (0.9^20 = 0.12)."""
+ABRUPT = 2.01
+"""A learning rate rises or falls abruptly if it changes by more than this factor from one step to the next. The first steps of a
+linear warm-up may double it."""
 JUMP = 3.0
 """Moving statistics that moved this many times farther than anywhere else in the epoch were lost."""
 
@@ -42,17 +45,46 @@ def gradient_ratio(steps: np.ndarray, earlier: np.ndarray) -> float:
     return float(np.sqrt(np.mean(steps["gradient_norm"] ** 2) / (np.mean(earlier["gradient_norm"] ** 2) + 1e-12)))
 
 
-def step_ratios(steps: np.ndarray, earlier: np.ndarray) -> np.ndarray:
-    """Step lengths [s] as multiples of the median of the earlier epochs."""
-    return np.asarray(steps["update_norm"] / (np.median(earlier["update_norm"]) + 1e-12))
+def raised(rates: np.ndarray, before: float = np.nan) -> np.ndarray:
+    """How many times the learning rate of each step [s] lies above where a smooth schedule would be: k from a step on that raises
+    it k-fold at once, until it falls as abruptly; 1 in a warm-up, a cosine, or after a step down.
+
+    A rise is smooth if it at most doubles the rate, or continues at the pace of its neighbours, as the first steps of a linear
+    warm-up from nearly 0 do. `before`: the rate of the step before these; NaN if there was none.
+    """
+    known = np.concatenate([[before], np.asarray(rates, float)])
+    places = np.flatnonzero(known > 0)  # steps at a rate of 0 move nothing, so nothing is compared with them
+    moving = known[places]
+    excess = np.ones(len(known))
+    increments, factor = np.diff(moving, prepend=np.nan, append=np.nan), 1.0
+    ratios = moving[1:] / moving[:-1]
+    for i in np.flatnonzero((ratios > ABRUPT) | (ratios < 1 / ABRUPT)) + 1:
+        if not 0 < increments[i] <= 2 * np.nanmax([increments[i - 1], increments[i + 1], 0]):
+            factor *= ratios[i - 1]
+            excess[places[i] :] = max(factor, 1.0)
+    return excess[1:]
 
 
-def unexplained_lengths(steps: np.ndarray, earlier: np.ndarray) -> np.ndarray:
-    """How many times longer each step [s] was than its gradients explain: about 1 if only the gradients differ, k if the learning
-    rate was k times the usual one. Adam's steps grow at most in proportion to the recent gradients."""
+def _paces(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Step lengths [s] per unit of the highest of the recent `rates` [s]: momentum still carries its steps along. After a tenfold
+    decrease that matters for longer than TAIL."""
+    recent = np.array([rates[max(0, i - 2 * TAIL) : i + 1].max() for i in range(len(rates))])
+    return np.asarray(steps["update_norm"] / np.where(recent > 0, recent, np.inf))
+
+
+def unexplained_lengths(steps: np.ndarray, earlier: np.ndarray, before: float = np.nan) -> np.ndarray:
+    """How many times longer each step [s] was than its gradients and a smooth schedule of the learning rate explain: about 1 if
+    only the gradients differ or the rate warms up, k if the rate was raised k-fold at once, or if something else made the step k
+    times as long. Adam's steps grow at most in proportion to the recent gradients.
+
+    `before`: the learning rate of the last step before these, if known.
+    """
     gradients = np.maximum(gradient_ratios(steps, earlier), 1)
     recent = np.array([gradients[max(0, i - TAIL) : i + 1].max() for i in range(len(gradients))])
-    return np.asarray(step_ratios(steps, earlier) / recent)
+    smooth = steps["learning_rate"] / raised(steps["learning_rate"], before)
+    rates = np.concatenate([earlier["learning_rate"], smooth])
+    paces = _paces(np.concatenate([earlier, steps]), rates)
+    return np.asarray(paces[len(earlier) :] / (np.median(paces[: len(earlier)]) + 1e-12) / recent)
 
 
 def astray(steps: np.ndarray, earlier: np.ndarray) -> float:

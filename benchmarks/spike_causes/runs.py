@@ -306,12 +306,12 @@ class Run:
             logits = self.model(pixels, training=True)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         gradients = [self.gradient_sign * g for g in tape.gradient(loss, weights)]
-        before = [tf.identity(w) for w in weights]
-        with tf.control_dependencies(before):
+        before, rate = [tf.identity(w) for w in weights], tf.identity(self.optimizer.learning_rate.value)
+        with tf.control_dependencies([*before, rate]):
             self.optimizer.apply(gradients)
         norm = tf.linalg.global_norm(gradients)
         update = tf.linalg.global_norm([tf.convert_to_tensor(now) - was for now, was in zip(weights, before, strict=True)])
-        return tf.stack([loss, norm, update])
+        return tf.stack([loss, norm, update, rate])
 
     def _losses(self, pixels: tf.Tensor, labels: tf.Tensor, training: bool) -> tf.Tensor:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, self.model(pixels, training=training))

@@ -75,6 +75,7 @@ def attribute(case: Case) -> tuple[Cause, ...]:
             remedy=kind.remedy(case, claim),
             event=claim.event.kind if claim.event else None,
             short_remedy=kind.short_remedy(case, claim) if kind.short_remedy else None,
+            settings=kind.settings(case, claim),
         )
         for kind, claim in ranked.values()
     )

@@ -30,25 +30,30 @@ def _half_life(momentum: float) -> float:
     return float(np.log(0.5) / np.log(momentum))
 
 
-def _adjustable(hyperparameters: Hyperparameters) -> bool:
-    """Whether the momentum is known and can be lowered."""
-    return hyperparameters.momentum > LOWEST and hyperparameters.steps > 0  # False for a momentum of NaN
+def _better(now: Hyperparameters) -> str | None:
+    """A lower momentum that suits the epoch; None if the present one is unknown, differs between layers, or is low already."""
+    if not (now.momentum > LOWEST and now.steps > 0):  # a momentum of NaN is not above LOWEST
+        return None
+    return f"{next((m for m in (0.99, 0.97, 0.9) if m < now.momentum and _half_life(m) < now.steps / 5), LOWEST):g}"
 
 
 def _short_remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
-    now = case.hyperparameters
-    if not _adjustable(now):
-        return "lower BatchNormalization's momentum, or re-estimate its statistics before evaluating"
-    better = next((m for m in (0.99, 0.97, 0.9) if m < now.momentum and _half_life(m) < now.steps / 5), LOWEST)
-    return f"set BatchNormalization's momentum to {better:g}"
+    again = "re-estimate BatchNormalization's statistics on training batches before evaluating"
+    better = _better(case.hyperparameters)
+    return f"{again}, or set its momentum to {better}" if better else again
 
 
 def _remedy(case: Case, claim: Claim) -> str:
     now, short = case.hyperparameters, _short_remedy(case, claim)
-    if not _adjustable(now):
+    if not _better(now):
         return f"{short}."
     lag = f"at {now.momentum:g} the statistics need {_half_life(now.momentum):.0f} steps to follow half of a change"
     return f"{short} ({lag}; an epoch has {now.steps})."
+
+
+def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
+    better = _better(case.hyperparameters)
+    return ("model.statistics=precise", *((f"model.momentum={better}",) if better else ()))
 
 
 CAUSE = CauseKind(
@@ -59,4 +64,5 @@ CAUSE = CauseKind(
     evidence=_evidence,
     remedy=_remedy,
     short_remedy=_short_remedy,
+    settings=_settings,
 )

@@ -14,11 +14,24 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
     return "The loss has not recovered." if np.isfinite(case.spike.loss) else "The loss is not finite."
 
 
-def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
+def _rate(case: Case) -> str | None:
+    """A tenth of the learning rate; None if it is unknown."""
     rate = case.hyperparameters.learning_rate
-    lower = f"a learning rate of {rate / 10:.2g}" if np.isfinite(rate) else "a lower learning rate"
+    return f"{rate / 10:.2g}" if np.isfinite(rate) else None
+
+
+def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    rate = _rate(case)
+    lower = f"a learning rate of {rate}" if rate else "a tenth of the learning rate"
     checkpoint = f" from a checkpoint before epoch {case.spike.epoch}" if case.spike.epoch > 1 else ""
     return f"restart{checkpoint} with {lower}."
 
 
-CAUSE = CauseKind("divergence", "a divergence", harms_training=True, rule=_rule, evidence=_evidence, remedy=_remedy)
+def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
+    rate = _rate(case)
+    return (f"optimizer.learning_rate={rate}",) if rate else ()
+
+
+CAUSE = CauseKind(
+    "divergence", "a divergence", harms_training=True, rule=_rule, evidence=_evidence, remedy=_remedy, settings=_settings
+)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from spikewise.causes.kind import CauseKind, Claim, claim_from, percent, recovers
 from spikewise.records import Case
 
@@ -35,12 +37,34 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
     return evidence + (f"; gradients were {larger:.1f} times as large as before." if larger >= MENTIONED else ".")
 
 
+def _decay(case: Case) -> str | None:
+    """The decay of a moving average over about one epoch, as the probe averaged; None if the epoch's steps are unknown."""
+    steps = case.hyperparameters.steps
+    return f"{1 - float(f'{np.clip(1 / steps, 1e-4, 0.1):.0e}'):g}" if steps else None
+
+
+def _rate(case: Case) -> str | None:
+    """Half of the learning rate; None if it is unknown."""
+    rate = case.hyperparameters.learning_rate
+    return f"{rate / 2:.2g}" if np.isfinite(rate) else None
+
+
 def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
-    batch = case.hyperparameters.batch_size
+    batch, decay, rate = case.hyperparameters.batch_size, _decay(case), _rate(case)
+    average = "average the weights" + (f" with a decay of {decay}" if decay else "")
     larger = f"a batch of {4 * batch} instead of {batch} images" if batch else "a larger batch"
-    return f"average the weights, use {larger}, or lower the learning rate."
+    return f"{average}, use {larger}, or halve the learning rate{f' to {rate}' if rate else ''}."
 
 
-CAUSE = CauseKind("gradient_noise", "gradient noise", harms_training=True, rule=_rule, evidence=_evidence, remedy=_remedy)
+def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
+    batch, decay, rate = case.hyperparameters.batch_size, _decay(case), _rate(case)
+    average = (f"optimizer.ema={decay}",) if decay else ()
+    larger = (f"training.batch_size={4 * batch}",) if batch else ()
+    return (*average, *larger, *((f"optimizer.learning_rate={rate}",) if rate else ()))
+
+
+CAUSE = CauseKind(
+    "gradient_noise", "gradient noise", harms_training=True, rule=_rule, evidence=_evidence, remedy=_remedy, settings=_settings
+)
 OSCILLATION = replace(CAUSE, rule=_oscillation_rule)
 """Gradients were as large as usual, but the weights oscillate."""

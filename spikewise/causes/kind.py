@@ -29,6 +29,8 @@ Rule = Callable[[Case], Claim | None]
 """Judges a case; None if nothing supports the cause."""
 Sentence = Callable[[Case, Claim], str]
 """Puts a claim into words, with the numbers of the case."""
+SettingsOf = Callable[[Case, Claim], tuple[str, ...]]
+"""The remedy as settings of the training job, as in `records.Cause.settings`: the alternatives in the order of the sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class CauseKind:
     """One concrete action, in lower case, with a full stop."""
     short_remedy: Sentence | None = None
     """The remedy without its explanation; None if the remedy is short already."""
+    settings: SettingsOf = lambda *_: ()
+    """The same remedy, with the same numbers, as settings of the training job. Default: no setting does it."""
     specific_title: Callable[[Diagnosis], str | None] = lambda _: None
     """A more specific title for a diagnosis whose verdict this is, or None."""
 

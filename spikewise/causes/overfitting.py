@@ -8,6 +8,10 @@ from spikewise.suspects import HALF
 
 SHARED = 0.2
 """If the training images rise by at most this fraction of the validation rise, they do not share it."""
+PATIENCE = 10
+"""Epochs without a better one after which to stop, as suggested."""
+SHIFT = 4
+"""Pixels by which to shift training images, as suggested."""
 
 
 def only_validation_rose(case: Case) -> Claim | None:
@@ -44,8 +48,17 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
 
 
 def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
-    best = f"keep epoch {case.overfitting.epoch}" if case.overfitting else "keep the best epoch"
-    return f"{best}, or add data, augmentation or dropout."
+    best = f"the best epoch (so far {case.overfitting.epoch})" if case.overfitting else "the best epoch"
+    return (
+        f"keep {best} and stop {PATIENCE} epochs after it, or shift the training images at random by up to {SHIFT} pixels; "
+        "more training images, which no setting adds, help most."
+    )
 
 
-CAUSE = CauseKind("overfitting", "overfitting", harms_training=True, rule=_rule, evidence=_evidence, remedy=_remedy)
+def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
+    return (f"training.keep=best training.early_stopping={PATIENCE}", f"augmentation.shift={SHIFT}")
+
+
+CAUSE = CauseKind(
+    "overfitting", "overfitting", harms_training=True, rule=_rule, evidence=_evidence, remedy=_remedy, settings=_settings
+)

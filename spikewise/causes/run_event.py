@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from spikewise.causes.kind import CauseKind, Claim, claim_from, percent
 from spikewise.records import Case, Diagnosis, Event
 from spikewise.steps import JUMP
@@ -9,6 +11,8 @@ from spikewise.suspects import HALF
 
 TRACE = 1.5
 """An event left a trace if the steps after it were this many times longer than their gradients explain."""
+WARMUP = 3
+"""Epochs of warm-up that are suggested."""
 RAISED = 1.2
 """A learning rate counts as raised above this multiple of the earlier one."""
 
@@ -17,7 +21,9 @@ class _Wording(NamedTuple):
     title: str
     what: str
     remedy: str
-    """`{before:g}` stands for the value before the event."""
+    """`{before:g}` and `{after:g}` stand for the values before and after the event."""
+    settings: tuple[str, ...] = ()
+    """The same as settings, with the same placeholders."""
 
 
 WORDING = {
@@ -27,17 +33,26 @@ WORDING = {
     "optimizer_reset": _Wording(
         "a lost optimizer state",
         "The optimizer state was lost",
-        "restore it with the weights, or warm up the learning rate over 100 steps.",
+        "restore it together with the weights.",
     ),
     "learning_rate": _Wording(
-        "a raised learning rate", "The learning rate was changed", "go back to {before:g}, or warm up to the new learning rate."
+        "a raised learning rate",
+        "The learning rate was changed",
+        f"go back to {{before:g}}, or start again and warm up to {{after:g}} over {WARMUP} epochs.",
+        ("optimizer.learning_rate={before:g}", f"optimizer.learning_rate={{after:g}} optimizer.warmup_epochs={WARMUP}"),
     ),
     "world_size": _Wording(
         "a changed number of workers",
         "The number of workers was changed",
-        "keep the global batch size, and synchronize BatchNorm across workers.",
+        "synchronize BatchNorm across workers.",
+        ("model.batch_normalization=synchronized",),
     ),
-    "batch_size": _Wording("a changed batch size", "The batch size was changed", "adjust the learning rate to the new batch size."),
+    "batch_size": _Wording(
+        "a changed batch size",
+        "The batch size was changed",
+        "go back to a batch of {before:g} images.",
+        ("training.batch_size={before:g}",),
+    ),
     "data": _Wording("changed training data", "The training data were changed", "compare the new data with the old."),
 }
 
@@ -92,7 +107,24 @@ def _evidence(case: Case, claim: Claim) -> str:
 def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
     if claim.event is None:
         return "find what else writes the weights: a restore, a callback, another process, faulty memory."
-    return WORDING[claim.event.kind].remedy.format(before=claim.event.before or 0)
+    wording, (before, after) = WORDING[claim.event.kind], _values(claim.event)
+    if np.isnan(before) and "{before" in wording.remedy:
+        return "undo the change."
+    return wording.remedy.format(before=before, after=after)
+
+
+def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
+    if claim.event is None:
+        return ()
+    before, after = _values(claim.event)
+    found = [line.format(before=before, after=after) for line in WORDING[claim.event.kind].settings]
+    return tuple(line for line in found if "nan" not in line)
+
+
+def _values(event: Event) -> tuple[float, float]:
+    """The values before and after; NaN if unknown."""
+    before, after = (np.nan if value is None else value for value in (event.before, event.after))
+    return before, after
 
 
 def _specific_title(diagnosis: Diagnosis) -> str | None:
@@ -109,5 +141,6 @@ CAUSE = CauseKind(
     rule=_rule,
     evidence=_evidence,
     remedy=_remedy,
+    settings=_settings,
     specific_title=_specific_title,
 )

@@ -11,6 +11,8 @@ from spikewise.suspects import HALF
 
 FAR_LONGER = 30.0
 """A step this many times longer than its gradient explains rules chance out."""
+MOST = 0.5
+"""The highest fraction of the images that should validate."""
 
 
 def _rule(case: Case) -> Claim | None:
@@ -54,10 +56,22 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
 def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
     spike = case.spike
     count, what = _drawn(spike)
-    if _from_few_groups(spike):  # too few to estimate how many would do
+    if _from_few_groups(spike):
         return f"use at least {FEW_GROUPS} {what}: with only {count}, a single group can move the mean."
-    needed = 10 * np.ceil(count * (CERTAIN * spike.error / spike.rise) ** 2 / 10)
-    return f"use about {needed:,.0f} {what} instead of {count:,}: then a rise of {spike.rise:.3f} would be more than chance."
+    return f"use about {_needed(spike):,} {what} instead of {count:,}: then a rise of {spike.rise:.3f} would be more than chance."
+
+
+def _needed(spike: Spike) -> int:
+    """How many units a draw should consist of, so that the rise would be more than chance."""
+    if _from_few_groups(spike):  # too few to estimate how many would do
+        return FEW_GROUPS
+    return int(10 * np.ceil(_drawn(spike)[0] * (CERTAIN * spike.error / spike.rise) ** 2 / 10))
+
+
+def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
+    # The fraction that gives as many images as the remedy asks for. Where that is most of them, only more images help.
+    fraction = case.hyperparameters.validation_fraction * _needed(case.spike) / _drawn(case.spike)[0]
+    return (f"data.validation_fraction={np.ceil(100 * fraction) / 100:g}",) if fraction <= MOST else ()
 
 
 CAUSE = CauseKind(
@@ -67,6 +81,7 @@ CAUSE = CauseKind(
     rule=_rule,
     evidence=_evidence,
     remedy=_remedy,
+    settings=_settings,
 )
 FEW_GROUPS_ONLY = replace(CAUSE, rule=_few_groups_rule)
 """The validation images come from so few groups that almost any rise could be chance. Other causes are considered first."""

@@ -9,7 +9,7 @@ UNDECIDED = {
     "before_event": "the event left no trace in the steps after it",
     "few_examples": "without them there would still be an alarm, or the steps were so long that these images suffered first",
     "statistics": "the training loss of the last batches was unusually high, or the loss is still far too high",
-    "line": "no step was twice as long as its gradient explains",
+    "line": "no step was twice as long as its gradient and the schedule of the learning rate explain",
     "averaged": "gradients were not unusual, or the loss is still far too high",
 }
 """Why a probe that removes half of the rise may still not decide."""

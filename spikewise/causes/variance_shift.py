@@ -15,10 +15,34 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
     )
 
 
-def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
-    return "move dropout after the last BatchNormalization or lower its rate: it changes the variance that the statistics measure."
+def _rate(case: Case) -> str | None:
+    """Half of the highest dropout rate; None if it is unknown or there is none."""
+    rate = case.hyperparameters.dropout
+    return f"{rate / 2:.2g}" if rate > 0 else None  # False for NaN
+
+
+def _remedy(case: Case, claim: Claim) -> str:
+    return f"{_short_remedy(case, claim)}: dropout changes the variance that the statistics measure."
+
+
+def _short_remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    rate = _rate(case)
+    lower = f"lower dropout to {rate}" if rate else "lower the dropout rate"
+    return f"re-estimate BatchNormalization's statistics without dropout before evaluating, or {lower}"
+
+
+def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
+    rate = _rate(case)
+    return ("model.statistics=precise", *((f"model.dropout={rate}",) if rate else ()))
 
 
 CAUSE = CauseKind(
-    "variance_shift", "dropout before BatchNorm", harms_training=False, rule=_rule, evidence=_evidence, remedy=_remedy
+    "variance_shift",
+    "dropout before BatchNorm",
+    harms_training=False,
+    rule=_rule,
+    evidence=_evidence,
+    remedy=_remedy,
+    short_remedy=_short_remedy,
+    settings=_settings,
 )

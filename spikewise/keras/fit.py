@@ -4,7 +4,6 @@ to weights and optimizer. The step itself stays Keras' own, and so do its number
 Shapes: n validation examples, b examples of a batch, s steps of an epoch.
 """
 
-import itertools
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from spikewise import describe
-from spikewise.causes.run_event import RAISED
 from spikewise.diagnose import Diagnostician
 from spikewise.errors import UserError
 from spikewise.keras.data import Examples, classes, labelled, loss_of, predicted
 from spikewise.keras.network import KerasNetwork
 from spikewise.records import STEP, Diagnosis, Event
+from spikewise.steps import ABRUPT, raised
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class Watch:
         self._sample: list[tuple[Any, Any]] = []
         self._steps = 0
         """Number of steps of the last epoch."""
-        self._rate = 0.0
+        self._rate = np.nan
         """Learning rate of the last step."""
         self._lines: list[str] = []
         """Lines to print between two epochs."""
@@ -106,11 +105,12 @@ class Watch:
     def close_epoch(self) -> float | None:
         """Evaluates and diagnoses the epoch. Returns the validation loss, None for an epoch without steps. Raises UserError if the
         order of the validation data changed."""
-        steps, rates = self._recorder.steps()
+        steps = self._recorder.steps()
         self._steps = len(steps)
         if self._diagnostician is None or not len(steps):
             return None
-        before, self._rate = self._rate, rates[-1]
+        rates = steps["learning_rate"]
+        before, self._rate = self._rate, float(rates[-1])
         losses, outputs, labels = self._evaluate()
         if labels.shape != self._labels.shape or not np.array_equal(labels, self._labels):
             raise UserError(
@@ -123,8 +123,8 @@ class Watch:
                 losses,
                 sample,
                 steps,
-                learning_rate=rates[-1],
-                events=_raises(before, rates, self.epochs + 1),
+                learning_rate=np.nan if self._recorder.scheduled else self._rate,
+                events=[] if self._recorder.scheduled else _raises(before, rates, self.epochs + 1),
                 predict=lambda numbers: predicted(numbers, self._classes, outputs),
             )
         except Exception as error:  # a failed diagnosis must not end the training
@@ -168,8 +168,10 @@ class Watch:
             batch_size=batch_size,
             labels=self._classes,
             momentum=self._network.momentum,
+            dropout=self._network.dropout,
             smallest_fraction=self._smallest_fraction,
-            **self._names,
+            keys=self._names.get("keys"),
+            groups=self._names.get("groups"),
         )
 
     def _keep_bad_batches(self, diagnosis: Diagnosis) -> None:
@@ -298,15 +300,22 @@ class StepRecorder:
         self._measurements.append(self._measure(rate))
         return logs
 
-    def steps(self) -> tuple[np.ndarray, list[float]]:
-        """The step records [s] of the epoch, dtype STEP, and the learning rate of each step."""
+    @property
+    def scheduled(self) -> bool:
+        """Whether the optimizer was compiled with a schedule, so that changes of the learning rate are declared."""
+        optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
+        return isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+
+    def steps(self) -> np.ndarray:
+        """The step records [s] of the epoch, dtype STEP."""
         seen = np.cumsum(self._sizes)
         totals = np.array([float(loss) for loss in self._losses]) * seen  # Keras reports the mean since the epoch began
         measured = np.array([np.asarray(values) for values in self._measurements]).reshape(-1, 3)
         steps = np.zeros(len(seen), STEP)
         steps["loss"] = np.diff(totals, prepend=0) / self._sizes if len(seen) else 0
-        steps["gradient_norm"], steps["update_norm"] = measured[:, 0], measured[:, 1]
-        return steps, measured[:, 2].tolist()
+        for number, name in enumerate(("gradient_norm", "update_norm", "learning_rate")):
+            steps[name] = measured[:, number]
+        return steps
 
     def _measured(self, rate: tf.Tensor) -> tf.Tensor:
         """Gradient norm, step length, learning rate. If the optimizer does not reveal the gradient, its norm is 1."""
@@ -332,11 +341,13 @@ class StepRecorder:
             before.assign(now)
 
 
-def _raises(before: float, rates: Sequence[float], epoch: int) -> list[Event]:
-    """The largest raise of the learning rate in the epoch, as an event; `before`: the last learning rate of the epoch before."""
-    ratios = [after / earlier if earlier > 0 else 1.0 for earlier, after in itertools.pairwise([before, *rates])]
-    at = int(np.argmax(ratios))
-    return [Event("learning_rate", epoch, at, [before, *rates][at], rates[at])] if ratios[at] >= RAISED else []
+def _raises(before: float, rates: np.ndarray, epoch: int) -> list[Event]:
+    """The abrupt raise of the learning rate in the epoch, if there was one, as an event; a warm-up is none. `before`: the last
+    learning rate of the epoch before."""
+    factors = raised(rates, before)
+    at = int(np.argmax(factors))
+    rate, factor = float(rates[at]), float(factors[at])
+    return [Event("learning_rate", epoch, at, rate / factor, rate)] if factor > ABRUPT else []
 
 
 def _bytes(*arrays: Any) -> int:

@@ -42,6 +42,8 @@ class KerasNetwork:
         # One compiled read of all weights: reading them one by one takes up to four times as long.
         self._read = tf.function(lambda: [tf.identity(v.value) for v in self._weights])
         self.drops = bool(self._dropouts)
+        self.dropout = max((float(layer.rate) for layer in self._dropouts), default=float("nan"))
+        """The highest dropout rate; NaN without dropout."""
         self._forward: dict[tuple[float, ...], Callable[..., Any]] = {}
         momenta = {float(layer.momentum) for layer in self._norms}
         self.momentum = momenta.pop() if len(momenta) == 1 else float("nan")

@@ -85,7 +85,7 @@ def probed(
         case,
         probes=known,
         training=Training(train_rise=means[1] - means[0], train_loss=means[0]),
-        hyperparameters=Hyperparameters(momentum=network.momentum),
+        hyperparameters=Hyperparameters(momentum=network.momentum, dropout=network.dropout),
         predicted=predicted(listed, classes(labels, outputs), outputs),
     )
 

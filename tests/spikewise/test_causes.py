@@ -8,50 +8,26 @@ import pytest
 from spikewise import causes
 from spikewise.causes import attribute
 from spikewise.probes import TITLES
-from spikewise.records import Case, Event, Hyperparameters, Overfitting, Probe, Spike, Training
-
-SPIKE = Spike(9, 0.9, 0.5, 0.02, 0.16, 0.4, 0.35, 0.45, 0.025, 300)
-QUIET = Training(straightness=0.9, train_rise=0.39, train_loss=0.3)
-HYPERPARAMETERS = Hyperparameters(learning_rate=1e-3, batch_size=32, steps=50, momentum=0.99)
-RATE = Event("learning_rate", 9, 10, 1e-4, 1e-3)
-IMAGES = [{"image": i, "before": 0.3, "now": 20.0} for i in (3, 8)]
-
-
-def probe(name, fraction, spread=0.05, **facts):
-    return Probe(name, fraction, fraction - spread, fraction + spread, 0.01, 1, facts)
-
-
-def case(probes=(), spike=SPIKE, training=QUIET, **more):
-    return Case(spike, {one.name: one for one in probes}, training, HYPERPARAMETERS, **more)
-
-
-FEW = probe("few_examples", 0.95, images=IMAGES, left=0.02, of=300)
-AGAIN = probe("repetition", 0.9, difference=0.3)
-STABLE = probe("repetition", 0.0, difference=0.0)
-THEN = probe("earlier_weights", 0.9, recorded=0.5, today=0.86)
-EVENT = probe("before_event", 0.97, **RATE.as_dict())
-BATCH = probe("bad_batches", 0.9, batches=[30], losses=[3.0], usual=0.4, odd=[], each=[[3.0]])
-SHIFT = probe("variance_shift", 0.8, without=0.55, with_dropout=0.88, before=0.5)
-LINE = probe("line", 0.9, at=0.25, times=4.0, losses={0.0: 0.5, 0.25: 0.52, 1.0: 0.88})
-MEAN = probe("averaged", 0.85, now=0.54, before=0.5)
-STATISTICS = probe("statistics", 0.9, now=0.54, before=0.5)
-LONG = replace(QUIET, length=4.0, length_after=(4.0,), jumps=(1.0,))
-
-WINS = {
-    "divergence": case(spike=replace(SPIKE, outcome="divergence")),
-    "nondeterministic_evaluation": case([AGAIN, THEN]),
-    "few_examples": case([STABLE, FEW]),
-    "sampling_noise": case([STABLE], spike=replace(SPIKE, error=0.3, low=-0.2, high=1.0)),
-    "run_event": case([STABLE, EVENT], training=LONG, events=(RATE,)),
-    "bad_batch": case([STABLE, BATCH]),
-    "batchnorm_statistics": case([STABLE, STATISTICS]),
-    "variance_shift": case([STABLE, SHIFT]),
-    "overshoot": case([STABLE, LINE], training=LONG),
-    "gradient_noise": case([STABLE, MEAN], training=replace(QUIET, gradient=2.5)),
-    "distribution_shift": case([STABLE], training=replace(QUIET, train_rise=-0.01)),
-    "overfitting": case([STABLE], training=replace(QUIET, train_rise=-0.01), overfitting=Overfitting(3, 0.4, 0.01, 0.2)),
-    "unexplained": case([STABLE]),
-}
+from spikewise.records import Case, Event, Hyperparameters, Probe
+from tests.spikewise.cases import (
+    AGAIN,
+    BATCH,
+    EVENT,
+    FEW,
+    LINE,
+    LONG,
+    MEAN,
+    QUIET,
+    RATE,
+    SHIFT,
+    SPIKE,
+    STABLE,
+    STATISTICS,
+    THEN,
+    WINS,
+    case,
+    probe,
+)
 
 
 @pytest.mark.parametrize("cause", causes.NAMES)
@@ -217,7 +193,7 @@ PATH = Probe("path", 0.95, 0.95, 0.95, passes=3, facts={"first": 0, "last": 10})
             "one (BatchNorm statistics re-estimated) removes 90% of it, but its interval includes 0.",
         ),
         (STATISTICS, replace(QUIET, astray=8.0), "but the training loss of the last batches was unusually high"),
-        (LINE, QUIET, "but no step was twice as long as its gradient explains."),
+        (LINE, QUIET, "but no step was twice as long as its gradient and the schedule of"),
         (MEAN, QUIET, "but gradients were not unusual"),
         (PATH, QUIET, "accounts for half of the rise (most, 0%: evaluated a second time)."),
     ],
@@ -260,11 +236,114 @@ def test_the_suggested_momentum_follows_the_epoch(momentum, steps, better):
     """A suggestion of the present momentum would not help; one without a known momentum would be invented."""
     hyperparameters = Hyperparameters(batch_size=32, steps=steps, momentum=momentum)
     verdict = attribute(replace(case([STABLE, STATISTICS]), hyperparameters=hyperparameters))[0]
-    assert verdict.short_remedy is not None
-    assert verdict.short_remedy.startswith(f"set BatchNormalization's momentum to {better}" if better else "lower")
+    again = "re-estimate BatchNormalization's statistics on training batches before evaluating"
+    assert verdict.short_remedy == (f"{again}, or set its momentum to {better}" if better else again)
+    assert verdict.settings == ("model.statistics=precise", *((f"model.momentum={better}",) if better else ()))
 
 
 def test_every_probe_that_a_cause_relies_on_has_a_title():
     """Otherwise the report would show an internal name."""
     used = {one.name for each in WINS.values() for one in each.probes.values()} | {PATH.name}
     assert used <= set(TITLES)
+
+
+SETTINGS = {
+    "divergence": (
+        "restart from a checkpoint before epoch 9 with a learning rate of 0.0001.",
+        ("optimizer.learning_rate=0.0001",),
+    ),
+    "nondeterministic_evaluation": (None, ()),
+    "few_examples": (None, ()),
+    "sampling_noise": (
+        "use about 1,840 validation images instead of 300: then a rise of 0.400 would be more than chance.",
+        (),  # 1,840 images are more than there are
+    ),
+    "run_event": (
+        "go back to 0.0001, or start again and warm up to 0.001 over 3 epochs.",
+        ("optimizer.learning_rate=0.0001", "optimizer.learning_rate=0.001 optimizer.warmup_epochs=3"),
+    ),
+    "bad_batch": ("look at the images and labels of batch 31.", ()),
+    "batchnorm_statistics": (
+        "re-estimate BatchNormalization's statistics on training batches before evaluating, or set its momentum to 0.9 "
+        "(at 0.99 the statistics need 69 steps to follow half of a change; an epoch has 50).",
+        ("model.statistics=precise", "model.momentum=0.9"),
+    ),
+    "variance_shift": (
+        "re-estimate BatchNormalization's statistics without dropout before evaluating, or lower dropout to 0.25: dropout changes "
+        "the variance that the statistics measure.",
+        ("model.statistics=precise", "model.dropout=0.25"),
+    ),
+    "overshoot": (
+        "lower the learning rate to 0.00025 and warm it up over 3 epochs, or clip gradients at a norm of 2.3 (95 % of the earlier "
+        "ones stayed below).",
+        ("optimizer.learning_rate=0.00025 optimizer.warmup_epochs=3", "optimizer.clip_norm=2.3"),
+    ),
+    "gradient_noise": (
+        "average the weights with a decay of 0.98, use a batch of 128 instead of 32 images, or halve the learning rate to 0.0005.",
+        ("optimizer.ema=0.98", "training.batch_size=128", "optimizer.learning_rate=0.0005"),
+    ),
+    "distribution_shift": (None, ()),
+    "overfitting": (
+        "keep the best epoch (so far 3) and stop 10 epochs after it, or shift the training images at random by up to 4 pixels; "
+        "more training images, which no setting adds, help most.",
+        ("training.keep=best training.early_stopping=10", "augmentation.shift=4"),
+    ),
+    "unexplained": (None, ()),
+}
+"""Remedy, if it contains numbers, and settings of the verdict in each case of WINS."""
+
+
+@pytest.mark.parametrize("cause", causes.NAMES)
+def test_a_remedy_and_its_settings_say_the_same(cause):
+    """A user who copies the settings would try something else than what the report explains."""
+    verdict, (remedy, settings) = attribute(WINS[cause])[0], SETTINGS[cause]
+    assert remedy in (None, verdict.remedy)
+    assert verdict.settings == settings
+
+
+@pytest.mark.parametrize(
+    ("event", "remedy", "settings"),
+    [
+        (Event("restart", 9, 10), "restore weights", ()),
+        (Event("optimizer_reset", 9, 10), "restore it together", ()),
+        (Event("world_size", 9, 10, 2, 4), "synchronize BatchNorm", ("model.batch_normalization=synchronized",)),
+        (Event("batch_size", 9, 10, 32, 256), "go back to a batch of 32 images.", ("training.batch_size=32",)),
+        (Event("batch_size", 9, 10), "undo the change.", ()),
+        (Event("data", 9, 10), "compare the new data", ()),
+    ],
+)
+def test_each_event_has_its_remedy_and_settings(event, remedy, settings):
+    """Advice to go back to a value that is not known, or to a setting of something else, would be followed."""
+    before = probe("before_event", 0.97, **event.as_dict())
+    verdict = attribute(case([STABLE, before], training=LONG, events=(event,)))[0]
+    assert verdict.event == event.kind
+    assert verdict.remedy.startswith(remedy)
+    assert verdict.settings == settings
+
+
+@pytest.mark.parametrize("cause", causes.NAMES)
+def test_without_known_hyperparameters_nothing_is_invented(cause):
+    """`explain` and a schedule object know no learning rate; "a learning rate of nan" would be all that a user remembers."""
+    known = WINS[cause]
+    verdict = attribute(
+        replace(known, hyperparameters=Hyperparameters(), training=replace(known.training, ordinary_gradient=np.nan))
+    )[0]
+    assert "nan" not in f"{verdict.remedy} {verdict.settings}".replace("nance", "")
+    assert not [line for line in verdict.settings if line.startswith(("optimizer.clip", "optimizer.ema", "model.m", "model.d"))]
+
+
+def test_validation_images_are_asked_for_as_a_fraction_where_there_are_enough():
+    """The user would have to work out which fraction gives the number of images that the remedy asks for."""
+    spike = replace(SPIKE, rise=0.05, error=0.02, low=0.01)
+    verdict = attribute(case([STABLE], spike=spike))[0]
+    assert verdict.remedy.startswith("use about 530 validation images instead of 300")
+    assert verdict.settings == ("data.validation_fraction=0.36",)  # 0.2 * 530 / 300
+
+
+def test_clipping_is_no_remedy_for_a_learning_rate_that_was_raised():
+    """Adam makes steps of the same length from clipped gradients, so the next raise would do the same harm."""
+    verdict = attribute(case([STABLE, LINE], training=replace(LONG, length=70.0, raised=70.0)))[0]
+    assert verdict.name == "overshoot"
+    assert "(step 1, where the learning rate had risen 70-fold at once)" in verdict.evidence
+    assert verdict.remedy == "lower the learning rate to 0.0001 and warm it up over 3 epochs."
+    assert verdict.settings == ("optimizer.learning_rate=0.0001 optimizer.warmup_epochs=3",)

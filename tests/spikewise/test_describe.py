@@ -187,6 +187,22 @@ def test_block() -> None:
     assert max(map(len, lines)) <= describe.WIDTH
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ((), ["        No setting does this."]),
+        (("a.b=1",), ["        --set a.b=1"]),
+        (("a.b=1 a.c=x", "d.e=0.5"), ["        --set a.b=1 --set a.c=x", "     or --set d.e=0.5"]),
+    ],
+)
+def test_a_remedy_is_followed_by_its_options(settings: tuple[str, ...], expected: list[str]) -> None:
+    """A user of the job would have to search the settings for what the remedy means; one of the callback has no such options."""
+    diagnosis = replace(of("overshoot"), causes=(Cause("overshoot", 0.8, 0.7, 0.9, "Seen.", "do this.", settings=settings),))
+    assert describe.block(diagnosis, options=True).splitlines()[3:] == ["     -> do this.", *expected]
+    assert "setting" not in describe.block(diagnosis)
+    assert "--set" not in describe.block(diagnosis)
+
+
 def test_a_hostile_key_does_not_steer_the_terminal() -> None:
     """Otherwise anyone who can upload an image could clear the screen of the person who watches the run, or disguise a name."""
     text = describe.block(images(31, [HOSTILE] * 4))

@@ -155,7 +155,7 @@ def _last_diagnosis(losses, sampled, predict=None):
     """The diagnosis of the last of these epochs: validation losses [k, n], training losses [k]."""
     network = _OneWeight(losses)
     diagnostician = Diagnostician(network, batch_size=8)
-    steps = np.array([(0.3, 1, 2)] * 10, STEP)
+    steps = np.array([(0.3, 1, 2, 1e-3)] * 10, STEP)
     for number, sample in enumerate(sampled):
         network.weight = float(number)
         news = diagnostician.close_epoch(losses[number], np.full(8, sample), steps, predict=predict)
@@ -166,8 +166,8 @@ def test_step_records_may_have_further_fields():
     """The job's own step records also count correct answers; the diagnosis must take them as they are, in any order."""
     losses = np.full((8, 300), 0.5) + 0.01 * np.sin(np.arange(8))[:, None]
     losses[-1] += 0.5
-    fields = [(name, np.float32) for name in ("correct", "update_norm", "gradient_norm", "loss")]
-    records = np.array([(7, 2, 1, 0.3)] * 10, fields)
+    fields = [(name, np.float32) for name in ("correct", "learning_rate", "update_norm", "gradient_norm", "loss")]
+    records = np.array([(7, 1e-3, 2, 1, 0.3)] * 10, fields)
     network = _OneWeight(losses)
     diagnostician = Diagnostician(network, batch_size=8)
     for number, epoch in enumerate(losses):
@@ -206,7 +206,7 @@ def test_a_first_epoch_without_a_finite_loss_is_diagnosed():
     found = _last_diagnosis(np.full((1, 300), np.nan), [np.nan])
     assert found.verdict.name == "divergence"
     assert "nan" not in describe.block(found)
-    assert found.verdict.remedy == "restart with a lower learning rate."
+    assert found.verdict.remedy == "restart with a tenth of the learning rate."
 
 
 def test_a_discarded_epoch_leaves_no_snapshots():
@@ -215,7 +215,7 @@ def test_a_discarded_epoch_leaves_no_snapshots():
     losses[-1] += 0.5
     network = _OneWeight(losses)
     diagnostician = Diagnostician(network, batch_size=8)
-    steps = np.array([(0.3, 1, 2)] * 10, STEP)
+    steps = np.array([(0.3, 1, 2, 1e-3)] * 10, STEP)
     for number, epoch in enumerate(losses):
         network.weight = 1000.0
         diagnostician.snapshot(5)

@@ -21,10 +21,12 @@ CAUSES = st.builds(
     *[st.text()] * 2,
     event=st.none() | st.just("restart"),
     short_remedy=st.none() | st.text(),
+    settings=st.lists(st.text(), max_size=2).map(tuple),
 )
 TRAINING = st.builds(
     Training,
     train_loss=NUMBERS,
+    ordinary_gradient=NUMBERS,
     length_after=st.lists(NUMBERS, max_size=2).map(tuple),
     jumps=st.lists(NUMBERS, max_size=2).map(tuple),
     foreign=st.none() | st.tuples(COUNTS, COUNTS, NUMBERS),

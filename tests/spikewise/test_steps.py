@@ -9,7 +9,7 @@ from spikewise import steps as analysis
 from spikewise.records import STEP
 
 RNG = np.random.default_rng(0)
-USUAL = {"loss": 0.5, "gradient_norm": 1.0, "update_norm": 0.01}
+USUAL = {"loss": 0.5, "gradient_norm": 1.0, "update_norm": 0.01, "learning_rate": 1e-3}
 STATISTICS = (1, 2)
 
 
@@ -17,7 +17,15 @@ def _epoch(count=50, **factors):
     """Steps [count] with a little noise; `factors` multiply a field."""
     steps = np.zeros(count, STEP)
     for name, usual in USUAL.items():
-        steps[name] = usual * factors.get(name, 1) * (1 + 0.1 * RNG.normal(size=count))
+        steps[name] = usual * factors.get(name, 1) * (1 + 0.1 * RNG.normal(size=count) * (name != "learning_rate"))
+    return steps
+
+
+def _trained(rates, **factors):
+    """Steps of an epoch with these learning rates, their lengths in proportion."""
+    steps = _epoch(len(rates), **factors)
+    steps["update_norm"] *= np.asarray(rates) / USUAL["learning_rate"]
+    steps["learning_rate"] = rates
     return steps
 
 
@@ -36,12 +44,12 @@ def _path(momentum=0.95, reset=None, drift=0.02, level=0.0, snapshots=(0, 6, 12,
     return path
 
 
-@given(st.lists(st.tuples(*[st.floats(width=64, allow_nan=False)] * 3), max_size=5))
+@given(st.lists(st.tuples(*[st.floats(width=64, allow_nan=False)] * 4), max_size=5))
 def test_step_records_survive_storage_as_a_plain_array(rows):
     """Otherwise a resumed run would compare its steps with others than the run had."""
     steps = np.array(rows, STEP)
     plain = analysis.as_array(steps)
-    assert plain.shape == (len(rows), 3)
+    assert plain.shape == (len(rows), 4)
     np.testing.assert_array_equal(analysis.from_array(plain), steps)
 
 
@@ -50,6 +58,77 @@ def test_long_steps_are_distinguished_from_large_gradients():
     usual = _epoch()
     assert analysis.unexplained_lengths(_epoch(update_norm=8), usual).max() > 6
     assert analysis.unexplained_lengths(_epoch(update_norm=8, gradient_norm=8), usual).max() < 2
+
+
+N = 50
+AT = np.arange(N)
+LAST = 1e-3
+"""The learning rate with which the epoch before ended."""
+SCHEDULES = {
+    "constant": np.full(N, LAST),
+    "linear warm-up": LAST + 2e-4 * (AT + 1),
+    "linear warm-up from nearly 0": None,
+    "doubled": np.full(N, 2 * LAST),
+    "exponential": LAST * 1.1 ** (AT + 1),
+    "cosine": LAST * (1 + np.cos(np.pi * AT / N)) / 2,
+    "cosine to 0": LAST * np.maximum(np.cos(np.pi * AT / N / 2), 0),
+    "step down": np.where(AT < 20, LAST, LAST / 10),
+    "step down between epochs": np.full(N, LAST / 10),
+    "down and back": np.where((AT > 10) & (AT < 30), LAST / 100, LAST),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_makes_no_step_too_long(schedule):
+    """A warm-up would be called an overshoot, and everything that happens within it be blamed on it."""
+    rates, usual = SCHEDULES[schedule], _trained(np.full(N, LAST))
+    before = LAST
+    if rates is None:  # the rates of two epochs of one warm-up
+        whole = 1e-9 + 2.7e-5 * np.arange(2 * N)
+        usual, rates, before = _trained(whole[:N]), whole[N:], float(whole[N - 1])
+        np.testing.assert_array_equal(analysis.raised(whole[:N]), 1)
+    np.testing.assert_allclose(analysis.raised(rates, before), 1)
+    assert analysis.unexplained_lengths(_trained(rates), usual, before).max() < 1.6
+
+
+def test_steps_that_momentum_carries_over_a_step_down_are_not_too_long():
+    """With momentum, the steps after the learning rate fell are still those of the higher one; every step schedule of SGD would be
+    an overshoot."""
+    velocity, steps = USUAL["update_norm"], _epoch()
+    steps["learning_rate"] = np.where(AT < 20, LAST, LAST / 10)
+    for number in range(N):
+        velocity = 0.9 * velocity + 0.1 * USUAL["update_norm"] * steps["learning_rate"][number] / LAST
+        steps["update_norm"][number] = velocity
+    assert analysis.unexplained_lengths(steps, _trained(np.full(N, LAST)), LAST).max() < 1.6
+
+
+@pytest.mark.parametrize(
+    ("rates", "times", "first"),
+    [
+        (np.full(N, 10 * LAST), 10, 0),
+        (np.where(AT == 30, 600 * LAST, LAST), 600, 30),
+        (np.where(AT >= 30, 70 * LAST, LAST), 70, 30),
+        ((LAST + 2e-4 * (AT + 1)) * np.where(AT >= 30, 70, 1), 70, 30),
+    ],
+    ids=["between epochs", "one step", "within the epoch", "within a warm-up"],
+)
+def test_a_learning_rate_that_rises_at_once_makes_steps_too_long(rates, times, first):
+    """A mistyped learning rate explains its own steps; judged by it alone, the harm that it does would stay unexplained."""
+    found = analysis.raised(rates, LAST)
+    assert int(np.argmax(found > 2)) == first
+    assert found.max() == pytest.approx(times, rel=0.05)
+    lengths = analysis.unexplained_lengths(_trained(rates), _trained(np.full(N, LAST)), LAST)
+    assert lengths.max() == pytest.approx(times, rel=0.5)
+    assert lengths[:first].max(initial=1) < 1.6
+
+
+def test_steps_longer_than_their_learning_rate_are_found_in_a_schedule():
+    """Steps ten times too long would hide in a schedule that has lowered the rate tenfold."""
+    steps = _trained(np.full(N, LAST / 10))
+    steps["update_norm"][40] *= 10
+    lengths = analysis.unexplained_lengths(steps, _trained(np.full(N, LAST)), LAST)
+    assert int(lengths.argmax()) == 40
+    assert lengths.max() > 6
 
 
 def test_batches_with_an_unusually_high_training_loss_are_noticed():

@@ -66,7 +66,8 @@ class SmallTraining:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(self.loss(y, self.model(x, training=True)))
         gradients, before = tape.gradient(loss, weights), [tf.identity(weight) for weight in weights]
-        with tf.control_dependencies(before):
+        rate = tf.identity(self.optimizer.learning_rate.value)
+        with tf.control_dependencies([*before, rate]):
             self.optimizer.apply(gradients)
         moved = tf.linalg.global_norm([tf.convert_to_tensor(now) - was for now, was in zip(weights, before, strict=True)])
-        return tf.stack([loss, tf.linalg.global_norm(gradients), moved])
+        return tf.stack([loss, tf.linalg.global_norm(gradients), moved, rate])

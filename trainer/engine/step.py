@@ -233,7 +233,7 @@ class Learner:
         weights = [variable.value for variable in self.model.trainable_variables]
         *gradients, numbers = self.group.run(self._forward_backward, batch, signals)
         before = [tf.identity(weight) for weight in weights]
-        learning_rate = tf.identity(self.optimizer.learning_rate)
+        learning_rate = tf.identity(tf.convert_to_tensor(self.optimizer.learning_rate))
         with tf.control_dependencies([*before, learning_rate]):
             self.optimizer.apply(gradients)
         loss, regularization, correct, stop, save = tf.unstack(numbers)

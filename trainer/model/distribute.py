@@ -44,6 +44,11 @@ class Network:
         momenta = {float(layer.momentum) for layer in self.norms if layer.trainable}
         return momenta.pop() if len(momenta) == 1 else float("nan")
 
+    @property
+    def dropout(self) -> float:
+        """The highest rate of dropout; NaN without any."""
+        return max((float(layer.rate) for layer in self.dropouts), default=float("nan"))
+
     def logits(self, outputs: tf.Tensor) -> tf.Tensor:
         """The model's outputs -> logits [b, K], in the precision of the losses."""
         x = tf.cast(outputs, tf.float64 if outputs.dtype == tf.float64 else tf.float32)

@@ -57,6 +57,7 @@ def render(document: dict[str, Any], thumbnails: Mapping[Place, Thumbnail]) -> s
         style=_style,
         sentence_case=lambda text: text[:1].upper() + text[1:],
         cause=describe.cause_title,
+        options=describe.command_options,
         probe=describe.probe,
     )
     environment.globals.update(number=number, percent=percent, whole_percent=whole_percent, interval=_interval)

@@ -164,7 +164,7 @@ class RunLog:
 
     def _news(self, news: News) -> None:
         if news.diagnosis:
-            self._console.say(describe.block(news.diagnosis))
+            self._console.say(describe.block(news.diagnosis, options=True))
         if news.resolved:
             spike = news.resolved.spike
             self._console.say(f"spike of epoch {spike.epoch}: {spike.outcome} in epoch {spike.outcome_epoch}")

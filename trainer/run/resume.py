@@ -94,9 +94,10 @@ def resume(
         return None
     _, state, meta = found or checkpoints.load(step)
     # 2. Weights, moving statistics and optimizer; the optimizer's step count determines the dropout masks.
-    steps, memory = step_records(_pop(state, STEPS)), _pop(state, DIAGNOSIS)
+    step_arrays, memory = _pop(state, STEPS), _pop(state, DIAGNOSIS)
     learner.restore(state)
     # 3. History, epoch and the steps already made in it, which determine the order of the images.
+    steps = step_records(step_arrays)
     position = Position(meta["epoch"], steps, [results.report_from(values) for values in meta["history"]])
     # 4. The diagnosis, which copies the restored weights at the end of an epoch.
     diagnostician.restore(meta["diagnosis"], memory, at_epoch_end=not len(steps))

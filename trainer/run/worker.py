@@ -135,6 +135,8 @@ class _Worker:
             keys=[rows.keys[row] for row in self.validation],
             labels=self.labels,
             momentum=self.learner.network.momentum,
+            dropout=self.learner.network.dropout,
+            validation_fraction=settings.data.validation_fraction,
         )
         self.checkpoints = Checkpoints(self.store, task.run, settings.checkpoint.keep_last)
         self.recorder = Recorder(self.store, task.run)
@@ -282,8 +284,8 @@ class _Worker:
             first = report.step - len(steps) + int(np.argmin(finite(steps))) + 1
             raise TrainingError(
                 f"The loss or the weights are NaN or infinite in epoch {report.epoch} from step {first} on. Fix: lower "
-                f"optimizer.learning_rate (now {report.learning_rate:g}) and run again under this name to resume from the last "
-                "checkpoint."
+                f"optimizer.learning_rate (now {self.settings.optimizer.learning_rate:g}) and run again under this name to resume "
+                "from the last checkpoint."
             )
 
     def _report(self, trained: _Trained, evaluated: _Evaluated, input_wait: float, began: float) -> EpochReport:
@@ -298,7 +300,7 @@ class _Worker:
             train_loss_inference=float(np.mean(evaluated.sample_losses, dtype=np.float64)),
             validation_loss=float(np.mean(evaluated.losses, dtype=np.float64)),
             validation_accuracy=float(np.mean(np.argmax(evaluated.probabilities, -1) == self.labels)),
-            learning_rate=float(self.learner.optimizer.learning_rate),
+            learning_rate=float(steps["learning_rate"][-1]),
             gradient_norm=float(np.mean(steps["gradient_norm"])),
             update_norm=float(np.mean(steps["update_norm"])),
             images_per_second=trained.steps * batch / trained.seconds,
@@ -322,7 +324,7 @@ class _Worker:
                 evaluated.losses,
                 evaluated.sample_losses,
                 self.position.steps,
-                learning_rate=float(self.learner.optimizer.learning_rate),
+                learning_rate=self.settings.optimizer.learning_rate,
                 events=self.changes,
                 predict=predict,
             )

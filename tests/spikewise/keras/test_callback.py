@@ -75,6 +75,40 @@ def test_a_spike_is_printed_between_two_epochs(capsys):
     assert "in 8 epochs" in spikes.summary
 
 
+PEAK = 1e-2
+STEPS = 10 * 37
+"""Ten epochs of warm-up."""
+
+
+class Linear(keras.optimizers.schedules.LearningRateSchedule):
+    """Rises to PEAK within STEPS steps."""
+
+    def __call__(self, step):
+        return PEAK * tf.minimum((tf.cast(step, tf.float32) + 1) / STEPS, 1.0)
+
+    def get_config(self):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("rate", "callback"),
+    [
+        (Linear(), None),
+        (keras.optimizers.schedules.CosineDecay(0.0, 10 * STEPS, warmup_target=PEAK, warmup_steps=STEPS), None),
+        (1e-3, keras.callbacks.LearningRateScheduler(lambda epoch: PEAK * (epoch + 1) / 10)),
+        (3e-3, keras.callbacks.LearningRateScheduler(lambda epoch: 3e-3 if epoch < 3 else 3e-4)),
+    ],
+    ids=["linear", "cosine", "by epoch", "step down"],
+)
+def test_a_schedule_is_not_blamed_for_a_damaged_batch(rate, callback):
+    """Warm-up is what the remedies themselves ask for; with it, everything in the first epochs would be blamed on it."""
+    spikes, model = SpikeDiagnosis(VALIDATION, smallest_fraction=0.05), network(optimizer=keras.optimizers.Adam(rate))
+    callbacks = [spikes, *([callback] if callback else [])]
+    model.fit(Damaged(), epochs=6, shuffle=False, verbose=0, callbacks=callbacks)
+    assert [(found.spike.epoch, found.verdict.name) for found in spikes.diagnoses][-1:] == [(6, "bad_batch")]
+    assert not [cause for found in spikes.diagnoses for cause in found.causes if cause.name in ("run_event", "overshoot")]
+
+
 def test_an_interrupted_fit_leaves_nothing_behind(watched):
     """In a notebook, fits are interrupted; the next one on the same model must be an ordinary one."""
     model, spikes, _ = watched

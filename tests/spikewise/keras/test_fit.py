@@ -39,11 +39,26 @@ def test_steps_are_measured_from_outside(optimizer):
         recorder.record(32, train)
         length = np.sqrt(sum(np.sum((v.numpy() - b) ** 2) for v, b in zip(model.trainable_variables, before, strict=True)))
         known = not isinstance(optimizer, keras.optimizers.RMSprop)
-        expected.append((float(loss), float(tf.linalg.global_norm(gradients)) if known else 1.0, length))
-    steps, rates = recorder.steps()
+        gradient = float(tf.linalg.global_norm(gradients)) if known else 1.0
+        expected.append((float(loss), gradient, length, float(optimizer.learning_rate)))
+    steps = recorder.steps()
     assert steps.dtype == STEP
     np.testing.assert_allclose(as_array(steps), expected, rtol=1e-4)
-    np.testing.assert_allclose(rates, float(optimizer.learning_rate), rtol=1e-6)
+
+
+def test_the_learning_rate_of_each_step_is_that_of_its_update():
+    """A schedule moves on with each step; the rate of the next step would be recorded for this one."""
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1, 2], [0.3, 0.2, 0.1])
+    model = network(optimizer=keras.optimizers.SGD(schedule))
+    model.optimizer.build(model.trainable_variables)
+    recorder = StepRecorder(model)
+    gradients = [tf.ones_like(variable) for variable in model.trainable_variables]
+    for _ in range(3):
+        recorder.record(32, lambda: model.optimizer.apply(gradients, model.trainable_variables) or {})
+    steps = recorder.steps()
+    size = np.sqrt(sum(np.prod(variable.shape) for variable in model.trainable_variables))
+    np.testing.assert_allclose(steps["update_norm"] / size, steps["learning_rate"], rtol=1e-4)
+    assert recorder.scheduled
 
 
 def test_batches_beyond_the_memory_are_thinned():

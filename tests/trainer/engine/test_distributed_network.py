@@ -5,6 +5,7 @@ import pytest
 
 from tests.support import training
 from tests.trainer.engine.test_golden import IMAGES, SHAPE, _Rows
+from trainer import config
 from trainer.data.augmentation import augment
 from trainer.engine.distributed_network import DistributedNetwork
 from trainer.engine.evaluate import evaluate
@@ -128,7 +129,7 @@ def test_precise_statistics_are_those_of_all_training_images(trained):
 
 
 def _augmented(feed, batch):
-    return augment(feed.rows.take(batch.images.numpy()), batch.changes).numpy()
+    return augment(feed.rows.take(batch.images.numpy()), batch.changes, config.Augmentation(flip=True, shift=2)).numpy()
 
 
 @pytest.mark.parametrize("trained", [{"optimizer": {"ema": 0.8}}], indirect=True, ids=str)

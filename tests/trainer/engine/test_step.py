@@ -71,6 +71,7 @@ def test_the_statistics_of_a_step_are_what_they_are_called():
     assert float(stats.loss) == pytest.approx(float(expected), rel=1e-5)
     assert float(stats.gradient_norm) == pytest.approx(norm, rel=1e-3)
     assert float(stats.update_norm) == pytest.approx(change, rel=1e-3)
+    assert float(stats.learning_rate) == pytest.approx(1e-4)
     assert float(stats.correct) == np.sum(np.argmax(logits, -1) == batch.labels)
     assert (float(signals.stop), float(signals.save)) == (1, 0)
 

@@ -172,6 +172,7 @@ def diagnosed(result: RunResult, epochs: tuple[int, ...] = (5, 13, 29), **change
                 statistics + 0.05,
                 f"With statistics re-estimated on training batches the loss is {before + 0.03:.3f}.",
                 "set BatchNormalization's momentum to 0.9 (it is 0.99: half of an epoch's change takes 69 steps to arrive).",
+                settings=("model.statistics=precise", "model.momentum=0.9"),
             ),
             Cause(
                 "few_examples",

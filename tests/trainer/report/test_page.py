@@ -57,6 +57,13 @@ def test_hostile_keys_in_a_diagnosis_are_shown_as_text(tmp_path: Path) -> None:
     assert 'mislabelled: Tp/<script>alert("1")</script>\\n\\u202egnp.exe' in page.text
 
 
+def test_each_remedy_is_followed_by_its_options(tmp_path: Path) -> None:
+    """A user would have to search the settings for what a remedy means, or for a setting that does not exist."""
+    _, text = written(diagnosed(demo(epochs=30, images=60)), tmp_path)
+    assert "<code>--set model.statistics=precise</code> or <code>--set model.momentum=0.9</code></p>" in text
+    assert "No setting does this.</p>" in text
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("which", "title"),

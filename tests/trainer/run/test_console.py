@@ -1,11 +1,16 @@
 """What a person reads while a job runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from spikewise.causes import NAMES, attribute
+from spikewise.describe import command_options
 from spikewise.diagnose import News
+from tests.spikewise.cases import SPIKE, STABLE, WINS, case
 from tests.support.runs import diagnosis, finished
+from trainer import config
 from trainer.data.dataset import Manifest, Quarantined
 from trainer.formatting import duration, size
 from trainer.run import events
@@ -85,7 +90,30 @@ def test_a_spike_is_explained_and_its_outcome_printed(capsys):
     printed = lines(capsys, finished(2, 2.0, news=News(diagnosis(2), None)), finished(3, news=News(None, recovered)))
     assert printed[1].startswith("SPIKE in epoch 2")
     assert "Three images rose." in "\n".join(printed)
+    assert "        No setting does this." in printed
     assert printed[-1] == "spike of epoch 2: recovered in epoch 3"
+
+
+OPTIONS = {
+    name: [option for cause in attribute(one) for option in command_options(cause.settings)]
+    for name, one in {**WINS, "chance": case([STABLE], spike=replace(SPIKE, rise=0.05, error=0.02, low=0.01))}.items()
+}
+"""What is printed below the remedies, by the name of the first cause."""
+
+
+@pytest.mark.parametrize("options", sorted({option for each in OPTIONS.values() for option in each}))
+def test_the_options_of_every_remedy_can_be_used(options, tmp_path):
+    """The user would copy a remedy and get an error instead of a better run."""
+    path = tmp_path / "run.toml"
+    path.write_text('[data]\nsource = "images"\nclasses = { a = "a/", b = "b/" }\n', encoding="utf-8")
+    words = options.split()
+    assert set(words[::2]) == {"--set"}
+    assert config.load(path, words[1::2])
+
+
+def test_every_cause_is_among_them():
+    """A remedy without a test could ask for a setting that does not exist."""
+    assert {*NAMES} <= {*OPTIONS}
 
 
 def test_the_data_are_described(capsys):

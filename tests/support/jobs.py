@@ -23,6 +23,7 @@ validation_fraction = 0.3
 path_style = true
 [pipeline]
 cache_dir = "{folder}/cache"
+[augmentation]
 flip = true
 shift = 2
 [training]

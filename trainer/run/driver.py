@@ -15,6 +15,7 @@ import ray
 
 from trainer import UserError, config
 from trainer.data.pack import images_of
+from trainer.data.sources import open_sources
 from trainer.formatting import one_line, size
 from trainer.metrics import Exporter, MetricsError
 from trainer.report.load import load
@@ -139,15 +140,15 @@ class _Run:
         previous = results.get_run(self.storage, self.name)
         if previous:
             config.check_resumable(settings, previous["config"], self.name)
-        source = open_store(settings.data.source, settings.s3)
-        images = images_of(self.name, source, self.storage, settings.data, previous)
+        sources = open_sources(settings.data, settings.s3)
+        images = images_of(self.name, sources, self.storage, settings.data, previous)
         check_output(settings.run.output)
         with ray_cluster.connect(settings.launch) as logs:
             cores = ray_cluster.cores_for_a_worker(settings.launch)
             exporter.enter("packing")
             data = prepare(
                 images,
-                source,
+                sources,
                 self.storage,
                 settings.data,
                 cache_dir=Path(settings.pipeline.cache_dir),

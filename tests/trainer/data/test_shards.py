@@ -31,6 +31,7 @@ def table(n: int, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
         "key": [f"{KEYS[i % 4]}{i}" for i in range(n)],
         "group": [f"g{i}" if i % 3 else "" for i in range(n)],
         "content": [f"{i:032x}" for i in range(n)],
+        "side": ["" if i % 3 else "test" for i in range(n)],
     }
     return pa.table(columns), pixels
 
@@ -66,7 +67,8 @@ def test_rows_come_back_in_order_whatever_the_blocks(store, tmp_path, block):
     assert np.array_equal(opened.images.take(np.arange(33)), pixels)
     assert opened.labels.dtype == np.int32
     assert opened.labels.tolist() == rows["label"].to_pylist()
-    assert (opened.keys, opened.groups, opened.contents) == tuple(rows[name].to_pylist() for name in ("key", "group", "content"))
+    found = (opened.keys, opened.groups, opened.contents, opened.sides)
+    assert found == tuple(rows[name].to_pylist() for name in ("key", "group", "content", "side"))
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -110,7 +112,7 @@ def test_a_shard_describes_itself(store):
     written(store, table(3)[0])
     (found,) = store.list()
     batch = pa.ipc.open_file(pa.BufferReader(store.get(found.key))).get_batch(0)
-    assert batch.schema.names == ["image", "label", "key", "group", "content"]
+    assert batch.schema.names == ["image", "label", "key", "group", "content", "side"]
     assert batch.schema.field("image").type == pa.binary(240)
     assert batch.schema.metadata == {b"shape": b"[8, 10, 3]", b"classes": b'["authentic", "fake"]'}
 

@@ -9,6 +9,7 @@ from tests.support import jobs
 from trainer import config
 from trainer.data.pack import images_of
 from trainer.data.shards import folder_name
+from trainer.data.sources import open_sources
 from trainer.model import question
 from trainer.run.plan import parameters
 from trainer.storage import open_store, results
@@ -48,7 +49,7 @@ def test_a_dry_run_of_an_existing_run(tmp_path, capsys):
     path = jobs.write_config(tmp_path, str(tmp_path))
     settings = config.load(path)
     storage = open_store(settings.run.storage, settings.s3)
-    digest = images_of("first", open_store(settings.data.source, settings.s3), storage, settings.data, None).digest
+    digest = images_of("first", open_sources(settings.data, settings.s3), storage, settings.data, None).digest
     results.put_run(storage, "first", {"config": settings.as_dict(), "manifest": digest, "environment": {}})
     dry = ["--config", str(path), "--set", "run.name=first", "--dry-run"]
     assert train.main([*dry, "--set", "training.batch_size=8"]) == 2

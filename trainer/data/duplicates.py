@@ -21,6 +21,8 @@ FLAT = 2.0
 """Images whose luminance has a smaller standard deviation (of 255) are not compared: what is left is noise."""
 BLOCK, BLOCK_BYTES = 2048, 16_000_000
 """Images that are compared at once, and bytes of pixels whose fingerprints are computed at once."""
+LOST = 0.1
+"""Fraction of the fingerprints' energy outside the directions that are compared first."""
 MAX_PAIRS = 1_000_000
 """The search ends after this many pairs, which bounds its memory: 16 bytes each."""
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
@@ -56,9 +58,11 @@ def find_copies(shards: Iterable[np.ndarray]) -> Copies:
 
 def fingerprints(images: np.ndarray) -> np.ndarray:
     """uint8 [n, H, W, 3] -> float32 [n, F] of length 1, or 0 for a flat image."""
-    rows, columns = (_averages(size) for size in images.shape[1:3])
-    points = rows @ (images @ LUMINANCE) @ columns.T
-    points = points.reshape(len(images), -1)
+    count, height, width, colors = images.shape
+    rows, columns = _averages(height), _averages(width)
+    points = rows @ images.reshape(count, height, width * colors).astype(np.float32)
+    points = (points.reshape(count, -1, width, colors) @ LUMINANCE) @ columns.T
+    points = points.reshape(count, -1)
     points -= points.mean(1, keepdims=True)
     lengths = np.linalg.norm(points, axis=1, keepdims=True)
     flat = lengths < FLAT * np.sqrt(points.shape[1])
@@ -75,21 +79,25 @@ def _averages(size: int) -> np.ndarray:
 
 def similar(prints: np.ndarray) -> tuple[np.ndarray, bool]:
     """Fingerprints float32 [N, F] -> the near copies, int [M, 2] with the smaller number first, and whether these are all."""
-    # Along any direction, two near copies lie within `reach` of each other. Sorted along the direction in which the images differ
-    # most, each block is compared with those within reach only. All pairs are found nevertheless.
-    reach = np.sqrt(2 - 2 * SIMILAR)
+    # Most of a fingerprint lies in few directions. The rest is replaced by its length: the product of such short vectors is at
+    # least the correlation, so no near copy is missed, and the few candidates are compared exactly. Along the first direction near
+    # copies lie within `reach` of each other, so sorted along it, many blocks need not be compared at all.
     sample = prints[:: max(1, len(prints) // 10_000)]
-    along = prints @ np.linalg.eigh(sample.T @ sample)[1][:, -1]
-    order = np.argsort(along, kind="stable")
-    prints, along = prints[order], along[order]
+    energy, directions = np.linalg.eigh(sample.T @ sample)
+    lost = int(np.sum(np.cumsum(energy[:-1]) < LOST * energy.sum()))  # in ascending order of energy
+    parts = prints @ directions[:, lost:][:, ::-1]
+    order = np.argsort(parts[:, 0], kind="stable")
+    prints, parts = prints[order], parts[order]
+    rest = np.sqrt(np.clip((prints**2).sum(1) - (parts**2).sum(1), 0, None))
+    short, along, reach = np.column_stack([parts, rest]), parts[:, 0], np.sqrt(2 - 2 * SIMILAR)
     pairs, found = [np.empty((0, 2), int)], 0
     for start in range(0, len(prints), BLOCK):
-        block = prints[start : start + BLOCK]
+        block = short[start : start + BLOCK]
         end = int(np.searchsorted(along, along[start + len(block) - 1] + reach, side="right"))
         for other in range(start, end, BLOCK):
-            near = np.argwhere(block @ prints[other : min(other + BLOCK, end)].T >= SIMILAR)
-            near = order[near + np.array([start, other])]
-            near = near[near[:, 0] < near[:, 1]] if other == start else np.sort(near, axis=1)
+            near = np.argwhere(block @ short[other : min(other + BLOCK, end)].T >= SIMILAR - 1e-4) + np.array([start, other])
+            near = near[near[:, 0] < near[:, 1]]
+            near = np.sort(order[near[(prints[near[:, 0]] * prints[near[:, 1]]).sum(1) >= SIMILAR]], axis=1)
             pairs.append(near)
             found += len(near)
             if found > MAX_PAIRS:

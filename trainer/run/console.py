@@ -95,9 +95,7 @@ class RunLog:
                 "quarantine.json lists all of them"
             )
 
-    def split(
-        self, training: int, validation: int, classes: Sequence[str], pixels: int, *, dropped: int, test: int = 0
-    ) -> None:
+    def split(self, training: int, validation: int, classes: Sequence[str], pixels: int, *, dropped: int, test: int = 0) -> None:
         """`training`, `validation`, `test`: numbers of images. `pixels`: bytes of all. `dropped`: images that fill no batch."""
         self._console.say(
             f"split: {training:,} training{',' if test else ' and'} {validation:,} validation {f'and {test:,} test ' * bool(test)}"
@@ -129,6 +127,8 @@ class RunLog:
                 self._console.say(f"checkpoint of step {event.step} saved")
             case events.Warned():
                 self.warn(event.message)
+            case events.Finished(tested=events.Tested() as tested):
+                self._console.say(f"test: loss {tested.loss:.4f}  accuracy {tested.accuracy:.3f}  ({tested.images:,} images)")
             case events.Failed() | events.Finished():  # the run's outcome is printed at its end
                 pass
 

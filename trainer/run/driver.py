@@ -160,7 +160,10 @@ class _Run:
             facts: dict[str, Any] = {"config": settings.as_dict(), "manifest": data.pack.digest, "environment": environment}
             results.put_run(self.storage, self.name, facts)
             exporter.describe_data(
-                train=len(data.split.training), validation=len(data.split.validation), quarantined=len(data.pack.quarantined)
+                train=len(data.split.training),
+                validation=len(data.split.validation),
+                quarantined=len(data.pack.quarantined),
+                test=len(data.split.test),
             )
             exporter.enter("training")
             self._train(data, cores, logs)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -171,3 +172,138 @@ def test_imbalance():
     table = rows(1000)
     table["labels"] = (np.arange(1000) % 5 > 0).astype(int)
     assert halves(table)[2]["imbalance_ratio"] == 4.0
+
+
+def labelled(**changes) -> dict:
+    return rows(400) | changes
+
+
+def test_the_same_pixels_in_two_files_stay_together():
+    """A picture saved as PNG and as BMP would be on both sides: two files, one image."""
+    table = rows(1000)
+    pixels = np.arange(1000) % 500
+    sides = sides_of(table, copies=Copies(pixels, np.empty((0, 2), int)))
+    assert {row % 500 for row in sides.training}.isdisjoint({row % 500 for row in sides.validation})
+    assert sides.facts["duplicates"]["images"] == 500
+    assert sides.facts["leaked"]["images"] == 0
+
+
+def test_other_images_keep_their_side_when_a_copy_is_found():
+    """Finding copies would reshuffle the split of a data set."""
+    before = sides_of(rows(1000))
+    pixels = np.arange(1000)
+    pixels[1] = 0
+    after = sides_of(rows(1000), copies=Copies(pixels, np.array([[2, 3]])))
+    assert set(before.validation) ^ set(after.validation) <= {0, 1}
+
+
+def given(validation: range = range(300, 360), test: range = range(360, 400)) -> list[str]:
+    return ["validation" if i in validation else "test" if i in test else "training" for i in range(400)]
+
+
+def test_given_sides_are_kept():
+    """A validation set of one's own would be trained on."""
+    sides = sides_of(rows(400), given=given())
+    assert sides.training == tuple(range(300))
+    assert sides.validation == tuple(range(300, 360))
+    assert sides.test == tuple(range(360, 400))
+    assert sides.facts["counts"]["test"] == {"authentic": 20, "fake": 20}
+    assert sides.facts["warnings"] == []
+
+
+def test_images_without_a_given_side_are_split_by_hash():
+    """A labels file that names only the test set would leave nothing to validate on; and a group would be torn apart."""
+    table = rows(2000, groups=500)
+    some = ["test" if i < 40 else "" for i in range(2000)]
+    sides = sides_of(table, given=some)
+    tested = {table["groups"][row] for row in range(40)}
+    assert {table["groups"][row] for row in sides.test} == tested
+    assert tested.isdisjoint({table["groups"][row] for row in sides.training + sides.validation})
+    assert len(sides.test) == 160
+    without = sides_of(table)
+    assert set(sides.validation) == {row for row in without.validation if table["groups"][row] not in tested}
+
+
+def test_copies_between_given_sides_are_left_out_of_the_earlier_one():
+    """The test set would contain images of the training or the validation set."""
+    pixels = np.arange(400)
+    pixels[[5, 310, 311]] = [370, 370, 6]
+    sides = sides_of(rows(400), given=given(), copies=Copies(pixels, np.empty((0, 2), int)))
+    assert set(range(400)) - set(sides.training + sides.validation + sides.test) == {5, 6, 310}
+    assert sides.facts["leaked"]["keys"] == [
+        {"test": ["k370"], "left_out": ["k5", "k310"]},
+        {"validation": ["k311"], "left_out": ["k6"]},
+    ]
+    assert (
+        "3 training or validation images are copies of validation or test images and are left out of" in sides.facts["warnings"][0]
+    )
+
+
+def test_near_copies_on_both_sides_are_reported():
+    """The user would take the accuracy on copies of training images for that on unseen ones."""
+    before = sides_of(rows(400))
+    trained, validated = before.training[:3], before.validation[:3]
+    near = tuple(zip(trained, validated, strict=True))
+    sides = sides_of(rows(400), near=near)
+    assert (sides.training, sides.validation) == (before.training, before.validation)
+    facts = sides.facts["near_leaked"]
+    assert (facts["pairs"], facts["images"], facts["left_out"]) == (3, 3, 0)
+    assert facts["keys"][0] == {"validation": [f"k{validated[0]}"], "training": [f"k{trained[0]}"]}
+    other = sum((a - b) % 2 for a, b in near)
+    assert facts["other_label"] == sides.facts["contradicted"]["images"] == other
+    assert "3 validation images have near copies in training, such as" in sides.facts["warnings"][0]
+    assert "Fix: set data.group_near_duplicates = true" in sides.facts["warnings"][0]
+
+
+def test_near_copies_on_one_side_are_only_counted():
+    """A forged image is an edited copy of its original: an alarm for each would hide the ones that matter."""
+    before = sides_of(rows(400)).training
+    one, other = next((a, b) for a, b in pairwise(before) if (a - b) % 2)
+    facts = sides_of(rows(400), near=((one, other),)).facts
+    assert facts["near_duplicates"] == {"pairs": 1, "images": 2, "other_label": 1, "keys": [[f"k{one}", f"k{other}"]]}
+    assert facts["near_leaked"]["pairs"] == facts["contradicted"]["images"] == 0
+    assert facts["warnings"] == []
+
+
+def test_near_copies_are_kept_on_one_side_on_demand():
+    """data.group_near_duplicates would change nothing, or move images that have no copies."""
+    before = sides_of(rows(400))
+    near = tuple(zip(before.training[:6], before.validation[:6], strict=True))
+    sides = sides_of(rows(400), near=near, group_near_duplicates=True)
+    for one, other in near:
+        assert (one in sides.training) == (other in sides.training)
+    moved = set(before.validation) ^ set(sides.validation)
+    assert moved <= {row for pair in near for row in pair}
+    assert sides.facts["near_leaked"]["pairs"] == 0
+    assert len(sides.training) + len(sides.validation) == 400
+
+
+def test_near_copies_of_given_images_are_left_out_on_demand():
+    """With a validation set of one's own, data.group_near_duplicates would change nothing."""
+    near = ((3, 305), (3, 370), (4, 5), (306, 371))
+    kept = sides_of(rows(400), near=near, given=given())
+    assert len(kept.training) == 300
+    sides = sides_of(rows(400), near=near, given=given(), group_near_duplicates=True)
+    assert set(range(300)) - set(sides.training) == {3}
+    assert set(range(300, 360)) - set(sides.validation) == {306}
+    assert sides.facts["near_leaked"]["left_out"] == 2
+    assert "2 images are left out of training or validation" in sides.facts["warnings"][0]
+
+
+def test_copies_of_copies_do_not_hide_a_near_copy():
+    """A near copy would be missed because another copy of the image lies on the same side."""
+    pixels = np.arange(400)
+    pixels[[1, 2]] = 0
+    near = np.array([[0, 305]])
+    facts = sides_of(rows(400), given=given(), copies=Copies(pixels, near)).facts
+    assert facts["near_leaked"]["pairs"] == 2  # one for each label
+    assert facts["contradicted"]["images"] == 1
+
+
+def test_a_class_without_images_on_a_given_side():
+    """The run would validate or test on one class only."""
+    table = labelled(labels=np.array([i % 2 if i < 360 else 1 for i in range(400)]))
+    with pytest.raises(DataError, match=r"Class 'authentic' has no test image\. Fix: add images of it, or remove the test set\."):
+        sides_of(table, given=given())
+    with pytest.raises(DataError, match=r"Class 'authentic' has 0 validation .* Fix: add images or lower data\.min_validation\."):
+        sides_of(table, given=given(range(360, 400), range(0)))

@@ -25,7 +25,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class TestResult:
+class EvaluatedTest:
     """The predictions for the T images of the test set, of the same epoch as RunResult.probabilities."""
 
     groups: list[str]
@@ -68,7 +68,7 @@ class RunResult:
     """Validation index -> uint8 [H, W, 3]."""
     diagnoses: Sequence[Diagnosis] | None = None
     """The spikes of the validation loss; None if the run was not diagnosed."""
-    test: TestResult | None = None
+    test: EvaluatedTest | None = None
     """None without a test set, and until it is evaluated at the end of the run."""
     overfitting: Overfitting | None = None
     batch: Callable[[int, int], Sequence[Trained]] | None = None

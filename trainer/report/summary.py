@@ -16,7 +16,7 @@ from spikewise.records import Diagnosis
 from trainer import __version__
 from trainer.epoch import EpochReport, best
 from trainer.report import scores, sentences
-from trainer.report.result import RunResult, TestResult
+from trainer.report.result import EvaluatedTest, RunResult
 
 HARDEST = 24
 """Validation images listed as the hardest."""
@@ -90,7 +90,7 @@ def _side(
     }
 
 
-def _tested(classes: tuple[str, ...], test: TestResult) -> dict[str, Any]:
+def _tested(classes: tuple[str, ...], test: EvaluatedTest) -> dict[str, Any]:
     labels, cluster = np.asarray(test.labels, int), scores.clusters(test.groups)
     answered, predictions = _predictions(test.probabilities)
     return {

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.support import jobs
-from trainer.config import Data, load
+from trainer.config import S3, Data, load
 from trainer.data.dataset import Pack, Quarantined, Shard
 from trainer.data.index import build_manifest
 from trainer.data.pack import _decode_block, _listed, images_of, load_pack, pack
@@ -244,3 +244,26 @@ def test_storage_that_cannot_be_read(source, tmp_path):
     path.symlink_to(path)
     with pytest.raises(StoreError, match="Too many levels"):
         pack(manifest, only(source), storage, DATA)
+
+
+def test_each_image_is_read_from_its_own_source(tmp_path):
+    """A validation image would be replaced by the training image of the same key, or be listed under that key."""
+    data = {"source": tmp_path / "a", "validation": tmp_path / "b"}
+    for color, root in enumerate(data.values()):
+        for key in ("Au/1.png", "Tp/2.png"):
+            FolderStore(root).put(key, png(100 * color))
+    FolderStore(data["validation"]).put("Au/3.png", b"")
+    settings = Data(**{name: str(root) for name, root in data.items()}, classes=DATA.classes, image_size=SHAPE[:2])
+    sources = open_sources(settings, S3())
+    images = build_manifest(sources, settings).images
+    rows = _decode_block(_listed(images[2:]), sources.images, SHAPE, 10**8).to_pylist()
+    assert [(row["key"], row["side"]) for row in rows] == [
+        ("validation:Au/1.png", "validation"),
+        ("validation:Au/3.png", "validation"),
+        ("validation:Tp/2.png", "validation"),
+    ]
+    assert np.frombuffer(rows[0]["image"], np.uint8).reshape(SHAPE)[..., 0].max() == 100
+    assert rows[1]["reason"] == "is empty (0 bytes)"
+    shutil.rmtree(data["validation"])
+    (row,) = _decode_block(_listed(images[2:]), sources.images, SHAPE, 10**8).to_pylist()
+    assert "Fix: mount data.validation on every machine" in row["failure"]

@@ -1,5 +1,6 @@
 """trainer.data.shards on real files: what is written comes back, and damage is never taken for data."""
 
+import hashlib
 import os
 import resource
 import subprocess
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from trainer.data import shards
-from trainer.data.dataset import Pack
+from trainer.data.dataset import Pack, Shard
 from trainer.data.shards import PackError, ShardWriter, open_rows
 from trainer.storage import NotFound
 from trainer.storage.folder import FolderStore
@@ -266,3 +267,16 @@ def test_a_cache_folder_that_cannot_be_created(store, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(PackError, match=r"cannot be written \(Not a directory\)\. Fix: set pipeline.cache_dir"):
         open_rows(made, store, tmp_path / "file" / "cache")
+
+
+def test_a_pack_without_sides_is_read(store, tmp_path):
+    """After an update every data set would have to be packed again."""
+    made = written(store, table(3)[0])
+    old = store.root / made.shards[0].key
+    batch = pa.ipc.open_file(pa.BufferReader(old.read_bytes())).get_batch(0)
+    batch = batch.select([name for name in batch.schema.names if name != "side"])
+    with pa.OSFile(str(old), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    shard = Shard(made.shards[0].key, 3, old.stat().st_size, hashlib.sha256(old.read_bytes()).hexdigest())
+    opened = open_rows(replace(made, shards=(shard,)), store, tmp_path / "cache")
+    assert opened.sides == ["", "", ""]

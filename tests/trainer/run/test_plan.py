@@ -68,3 +68,25 @@ def test_a_dry_run_of_an_existing_run(tmp_path, capsys):
 def test_the_parameters_are_counted_as_keras_does(shape, classes):
     """A dry run would state a wrong amount of memory."""
     assert parameters(shape, classes) == question.build(shape, classes, config.Model(), seed=0).count_params()
+
+
+def test_a_dry_run_shows_all_sources_and_sides(tmp_path, capsys):
+    """A user would learn only from the report that the test set was empty, or that the labels file gave other sides."""
+    root = str(tmp_path)
+    jobs.put_images(root, images=60)
+    jobs.put_images(root, images=20, seed=1, below="more")
+    path = jobs.write_config(tmp_path, root)
+    assert train.main(["--config", str(path), "--set", f"data.test={root}/more", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"test       {root}/more: 20 images" in shown
+    assert "30% for validation, split by content: about 42 training images; given: 20 test images" in shown
+    labels = tmp_path / "labels.csv"
+    names = ["fake" if i % 2 else "authentic" for i in range(60)]
+    rows = [f"{name}/{i:05d}.jpg,{name},{'val' if i < 20 else 'train'}\n" for i, name in enumerate(names)]
+    labels.write_text("key,label,split\n" + "".join(rows))
+    given = ["--set", "data.classes={}", "--set", f"data.labels={labels}", "--set", "training.batch_size=8"]
+    assert train.main(["--config", str(path), *given, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"labels     {labels}" in shown
+    assert "split      40 training, 20 validation images, as given" in shown
+    assert "4 epochs of 5 steps" in shown

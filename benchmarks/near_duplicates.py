@@ -2,7 +2,7 @@
 
     python -m benchmarks.near_duplicates [--images 6000] [--edited 1000] [--size 64] [--seed 1]
 
-Takes about a minute on two cores. The images are random crops of the demo's 19 photographs. Recall: the fraction of edited copies
+Takes a few minutes on two cores. The images are random crops of the demo's 19 photographs. Recall: the fraction of edited copies
 that are found, for each edit; `forged` stands for the demo's forgeries, which replace a fifth to a third of the image. Wrong pairs:
 pairs called near copies that show different photographs, or parts of one photograph that overlap by less than half (intersection
 over union). Crops that overlap more count neither as right nor as wrong. SIMILAR was chosen with --seed 0 and is reported with

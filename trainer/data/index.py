@@ -112,9 +112,11 @@ def _label(source: str, key: str, data: config.Data, labels: Labels | None) -> L
     side = "" if source == "source" else source
     if labels is not None:
         found = labels.of.get(_name(source, key))
-        return found and found._replace(group=found.group if labels.grouped else _group_of(key, data), side=side or found.side)
+        return found and found._replace(
+            group=found.group if labels.grouped else _group_of(source, key, data), side=side or found.side
+        )
     name = _class_of(key, data)
-    return None if name is None else Label(name, _group_of(key, data), side)
+    return None if name is None else Label(name, _group_of(source, key, data), side)
 
 
 def _validation_given(found: Mapping[str, Labelled]) -> bool:
@@ -172,9 +174,10 @@ def _class_of(key: str, data: config.Data) -> str | None:
     return match["class"] or None if match else None
 
 
-def _group_of(key: str, data: config.Data) -> str:
+def _group_of(source: str, key: str, data: config.Data) -> str:
+    """The group that data.group_by finds. Groups of different sources are different, because numbers as names may coincide."""
     match = re.search(data.group_by, key) if data.group_by else None
-    return match[1] or "" if match else ""
+    return _name(source, match[1]) if match and match[1] else ""
 
 
 def _check_classes(

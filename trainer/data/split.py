@@ -54,7 +54,8 @@ def split(
 
     A unit is a group, or all images without group that have the same pixels. With `group_near_duplicates`, units that contain
     copies or near copies of each other are one unit. A unit belongs to validation if its hash, as a fraction of all hashes, is
-    below `validation_fraction`. If the side of one of its images is given, that side is the unit's.
+    below `validation_fraction` and none of its images is given for training. An image whose side is not given is left out if
+    its group is in the given test set.
 
     An image therefore never changes sides when others are added or removed, unless they are its copies. In return, the fraction
     holds only on average (with 1,000 images at 0.2, validation gets 200 +- 13). An exact fraction is not possible, because the side
@@ -70,6 +71,7 @@ def split(
     - `near_duplicates`, `near_leaked` (those on different sides), each with `pairs`, `images`, `other_label` (pairs with different
       labels) and at most LISTED `keys`; `near_leaked.images` counts those on the later side, `left_out` those left out
     - `near_complete`: whether all near copies were looked for
+    - `shared_groups`: `groups` on several sides and at most LISTED of their `names`; `left_out`, images left out for their group
     - `contradicted` (`images`, `keys`): validation images with a near copy that is trained on with another label
     - `warnings`: lines for the user
 
@@ -84,6 +86,9 @@ def split(
     used = np.ones(len(keys), bool)
     for rows in leaked:
         used[rows] = sides[rows] == sides[rows].max()
+    grouped = _group_numbers(groups)
+    outside = (np.array(given) == "") & (grouped >= 0) & (_last_given(grouped, given)[grouped] > sides)
+    used &= ~outside
     pairs = _pairs(copies, exact, sides, labels)
     near_leaked = pairs[used[pairs].all(1) & (sides[pairs[:, 0]] != sides[pairs[:, 1]])]
     if group_near_duplicates:
@@ -102,6 +107,7 @@ def split(
         **_copies_found(keys, labels, classes, exact, leaked, sides),
         **_near_found(keys, labels, pairs, near_leaked, sides, used),
         "near_complete": copies.complete,
+        "shared_groups": {**_shared(groups, grouped, sides, used), "left_out": int(outside.sum())},
     }
     facts["warnings"] = _warnings(facts)
     training, validation, test = (tuple(np.flatnonzero(used & (sides == number)).tolist()) for number in range(len(SIDES)))
@@ -125,15 +131,37 @@ def _units(names: Sequence[str], groups: Sequence[str], copies: Copies, *, toget
 def _sides(names: Sequence[str], units: np.ndarray, given: Sequence[str], validation_fraction: float) -> np.ndarray:
     """The side of each row, int [N] into SIDES."""
     sides = np.array([SIDES.index(side) if side else -1 for side in given], int)
-    of_unit = np.full(len(names), -1)
-    np.maximum.at(of_unit, units, sides)
     first: dict[int, str] = {}
     for unit, name in zip(units.tolist(), names, strict=True):
         first[unit] = min(first.get(unit, name), name)
+    of_unit = np.zeros(len(names), int)
+    trained = set(units[sides == 0].tolist())
     for unit, name in first.items():
-        if of_unit[unit] < 0:
-            of_unit[unit] = int(_fraction(name) < validation_fraction)
+        of_unit[unit] = 0 if unit in trained else int(_fraction(name) < validation_fraction)
     return np.where(sides < 0, of_unit[units], sides)
+
+
+def _group_numbers(groups: Sequence[str]) -> np.ndarray:
+    """The number of each row's group, int [N]; -1 without a group."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) if group else -1 for group in groups], int)
+
+
+def _last_given(grouped: np.ndarray, given: Sequence[str]) -> np.ndarray:
+    """The last side that is given to an image of each group, int [groups + 1]; -1 for none."""
+    last = np.full(grouped.max(initial=-1) + 2, -1)
+    np.maximum.at(last, grouped, np.array([SIDES.index(side) if side else -1 for side in given], int))
+    return last
+
+
+def _shared(groups: Sequence[str], grouped: np.ndarray, sides: np.ndarray, used: np.ndarray) -> dict[str, Any]:
+    """The groups with images on several sides."""
+    on: dict[int, set[int]] = defaultdict(set)
+    for row in np.flatnonzero(used & (grouped >= 0)).tolist():
+        on[int(grouped[row])].add(int(sides[row]))
+    shared = {number for number, each in on.items() if len(each) > 1}
+    names = {group: None for group, number in zip(groups, grouped.tolist(), strict=True) if number in shared}
+    return {"groups": len(shared), "names": list(names)[:LISTED]}
 
 
 def _fraction(unit: str) -> float:
@@ -273,6 +301,14 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
             lines.append(f"{start}: {out} images are left out of {earlier}, {example}")
         else:
             lines.append(f"{start}, {example}. Fix: set data.group_near_duplicates = true, or group them with data.group_by.")
+    shared = facts["shared_groups"]
+    if shared["groups"]:
+        lines.append(
+            f"{shared['groups']} groups have images on several sides, such as {shared['names'][0]!r}. Fix: correct their sides in "
+            "data.labels."
+        )
+    if shared["left_out"]:
+        lines.append(f"{shared['left_out']} images are left out because other images of their groups are in the test set")
     if not facts["near_complete"]:
         lines.append(
             f"There are more than {MAX_PAIRS:,} pairs of near copies; the others were not looked for. Fix: group them with "

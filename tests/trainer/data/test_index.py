@@ -151,10 +151,10 @@ def test_each_source_has_its_side(tmp_path):
     assert [(image.name, image.label, image.group, image.side) for image in manifest.images] == [
         ("Au/1", 0, "1", "training"),
         ("Tp/2", 1, "2", "training"),
-        ("validation:Au/1", 0, "1", "validation"),
-        ("validation:Tp/9", 1, "9", "validation"),
-        ("test:Au/7", 0, "7", "test"),
-        ("test:Tp/2", 1, "2", "test"),
+        ("validation:Au/1", 0, "validation:1", "validation"),
+        ("validation:Tp/9", 1, "validation:9", "validation"),
+        ("test:Au/7", 0, "test:7", "test"),
+        ("test:Tp/2", 1, "test:2", "test"),
     ]
     assert manifest.ignored == 1
 

@@ -212,16 +212,32 @@ def test_given_sides_are_kept():
 
 
 def test_images_without_a_given_side_are_split_by_hash():
-    """A labels file that names only the test set would leave nothing to validate on; and a group would be torn apart."""
+    """A labels file that names only the test set would leave nothing to validate on."""
+    table, some = rows(2000), ["test" if i < 40 else "" for i in range(2000)]
+    sides = sides_of(table, given=some)
+    assert sides.test == tuple(range(40))
+    assert set(sides.validation) == {row for row in sides_of(table).validation if row >= 40}
+
+
+def test_a_group_in_the_test_set_is_not_trained_on():
+    """The model would be tested on photographs that it has seen, or the test set would grow by images that were not given."""
     table = rows(2000, groups=500)
-    some = ["test" if i < 40 else "" for i in range(2000)]
+    some = ["test" if i < 40 else "training" if i < 44 else "" for i in range(2000)]
     sides = sides_of(table, given=some)
     tested = {table["groups"][row] for row in range(40)}
-    assert {table["groups"][row] for row in sides.test} == tested
+    assert sides.test == tuple(range(40))
     assert tested.isdisjoint({table["groups"][row] for row in sides.training + sides.validation})
-    assert len(sides.test) == 160
-    without = sides_of(table)
-    assert set(sides.validation) == {row for row in without.validation if table["groups"][row] not in tested}
+    assert {row for row in range(44, 2000) if table["groups"][row] in {"g40", "g41", "g42", "g43"}} <= set(sides.training)
+    assert sides.facts["shared_groups"] == {"groups": 0, "names": [], "left_out": 120}
+    assert "120 images are left out because other images of their groups are in the test set" in sides.facts["warnings"][0]
+
+
+def test_groups_that_are_torn_apart_by_hand_are_reported():
+    """The labels file would tear photographs apart, and the results would be of photographs that the model has seen."""
+    table = rows(400) | {"groups": ["p" if i in (0, 399) else "" for i in range(400)]}
+    facts = sides_of(table, given=given()).facts
+    assert facts["shared_groups"] == {"groups": 1, "names": ["p"], "left_out": 0}
+    assert "1 groups have images on several sides, such as 'p'. Fix: correct their sides in data.labels." in facts["warnings"]
 
 
 def test_copies_between_given_sides_are_left_out_of_the_earlier_one():
@@ -237,6 +253,18 @@ def test_copies_between_given_sides_are_left_out_of_the_earlier_one():
     assert (
         "3 training or validation images are copies of validation or test images and are left out of" in sides.facts["warnings"][0]
     )
+
+
+def test_copies_of_given_test_images_do_not_join_the_test_set():
+    """The test set would grow by images of data.source, which are its copies."""
+    table, some = rows(400), ["test" if i < 40 else "" for i in range(400)]
+    pixels = np.arange(400)
+    pixels[100] = 5
+    for flag in (False, True):
+        sides = sides_of(table, copies=Copies(pixels, np.array([[6, 101]])), given=some, group_near_duplicates=flag)
+        assert sides.test == tuple(range(40))
+        assert 100 not in sides.training + sides.validation
+        assert (101 in sides.training + sides.validation) is not flag
 
 
 def test_near_copies_on_both_sides_are_reported():

@@ -65,6 +65,7 @@ def test_names_that_yaml_reads_otherwise(capsys):
         ),
         (["--overlay", "local", "--set", "training.epochs=0"], r"error: --set training\.epochs=0: .*"),
         (["--overlay", "local", "--set", "run.storage=runs"], "error: run.storage = 'runs' is a folder, .* Fix: use s3://"),
+        (["--overlay", "local", "--set", "data.test=unseen"], "error: data.test = 'unseen' is a folder, .* Fix: use s3://"),
         (["--overlay", "local", "--set", "metrics.port=0"], "error: metrics.port = 0 picks a free port, .* Fix: "),
         (
             ["--overlay", "local", "--shape", "rayjob", "--set", f"run.name={'x' * 44}"],

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from jobs.command_line import add_configuration
 from trainer import UserError, config
-from trainer.data.index import split_rows
 from trainer.data.pack import load_pack
 from trainer.data.shards import open_rows
+from trainer.data.split import split_rows
 from trainer.formatting import one_line
 from trainer.report.load import load
 from trainer.report.write import write

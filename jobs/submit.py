@@ -62,8 +62,9 @@ def _settings(path: str, overrides: list[str]) -> tuple[config.Settings, str]:
     """The configuration for the pods, and the run's name, which it contains. Raises UserError if pods cannot use it."""
     settings = config.load(path, overrides)
     run = config.run_name(settings, path)
-    for key, url in (("data.source", settings.data.source), ("run.storage", settings.run.storage)):
-        if not url.startswith("s3://"):
+    urls = {f"data.{key}": getattr(settings.data, key) for key in ("source", "validation", "test", "labels")}
+    for key, url in {**urls, "run.storage": settings.run.storage}.items():
+        if url is not None and not url.startswith("s3://"):
             raise UserError(f"{key} = {url!r} is a folder, but pods share no folder. Fix: use s3://bucket/prefix.")
     weights = settings.model.weights
     if weights and not weights.startswith("s3://"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spikewise import causes, probes
-from trainer.config import Augmentation
+from trainer.config import Augmentation, Data
 
 DIAGNOSIS = Path("docs/diagnosis.md").read_text(encoding="utf-8")
 SETUP = """
@@ -83,3 +83,10 @@ def test_commands_of_the_cluster_exist():
             for path in re.findall(r"(?:k8s|jobs/configs|docker)/[\w./-]+", command):
                 assert Path(path).exists(), command
     assert "kubectl apply --server-side -k k8s/monitoring -n monitoring" in Path("docs/cluster.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_data_settings_is_that_of_the_code():
+    """Otherwise a user would set a key that does not exist, or never learn of one that does."""
+    table = Path("docs/data.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    keys = {key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
+    assert keys == set(Data.model_fields)

@@ -89,6 +89,15 @@ class Data(Section):
     """Class name -> key prefix below `source`, such as `authentic = "Au/"`. The order defines the label numbers, from 0."""
     class_pattern: str | None = None
     """Instead of `classes`: a regular expression, searched in the key below `source`. Its group `class` is the class name."""
+    labels: str | None = None
+    """Instead of `classes`: a CSV or Parquet file, or its `s3://` URL, with the columns `key` (below `source`) and `label`, and
+    optionally `group` and `split` (training, validation, test or empty). Classes are numbered by name. See docs/data.md."""
+    validation: str | None = None
+    """A validation set of its own: `s3://bucket/prefix` or a folder, labelled like `source`. All of `source` is then training
+    data, and `validation_fraction` is not used. Default: a part of `source`."""
+    test: str | None = None
+    """A test set: `s3://bucket/prefix` or a folder, labelled like `source`. Evaluated once, after training, with the weights of
+    `model.keras`. Default: none."""
     group_by: str | None = None
     """A regular expression, searched in the key below `source`. Its first group names the source photograph. Images with the same
     name stay on one side of the split. A key that does not match has no group. Default: no groups."""
@@ -96,6 +105,9 @@ class Data(Section):
     """Height and width in pixels, each 8 to 2048, to which every image is resized."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the groups (without `group_by`: of the distinct images) used for validation, above 0 and below 1."""
+    group_near_duplicates: bool = False
+    """Keep near copies (re-encoded, resized or lightly edited images) on one side of the split. Near copies of images whose side is
+    given (by `validation`, `test` or the column `split`) are left out of training instead. Either way they are reported."""
     min_validation: Positive = 20
     """Minimum number of validation images of each class; with fewer, no run starts."""
     max_quarantined: Fraction = 0.01
@@ -110,8 +122,8 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _classes_one_way(self) -> Self:
-        if bool(self.classes) == bool(self.class_pattern):
-            raise ValueError("exactly one of classes and class_pattern is needed. Fix: set one of them")
+        if sum(map(bool, (self.classes, self.class_pattern, self.labels))) != 1:
+            raise ValueError("exactly one of classes, class_pattern and labels is needed. Fix: set one of them")
         if self.class_pattern and "class" not in re.compile(self.class_pattern).groupindex:
             raise ValueError(f"class_pattern = {self.class_pattern!r} has no group `class`. Fix: add (?P<class>...)")
         if self.classes and len(self.classes) < 2:

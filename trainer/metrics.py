@@ -67,7 +67,7 @@ METRICS: dict[str, Definition] = {
         "gauge",
         "nats per image",
         "Mean cross-entropy. train: over the epoch's batches, in training mode. train_inference: a fixed training sample after the "
-        "epoch, comparable with validation.",
+        "epoch, comparable with validation. test: after the last epoch, with the weights of model.keras.",
         ("split",),
     ),
     "spikewise_regularization_loss": Definition(
@@ -181,10 +181,12 @@ class Exporter(Collector):
             self._set("spikewise_workers", workers)
             self._updates += 1
 
-    def describe_data(self, *, train: int, validation: int, quarantined: int) -> None:
-        """Sets the numbers of images."""
+    def describe_data(self, *, train: int, validation: int, quarantined: int, test: int = 0) -> None:
+        """Sets the numbers of images. `test`: 0 without a test set."""
         with self._changed:
             self._values["spikewise_dataset_images"] = {("train",): float(train), ("validation",): float(validation)}
+            if test:
+                self._values["spikewise_dataset_images"]["test",] = float(test)
             self._set("spikewise_quarantined_images", quarantined)
             self._updates += 1
 
@@ -281,6 +283,13 @@ class Exporter(Collector):
                 self._set("spikewise_validation_spike_epoch", last.spike.epoch)
                 self._set("spikewise_validation_spike_rise", last.spike.rise)
                 self._set("spikewise_validation_spike_explained_ratio", last.verdict.fraction)
+            self._updates += 1
+
+    def update_test(self, *, loss: float, accuracy: float) -> None:
+        """The test set is evaluated, after the last epoch."""
+        with self._changed:
+            self._values["spikewise_loss"]["test",] = loss
+            self._values["spikewise_accuracy_ratio"]["test",] = accuracy
             self._updates += 1
 
     def progress(self, epoch: int, step: int, steps: int) -> None:

@@ -164,6 +164,15 @@ def test_no_configuration(attempt, tmp_path):
             ["data.source=s3://spikewise/nothing-here"],
             r"data\.source = s3://spikewise/nothing-here holds no objects\. Fix: ",
         ),
+        (["data.test=s3://spikewise/nothing-here"], r"data\.test = s3://spikewise/nothing-here holds no objects\. Fix: "),
+        (
+            ["data.classes={}", "data.labels=s3://spikewise/none.csv"],
+            r"data\.labels = s3://spikewise/none\.csv does not exist\. Fix: correct the path",
+        ),
+        (
+            ["data.test=s3://spikewise/bad-input/images"],
+            r"data\.source and data\.test overlap: 160 images are in both, such as 's3://spikewise/bad-input/images/.*'\. Fix: ",
+        ),
         (["data.source=/no/such/folder"], r"/no/such/folder: no such folder\. Fix: correct the path or create the folder"),
         (
             ["data.classes.fake=forged/"],

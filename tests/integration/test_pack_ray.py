@@ -15,10 +15,12 @@ from trainer.config import S3, Data
 from trainer.data import pack as packing
 from trainer.data import shards
 from trainer.data.decode import decode
-from trainer.data.index import build_manifest, split
+from trainer.data.index import build_manifest
 from trainer.data.pack import load_pack, pack
 from trainer.data.shards import PackError, open_rows
-from trainer.storage import StoreError, open_store
+from trainer.data.sources import Sources
+from trainer.data.split import split_rows
+from trainer.storage import Store, StoreError, open_store
 from trainer.storage.folder import FolderStore
 
 pytestmark = pytest.mark.integration
@@ -46,6 +48,10 @@ def small(monkeypatch):
     """Many blocks and shards of few images."""
     monkeypatch.setattr(packing, "BLOCK_IMAGES", 4)
     monkeypatch.setattr(shards, "SHARD_BYTES", 10 * int(np.prod(SHAPE)))
+
+
+def only(source: Store) -> Sources:
+    return Sources({"source": source})
 
 
 def image(number: int, form: str) -> bytes:
@@ -85,9 +91,9 @@ def check(opened, contents: dict[str, bytes]) -> None:
 def test_a_folder_becomes_shards(source, tmp_path, capfd):
     """Training would see other images than those in storage, or Ray's log would bury the job's output."""
     storage = FolderStore(tmp_path / "storage")
-    manifest = build_manifest(source, DATA)
+    manifest = build_manifest(only(source), DATA)
     steps = []
-    made = pack(manifest, source, storage, DATA, progress=lambda done, total: steps.append((done, total)))
+    made = pack(manifest, only(source), storage, DATA, progress=lambda done, total: steps.append((done, total)))
     assert made.images == 46
     assert [shard.rows for shard in made.shards] == [10, 10, 10, 10, 6]
     assert made.classes == manifest.classes
@@ -107,8 +113,7 @@ def test_a_folder_becomes_shards(source, tmp_path, capfd):
     assert steps == [(min(done, 49), 49) for done in range(4, 53, 4)]
     opened = open_rows(made, storage, tmp_path / "cache")
     check(opened, images())
-    table = opened.keys, opened.labels, opened.groups, opened.contents
-    sides = split(*table, made.classes, validation_fraction=0.4, min_validation=1)
+    sides = split_rows(opened, made.classes, DATA.model_copy(update={"validation_fraction": 0.4, "min_validation": 1}))
     assert sorted(sides.training + sides.validation) == list(range(46))
     assert capfd.readouterr() == ("", "")
 
@@ -116,29 +121,29 @@ def test_a_folder_becomes_shards(source, tmp_path, capfd):
 def test_a_packed_data_set_reads_no_image_again(source, tmp_path):
     """Every run would pay for decoding, and a data set could not be used after its originals are archived."""
     storage = FolderStore(tmp_path / "storage")
-    manifest = build_manifest(source, DATA)
-    made = pack(manifest, source, storage, DATA)
+    manifest = build_manifest(only(source), DATA)
+    made = pack(manifest, only(source), storage, DATA)
     shutil.rmtree(source.root)
     storage.requests.clear()
-    assert pack(manifest, source, storage, DATA) == load_pack(storage, manifest.digest, SHAPE) == made
+    assert pack(manifest, only(source), storage, DATA) == load_pack(storage, manifest.digest, SHAPE) == made
     assert dict(storage.requests) == {"get": 2}
 
 
 def test_packing_again_gives_the_same_bytes(source, tmp_path):
     """After a loss of the storage, the data of a run could not be restored."""
-    manifest = build_manifest(source, DATA)
-    one = pack(manifest, source, FolderStore(tmp_path / "one"), DATA)
-    assert pack(manifest, source, FolderStore(tmp_path / "two"), DATA) == one
+    manifest = build_manifest(only(source), DATA)
+    one = pack(manifest, only(source), FolderStore(tmp_path / "one"), DATA)
+    assert pack(manifest, only(source), FolderStore(tmp_path / "two"), DATA) == one
 
 
 def test_a_failing_store_ends_the_job_without_a_pack(source, tmp_path, capfd):
     """An outage would leave half a data set that later runs take for the whole."""
     storage = FolderStore(tmp_path / "storage")
-    manifest = build_manifest(source, DATA)
+    manifest = build_manifest(only(source), DATA)
     (source.root / "Tp/020.jpg").unlink()
     (source.root / "Tp/020.jpg").symlink_to(source.root / "Tp/020.jpg")
     with pytest.raises(StoreError, match=r"^\S*Tp/020.jpg: Too many levels of symbolic links.*$"):
-        pack(manifest, source, storage, DATA)
+        pack(manifest, only(source), storage, DATA)
     assert load_pack(storage, manifest.digest, SHAPE) is None
     assert capfd.readouterr() == ("", "")
 
@@ -146,21 +151,21 @@ def test_a_failing_store_ends_the_job_without_a_pack(source, tmp_path, capfd):
 def test_too_many_broken_images_are_found_once(source, tmp_path):
     """Finding the second broken image would take another hour, and the third yet another."""
     storage = FolderStore(tmp_path / "storage")
-    manifest = build_manifest(source, DATA)
+    manifest = build_manifest(only(source), DATA)
     strict = DATA.model_copy(update={"max_quarantined": 0.05})
     with pytest.raises(PackError, match=r"3 of 49 images \(6.12%\) cannot be used"):
-        pack(manifest, source, storage, strict)
+        pack(manifest, only(source), storage, strict)
     shutil.rmtree(source.root)
-    assert pack(manifest, source, storage, DATA).images == 46
+    assert pack(manifest, only(source), storage, DATA).images == 46
 
 
 def test_two_jobs_at_the_same_time(source, tmp_path):
     """Two runs submitted together would overwrite each other's shards."""
-    manifest = build_manifest(source, DATA)
+    manifest = build_manifest(only(source), DATA)
     made = []
 
     def job():
-        made.append(pack(manifest, source, FolderStore(tmp_path / "storage"), DATA))
+        made.append(pack(manifest, only(source), FolderStore(tmp_path / "storage"), DATA))
 
     threads = [threading.Thread(target=job) for _ in range(2)]
     for thread in threads:
@@ -176,15 +181,15 @@ def test_two_jobs_at_the_same_time(source, tmp_path):
 def test_two_jobs_that_see_different_images(source, tmp_path):
     """The job that loses would train on shards that the other one has replaced."""
     storage = FolderStore(tmp_path / "storage")
-    manifest = build_manifest(source, DATA)
+    manifest = build_manifest(only(source), DATA)
     winner = []
 
     def overtaken(done: int, total: int) -> None:
         if done == total:
             (source.root / "Au/001.jpg").unlink()
-            winner.append(pack(manifest, source, FolderStore(tmp_path / "storage"), DATA))
+            winner.append(pack(manifest, only(source), FolderStore(tmp_path / "storage"), DATA))
 
-    loser = pack(manifest, source, storage, DATA, progress=overtaken)
+    loser = pack(manifest, only(source), storage, DATA, progress=overtaken)
     assert loser == winner[0]
     assert loser.images == 45
     assert sorted(entry.key for entry in storage.list() if entry.key.endswith(".arrow")) == sorted(s.key for s in loser.shards)
@@ -194,15 +199,15 @@ def test_two_jobs_that_see_different_images(source, tmp_path):
 def test_packing_can_be_stopped(source, tmp_path):
     """Ctrl-C would wait until the last image is decoded, or leave half a data set."""
     storage = FolderStore(tmp_path / "storage")
-    manifest = build_manifest(source, DATA)
+    manifest = build_manifest(only(source), DATA)
 
     def stop(*_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(manifest, source, storage, DATA, progress=stop)
+        pack(manifest, only(source), storage, DATA, progress=stop)
     assert load_pack(storage, manifest.digest, SHAPE) is None
-    assert pack(manifest, source, storage, DATA).images == 46
+    assert pack(manifest, only(source), storage, DATA).images == 46
 
 
 def test_from_s3_to_s3(bucket, tmp_path):
@@ -211,10 +216,10 @@ def test_from_s3_to_s3(bucket, tmp_path):
     source, storage = open_store(f"{bucket}/images", S3()), open_store(f"{bucket}/runs", S3())
     for key, content in contents.items():
         source.put(key, content)
-    manifest = build_manifest(source, DATA)
-    made = pack(manifest, source, storage, DATA)
+    manifest = build_manifest(only(source), DATA)
+    made = pack(manifest, only(source), storage, DATA)
     check(open_rows(made, storage, tmp_path / "cache"), contents)
-    assert pack(manifest, source, storage, DATA) == made
+    assert pack(manifest, only(source), storage, DATA) == made
     assert not [operation for operation in source.requests if operation.startswith("Get")]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))

@@ -88,6 +88,7 @@ def test_names_that_yaml_reads_otherwise(capsys):
             "error: model.weights = 'best.keras' is a local file, but pods share no folder. Fix: use s3://",
         ),
         (["--overlay", "local", "--set", "model.network=nowhere:build"], "error: model.network = .*: no nowhere.py in .* Fix: "),
+        (["--overlay", "local", "--set", "data.test=unseen"], "error: data.test = 'unseen' is a folder, .* Fix: use s3://"),
         (["--overlay", "local", "--set", "metrics.port=0"], "error: metrics.port = 0 picks a free port, .* Fix: "),
         (
             ["--overlay", "local", "--shape", "rayjob", "--set", f"run.name={'x' * 44}"],

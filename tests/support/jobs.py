@@ -41,9 +41,9 @@ linger = 0.0
 """
 
 
-def put_images(storage: str, images: int = 480, seed: int = 0) -> None:
-    """Uploads JPEGs of two classes to `storage`/images: smooth noise, with a square pasted into the forged ones."""
-    store, generator = open_store(f"{storage}/images", config.S3(path_style=True)), np.random.default_rng(seed)
+def put_images(storage: str, images: int = 480, seed: int = 0, below: str = "images") -> None:
+    """Uploads JPEGs of two classes to `storage`/`below`: smooth noise, with a square pasted into the forged ones."""
+    store, generator = open_store(f"{storage}/{below}", config.S3(path_style=True)), np.random.default_rng(seed)
     for number in range(images):
         pixels = np.kron(generator.normal(120, 30, (8, 8, 3)), np.ones((6, 6, 1))) + generator.normal(0, 10, (48, 48, 3))
         if forged := number % 2:

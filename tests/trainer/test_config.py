@@ -102,7 +102,7 @@ def test_what_is_wrong_is_named_with_its_value_and_bound(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ('source = "x"\n', "exactly one of classes and class_pattern is needed"),
+        ('source = "x"\n', "exactly one of classes, class_pattern and labels is needed"),
         ('source = "x"\nclasses = { one = "One/" }\n', "classes has only one, at least two are needed"),
         ('source = "x"\nclasses = { a = "A/", b = "A/B/" }\n', 'prefix "A/B/" of class b is inside "A/" of class a'),
         ('source = "x"\nclass_pattern = "(["\n', "not a regular expression"),
@@ -126,7 +126,7 @@ def test_data_that_cannot_be_labelled_is_refused(tmp_path, data, said):
         ("data.image_size=[4, 64]", "--set data.image_size=[4, 64]: should be greater than or equal to 8"),
         ("run.seed.x=1", "--set run.seed.x=1: run is not a section"),
         ("launch.workers=3", "job.toml with --set: training.batch_size = 32 is not divisible by launch.workers = 3"),
-        ("data.class_pattern=x", "job.toml with --set: data: exactly one of classes and class_pattern is needed"),
+        ("data.class_pattern=x", "job.toml with --set: data: exactly one of classes, class_pattern and labels is needed"),
     ],
 )
 def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path, override, said):

@@ -1,9 +1,13 @@
 """From a listing of images to the batches of each worker.
 
 dataset       the values: images, manifest, pack, split
-index         lists the images of a data source, labels them, and splits them
+sources       the stores of the images and of the labels file
+labels        the labels file
+index         lists and labels the images of the sources
 decode        one image file -> pixels
 pack, shards  packed images in storage; the format of their files and the local cache
+duplicates    copies and near copies among the packed images
+split         the split into training, validation and test
 order         the order of the images in each epoch
 augmentation  random changes of the images of a batch
 loader        the batches of one worker

@@ -15,34 +15,45 @@ class DataError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One object of the data source."""
+    """One object of a data source."""
 
     key: str
-    """Relative to the source's prefix."""
+    """Relative to the prefix of its source."""
     size: int
     """Bytes."""
     etag: str
     label: int
     group: str
     """The source photograph. Images of one group stay on one side of the split. Empty: the image has no group."""
+    source: str = "source"
+    """The key of [data] that names its source: source, validation or test."""
+    side: str = ""
+    """training, validation or test if that is given, empty if the split decides between training and validation."""
+
+    @property
+    def name(self) -> str:
+        """The key as packs, reports and the labels file have it: the keys of data.validation and data.test begin with
+        `validation:` and `test:`."""
+        return self.key if self.source == "source" else f"{self.source}:{self.key}"
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The labelled listing of a data source, ordered by key."""
+    """The labelled listing of all data sources, ordered by source and key."""
 
     source: str
+    """URL of data.source."""
     classes: tuple[str, ...]
     images: tuple[Image, ...]
     digest: str
     """SHA-256 (hex) of classes and images. Equal digests mean equal data."""
     ignored: int = 0
-    """Number of objects below the source that belong to no class."""
+    """Number of objects below the sources that belong to no class."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One Arrow IPC file of packed images (columns image, label, key, group, content)."""
+    """One Arrow IPC file of packed images (columns image, label, key, group, content, side)."""
 
     key: str
     """Key in the run's storage."""
@@ -57,6 +68,7 @@ class Quarantined:
     """An image that cannot be used."""
 
     key: str
+    """Image.name."""
     reason: str
     """Why, as a sentence that follows the key."""
     max_pixels: int | None = None
@@ -85,4 +97,5 @@ class Split:
     training: tuple[int, ...]
     validation: tuple[int, ...]
     facts: dict[str, Any] = field(default_factory=dict)
-    """For report.json: see `trainer.data.index.split`."""
+    """For report.json: see `trainer.data.split.split`."""
+    test: tuple[int, ...] = ()

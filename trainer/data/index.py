@@ -1,54 +1,170 @@
-"""The images of a data source, their classes, and the split into training and validation.
+"""The images of the data sources and their labels: keys and sizes, never pixels.
 
-Separation of concerns: `build_manifest` reads keys, never pixels. `split` works on packed rows and their content hashes; it is pure
-and reads no store.
-
-Shapes: N rows, K classes.
+Shapes: K classes.
 """
 
 import hashlib
 import json
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
-
-import numpy as np
 
 from trainer import config
-from trainer.data.dataset import DataError, Image, Manifest, Split
-from trainer.data.shards import PackedRows
-from trainer.storage import Object, Store
-
-LISTED = 200
-"""`Split.facts` lists the keys of at most this many findings of each kind; its counts include all of them."""
+from trainer.data.dataset import DataError, Image, Manifest
+from trainer.data.labels import Label, Labels, read_labels
+from trainer.data.sources import Sources
+from trainer.storage import Object
 
 
-def build_manifest(store: Store, data: config.Data) -> Manifest:
-    """Lists the store and labels every object by its key.
+def build_manifest(sources: Sources, data: config.Data) -> Manifest:
+    """Lists the sources and labels every object, by its key or by the labels file.
 
-    Classes are numbered in the order of `data.classes`, or sorted by name if `data.class_pattern` finds them. Objects of no class
-    are counted. The digest is the SHA-256 of classes and images as canonical JSON. It depends neither on the data's location nor
-    on the time of the listing.
+    Classes are numbered in the order of `data.classes`, or sorted by name if `data.class_pattern` or `data.labels` names them.
+    Objects of no class are counted. The digest is the SHA-256 of classes and images as canonical JSON. It depends neither on the
+    data's location nor on the time of the listing.
 
-    Raises DataError for an empty store, a class without images or fewer than two classes; StoreError.
+    Raises DataError for an empty source, a class without images in a source, fewer than two classes, an object that two sources
+    contain, or a labels file that does not fit; StoreError.
     """
-    objects = list(store.list())
-    if not objects:
-        raise DataError(f"data.source = {store.url} holds no objects. Fix: correct it or upload the images.")
-    names = [_class_of(entry.key, data) for entry in objects]
-    classes = tuple(data.classes) or tuple(sorted({name for name in names if name is not None}))
-    _check_classes(classes, names, objects, store.url, data)
-    labels = {name: label for label, name in enumerate(classes)}
+    objects = {name: list(store.list()) for name, store in sources.images.items()}
+    for name, store in sources.images.items():
+        if not objects[name]:
+            raise DataError(f"data.{name} = {store.url} holds no objects. Fix: correct it or upload the images.")
+    labels = _labels(sources, objects, data)
+    found = {
+        name: [(entry, _label(name, entry.key, data, labels)) for entry in listed if not _is_labels(sources, name, entry.key)]
+        for name, listed in objects.items()
+    }
+    _check_apart(sources, found)
+    source = [label.name if label else None for _, label in found["source"]]
+    classes = tuple(data.classes) or tuple(sorted({name for name in source if name is not None}))
+    if labels is None:
+        _check_classes(classes, source, objects["source"], sources.images["source"].url, data)
+    elif len(classes) < 2:
+        labelled = f"only the label {classes[0]!r}" if classes else "no label"
+        raise DataError(f"{_where(sources)} has {labelled} for data.source, but at least two are needed. Fix: add the others.")
+    for name in [name for name in found if name != "source"]:
+        _check_other(name, sources.images[name].url, found[name], classes)
+    numbers = {name: number for number, name in enumerate(classes)}
+    given = _validation_given(found)
     images = tuple(
-        Image(entry.key, entry.size, entry.etag, labels[name], _group_of(entry.key, data))
-        for entry, name in zip(objects, names, strict=True)
-        if name is not None
+        Image(entry.key, entry.size, entry.etag, numbers[label.name], label.group, name, label.side or given * "training")
+        for name, each in found.items()
+        for entry, label in each
+        if label is not None
     )
-    strays = [entry.key for entry, name in zip(objects, names, strict=True) if name is None]
+    if labels is not None:
+        _check_sides(images, classes, _where(sources))
     # Hidden files such as .DS_Store are not worth a warning.
+    strays = [entry.key for each in found.values() for entry, label in each if label is None]
     ignored = sum(not key.rpartition("/")[2].startswith(".") for key in strays)
-    return Manifest(store.url, classes, images, _digest(classes, images), ignored)
+    return Manifest(sources.images["source"].url, classes, images, _digest(classes, images), ignored)
+
+
+Labelled = Sequence[tuple[Object, Label | None]]
+"""The objects of a source with their labels; None for an object of no class."""
+
+
+def _labels(sources: Sources, objects: Mapping[str, Iterable[Object]], data: config.Data) -> Labels | None:
+    """The labels file, checked against the keys and the settings; None without one."""
+    if sources.labels is None:
+        return None
+    labels, where = read_labels(*sources.labels), _where(sources)
+    keys = {_name(name, entry.key) for name, listed in objects.items() for entry in listed}
+    if missing := [key for key in labels.of if key not in keys]:
+        raise DataError(
+            f"{where} labels {len(missing)} of {len(labels.of)} keys that do not exist, such as {missing[0]!r} (an existing key: "
+            f"{min(keys)!r}). Fix: correct the keys, which are relative to data.source, or delete these rows."
+        )
+    if labels.grouped and data.group_by:
+        raise DataError(f"{where} has the column 'group', and data.group_by is set too. Fix: remove one of them.")
+    for key, label in labels.of.items():
+        name = next((name for name in sources.images if name != "source" and key.startswith(f"{name}:")), "source")
+        if name != "source" and label.side not in ("", name):
+            raise DataError(f"{where}: {key!r} is in data.{name}, but has split = {label.side}. Fix: leave its split empty.")
+        if name == "source" and label.side in sources.images:
+            raise DataError(
+                f"{where}: {key!r} has split = {label.side}, but data.{label.side} is set too. Fix: remove data.{label.side} or "
+                "leave the split empty."
+            )
+    return labels
+
+
+def _where(sources: Sources) -> str:
+    assert sources.labels is not None
+    return f"data.labels = {sources.labels[0].url}/{sources.labels[1]}"
+
+
+def _name(source: str, key: str) -> str:
+    """Image.name."""
+    return key if source == "source" else f"{source}:{key}"
+
+
+def _is_labels(sources: Sources, name: str, key: str) -> bool:
+    """Whether an object is the labels file itself, which may lie beside the images."""
+    if sources.labels is None:
+        return False
+    return f"{sources.images[name].url}/{key}" == f"{sources.labels[0].url}/{sources.labels[1]}"
+
+
+def _label(source: str, key: str, data: config.Data, labels: Labels | None) -> Label | None:
+    """The label of an object; None if it belongs to no class. Without labels file, its side is that of its source."""
+    side = "" if source == "source" else source
+    if labels is not None:
+        found = labels.of.get(_name(source, key))
+        return found and found._replace(
+            group=found.group if labels.grouped else _group_of(source, key, data), side=side or found.side
+        )
+    name = _class_of(key, data)
+    return None if name is None else Label(name, _group_of(source, key, data), side)
+
+
+def _validation_given(found: Mapping[str, Labelled]) -> bool:
+    """Whether the validation set is given, so that all other images of data.source are for training."""
+    return any(label.side == "validation" for each in found.values() for _, label in each if label)
+
+
+def _check_apart(sources: Sources, found: Mapping[str, Labelled]) -> None:
+    """Raises DataError if an image is in two sources."""
+    seen: dict[str, str] = {}
+    for name, each in found.items():
+        url = sources.images[name].url
+        mine = [f"{url}/{entry.key}" for entry, label in each if label is not None]
+        if twice := [one for one in mine if one in seen]:
+            other = seen[twice[0]]
+            raise DataError(
+                f"data.{other} and data.{name} overlap: {len(twice)} images are in both, such as {twice[0]!r}. Fix: use separate "
+                "folders or prefixes."
+            )
+        seen |= dict.fromkeys(mine, name)
+
+
+def _check_sides(images: Sequence[Image], classes: Sequence[str], where: str) -> None:
+    """Raises DataError if a side that the labels file gives lacks a class, or a class has nothing to train on."""
+    counts = Counter((image.side, image.label) for image in images)
+    for side in sorted({side for side, _ in counts} - {""}):
+        for label, name in enumerate(classes):
+            if not counts[side, label] and not (side == "training" and counts["", label]):
+                raise DataError(
+                    f"{where} gives class {name!r} no {side} image, and there are {side} images of other classes. Fix: correct the "
+                    "column 'split' or add images."
+                )
+
+
+def _check_other(name: str, url: str, found: Labelled, classes: Sequence[str]) -> None:
+    """Raises DataError if the classes of data.validation or data.test are not exactly those of data.source."""
+    counts = Counter(label.name for _, label in found if label is not None)
+    if unknown := [each for each in counts if each not in classes]:
+        raise DataError(
+            f"data.{name} = {url} has the class {unknown[0]!r} ({counts[unknown[0]]} images), which data.source does not have. "
+            "Fix: add it to data.source or remove these images."
+        )
+    if missing := [each for each in classes if not counts[each]]:
+        keys = ", such as " + repr(found[0][0].key) if found else ""
+        raise DataError(
+            f"data.{name} = {url} has no image of class {missing[0]!r} ({sum(counts.values())} images of other classes; it holds "
+            f"{len(found)} objects{keys}). Fix: add images of it, or correct data.{name}."
+        )
 
 
 def _class_of(key: str, data: config.Data) -> str | None:
@@ -58,9 +174,10 @@ def _class_of(key: str, data: config.Data) -> str | None:
     return match["class"] or None if match else None
 
 
-def _group_of(key: str, data: config.Data) -> str:
+def _group_of(source: str, key: str, data: config.Data) -> str:
+    """The group that data.group_by finds. Groups of different sources are different, because numbers as names may coincide."""
     match = re.search(data.group_by, key) if data.group_by else None
-    return match[1] or "" if match else ""
+    return _name(source, match[1]) if match and match[1] else ""
 
 
 def _check_classes(
@@ -95,188 +212,11 @@ def _folders(objects: Iterable[Object], like: str = "") -> str:
 
 
 def _digest(classes: Sequence[str], images: Iterable[Image]) -> str:
-    rows = [[image.key, image.size, image.etag, image.label, image.group] for image in images]
+    # Source and side are added only where they are not the default, so that data sets of one source keep their digests.
+    rows = [
+        [image.key, image.size, image.etag, image.label, image.group]
+        + ([image.source, image.side] if (image.source, image.side) != ("source", "") else [])
+        for image in images
+    ]
     canonical = json.dumps({"classes": list(classes), "images": rows}, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def split_rows(rows: PackedRows, classes: Sequence[str], data: config.Data) -> Split:
-    """`split` of a pack's rows as `data` configures it. Raises DataError."""
-    return split(
-        rows.keys,
-        rows.labels,
-        rows.groups,
-        rows.contents,
-        classes,
-        validation_fraction=data.validation_fraction,
-        min_validation=data.min_validation,
-    )
-
-
-def split(
-    keys: Sequence[str],
-    labels: np.ndarray,
-    groups: Sequence[str],
-    contents: Sequence[str],
-    classes: Sequence[str],
-    *,
-    validation_fraction: float,
-    min_validation: int,
-) -> Split:
-    """Splits the N packed rows by hash. A unit (the group, or the content of an image without group) belongs to validation if its
-    hash, as a fraction of all hashes, is below `validation_fraction`.
-
-    An image therefore never changes sides when others are added or removed. In return, the fraction holds only on average (with
-    1,000 images at 0.2, validation gets 200 +- 13). An exact fraction is not possible, because the side of a unit must depend on
-    that unit alone. The facts contain the actual counts.
-
-    Training images whose content is also in validation (possible with groups) are left out of training. Copies with
-    different labels stay and are reported.
-
-    `Split.facts`: `counts` {side: {class: images}}, `groups` {side: units}, `imbalance_ratio` (largest class by smallest),
-    `duplicates`, `leaked` and `conflicting_labels` (each with `contents`, `images` and at most LISTED `keys`), and `warnings`,
-    lines for the user.
-
-    Raises DataError when a class has fewer than `min_validation` validation images or no training image.
-    """
-    units = [f"group {group}" if group else f"content {content}" for group, content in zip(groups, contents, strict=True)]
-    to_validation = {unit: _fraction(unit) < validation_fraction for unit in set(units)}
-    validates = np.array([to_validation[unit] for unit in units], bool)
-    copies = _copies(contents)
-    leaked = [rows for rows in copies if 0 < validates[rows].sum() < len(rows)]
-    trains = ~validates
-    for rows in leaked:
-        trains[rows] = False
-    sides = {"training": trains, "validation": validates}
-    counts = {
-        side: {name: int(np.sum(mask & (labels == label))) for label, name in enumerate(classes)} for side, mask in sides.items()
-    }
-    _check_counts(counts, validation_fraction, min_validation, grouped=any(groups))
-    totals = [counts["training"][name] + counts["validation"][name] for name in classes]
-    facts = {
-        "counts": counts,
-        "groups": {side: len({units[row] for row in np.flatnonzero(mask)}) for side, mask in sides.items()},
-        "imbalance_ratio": round(max(totals) / min(totals), 3),
-        **_copies_found(keys, labels, classes, copies, leaked, validates),
-    }
-    facts["warnings"] = _warnings(facts)
-    return Split(tuple(np.flatnonzero(trains).tolist()), tuple(np.flatnonzero(validates).tolist()), facts)
-
-
-def _fraction(unit: str) -> float:
-    """The unit's hash, uniform in [0, 1)."""
-    return int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=6).digest()) / 2**48
-
-
-def _copies(contents: Sequence[str]) -> list[list[int]]:
-    """The rows of each content that occurs more than once."""
-    rows = defaultdict(list)
-    for row, content in enumerate(contents):
-        rows[content].append(row)
-    return [same for same in rows.values() if len(same) > 1]
-
-
-def _copies_found(
-    keys: Sequence[str],
-    labels: np.ndarray,
-    classes: Sequence[str],
-    copies: list[list[int]],
-    leaked: list[list[int]],
-    validates: np.ndarray,
-) -> dict[str, Any]:
-    def named(rows: list[int]) -> list[str]:
-        return [keys[row] for row in rows[:LISTED]]
-
-    def by_side(rows: list[int]) -> dict[str, list[str]]:
-        return {
-            "validation": named([row for row in rows if validates[row]]),
-            "left_out": named([row for row in rows if not validates[row]]),
-        }
-
-    def by_class(rows: list[int]) -> dict[str, list[str]]:
-        return {
-            classes[label]: named([row for row in rows if labels[row] == label]) for label in sorted(set(labels[rows].tolist()))
-        }
-
-    conflicting = [rows for rows in copies if len(set(labels[rows].tolist())) > 1]
-    return {
-        "duplicates": {
-            "contents": len(copies),
-            "images": sum(len(rows) - 1 for rows in copies),
-            "keys": [named(rows) for rows in copies[:LISTED]],
-        },
-        "leaked": {
-            "contents": len(leaked),
-            "images": sum(int(np.sum(~validates[rows])) for rows in leaked),
-            "keys": [by_side(rows) for rows in leaked[:LISTED]],
-        },
-        "conflicting_labels": {
-            "contents": len(conflicting),
-            "images": sum(len(rows) for rows in conflicting),
-            "keys": [by_class(rows) for rows in conflicting[:LISTED]],
-        },
-    }
-
-
-def _check_counts(counts: dict[str, dict[str, int]], validation_fraction: float, min_validation: int, *, grouped: bool) -> None:
-    hint = ". Whole groups are on one side, so check data.group_by too" if grouped else ""
-    for name, count in counts["validation"].items():
-        if not counts["training"][name]:
-            raise DataError(
-                f"Class {name!r} has no training image ({count} for validation). "
-                f"Fix: add images or lower data.validation_fraction (now {validation_fraction:g}){hint}."
-            )
-        if count < min_validation:
-            raise DataError(
-                f"Class {name!r} has {count} validation images ({counts['training'][name]} for training), below "
-                f"data.min_validation = {min_validation}. Fix: add images, raise data.validation_fraction "
-                f"(now {validation_fraction:g}) or lower data.min_validation{hint}."
-            )
-
-
-def _warnings(facts: dict[str, Any]) -> list[str]:
-    lines = []
-    if facts["leaked"]["images"]:
-        first = facts["leaked"]["keys"][0]
-        lines.append(
-            f"{facts['leaked']['images']} training images are copies of validation images and are left out of training, "
-            f"such as {first['left_out'][0]!r} (a copy of {first['validation'][0]!r})"
-        )
-    if facts["conflicting_labels"]["contents"]:
-        (one, ones), (other, others), *_ = facts["conflicting_labels"]["keys"][0].items()
-        lines.append(
-            f"{facts['conflicting_labels']['contents']} images have more than one label, such as {ones[0]!r} ({one}) and "
-            f"{others[0]!r} ({other}). Fix: delete the wrong copies."
-        )
-    if facts["duplicates"]["images"]:
-        lines.append(
-            f"{facts['duplicates']['images']} images are exact copies of others, such as "
-            f"{' and '.join(map(repr, facts['duplicates']['keys'][0][:2]))}"
-        )
-    return lines
-
-
-ClassWeights = Literal["balanced"] | Mapping[str, float] | None
-"""The setting training.class_weights."""
-
-
-def class_weights(wanted: ClassWeights, labels: np.ndarray, classes: Sequence[str]) -> np.ndarray | None:
-    """The factor [K] of each class in the training loss, from `training.class_weights`; None for equal ones.
-
-    `labels` [n]: of the training images. "balanced" gives n / (K n_k) to a class of n_k images, so that each class has the same
-    influence.
-    """
-    if wanted is None:
-        return None
-    if wanted == "balanced":
-        return np.asarray(len(labels) / (len(classes) * np.bincount(labels, minlength=len(classes))))
-    return np.array([wanted[name] for name in classes])
-
-
-def check_class_weights(wanted: ClassWeights, classes: Sequence[str]) -> None:
-    """Raises DataError unless a table of class weights names each class once."""
-    if isinstance(wanted, Mapping) and set(wanted) != set(classes):
-        raise DataError(
-            f"training.class_weights names {', '.join(sorted(wanted))}, but the classes are {', '.join(classes)}. "
-            "Fix: give each class a weight."
-        )

@@ -19,6 +19,7 @@ import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from trainer.data.dataset import Image, Manifest, Pack, Quarantined, Shard
 from trainer.data.decode import DecodeError, decode
 from trainer.data.index import build_manifest
 from trainer.data.shards import PackError, ShardWriter, folder_name
+from trainer.data.sources import Sources
 from trainer.storage import Exists, NotFound, Store, StoreError
 from trainer.storage.folder import FolderStore
 
@@ -44,7 +46,7 @@ FAILURE, TRANSIENT = "failure", "transient"
 
 def pack(
     manifest: Manifest,
-    source: Store,
+    sources: Sources,
     storage: Store,
     data: config.Data,
     *,
@@ -59,20 +61,20 @@ def pack(
     """
     found = load_pack(storage, manifest.digest, (*data.image_size, 3))
     if found is None:
-        found = _pack(manifest, source, storage, data, progress)
+        found = _pack(manifest, sources, storage, data, progress)
     _check_quarantine(found, storage, data)
     return found
 
 
-def images_of(run: str, source: Store, storage: Store, data: config.Data, previous: Mapping[str, Any] | None) -> Manifest | Pack:
-    """The images that a run trains on. A new run: the listing of `source`. A resumed run: its original pack, even if the source
-    has changed since. `previous`: the run.json of the run to resume, None for a new run.
+def images_of(run: str, sources: Sources, storage: Store, data: config.Data, previous: Mapping[str, Any] | None) -> Manifest | Pack:
+    """The images that a run uses. A new run: the listing of `sources`. A resumed run: its original pack, even if the sources have
+    changed since. `previous`: the run.json of the run to resume, None for a new run.
 
     Raises PackError when that pack is gone and the source has changed; DataError and StoreError.
     """
     if previous and (known := load_pack(storage, previous["manifest"], (*data.image_size, 3))):
         return known
-    manifest = build_manifest(source, data)
+    manifest = build_manifest(sources, data)
     if previous and manifest.digest != previous["manifest"]:
         raise PackError(
             f"Run {run} began with images other than those now in {manifest.source} (digest {previous['manifest'][:16]} then, "
@@ -107,7 +109,7 @@ def _folder(digest: str, image_shape: tuple[int, ...]) -> str:
 
 
 def _pack(
-    manifest: Manifest, source: Store, storage: Store, data: config.Data, progress: Callable[[int, int], None] | None
+    manifest: Manifest, sources: Sources, storage: Store, data: config.Data, progress: Callable[[int, int], None] | None
 ) -> Pack:
     image_shape = (*data.image_size, 3)
     folder = _folder(manifest.digest, image_shape)
@@ -115,7 +117,7 @@ def _pack(
     done = 0
     with (
         ShardWriter(storage, folder, image_shape, manifest.classes) as writer,
-        closing(_decoded(manifest, source, image_shape, data)) as blocks,
+        closing(_decoded(manifest, sources, image_shape, data)) as blocks,
     ):
         for block in blocks:
             if FAILURE in block.column_names:
@@ -170,13 +172,16 @@ _stores: dict[str, Store] = {}
 """The stores of this process by URL, kept so that connections outlive a block."""
 
 
-def _decoded(manifest: Manifest, source: Store, image_shape: tuple[int, int, int], data: config.Data) -> Generator[pa.Table]:
+def _decoded(manifest: Manifest, sources: Sources, image_shape: tuple[int, int, int], data: config.Data) -> Generator[pa.Table]:
     """The decoded blocks in the order of the manifest; see _decode_block."""
     import ray.data
 
     rows = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // int(np.prod(image_shape))))
-    images = manifest.images
-    blocks = [_listed(images[start : start + rows]) for start in range(0, len(images), rows)]
+    blocks = [
+        _listed(images[start : start + rows])
+        for images in (tuple(each) for _, each in groupby(manifest.images, lambda image: image.source))
+        for start in range(0, len(images), rows)
+    ]
     with _quiet():
         dataset: Any = ray.data.from_arrow(blocks)
         dataset.context.enable_progress_bars = False
@@ -187,7 +192,7 @@ def _decoded(manifest: Manifest, source: Store, image_shape: tuple[int, int, int
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=1,
-            fn_kwargs={"source": source, "image_shape": image_shape, "max_pixels": data.max_pixels},
+            fn_kwargs={"stores": sources.images, "image_shape": image_shape, "max_pixels": data.max_pixels},
         )
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
@@ -205,20 +210,23 @@ def _quiet() -> Iterator[None]:
 
 
 def _listed(images: tuple[Image, ...]) -> pa.Table:
-    """A block to decode: columns key, size, label and group."""
+    """A block to decode, of images of one source: columns source, name, key, size, label, group and side."""
     return pa.table(
         {
+            "source": [image.source for image in images],
+            "name": [image.name for image in images],
             "key": [image.key for image in images],
             "size": [image.size for image in images],
             "label": pa.array([image.label for image in images], pa.int32()),
             "group": [image.group for image in images],
+            "side": [image.side for image in images],
         }
     )
 
 
-def _decode_block(block: pa.Table, source: Store, image_shape: tuple[int, int, int], max_pixels: int) -> pa.Table:
-    """Decodes a block of `_listed`. Columns of the result: image, label, key, group and content; for an image that cannot be used
-    reason and max_pixels instead of image and content.
+def _decode_block(block: pa.Table, stores: Mapping[str, Store], image_shape: tuple[int, int, int], max_pixels: int) -> pa.Table:
+    """Decodes a block of `_listed` from the `stores` of Sources. Columns of the result: image, label, key (Image.name), group, side
+    and content; for an image that cannot be used reason and max_pixels instead of image and content.
 
     A store that fails ends the job. The result then has the columns FAILURE and TRANSIENT, because Ray would print a raised
     exception with several tracebacks.
@@ -227,14 +235,15 @@ def _decode_block(block: pa.Table, source: Store, image_shape: tuple[int, int, i
     most = FILE_BYTES_PER_PIXEL * max_pixels + METADATA_BYTES
     wanted = {key: size for key, size in zip(keys, sizes, strict=True) if size <= most}
     threads = READ_BYTES // (2 * max(wanted.values(), default=1) or 1)  # get_many holds two objects for each thread
-    source = _stores.setdefault(source.url, source)
+    setting = block["source"][0].as_py()
+    source = _stores.setdefault(stores[setting].url, stores[setting])
     read = source.get_many(wanted, threads=max(1, min(READS, threads)))
     rows: list[tuple[bytes | None, str | None, str | None, int | None]] = []
     for size in sizes:
         try:
             if size > most:
                 raise DecodeError(f"has {size} bytes, too many for an image within data.max_pixels = {max_pixels}", max_pixels)
-            content = _whole(next(read)[1], size, source)
+            content = _whole(next(read)[1], size, source, setting)
             pixels = decode(content, image_shape, max_pixels).tobytes()
             rows.append((pixels, hashlib.blake2b(content, digest_size=16).hexdigest(), None, None))
         except DecodeError as error:
@@ -246,8 +255,9 @@ def _decode_block(block: pa.Table, source: Store, image_shape: tuple[int, int, i
         {
             "image": pa.array(images, pa.binary(int(np.prod(image_shape)))),
             "label": block["label"],
-            "key": block["key"],
+            "key": block["name"],
             "group": block["group"],
+            "side": block["side"],
             "content": pa.array(contents, pa.string()),
             "reason": pa.array(reasons, pa.string()),
             "max_pixels": pa.array(bounds, pa.int64()),
@@ -255,12 +265,15 @@ def _decode_block(block: pa.Table, source: Store, image_shape: tuple[int, int, i
     )
 
 
-def _whole(found: bytes | StoreError, size: int, source: Store) -> bytes:
-    """The content of an image. Raises DecodeError if only this image is affected, StoreError if all images may be."""
+def _whole(found: bytes | StoreError, size: int, source: Store, setting: str) -> bytes:
+    """The content of an image. `setting`: the key of [data] that names `source`.
+
+    Raises DecodeError if only this image is affected, StoreError if all images may be.
+    """
     if isinstance(found, NotFound):
         machine = socket.gethostname()
         if isinstance(source, FolderStore) and _is_empty(source):  # otherwise the pack would lack these images forever
-            raise StoreError(f"{source.url} is empty or missing on machine {machine}. Fix: mount data.source on every machine.")
+            raise StoreError(f"{source.url} is empty or missing on machine {machine}. Fix: mount data.{setting} on every machine.")
         raise DecodeError(f"was listed but is gone (seen from machine {machine})")
     if isinstance(found, StoreError):
         raise found

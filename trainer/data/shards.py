@@ -49,7 +49,7 @@ class ShardWriter:
         self._empty()
 
     def _empty(self) -> None:
-        self.columns: dict[str, list[Any]] = {"label": [], "key": [], "group": [], "content": []}
+        self.columns: dict[str, list[Any]] = {"label": [], "key": [], "group": [], "content": [], "side": []}
         self.rows = 0
 
     def __enter__(self) -> Self:
@@ -87,7 +87,7 @@ class ShardWriter:
             {
                 "image": pa.FixedSizeBinaryArray.from_buffers(image_type, self.rows, [None, pixels]),
                 "label": pa.array(self.columns["label"], pa.int32()),
-                **{name: pa.array(self.columns[name], pa.string()) for name in ("key", "group", "content")},
+                **{name: pa.array(self.columns[name], pa.string()) for name in ("key", "group", "content", "side")},
             }
         ).replace_schema_metadata(self.metadata)
         path = Path(self.temporary.name, "shard.arrow")
@@ -150,6 +150,11 @@ class PackedRows:
     def contents(self) -> list[str]:
         """The hash of each row's original file."""
         return self._strings("content")
+
+    @cached_property
+    def sides(self) -> list[str]:
+        """The side of each row, as Image.side. Packs of earlier versions have no such column, and no given sides."""
+        return self._strings("side") if "side" in self._batches[0].schema.names else [""] * len(self.labels)
 
     def _strings(self, name: str) -> list[str]:
         return [value for batch in self._batches for value in batch[name].to_pylist()]

@@ -10,7 +10,7 @@ from trainer.data.dataset import Pack, Split
 from trainer.data.order import epoch_generator, epoch_order
 from trainer.data.shards import PackedRows
 from trainer.epoch import best
-from trainer.report.result import RunResult, Trained
+from trainer.report.result import EvaluatedTest, RunResult, Trained
 from trainer.storage import Store, results
 
 
@@ -55,8 +55,17 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
         diagnoses=diagnoses,
         overfitting=overfitting,
         thumbnail=lambda index: rows.images.take(validation[index : index + 1])[0],
+        test=_test(name, storage, rows, sides, history[chosen].epoch),
         batch=lambda epoch, number: _batch(facts["config"], rows, sides, epoch, number),
     )
+
+
+def _test(name: str, storage: Store, rows: PackedRows, sides: Split, epoch: int) -> EvaluatedTest | None:
+    """The results on the test set if they belong to `epoch`: a run that was resumed for more epochs has old ones until it ends."""
+    found, test = results.get_test(storage, name) if sides.test else {}, np.array(sides.test, int)
+    if not found or int(found["epoch"]) != epoch or len(found["losses"]) != len(test):
+        return None
+    return EvaluatedTest([rows.groups[row] for row in test], rows.labels[test], found["probabilities"], found["losses"])
 
 
 def _batch(settings: Mapping[str, Any], rows: PackedRows, sides: Split, epoch: int, number: int) -> list[Trained]:

@@ -162,11 +162,14 @@ def _confusions(document: dict[str, Any]) -> list[tuple[str, str, int]] | None:
 def _listings(data: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
     """(title, lines of keys) of what is wrong with the data, cut to what a page can show."""
     conflicting = [[f"{name}: {key}" for name, keys in one.items() for key in keys] for one in data["conflicting_labels"]["keys"]]
-    leaked = [[*one["validation"], *one["left_out"]] for one in data["leaked"]["keys"]]
+    leaked = [[key for keys in one.values() for key in keys] for one in data["leaked"]["keys"]]
+    near_leaked = [[f"{side}: {keys[0]}" for side, keys in one.items()] for one in data["near_leaked"]["keys"]]
     found = [
         ("Exact copies with different labels", data["conflicting_labels"]["contents"], conflicting),
         ("Exact copies on both sides of the split", data["leaked"]["contents"], leaked),
         ("Exact copies", data["duplicates"]["contents"], data["duplicates"]["keys"]),
+        ("Near copies on both sides of the split", data["near_leaked"]["pairs"], near_leaked),
+        ("Near copies", data["near_duplicates"]["pairs"], data["near_duplicates"]["keys"]),
         ("Not decodable", len(data["quarantined"]), [[one["key"], one["reason"]] for one in data["quarantined"]]),
     ]
     first = f"first {MAX_LINES} of "

@@ -25,6 +25,20 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class EvaluatedTest:
+    """The predictions for the T images of the test set, of the same epoch as RunResult.probabilities."""
+
+    groups: list[str]
+    """[T]; "" for an image without a group."""
+    labels: np.ndarray
+    """int [T]."""
+    probabilities: np.ndarray
+    """float32 [T, K]."""
+    losses: np.ndarray
+    """float32 [T], nats."""
+
+
+@dataclass(frozen=True)
 class RunResult:
     """Everything a report is made of."""
 
@@ -54,6 +68,8 @@ class RunResult:
     """Validation index -> uint8 [H, W, 3]."""
     diagnoses: Sequence[Diagnosis] | None = None
     """The spikes of the validation loss; None if the run was not diagnosed."""
+    test: EvaluatedTest | None = None
+    """None without a test set, and until it is evaluated at the end of the run."""
     overfitting: Overfitting | None = None
     batch: Callable[[int, int], Sequence[Trained]] | None = None
     """(epoch, batch of that epoch from 0) -> its images; None if training images cannot be looked up."""

@@ -9,6 +9,8 @@ from trainer.report.charts import number, percent
 
 FEW_GROUPS = 30
 """Below this many groups the bootstrap's intervals are rough."""
+EXPLAINS = 0.1
+"""Copies with another label explain an AUC below 0.5 if at least this fraction of the validation images has one."""
 NOTABLE_WAIT = 0.2
 """A note is shown if waiting for input took more than this fraction of the training time."""
 
@@ -25,10 +27,15 @@ def headline(document: dict[str, Any]) -> list[str]:
     if majority["fraction"] == 1:  # a single class: nothing to guess
         sentences = [f"{correct} classified correctly"]
     elif accuracy["low"] is not None and accuracy["low"] <= majority["fraction"]:
-        title = "Not clearly better than guessing" if accuracy["high"] >= majority["fraction"] else "Worse than guessing"
+        worse = accuracy["high"] < majority["fraction"] or _ranks_wrongly(document)
+        title = "Worse than guessing" if worse else "Not clearly better than guessing"
         sentences = [title, f"{correct} are classified correctly; {always}."]
     else:
         sentences = [f"{correct} classified correctly", f"{always[0].upper()}{always[1:]}."]
+    if _ranks_wrongly(document):
+        sentences += _why_below_guessing(document)
+    if document["test"]:
+        sentences.append(_tested(document["test"]))
     sentences.append(_course(document))
     shown, best = document["epoch"], document["best_epoch"]
     if best not in (None, shown):
@@ -50,6 +57,9 @@ def notes(document: dict[str, Any]) -> list[str]:
     if validation["unanswered"]:
         counted = "; they count as wrong" if validation["accuracy"]["value"] is not None else ""
         found.append(f"The model gave no finite probability for {amount(validation['unanswered'], 'validation image')}{counted}.")
+    if leaked := data["near_leaked"]["images"] * (not data["near_leaked"]["left_out"]):
+        where = ("Validation or test", "training or validation") if document["test"] else ("Validation", "training")
+        found.append(f"{where[0]} images with a near copy in {where[1]}: {leaked:,} (see Data); they are not unseen.")
     if copies := data["conflicting_labels"]["images"]:
         found.append(f"Exact copies with different labels: {amount(copies, 'image')} (see Data).")
     if data["quarantined"]:
@@ -60,6 +70,38 @@ def notes(document: dict[str, Any]) -> list[str]:
     if (wait := document["input_wait"] or 0) > NOTABLE_WAIT:
         found.append(f"The slowest worker spent {percent(wait)} of the training time waiting for input.")
     return found
+
+
+def _ranks_wrongly(document: dict[str, Any]) -> bool:
+    """Whether the AUC of two classes is significantly below that of guessing."""
+    auc = document["roc"][0]["auc"] if len(document["roc"]) == 1 else {"high": None}
+    return auc["high"] is not None and auc["high"] < 0.5
+
+
+def _why_below_guessing(document: dict[str, Any]) -> list[str]:
+    """Why a model can rank the classes the wrong way round, with the copies that were found as evidence."""
+    auc, images = document["roc"][0]["auc"], document["validation"]["images"]
+    copies, near = document["data"]["contradicted"]["images"], "near copy with another label in training"
+    found = [f"The AUC of {number(auc['value'])} is clearly below 0.5: the model has learned to give the wrong label."]
+    if copies:
+        found.append(
+            f"{copies:,} of {amount(images, 'validation image')} ({percent(copies / images)}) have a {near}: a model that "
+            "remembers the copy answers with the copy's label. Fix: keep such images on one side, with data.group_by or "
+            "data.group_near_duplicates = true."
+        )
+    if copies < EXPLAINS * images:
+        found.append(
+            f"{'This is too few to explain it' if copies else f'No validation image has a {near}'}. Check whether the labels of "
+            "one side are swapped, and whether images of one photograph with different labels are on both sides (data.group_by "
+            "keeps them together)."
+        )
+    return found
+
+
+def _tested(test: dict[str, Any]) -> str:
+    """The result on the test set."""
+    auc = f", AUC {number(test['auc'][0]['value'])}" if len(test["auc"]) == 1 else ""
+    return f"Test set: {percent(test['accuracy']['value'])} of {amount(test['images'], 'image')} classified correctly{auc}."
 
 
 def amount(count: int, noun: str) -> str:

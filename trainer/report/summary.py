@@ -2,7 +2,7 @@
 
 `scores` computes the numbers, `sentences` puts them into words; `write` makes the files.
 
-Shapes: N validation images, K classes, E epochs.
+Shapes: N validation (or test) images, K classes, E epochs.
 """
 
 import math
@@ -16,7 +16,7 @@ from spikewise.records import Diagnosis
 from trainer import __version__
 from trainer.epoch import EpochReport, best
 from trainer.report import scores, sentences
-from trainer.report.result import RunResult
+from trainer.report.result import EvaluatedTest, RunResult
 
 HARDEST = 24
 """Validation images listed as the hardest."""
@@ -32,11 +32,9 @@ def summarize(result: RunResult) -> dict[str, Any]:
     cluster = scores.clusters(result.groups)
     kept = next((index for index, report in enumerate(history) if report.epoch == result.epoch), None)
     lowest = best(history)
-    answered = np.isfinite(result.probabilities).all(1)
-    predictions = np.where(answered, np.where(answered[:, None], result.probabilities, 0).argmax(1), -1)
+    answered, predictions = _predictions(result.probabilities)
     right = predictions == labels
     losses = _losses(result, kept, labels)
-    counts = np.bincount(labels, minlength=len(result.classes))
     document = {
         "spikewise": __version__,
         "run": result.run,
@@ -56,21 +54,11 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "spikes": None if result.diagnoses is None else [_spike(result, diagnosis) for diagnosis in result.diagnoses],
         "overfitting": None if result.overfitting is None else result.overfitting.as_dict(),
         "generalization_gap": None if kept is None else history[kept].validation_loss - history[kept].train_loss_inference,
-        "validation": {
-            "images": len(labels),
-            "groups": int(cluster.max()) + 1 if len(cluster) and int(cluster.max()) + 1 < len(cluster) else None,
-            "by_class": dict(zip(result.classes, counts.tolist(), strict=True)),
-            "unanswered": int((~answered).sum()),
-            "loss": asdict(scores.mean(losses, cluster)),
-            "accuracy": asdict(scores.fraction(right, cluster) if answered.any() else scores.NOTHING),
-            "majority": {"class": result.classes[int(counts.argmax())], "fraction": float(counts.max() / len(labels))}
-            if len(labels)
-            else None,
-            "guess_loss": float(-sum(c / len(labels) * math.log(c / len(labels)) for c in counts if c)) if len(labels) else None,
-        },
+        "validation": _side(result.classes, labels, cluster, losses, right, answered),
+        "test": None if result.test is None else _tested(result.classes, result.test),
         "confusion": scores.confusion(labels[answered], predictions[answered], len(result.classes)).tolist(),
         "per_class": _per_class(result.classes, labels, predictions, cluster),
-        "roc": _roc(result, labels, answered, cluster),
+        "roc": _roc(result.classes, labels, result.probabilities, answered, cluster),
         "calibration": _calibration(result.probabilities[answered], right[answered]),
         "hardest": _hardest(result, labels, predictions, losses),
         "worst_fraction": _worst_fraction(losses),
@@ -81,6 +69,43 @@ def summarize(result: RunResult) -> dict[str, Any]:
     }
     document = _strict(document)
     return {**document, "headline": sentences.headline(document), "notes": sentences.notes(document)}
+
+
+def _side(
+    classes: tuple[str, ...], labels: np.ndarray, cluster: np.ndarray, losses: np.ndarray, right: np.ndarray, answered: np.ndarray
+) -> dict[str, Any]:
+    """The results on the validation or the test set as a whole."""
+    counts = np.bincount(labels, minlength=len(classes))
+    return {
+        "images": len(labels),
+        "groups": int(cluster.max()) + 1 if len(cluster) and int(cluster.max()) + 1 < len(cluster) else None,
+        "by_class": dict(zip(classes, counts.tolist(), strict=True)),
+        "unanswered": int((~answered).sum()),
+        "loss": asdict(scores.mean(losses, cluster)),
+        "accuracy": asdict(scores.fraction(right, cluster) if answered.any() else scores.NOTHING),
+        "majority": {"class": classes[int(counts.argmax())], "fraction": float(counts.max() / len(labels))}
+        if len(labels)
+        else None,
+        "guess_loss": float(-sum(c / len(labels) * math.log(c / len(labels)) for c in counts if c)) if len(labels) else None,
+    }
+
+
+def _tested(classes: tuple[str, ...], test: EvaluatedTest) -> dict[str, Any]:
+    labels, cluster = np.asarray(test.labels, int), scores.clusters(test.groups)
+    answered, predictions = _predictions(test.probabilities)
+    return {
+        **_side(classes, labels, cluster, test.losses.astype(float), predictions == labels, answered),
+        "auc": [
+            {"class": curve["class"], **curve["auc"]} for curve in _roc(classes, labels, test.probabilities, answered, cluster)
+        ],
+        "confusion": scores.confusion(labels[answered], predictions[answered], len(classes)).tolist(),
+    }
+
+
+def _predictions(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[N, K] -> whether all probabilities of an image are finite, bool [N], and its predicted class, int [N] (-1 if not)."""
+    answered = np.isfinite(probabilities).all(1)
+    return answered, np.where(answered, np.where(answered[:, None], probabilities, 0).argmax(1), -1)
 
 
 def _restarts(history: list[EpochReport]) -> list[dict[str, int]]:
@@ -150,12 +175,14 @@ def _per_class(classes: tuple[str, ...], labels: np.ndarray, predictions: np.nda
     ]
 
 
-def _roc(result: RunResult, labels: np.ndarray, answered: np.ndarray, cluster: np.ndarray) -> list[dict[str, Any]]:
+def _roc(
+    classes: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray, answered: np.ndarray, cluster: np.ndarray
+) -> list[dict[str, Any]]:
     """One curve for two classes (that of the second), else one for each class against the rest; thinned for drawing."""
     curves = []
-    for index in [1] if len(result.classes) == 2 else range(len(result.classes)):
-        positive, score = labels[answered] == index, result.probabilities[answered, index].astype(float)
-        curve: dict[str, Any] = {"class": result.classes[index], "auc": asdict(scores.auc(positive, score, cluster[answered]))}
+    for index in [1] if len(classes) == 2 else range(len(classes)):
+        positive, score = labels[answered] == index, probabilities[answered, index].astype(float)
+        curve: dict[str, Any] = {"class": classes[index], "auc": asdict(scores.auc(positive, score, cluster[answered]))}
         false, found, thresholds = scores.roc(positive, score) if curve["auc"]["value"] is not None else (np.empty(0),) * 3
         chosen = scores.thin(false, found) if len(false) else np.empty(0, int)
         for name, values in (("false_positive_rate", false), ("true_positive_rate", found), ("threshold", thresholds)):

@@ -2,6 +2,7 @@
 run."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -89,7 +90,9 @@ class RunLog:
         """`seconds`: what packing took; None if the images were packed before."""
         self._console.done("packing")
         how = "already packed: no image was read" if seconds is None else f"packed in {duration(seconds)}"
-        self._console.say(f"data: {len(manifest.images):,} images at {manifest.source} ({how})")
+        counts = Counter(image.source for image in manifest.images)
+        more = "".join(f", {counts[name]:,} in data.{name}" for name in ("validation", "test") if counts[name])
+        self._console.say(f"data: {counts['source']:,} images at {manifest.source}{more} ({how})")
         if manifest.ignored:
             self.warn(f"{manifest.ignored:,} objects at {manifest.source} belong to no class and are ignored")
         if quarantined:
@@ -99,10 +102,11 @@ class RunLog:
                 "quarantine.json lists all of them"
             )
 
-    def split(self, training: int, validation: int, classes: Sequence[str], pixels: int, dropped: int) -> None:
-        """`training`, `validation`: numbers of images. `pixels`: bytes of all images. `dropped`: images that fill no batch."""
+    def split(self, training: int, validation: int, classes: Sequence[str], pixels: int, *, dropped: int, test: int = 0) -> None:
+        """`training`, `validation`, `test`: numbers of images. `pixels`: bytes of all. `dropped`: images that fill no batch."""
         self._console.say(
-            f"split: {training:,} training and {validation:,} validation images of {len(classes)} classes ({', '.join(classes)}); "
+            f"split: {training:,} training{',' if test else ' and'} {validation:,} validation {f'and {test:,} test ' * bool(test)}"
+            f"images of {len(classes)} classes ({', '.join(classes)}); "
             f"{size(pixels)} of pixels"
         )
         if dropped:
@@ -130,6 +134,8 @@ class RunLog:
                 self._console.say(f"checkpoint of step {event.step} saved")
             case events.Warned():
                 self.warn(event.message)
+            case events.Finished(tested=events.Tested() as tested):
+                self._console.say(f"test: loss {tested.loss:.4f}  accuracy {tested.accuracy:.3f}  ({tested.images:,} images)")
             case events.Failed() | events.Finished():  # the run's outcome is printed at its end
                 pass
 

@@ -15,8 +15,9 @@ from typing import Any
 import ray
 
 from trainer import UserError, config
-from trainer.data.index import check_class_weights
+from trainer.data.class_weights import check_class_weights
 from trainer.data.pack import images_of
+from trainer.data.sources import open_sources
 from trainer.engine.facts import inspect
 from trainer.formatting import one_line, size
 from trainer.metrics import Exporter, MetricsError
@@ -144,8 +145,8 @@ class _Run:
         settings, exporter = self.settings, self.monitoring.exporter
         previous = results.get_run(self.storage, self.name)
         check_resumable(previous, settings, self.module, self.name)
-        source = open_store(settings.data.source, settings.s3)
-        images = images_of(self.name, source, self.storage, settings.data, previous)
+        sources = open_sources(settings.data, settings.s3)
+        images = images_of(self.name, sources, self.storage, settings.data, previous)
         check_class_weights(settings.training.class_weights, images.classes)
         check_output(settings.run.output)
         with ThreadPoolExecutor(1) as pool, ray_cluster.connect(settings.launch) as logs:
@@ -156,7 +157,7 @@ class _Run:
             exporter.enter("packing")
             data = prepare(
                 images,
-                source,
+                sources,
                 self.storage,
                 settings.data,
                 cache_dir=Path(settings.pipeline.cache_dir),
@@ -175,7 +176,10 @@ class _Run:
                 facts["module"] = self.module.facts
             results.put_run(self.storage, self.name, facts)
             exporter.describe_data(
-                train=len(data.split.training), validation=len(data.split.validation), quarantined=len(data.pack.quarantined)
+                train=len(data.split.training),
+                validation=len(data.split.validation),
+                quarantined=len(data.pack.quarantined),
+                test=len(data.split.test),
             )
             exporter.enter("training")
             self._train(data, cores, logs)

@@ -105,6 +105,16 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Tested:
+    """The result on the test set, with the weights of model.keras."""
+
+    images: int
+    loss: float
+    """Mean cross-entropy in nats per image."""
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The workers have stored everything and are about to end."""
 
@@ -113,6 +123,8 @@ class Finished:
     epoch: int
     """The epoch that model.keras belongs to; the last finished one of an interrupted run."""
     checkpoint: SaveStats
+    tested: Tested | None = None
+    """None without a test set, and for an interrupted run."""
 
 
 WorkerEvent = Started | Resumed | Progress | EpochFinished | CheckpointSaved | Warned | Failed | Finished

@@ -45,6 +45,8 @@ class Monitoring:
                 self._saves(event.checkpoint)
             case CheckpointSaved() | Finished():
                 self._saves(event.checkpoint)
+        if isinstance(event, Finished) and event.tested is not None:
+            exporter.update_test(loss=event.tested.loss, accuracy=event.tested.accuracy)
 
     def count_requests(self, process: str, requests: Requests) -> None:
         """`process`: "driver" or "worker 0"."""

@@ -3,9 +3,11 @@
 from collections import Counter
 
 from trainer import config
-from trainer.data.dataset import Pack
-from trainer.data.index import check_class_weights
+from trainer.data.class_weights import check_class_weights
+from trainer.data.dataset import Manifest, Pack
 from trainer.data.pack import images_of, load_pack
+from trainer.data.sources import open_sources
+from trainer.data.split import SIDES
 from trainer.engine.facts import inspect
 from trainer.formatting import size
 from trainer.model.module import Module
@@ -22,21 +24,19 @@ def plan(settings: config.Settings, name: str, module: Module | None) -> str:
     previous = results.get_run(storage, name) if settings.run.name else None
     check_resumable(previous, settings, module, name)
     epochs = len(results.get_history(storage, name)) if previous else 0
-    found = images_of(name, open_store(settings.data.source, settings.s3), storage, settings.data, previous)
-    fraction = settings.data.validation_fraction
-    split, classes = ("group" if settings.data.group_by else "content"), ", ".join(found.classes)
+    found = images_of(name, open_sources(settings.data, settings.s3), storage, settings.data, previous)
+    classes = ", ".join(found.classes)
     if isinstance(found, Pack):
         images, packed = found.images, True
         data = f"{images:,} images, packed when the run began"
     else:
         images, packed = len(found.images), load_pack(storage, found.digest, (*settings.data.image_size, 3)) is not None
-        data = f"{found.source}: {images:,} images of {size(sum(image.size for image in found.images))}, "
+        sizes = [image.size for image in found.images if image.source == "source"]
+        data = f"{found.source}: {len(sizes):,} images of {size(sum(sizes))}, "
         data += f"{found.ignored:,} other objects ignored"
         counts = Counter(image.label for image in found.images)
         classes = ", ".join(f"{each} {counts[label]:,}" for label, each in enumerate(found.classes))
-        if groups := len({image.group for image in found.images if image.group}):
-            split += f" ({groups:,} groups)"
-    training = round(images * (1 - fraction))
+    split, training = _split(found, settings.data)
     batch, workers = settings.training.batch_size, settings.launch.workers
     check_batch_size(batch, training, about="about ")
     height, width = settings.data.image_size
@@ -54,7 +54,8 @@ def plan(settings: config.Settings, name: str, module: Module | None) -> str:
         "run": f"{name} in {storage.url}" + (f", resumes after epoch {epochs}" if previous else ", new"),
         "data": f"{data}, digest {found.digest[:16]}",
         "classes": classes,
-        "split": f"{fraction:.0%} for validation, split by {split}: about {training:,} training images",
+        **_sources(found, settings.data),
+        "split": split,
         "pack": f"{height}x{width}x3: {size(pixels)} in storage, " + ("already packed" if packed else "to be packed"),
         "network": f"{settings.model.network}{source}: {network.parameters:,} parameters, {network.trainable:,} of them "
         f"trained, in {network.layers} layers; {network.batch_normalization} BatchNormalization, {network.dropout} Dropout",
@@ -66,4 +67,35 @@ def plan(settings: config.Settings, name: str, module: Module | None) -> str:
         "disk": f"{size(pixels)} in {settings.pipeline.cache_dir} on each machine",
         "metrics": f"http://{settings.metrics.host}:{settings.metrics.port}/metrics",
     }
-    return "\n".join(f"{what:<9} {line}" for what, line in lines.items())
+    return "\n".join(f"{what:<10} {line}" for what, line in lines.items())
+
+
+def _sources(found: Manifest | Pack, data: config.Data) -> dict[str, str]:
+    """A line for each further source of images or labels."""
+    lines = {side: url for side, url in (("validation", data.validation), ("test", data.test)) if url is not None}
+    if isinstance(found, Manifest):
+        counts = Counter(image.source for image in found.images)
+        lines = {side: f"{url}: {counts[side]:,} images" for side, url in lines.items()}
+    return lines if data.labels is None else {"labels": data.labels, **lines}
+
+
+def _split(found: Manifest | Pack, data: config.Data) -> tuple[str, int]:
+    """How the images are split, and about how many are for training. Copies, which may be left out, are found later."""
+    fraction = data.validation_fraction
+    unit = "group" if data.group_by else "content"
+    if isinstance(found, Pack):
+        training = round(found.images * (1 - fraction))
+        if data.validation or data.labels or data.test:
+            return "as when the run began", training
+        return f"{fraction:.0%} for validation, split by {unit}: about {training:,} training images", training
+    sides = Counter(image.side for image in found.images)
+    if groups := len({image.group for image in found.images if image.group}):
+        unit = f"group ({groups:,} groups)"
+    if data.group_near_duplicates:
+        unit += ", near copies together"
+    training = sides["training"] + round(sides[""] * (1 - fraction))
+    given = ", ".join(f"{sides[side]:,} {side}" for side in SIDES if sides[side])
+    if not sides[""]:
+        return f"{given} images, as given", training
+    text = f"{fraction:.0%} for validation, split by {unit}: about {training:,} training images"
+    return text + f"; given: {given} images" * bool(given), training

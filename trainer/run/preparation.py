@@ -11,9 +11,10 @@ import numpy as np
 
 from trainer import UserError, config
 from trainer.data.dataset import DataError, Manifest, Pack, Split
-from trainer.data.index import split_rows
 from trainer.data.pack import pack
 from trainer.data.shards import PackedRows, open_rows
+from trainer.data.sources import Sources
+from trainer.data.split import split_rows
 from trainer.formatting import one_line
 from trainer.model.module import Module, check_unchanged
 from trainer.run.console import RunLog
@@ -35,7 +36,7 @@ class Prepared:
 
 def prepare(
     images: Manifest | Pack,
-    source: Store,
+    sources: Sources,
     storage: Store,
     data: config.Data,
     *,
@@ -49,13 +50,13 @@ def prepare(
     Ray must be initialized. Calls progress(images done, all images) while images are packed; an exception that it raises ends the
     packing. Raises DataError when there are too few images, PackError and StoreError.
     """
-    packed = images if isinstance(images, Pack) else _packed(images, source, storage, data, log, progress)
+    packed = images if isinstance(images, Pack) else _packed(images, sources, storage, data, log, progress)
     rows = open_rows(packed, storage, cache_dir)
     sides = split_rows(rows, packed.classes, data)
     training, validation = len(sides.training), len(sides.validation)
     check_batch_size(batch_size, training)
     pixels = packed.images * int(np.prod(packed.image_shape))
-    log.split(training, validation, packed.classes, pixels, dropped=training % batch_size)
+    log.split(training, validation, packed.classes, pixels, dropped=training % batch_size, test=len(sides.test))
     for warning in sides.facts["warnings"]:
         log.warn(warning)
     return Prepared(packed, rows, sides)
@@ -93,7 +94,7 @@ def check_output(folder: str) -> None:
 
 
 def _packed(
-    manifest: Manifest, source: Store, storage: Store, data: config.Data, log: RunLog, progress: Callable[[int, int], None]
+    manifest: Manifest, sources: Sources, storage: Store, data: config.Data, log: RunLog, progress: Callable[[int, int], None]
 ) -> Pack:
     began, read = time.monotonic(), False
 
@@ -102,6 +103,6 @@ def _packed(
         read = True
         progress(done, total)
 
-    packed = pack(manifest, source, storage, data, progress=note)
+    packed = pack(manifest, sources, storage, data, progress=note)
     log.packed(manifest, packed.quarantined, time.monotonic() - began if read else None)
     return packed

@@ -21,7 +21,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from spikewise.diagnose import Diagnostician, News
 from spikewise.records import Event
 from trainer import UserError, config
-from trainer.data.index import class_weights
+from trainer.data.class_weights import class_weights
 from trainer.data.loader import Feed
 from trainer.data.shards import open_rows
 from trainer.engine import devices
@@ -37,7 +37,7 @@ from trainer.run.mailbox import Outbox
 from trainer.run.recording import Findings, Recorder
 from trainer.run.resume import Position, changes, plain_steps, resume, to_checkpoint
 from trainer.run.task import Task
-from trainer.storage import StoreError, open_store
+from trainer.storage import StoreError, open_store, results
 from trainer.storage.checkpoint import CheckpointError, Checkpoints
 
 log = logging.getLogger(__name__)
@@ -96,9 +96,11 @@ class _Worker:
         self.store = open_store(settings.run.storage, settings.s3)
         rows = open_rows(task.pack, self.store, Path(settings.pipeline.cache_dir))
         training, self.validation = np.array(task.split.training), np.array(task.split.validation)
+        self.test = np.array(task.split.test, int)
         sample = np.random.default_rng(settings.run.seed).permutation(training)
         self.sample = np.sort(sample[: settings.training.train_sample])
         self.labels = rows.labels[self.validation]
+        self.test_labels = rows.labels[self.test]
 
         self.group = Group()
         self.chief = self.group.rank == 0
@@ -352,22 +354,34 @@ class _Worker:
         self.checkpoints.close()
 
     def _finish(self, outcome: str) -> None:
-        """Stores what is still missing, the model last, and reports the end of the run."""
+        """Stores what is still missing, evaluates the test set, stores the model last, and reports the end of the run."""
         if self.chief:
             self._flush()
             self._reconcile_records()
         history = self.position.history
         epoch = history[-1].epoch if history else 0
+        tested = None
         if outcome != "interrupted":
             if self.settings.training.keep == "best":
                 epoch = load_best(self.learner, self.checkpoints, history, chief=self.chief, broadcast=broadcast_from_rank_zero)
             self.learner.assume_evaluated()
-        if not self.chief:
-            return
-        if outcome != "interrupted":
-            pack = self.task.pack
-            store_model(self.learner, pack.image_shape, pack.classes, self.settings.model, self.store, self.task.run)
-        ray.get(self.task.mailbox.post.remote(events.Finished(outcome, epoch, self.checkpoints.stats)))
+            tested = self._test(epoch)
+            if self.chief:
+                pack = self.task.pack
+                store_model(self.learner, pack.image_shape, pack.classes, self.settings.model, self.store, self.task.run)
+        if self.chief:
+            ray.get(self.task.mailbox.post.remote(events.Finished(outcome, epoch, self.checkpoints.stats, tested)))
+
+    def _test(self, epoch: int) -> events.Tested | None:
+        """Evaluates the test set with the current weights, those of `epoch`; None without a test set. All workers call it together.
+        Raises StoreError."""
+        if not len(self.test):
+            return None
+        losses, probabilities = evaluate(self.learner, self.feed, self.test)
+        if self.chief:
+            results.put_test(self.store, self.task.run, epoch, losses, probabilities)
+        accuracy = np.mean(np.argmax(probabilities, -1) == self.test_labels)
+        return events.Tested(len(self.test), float(np.mean(losses, dtype=np.float64)), float(accuracy))
 
 
 def _peak_memory() -> float:

@@ -7,6 +7,8 @@ runs/<run>/spikes.json        a Diagnosis for each spike, and the Overfitting
 runs/<run>/epochs/0001.json   the epoch's EpochReport
 runs/<run>/epochs/0001.npz    of the n validation images, in the order of the split: losses [n] and probabilities [n, K];
                               of the fixed sample of m training images: sample [m], losses; of the s steps: steps/<field> [s]
+runs/<run>/test.npz           of the test set, if there is one: epoch, whose weights were evaluated; losses and probabilities, in
+                              the order of the split
 """
 
 import io
@@ -81,8 +83,24 @@ def _put_report(store: Store, run: str, report: EpochReport) -> None:
 
 def get_arrays(store: Store, run: str, epoch: int) -> dict[str, np.ndarray]:
     """The arrays of one epoch; empty if they are missing or damaged. Raises StoreError."""
+    return _arrays(store, _key(run, epoch, "npz"))
+
+
+def put_test(store: Store, run: str, epoch: int, losses: np.ndarray, probabilities: np.ndarray) -> None:
+    """Stores the results on the test set, evaluated with the weights of `epoch`. Raises StoreError."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, epoch=np.array(epoch), losses=losses, probabilities=probabilities)
+    store.put(f"runs/{run}/test.npz", buffer.getvalue())
+
+
+def get_test(store: Store, run: str) -> dict[str, np.ndarray]:
+    """What `put_test` stored: `epoch` [], `losses`, `probabilities`; empty if it is missing or damaged. Raises StoreError."""
+    return _arrays(store, f"runs/{run}/test.npz")
+
+
+def _arrays(store: Store, key: str) -> dict[str, np.ndarray]:
     try:
-        content = store.get(_key(run, epoch, "npz"))
+        content = store.get(key)
     except NotFound:
         return {}
     try:

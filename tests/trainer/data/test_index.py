@@ -1,26 +1,24 @@
-"""trainer.data.index on real folders and on rows with made-up hashes."""
+"""trainer.data.index on real folders."""
 
-import hashlib
-import json
-
-import numpy as np
 import pytest
 
-from trainer.config import Data
-from trainer.data.dataset import DataError
-from trainer.data.index import LISTED, build_manifest, split
+from trainer.config import S3, Data
+from trainer.data import index
+from trainer.data.dataset import DataError, Image
+from trainer.data.index import build_manifest
+from trainer.data.sources import Sources, open_sources
 from trainer.storage import NotFound
 from trainer.storage.folder import FolderStore
 
 PREFIXES = {"authentic": "Au/", "fake": "Tp/"}
 
 
-def folder(tmp_path, *keys: str) -> FolderStore:
+def folder(tmp_path, *keys: str) -> Sources:
     for key in keys:
         path = tmp_path / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(key.encode())
-    return FolderStore(tmp_path)
+    return Sources({"source": FolderStore(tmp_path)})
 
 
 def by_prefix(**more) -> Data:
@@ -116,154 +114,184 @@ def test_unusable_data_is_refused_with_one_line(tmp_path, keys, data, words):
 def test_a_missing_folder(tmp_path):
     """A mistyped data.source would cause a traceback."""
     with pytest.raises(NotFound, match="no such folder"):
-        build_manifest(FolderStore(tmp_path / "missing"), by_prefix())
+        build_manifest(Sources({"source": FolderStore(tmp_path / "missing")}), by_prefix())
 
 
-# The split, of made-up rows: the content hash of row i is the hash of i.
+# Sources and labels of one's own
 
 
-def rows(n: int, *, groups: int = 0) -> dict:
-    return {
-        "keys": [f"k{i}" for i in range(n)],
-        "labels": np.arange(n) % 2,
-        "groups": [f"g{i % groups}" if groups else "" for i in range(n)],
-        "contents": [hashlib.blake2b(str(i).encode(), digest_size=16).hexdigest() for i in range(n)],
-    }
+def write(root, *keys: str) -> str:
+    for key in keys:
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(key.encode())
+    return str(root)
 
 
-def halves(table: dict, validation_fraction: float = 0.2) -> tuple[set[str], set[str], dict]:
-    """Keys of the training and the validation side, and the facts."""
-    sides = split(**table, classes=("authentic", "fake"), validation_fraction=validation_fraction, min_validation=20)
-    named = [{table["keys"][row] for row in side} for side in (sides.training, sides.validation)]
-    json.dumps(sides.facts)
-    return named[0], named[1], sides.facts
+def configured(tmp_path, source=("Au/1", "Tp/2"), validation=(), test=(), labels="", **more) -> Data:
+    """Folders with these objects, and their configuration."""
+    given = {"source": write(tmp_path / "source", *source)}
+    given |= {name: write(tmp_path / name, *keys) for name, keys in (("validation", validation), ("test", test)) if keys}
+    if labels:
+        (tmp_path / "labels.csv").write_text(labels)
+        given["labels"] = str(tmp_path / "labels.csv")
+    elif "class_pattern" not in more:
+        given["classes"] = PREFIXES
+    return Data(**given | more)
 
 
-def test_every_image_is_on_exactly_one_side_in_about_the_right_number():
-    """Validation images would be trained on, or a class would be missing on one side."""
-    training, validation, facts = halves(rows(10_000))
-    assert training.isdisjoint(validation)
-    assert len(training | validation) == 10_000
-    for name in PREFIXES:
-        assert facts["counts"]["training"][name] + facts["counts"]["validation"][name] == 5000
-        assert abs(facts["counts"]["validation"][name] - 1000) < 5 * np.sqrt(5000 * 0.2 * 0.8)
-    assert facts["groups"] == {"training": len(training), "validation": len(validation)}
-    assert facts["imbalance_ratio"] == 1.0
-    assert facts["warnings"] == []
+def manifest_of(data: Data):
+    return build_manifest(open_sources(data, S3()), data)
 
 
-def test_an_image_never_changes_sides_when_others_are_added():
-    """Adding data would move validation images into training, and later runs could not be compared with earlier ones."""
-    few, many = rows(2000), rows(20_000)
-    before_training, before_validation, _ = halves(few)
-    after_training, after_validation, _ = halves(many)
-    assert before_training <= after_training
-    assert before_validation <= after_validation
+def test_each_source_has_its_side(tmp_path):
+    """A validation set of one's own would be trained on, or its images be mistaken for others of the same name."""
+    data = configured(tmp_path, validation=("Au/1", "Tp/9", "notes"), test=("Au/7", "Tp/2"), group_by=r"/(\d)")
+    manifest = manifest_of(data)
+    assert [(image.name, image.label, image.group, image.side) for image in manifest.images] == [
+        ("Au/1", 0, "1", "training"),
+        ("Tp/2", 1, "2", "training"),
+        ("validation:Au/1", 0, "validation:1", "validation"),
+        ("validation:Tp/9", 1, "validation:9", "validation"),
+        ("test:Au/7", 0, "test:7", "test"),
+        ("test:Tp/2", 1, "test:2", "test"),
+    ]
+    assert manifest.ignored == 1
 
 
-def test_a_larger_fraction_only_adds_to_validation():
-    """Changing the fraction would reshuffle everything."""
-    _, smaller, _ = halves(rows(2000), validation_fraction=0.1)
-    _, larger, _ = halves(rows(2000), validation_fraction=0.3)
-    assert smaller < larger
+def test_with_a_test_set_alone_the_rest_is_split(tmp_path):
+    """There would be nothing to validate on."""
+    manifest = manifest_of(configured(tmp_path, test=("Au/7", "Tp/2")))
+    assert [image.side for image in manifest.images] == ["", "", "test", "test"]
 
 
-def test_names_and_order_do_not_matter():
-    """Renaming files or moving them to another store would change the split."""
-    table = rows(1000)
-    _, validation, _ = halves(table)
-    order = np.random.default_rng(0).permutation(1000)
-    shuffled = {name: np.array(values)[order].tolist() for name, values in table.items()} | {"labels": table["labels"][order]}
-    _, again, _ = halves(shuffled)
-    assert again == validation
+def test_the_digest_covers_side_and_source(tmp_path):
+    """A resumed run would continue with validation images among its training images."""
+    plain = manifest_of(configured(tmp_path))
+    tested = manifest_of(configured(tmp_path, test=("Au/7", "Tp/2")))
+    validated = manifest_of(configured(tmp_path, validation=("Au/7", "Tp/2")))
+    both = manifest_of(configured(tmp_path, validation=("Au/7", "Tp/2"), test=("Au/8", "Tp/3")))
+    assert len({manifest.digest for manifest in (plain, tested, validated, both)}) == 4
 
 
-def test_a_group_stays_together():
-    """A fake would be validated on a network that has seen its original."""
-    table = rows(4000, groups=400)
-    training, validation, facts = halves(table)
-    group_of = dict(zip(table["keys"], table["groups"], strict=True))
-    assert {group_of[key] for key in training}.isdisjoint({group_of[key] for key in validation})
-    assert facts["groups"]["training"] + facts["groups"]["validation"] == 400
-    assert abs(facts["groups"]["validation"] - 80) < 40
+def test_the_digest_of_a_data_set_of_one_source_is_that_of_earlier_versions():
+    """Every data set would be packed again after an update."""
+    images = (Image("Au/1", 4, "e", 0, ""), Image("Tp/2", 4, "f", 1, "g"))
+    assert index._digest(("a", "b"), images) == "a3dd15ea6fd30f5a95a8d09e2bab74c89792ff618e70f57fe276c38535254ff4"
 
 
-def test_copies_stay_together_and_are_reported():
-    """An image uploaded twice would be on both sides."""
-    table = rows(1000)
-    table["contents"][501:1000:2] = table["contents"][1:500:2]
-    training, validation, facts = halves(table)
-    for i in range(1, 500, 2):
-        assert (f"k{i}" in training) == (f"k{i + 500}" in training) != (f"k{i}" in validation)
-    assert facts["duplicates"]["contents"] == facts["duplicates"]["images"] == 250
-    assert facts["duplicates"]["keys"][0] == ["k1", "k501"]
-    assert len(facts["duplicates"]["keys"]) == LISTED
-    assert facts["leaked"]["images"] == facts["conflicting_labels"]["images"] == 0
-    assert "250 images are exact copies of others, such as 'k1' and 'k501'" in facts["warnings"][0]
+LABELS = "key,label,group,split\nAu/1,real,a,train\nAu/2,real,b,val\nTp/3,fake,a,train\nTp/4,fake,c,val\n"
+FOUR = ("Au/1", "Au/2", "Tp/3", "Tp/4")
 
 
-def test_copies_on_both_sides_are_left_out_of_training():
-    """The same bytes would be on both sides, because two groups contain a copy each."""
-    table = rows(4000, groups=400)
-    training, validation, _ = halves(table)
-    for target, source in zip(sorted(training)[:3], sorted(validation)[:3], strict=True):
-        table["contents"][int(target[1:])] = table["contents"][int(source[1:])]
-    less, same, facts = halves(table)
-    assert less == training - set(sorted(training)[:3])
-    assert same == validation
-    assert facts["leaked"] == {
-        "contents": 3,
-        "images": 3,
-        "keys": [
-            {"validation": [kept], "left_out": [out]}
-            for out, kept in sorted(
-                zip(sorted(training)[:3], sorted(validation)[:3], strict=True), key=lambda pair: min(int(key[1:]) for key in pair)
-            )
-        ],
-    }
-    assert sum(facts["counts"]["training"].values()) == len(less)
-    assert "3 training images are copies of validation images and are left out" in facts["warnings"][0]
+def test_a_labels_file_gives_label_group_and_side(tmp_path):
+    """A data set that is described by a table could not be trained on."""
+    manifest = manifest_of(configured(tmp_path, (*FOUR, "unlabelled.jpg"), labels=LABELS))
+    assert manifest.classes == ("fake", "real")
+    assert [(image.key, image.label, image.group, image.side) for image in manifest.images] == [
+        ("Au/1", 1, "a", "training"),
+        ("Au/2", 1, "b", "validation"),
+        ("Tp/3", 0, "a", "training"),
+        ("Tp/4", 0, "c", "validation"),
+    ]
+    assert manifest.ignored == 1
 
 
-def test_one_image_under_two_labels_is_reported():
-    """Any prediction for such an image would be wrong, and the user would not learn why its loss is high."""
-    table = rows(1000)
-    table["contents"][7] = table["contents"][500] = table["contents"][4]
-    _, _, facts = halves(table)
-    assert facts["conflicting_labels"] == {"contents": 1, "images": 3, "keys": [{"authentic": ["k4", "k500"], "fake": ["k7"]}]}
-    assert any("have more than one label, such as 'k4' (authentic) and 'k7' (fake)" in line for line in facts["warnings"])
+def test_a_labels_file_covers_all_sources_and_may_lie_among_the_images(tmp_path):
+    """The file would count as an image without a label, and images of other sources could not be labelled."""
+    root = tmp_path / "source"
+    write(root, "1", "2")
+    write(tmp_path / "other", "1", "2")
+    (root / "labels.csv").write_text("key,label\n1,a\n2,b\nvalidation:1,b\nvalidation:2,a\n")
+    manifest = manifest_of(Data(source=str(root), validation=str(tmp_path / "other"), labels=str(root / "labels.csv")))
+    assert [(image.name, image.label) for image in manifest.images] == [
+        ("1", 0),
+        ("2", 1),
+        ("validation:1", 1),
+        ("validation:2", 0),
+    ]
+    assert manifest.ignored == 0
 
 
-def test_too_few_validation_images():
-    """The validation loss would be of three images, and jump for no other reason."""
-    table = rows(1000)
-    table["labels"] = (np.arange(1000) < 970).astype(int)
+def test_empty_cells_of_the_split_column(tmp_path):
+    """Images without a side would be validated on although the validation set is given, or never."""
+    given = LABELS.replace("Au/1,real,a,train", "Au/1,real,a,")
+    assert {image.key: image.side for image in manifest_of(configured(tmp_path, FOUR, labels=given)).images}["Au/1"] == "training"
+    only_test = "key,label,split\nAu/1,real,\nAu/2,real,test\nTp/3,fake,\nTp/4,fake,test\n"
+    sides = [image.side for image in manifest_of(configured(tmp_path, FOUR, labels=only_test)).images]
+    assert sides == ["", "test", "", "test"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"validation": ("readme",)},
+            ["data.validation = ", "no image of class 'authentic' (0 images", "such as 'readme'", "Fix: "],
+        ),
+        ({"validation": ("Au/1", "Au/2")}, ["data.validation = ", "no image of class 'fake' (2 images of other classes"]),
+        ({"test": ("Tp/1",)}, ["data.test = ", "no image of class 'authentic'"]),
+        (
+            {"class_pattern": "^(?P<class>[^/]+)/", "validation": ("Au/1", "Tp/2", "Xy/3", "Xy/4")},
+            ["data.validation = ", "has the class 'Xy' (2 images), which data.source does not have. Fix: "],
+        ),
+        (
+            {"source": FOUR, "labels": LABELS + "Au/9,real,d,train\nTp/9,fake,d,train\n"},
+            ["labels 2 of 6 keys that do not exist, such as 'Au/9' (an existing key: 'Au/1'). Fix: correct the keys"],
+        ),
+        ({"source": FOUR, "labels": "key,label\nAu/1,real\nAu/2,real\n"}, ["has only the label 'real' for data.source, but at"]),
+        (
+            {"source": FOUR, "labels": LABELS.replace("Tp/4,fake,c,val", "Tp/4,fake,c,train")},
+            ["gives class 'fake' no validation image, and there are validation images of other classes. Fix: correct the column"],
+        ),
+        (
+            {"source": FOUR, "labels": LABELS.replace("Tp/3,fake,a,train", "Tp/3,fake,a,val")},
+            ["gives class 'fake' no training image"],
+        ),
+        (
+            {"source": FOUR, "labels": LABELS.replace("Tp/4,fake,c,val", "Tp/4,fake,c,test")},
+            ["gives class 'real' no test image"],
+        ),
+        (
+            {"source": FOUR, "labels": LABELS, "group_by": "(.)"},
+            ["has the column 'group', and data.group_by is set too. Fix: remove"],
+        ),
+        (
+            {"source": FOUR, "labels": LABELS + "validation:Au/5,real,e,\n", "validation": ("Au/5",)},
+            ["'Au/2' has split = validation, but data.validation is set too. Fix: remove data.validation or leave the split empty"],
+        ),
+        (
+            {"source": FOUR, "labels": LABELS + "test:Au/5,real,e,train\n", "test": ("Au/5",)},
+            ["'test:Au/5' is in data.test, but has split = training. Fix: leave its split empty"],
+        ),
+    ],
+)
+def test_sources_and_labels_that_do_not_fit_are_refused_in_one_line(tmp_path, given, words):
+    """The run would validate on one class, or on other images than the user thinks."""
+    data = configured(tmp_path, **given)
     with pytest.raises(DataError) as error:
-        halves(table)
+        manifest_of(data)
     message = str(error.value)
     assert len(message.splitlines()) == 1
-    for word in (
-        "Class 'authentic' has ",
-        "below data.min_validation = 20",
-        "Fix: add images",
-        "data.validation_fraction (now 0.2)",
-    ):
+    for word in words:
         assert word in message
-    assert "group_by" not in message
-    with pytest.raises(DataError, match=r"Whole groups are on one side, so check data\.group_by too"):
-        halves(rows(100, groups=3))
 
 
-def test_nothing_to_train_on():
-    """The network would learn that a class never occurs."""
+def test_overlapping_sources_are_refused(tmp_path):
+    """The model would be validated on images that it has seen."""
+    root = write(tmp_path / "all", "Au/1", "Tp/2", "val/Au/3", "val/Tp/4")
+    data = Data(source=root, validation=f"{root}/val", class_pattern="(?P<class>Au|Tp)/")
     with pytest.raises(
-        DataError, match=r"Class 'authentic' has no training image \(200 for validation\)\. Fix: .* \(now 0.999999\)"
+        DataError, match=r"data\.source and data\.validation overlap: 2 images are in both, such as '.*val/Au/3'\. Fix"
     ):
-        halves(rows(400), validation_fraction=0.999999)
+        manifest_of(data)
+    apart = Data(source=root, validation=f"{root}/val", class_pattern="^(?P<class>Au|Tp)/")
+    assert [image.name for image in manifest_of(apart).images] == ["Au/1", "Tp/2", "validation:Au/3", "validation:Tp/4"]
 
 
-def test_imbalance():
-    """The user would not see that always predicting `fake` has an accuracy of 80 %."""
-    table = rows(1000)
-    table["labels"] = (np.arange(1000) % 5 > 0).astype(int)
-    assert halves(table)[2]["imbalance_ratio"] == 4.0
+def test_an_empty_validation_set(tmp_path):
+    """A mistyped prefix would be noticed only after packing."""
+    (tmp_path / "empty").mkdir()
+    data = configured(tmp_path, validation=("x",)).model_copy(update={"validation": str(tmp_path / "empty")})
+    with pytest.raises(DataError, match=r"data\.validation = .*/empty holds no objects\. Fix: correct it or upload the images\."):
+        manifest_of(data)

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from tests.support import jobs
-from trainer.config import Data, load
+from trainer.config import S3, Data, load
 from trainer.data.dataset import Pack, Quarantined, Shard
 from trainer.data.index import build_manifest
 from trainer.data.pack import _decode_block, _listed, images_of, load_pack, pack
 from trainer.data.shards import PackError
+from trainer.data.sources import Sources, open_sources
 from trainer.storage import StoreError
 from trainer.storage.folder import FolderStore
 
@@ -41,11 +42,15 @@ def source(tmp_path) -> FolderStore:
     return FolderStore(tmp_path / "source")
 
 
+def only(source: FolderStore) -> Sources:
+    return Sources({"source": source})
+
+
 def decoded(source: FolderStore, change=None) -> pa.Table:
-    images = build_manifest(source, DATA).images
+    images = build_manifest(only(source), DATA).images
     if change:
         change(source.root)
-    return _decode_block(_listed(images), source, SHAPE, DATA.max_pixels)
+    return _decode_block(_listed(images), {"source": source}, SHAPE, DATA.max_pixels)
 
 
 def test_a_block_keeps_keys_labels_groups_and_pixels_together(source):
@@ -101,8 +106,8 @@ def test_an_outage_while_packing_is_transient(source):
         def get(self, *_):
             raise StoreError("storage does not answer", transient=True)
 
-    images = build_manifest(source, DATA).images
-    (row,) = _decode_block(_listed(images), Away(source.root / ".." / "source"), SHAPE, DATA.max_pixels).to_pylist()
+    images = build_manifest(only(source), DATA).images
+    (row,) = _decode_block(_listed(images), {"source": Away(source.root / ".." / "source")}, SHAPE, DATA.max_pixels).to_pylist()
     assert row == {"failure": "storage does not answer", "transient": True}
 
 
@@ -115,9 +120,9 @@ def test_a_machine_without_the_data_folder_ends_the_job(source, change):
 
 def test_objects_too_large_for_an_image_are_not_read(source):
     """A film among the images would take all memory of a worker."""
-    images = build_manifest(source, DATA).images
+    images = build_manifest(only(source), DATA).images
     images = (replace(images[0], size=10**12), *images[1:])
-    rows = _decode_block(_listed(images), source, SHAPE, DATA.max_pixels).to_pylist()
+    rows = _decode_block(_listed(images), {"source": source}, SHAPE, DATA.max_pixels).to_pylist()
     assert rows[0]["reason"] == "has 1000000000000 bytes, too many for an image within data.max_pixels = 100000000"
     assert [(row["reason"], row["max_pixels"]) for row in rows[1:]] == [(None, None)] * 5
     assert rows[0]["max_pixels"] == DATA.max_pixels
@@ -127,7 +132,7 @@ def test_a_resumed_run_whose_images_have_changed_is_refused(tmp_path):
     """It would continue on other training images, and its losses would be of other validation images."""
     jobs.put_images(str(tmp_path), images=40)
     settings = load(jobs.write_config(tmp_path, str(tmp_path)))
-    source, storage, data = FolderStore(settings.data.source), FolderStore(settings.run.storage), settings.data
+    source, storage, data = open_sources(settings.data, settings.s3), FolderStore(settings.run.storage), settings.data
     manifest = images_of("first", source, storage, data, None)
     assert images_of("first", source, storage, data, {"manifest": manifest.digest}) == manifest
     jobs.put_images(str(tmp_path), images=42)
@@ -155,11 +160,11 @@ def committed(storage: FolderStore, digest: str, images: int = 6, *quarantined: 
 
 def test_an_existing_pack_is_used_as_it_is(source, tmp_path):
     """Every start of a job would decode all images again, or start Ray to find that it need not."""
-    manifest = build_manifest(source, DATA)
+    manifest = build_manifest(only(source), DATA)
     storage = FolderStore(tmp_path / "storage")
     made = committed(storage, manifest.digest)
     gone = FolderStore(tmp_path / "gone")
-    assert pack(manifest, gone, storage, DATA, progress=lambda *_: pytest.fail("something was done")) == made
+    assert pack(manifest, only(gone), storage, DATA, progress=lambda *_: pytest.fail("something was done")) == made
     assert gone.requests.total() == 0
     assert storage.requests["get"] == 1
 
@@ -196,46 +201,69 @@ def test_a_damaged_commit_object(tmp_path, text):
 
 def test_too_many_unusable_images(source, tmp_path):
     """A data set of error pages would be trained on, and the user would not learn what to repair."""
-    manifest = build_manifest(source, DATA)
+    manifest = build_manifest(only(source), DATA)
     storage = FolderStore(tmp_path / "storage")
     committed(storage, manifest.digest, 96, *(Quarantined(f"Au/{i}\n.jpg", "is empty (0 bytes)") for i in range(4)))
     with pytest.raises(PackError) as error:
-        pack(manifest, source, storage, DATA)
+        pack(manifest, only(source), storage, DATA)
     message = str(error.value)
     assert len(message.splitlines()) == 1
     assert "4 of 100 images (4.00%) cannot be used, above data.max_quarantined = 1.00%" in message
     assert message.count("is empty (0 bytes)") == 3
     assert r"'Au/0\n.jpg' is empty" in message
     assert "quarantine.json lists all), or raise data.max_quarantined" in message
-    assert pack(manifest, source, storage, DATA.model_copy(update={"max_quarantined": 0.04})).images == 96
+    assert pack(manifest, only(source), storage, DATA.model_copy(update={"max_quarantined": 0.04})).images == 96
 
 
 def test_no_usable_image_at_all(source, tmp_path):
     """A run that allows every image to be bad would start with nothing to train on."""
-    manifest = build_manifest(source, DATA)
+    manifest = build_manifest(only(source), DATA)
     storage = FolderStore(tmp_path / "storage")
     committed(storage, manifest.digest, 0, Quarantined("Au/1.jpg", "is empty (0 bytes)"))
     with pytest.raises(PackError, match=r"1 of 1 images \(100.00%\)"):
-        pack(manifest, source, storage, DATA.model_copy(update={"max_quarantined": 1.0}))
+        pack(manifest, only(source), storage, DATA.model_copy(update={"max_quarantined": 1.0}))
 
 
 def test_a_raised_bound_on_pixels_needs_a_new_pack(source, tmp_path):
     """Raising data.max_pixels, as the quarantine list suggests, would silently change nothing."""
-    manifest = build_manifest(source, DATA)
+    manifest = build_manifest(only(source), DATA)
     storage = FolderStore(tmp_path / "storage")
     reason = "has 20000 x 20000 pixels, above data.max_pixels = 100000000"
     committed(storage, manifest.digest, 1000, Quarantined("Au/1.jpg", reason, 100_000_000))
-    assert pack(manifest, source, storage, DATA).images == 1000
+    assert pack(manifest, only(source), storage, DATA).images == 1000
     with pytest.raises(PackError, match=rf"'Au/1.jpg' {reason}, the bound when .* Fix: delete the folder .*-8x10x3 .* = 500000000"):
-        pack(manifest, source, storage, DATA.model_copy(update={"max_pixels": 500_000_000}))
+        pack(manifest, only(source), storage, DATA.model_copy(update={"max_pixels": 500_000_000}))
 
 
 def test_storage_that_cannot_be_read(source, tmp_path):
     """Storage that is down would count as storage without a pack, and all images would be decoded again."""
-    manifest = build_manifest(source, DATA)
+    manifest = build_manifest(only(source), DATA)
     storage = FolderStore(tmp_path / "storage")
     path = storage.root / f"shards/{manifest.digest[:16]}-8x10x3/pack.json"
     path.parent.mkdir(parents=True)
     path.symlink_to(path)
     with pytest.raises(StoreError, match="Too many levels"):
-        pack(manifest, source, storage, DATA)
+        pack(manifest, only(source), storage, DATA)
+
+
+def test_each_image_is_read_from_its_own_source(tmp_path):
+    """A validation image would be replaced by the training image of the same key, or be listed under that key."""
+    data = {"source": tmp_path / "a", "validation": tmp_path / "b"}
+    for color, root in enumerate(data.values()):
+        for key in ("Au/1.png", "Tp/2.png"):
+            FolderStore(root).put(key, png(100 * color))
+    FolderStore(data["validation"]).put("Au/3.png", b"")
+    settings = Data(**{name: str(root) for name, root in data.items()}, classes=DATA.classes, image_size=SHAPE[:2])
+    sources = open_sources(settings, S3())
+    images = build_manifest(sources, settings).images
+    rows = _decode_block(_listed(images[2:]), sources.images, SHAPE, 10**8).to_pylist()
+    assert [(row["key"], row["side"]) for row in rows] == [
+        ("validation:Au/1.png", "validation"),
+        ("validation:Au/3.png", "validation"),
+        ("validation:Tp/2.png", "validation"),
+    ]
+    assert np.frombuffer(rows[0]["image"], np.uint8).reshape(SHAPE)[..., 0].max() == 100
+    assert rows[1]["reason"] == "is empty (0 bytes)"
+    shutil.rmtree(data["validation"])
+    (row,) = _decode_block(_listed(images[2:]), sources.images, SHAPE, 10**8).to_pylist()
+    assert "Fix: mount data.validation on every machine" in row["failure"]

@@ -1,5 +1,6 @@
 """trainer.data.shards on real files: what is written comes back, and damage is never taken for data."""
 
+import hashlib
 import os
 import resource
 import subprocess
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from trainer.data import shards
-from trainer.data.dataset import Pack
+from trainer.data.dataset import Pack, Shard
 from trainer.data.shards import PackError, ShardWriter, open_rows
 from trainer.storage import NotFound
 from trainer.storage.folder import FolderStore
@@ -31,6 +32,7 @@ def table(n: int, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
         "key": [f"{KEYS[i % 4]}{i}" for i in range(n)],
         "group": [f"g{i}" if i % 3 else "" for i in range(n)],
         "content": [f"{i:032x}" for i in range(n)],
+        "side": ["" if i % 3 else "test" for i in range(n)],
     }
     return pa.table(columns), pixels
 
@@ -66,7 +68,8 @@ def test_rows_come_back_in_order_whatever_the_blocks(store, tmp_path, block):
     assert np.array_equal(opened.images.take(np.arange(33)), pixels)
     assert opened.labels.dtype == np.int32
     assert opened.labels.tolist() == rows["label"].to_pylist()
-    assert (opened.keys, opened.groups, opened.contents) == tuple(rows[name].to_pylist() for name in ("key", "group", "content"))
+    found = (opened.keys, opened.groups, opened.contents, opened.sides)
+    assert found == tuple(rows[name].to_pylist() for name in ("key", "group", "content", "side"))
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -110,7 +113,7 @@ def test_a_shard_describes_itself(store):
     written(store, table(3)[0])
     (found,) = store.list()
     batch = pa.ipc.open_file(pa.BufferReader(store.get(found.key))).get_batch(0)
-    assert batch.schema.names == ["image", "label", "key", "group", "content"]
+    assert batch.schema.names == ["image", "label", "key", "group", "content", "side"]
     assert batch.schema.field("image").type == pa.binary(240)
     assert batch.schema.metadata == {b"shape": b"[8, 10, 3]", b"classes": b'["authentic", "fake"]'}
 
@@ -264,3 +267,16 @@ def test_a_cache_folder_that_cannot_be_created(store, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(PackError, match=r"cannot be written \(Not a directory\)\. Fix: set pipeline.cache_dir"):
         open_rows(made, store, tmp_path / "file" / "cache")
+
+
+def test_a_pack_without_sides_is_read(store, tmp_path):
+    """After an update every data set would have to be packed again."""
+    made = written(store, table(3)[0])
+    old = store.root / made.shards[0].key
+    batch = pa.ipc.open_file(pa.BufferReader(old.read_bytes())).get_batch(0)
+    batch = batch.select([name for name in batch.schema.names if name != "side"])
+    with pa.OSFile(str(old), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    shard = Shard(made.shards[0].key, 3, old.stat().st_size, hashlib.sha256(old.read_bytes()).hexdigest())
+    opened = open_rows(replace(made, shards=(shard,)), store, tmp_path / "cache")
+    assert opened.sides == ["", "", ""]

@@ -49,6 +49,11 @@ def facts(classes: tuple[str, ...], labels: np.ndarray, groups: list[str]) -> di
         "duplicates": nothing,
         "leaked": nothing,
         "conflicting_labels": nothing,
+        "near_duplicates": {"pairs": 0, "images": 0, "other_label": 0, "keys": []},
+        "near_leaked": {"pairs": 0, "images": 0, "left_out": 0, "other_label": 0, "keys": []},
+        "near_complete": True,
+        "shared_groups": {"groups": 0, "names": [], "left_out": 0},
+        "contradicted": {"images": 0, "keys": []},
         "warnings": [],
     }
 

@@ -113,3 +113,19 @@ def test_the_images_of_a_batch_are_those_that_were_trained_on(store: Store, rows
     assert [image.key for image in shown] == [f"image-{row:03d}" for row in fed[3]]
     assert [image.label for image in shown] == rows.labels[fed[3]].tolist()
     np.testing.assert_array_equal([image.image for image in shown], rows.images.pixels[fed[3]])
+
+
+def test_the_result_on_the_test_set_is_shown_with_its_epoch_only(store: Store, rows: Rows) -> None:
+    """After a resume for more epochs the report would compare the test result of old weights with the validation of new ones."""
+    stored(store, 3, epoch=3)
+    sides = Split(SIDES.training[:100], SIDES.validation, SIDES.facts, tuple(range(140, 200)))
+    assert load("a-run", store, PACK, rows, sides).test is None
+    losses, probabilities = np.full(60, 0.25, np.float32), np.full((60, 2), 0.5, np.float32)
+    results.put_test(store, "a-run", 2, losses, probabilities)
+    assert load("a-run", store, PACK, rows, sides).test is None
+    results.put_test(store, "a-run", 3, losses, probabilities)
+    test = load("a-run", store, PACK, rows, sides).test
+    assert test is not None
+    assert test.labels.tolist() == rows.labels[140:].tolist()
+    assert test.losses.tolist() == losses.tolist()
+    assert load("a-run", store, PACK, rows, SIDES).test is None

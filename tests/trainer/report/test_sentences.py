@@ -70,3 +70,50 @@ def test_disturbances_are_noted(tmp_path: Path) -> None:
     assert "Not decodable (first 20 of 30)" in text
     assert "Au/broken-19.jpg · truncated" in text
     assert "Au/broken-20.jpg" not in text
+
+
+def below_guessing(contradicted: int) -> dict:
+    """A run whose model ranks the classes the wrong way round, with so many near copies of the other label in training."""
+    result = demo(epochs=6, images=200, grouped=False)
+    data = {**result.data, "contradicted": {"images": contradicted, "keys": []}}
+    return summarize(replace(result, probabilities=result.probabilities[:, ::-1], data=data))
+
+
+def test_an_auc_below_guessing_is_explained_by_copies_with_the_other_label() -> None:
+    """The user would read "worse than guessing" and look for the cause in the network instead of the split."""
+    words = below_guessing(120)["headline"]
+    assert words[0] == "Worse than guessing"
+    text = " ".join(words)
+    assert "is clearly below 0.5: the model has learned to give the wrong label." in text
+    assert "120 of 200 validation images (60.0 %) have a near copy with another label in training" in text
+    assert "data.group_near_duplicates = true" in text
+    assert "Check whether" not in text
+
+
+@pytest.mark.parametrize(("found", "words"), [(0, "No validation image has a near copy"), (3, "This is too few to explain it.")])
+def test_an_auc_below_guessing_without_copies_names_what_to_check(found: int, words: str) -> None:
+    """The report would blame copies that do not exist, or leave the user without a next step."""
+    text = " ".join(below_guessing(found)["headline"])
+    assert words in text
+    assert "Check whether the labels of one side are swapped" in text
+
+
+def test_a_good_model_gets_no_explanation() -> None:
+    """An ordinary run would be explained away because it has copies."""
+    result = demo(epochs=6, images=200, grouped=False)
+    data = {**result.data, "contradicted": {"images": 50, "keys": []}}
+    assert "below 0.5" not in " ".join(summarize(replace(result, data=data))["headline"])
+
+
+def test_near_copies_on_both_sides_are_noted(tmp_path: Path) -> None:
+    """A reader would take the results on copies of training images for results on unseen images."""
+    result = demo(epochs=6, images=60)
+    keys = [{"validation": ["Tp/two.jpg"], "training": ["Au/two.jpg"]}]
+    leaked = {"pairs": 9, "images": 8, "left_out": 0, "other_label": 5, "keys": keys}
+    document, page = written(replace(result, data={**result.data, "near_leaked": leaked}), tmp_path)
+    assert "Validation images with a near copy in training: 8 (see Data); they are not unseen." in document["notes"]
+    text = Page(page).text
+    assert "9, 5 with different labels" in text
+    assert "validation: Tp/two.jpg · training: Au/two.jpg" in text
+    quiet, _ = written(replace(result, data={**result.data, "near_leaked": {**leaked, "left_out": 8}}), tmp_path)
+    assert not any("near copy" in note for note in quiet["notes"])

@@ -11,6 +11,7 @@ from sklearn import metrics
 from spikewise.records import Overfitting
 from tests.trainer.report.runs import Page, demo, diagnosed, written
 from trainer.report import summary
+from trainer.report.result import EvaluatedTest
 
 DOCUMENTED = Path("docs/report.md").read_text(encoding="utf-8")
 
@@ -87,3 +88,22 @@ def test_every_field_of_a_spike_is_documented() -> None:
         document["overfitting"],
     )
     assert not [name for part in parts for name in part if f"`{name}`" not in DOCUMENTED]
+
+
+def test_the_test_set_is_scored_like_the_validation_set(tmp_path: Path) -> None:
+    """Test results could not be compared with validation results, or would be missing from the page."""
+    result = demo(epochs=6, images=300)
+    losses = result.losses[-1]
+    test = EvaluatedTest(result.groups, result.labels, result.probabilities, losses)
+    counts = {**result.data["counts"], "test": result.data["counts"]["validation"]}
+    data = {**result.data, "counts": counts, "groups": {**result.data["groups"], "test": result.data["groups"]["validation"]}}
+    document, page = written(replace(result, test=test, data=data), tmp_path)
+    for name in ("images", "groups", "by_class", "accuracy", "loss", "majority", "guess_loss", "unanswered"):
+        assert document["test"][name] == document["validation"][name]
+    assert document["test"]["auc"] == [{"class": "fake", **document["roc"][0]["auc"]}]
+    assert document["test"]["confusion"] == document["confusion"]
+    assert any(line.startswith("Test set: ") and "of 300 images classified correctly, AUC" in line for line in document["headline"])
+    text = Page(page).text
+    assert "300 test images from" in text
+    assert "Recall of fake" in text
+    assert summary.summarize(result)["test"] is None

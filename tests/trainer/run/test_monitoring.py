@@ -63,3 +63,13 @@ def test_the_wait_for_the_last_scrape_is_skipped_where_nothing_scrapes():
         monitoring.wait_for_last_scrape(trained=False)
     finally:
         exporter.close()
+
+
+def test_the_test_set_reaches_the_metrics():
+    """A dashboard could not compare runs by their test results."""
+    end = events.Finished("completed", 2, SaveStats(), events.Tested(40, 0.75, 0.5))
+    value = metrics(finished(1, 0.25), end)
+    assert value("spikewise_loss", {"split": "test"}) == 0.75
+    assert value("spikewise_accuracy_ratio", {"split": "test"}) == 0.5
+    assert value("spikewise_loss", {"split": "validation"}) == 0.25
+    assert metrics(finished(1), events.Finished("completed", 2, SaveStats()))("spikewise_loss", {"split": "test"}) is None

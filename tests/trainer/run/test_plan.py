@@ -11,6 +11,7 @@ from tests.support import jobs
 from trainer import config
 from trainer.data.pack import images_of
 from trainer.data.shards import folder_name
+from trainer.data.sources import open_sources
 from trainer.storage import open_store, results
 
 
@@ -50,7 +51,7 @@ def test_a_dry_run_of_an_existing_run(tmp_path, capsys):
     path = jobs.write_config(tmp_path, str(tmp_path))
     settings = config.load(path)
     storage = open_store(settings.run.storage, settings.s3)
-    digest = images_of("first", open_store(settings.data.source, settings.s3), storage, settings.data, None).digest
+    digest = images_of("first", open_sources(settings.data, settings.s3), storage, settings.data, None).digest
     results.put_run(storage, "first", {"config": settings.as_dict(), "manifest": digest, "environment": {}})
     dry = ["--config", str(path), "--set", "run.name=first", "--dry-run"]
     assert train.main([*dry, "--set", "training.batch_size=8"]) == 2
@@ -87,7 +88,7 @@ def test_a_dry_run_with_a_network_of_the_users_own(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert f"my_module:build, from my_module.py, my_blocks.py, digest {found.digest[:16]}: 6,146 parameters" in shown
     storage = open_store(settings.run.storage, settings.s3)
-    digest = images_of("first", open_store(settings.data.source, settings.s3), storage, settings.data, None).digest
+    digest = images_of("first", open_sources(settings.data, settings.s3), storage, settings.data, None).digest
     facts = {"config": settings.as_dict(), "manifest": digest, "environment": {}, "module": found.facts}
     results.put_run(storage, "first", facts)
     assert train.main(dry) == 0
@@ -101,3 +102,25 @@ def test_a_dry_run_with_a_network_of_the_users_own(tmp_path, capsys):
     module.unlink()
     assert train.main(dry) == 2
     assert re.fullmatch(rf"error: model.network = .*: no my_module.py in {tmp_path} or .*\n", capsys.readouterr().err)
+
+
+def test_a_dry_run_shows_all_sources_and_sides(tmp_path, capsys):
+    """A user would learn only from the report that the test set was empty, or that the labels file gave other sides."""
+    root = str(tmp_path)
+    jobs.put_images(root, images=60)
+    jobs.put_images(root, images=20, seed=1, below="more")
+    path = jobs.write_config(tmp_path, root)
+    assert train.main(["--config", str(path), "--set", f"data.test={root}/more", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"test       {root}/more: 20 images" in shown
+    assert "30% for validation, split by content: about 42 training images; given: 20 test images" in shown
+    labels = tmp_path / "labels.csv"
+    names = ["fake" if i % 2 else "authentic" for i in range(60)]
+    rows = [f"{name}/{i:05d}.jpg,{name},{'val' if i < 20 else 'train'}\n" for i, name in enumerate(names)]
+    labels.write_text("key,label,split\n" + "".join(rows))
+    given = ["--set", "data.classes={}", "--set", f"data.labels={labels}", "--set", "training.batch_size=8"]
+    assert train.main(["--config", str(path), *given, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"labels     {labels}" in shown
+    assert "split      40 training, 20 validation images, as given" in shown
+    assert "4 epochs of 5 steps" in shown

@@ -80,3 +80,16 @@ def test_spikes_read_back(store):
     assert found[0].verdict.name == "unexplained"
     assert found[0].suspects == suspects
     assert overfitting == trend
+
+
+def test_the_result_on_the_test_set(store):
+    """The report would show no test result, or that of another epoch."""
+    assert results.get_test(store, "first") == {}
+    losses, probabilities = np.array([0.5, 1.5], np.float32), np.array([[0.6, 0.4], [0.8, 0.2]], np.float32)
+    results.put_test(store, "first", 7, losses, probabilities)
+    found = results.get_test(store, "first")
+    assert int(found["epoch"]) == 7
+    np.testing.assert_array_equal(found["losses"], losses)
+    np.testing.assert_array_equal(found["probabilities"], probabilities)
+    store.put("runs/first/test.npz", b"damaged")
+    assert results.get_test(store, "first") == {}

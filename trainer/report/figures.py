@@ -20,9 +20,9 @@ TEXT_WIDTH = 0.18
 LEGENDS = {
     "validation_loss": ("validation", "validation"),
     "train_loss_inference": ("training, inference mode", "inference"),
-    "train_loss": ("training, as Keras reports it", "training"),
+    "train_loss": ("training, while it learns", "training"),
     "validation_accuracy": ("validation", "validation"),
-    "train_accuracy": ("training, as Keras reports it", "training"),
+    "train_accuracy": ("training, while it learns", "training"),
 }
 """Field of the history -> name in a legend, style."""
 STRIPS = {
@@ -32,6 +32,7 @@ STRIPS = {
     "gradient_norm": ("Gradient norm", False),
     "update_norm": ("Update norm", False),
     "learning_rate": ("Learning rate", False),
+    "regularization": ("Regularization", False),
 }
 """Field of the history -> title of its small chart, whether it is a fraction."""
 
@@ -88,6 +89,8 @@ def strips(document: dict[str, Any]) -> list[tuple[str, str, Chart]]:
     drawn = []
     for key, (name, fractions) in STRIPS.items() if history else ():
         values = _values(history, key)
+        if key == "regularization" and not any(values):
+            continue
         chart = charts.over_epochs(
             f"{name} by epoch",
             _epochs(history),

@@ -38,6 +38,7 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
         outcome=facts.get("outcome", "interrupted"),
         config=facts["config"],
         environment=facts["environment"],
+        network=facts.get("network", {}),
         classes=packed.classes,
         data={
             **sides.facts,

@@ -48,6 +48,8 @@ class RunResult:
     config: dict[str, Any]
     """The resolved settings, by section."""
     environment: dict[str, str]
+    network: dict[str, Any]
+    """`name`, and the fields of trainer.engine.facts.NetworkFacts; empty if unknown."""
     classes: tuple[str, ...]
     data: dict[str, Any]
     """The facts of the split, plus `images` (decoded), `manifest` (its digest) and `quarantined`, a list of {key, reason}."""

@@ -66,6 +66,7 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "data": result.data,
         "config": result.config,
         "environment": result.environment,
+        "network": result.network,
     }
     document = _strict(document)
     return {**document, "headline": sentences.headline(document), "notes": sentences.notes(document)}

@@ -170,7 +170,7 @@ class _Run:
                 "config": settings.as_dict(),
                 "manifest": data.pack.digest,
                 "environment": environment,
-                "network": network.as_dict(),
+                "network": {"name": settings.model.network, **network.as_dict()},
             }
             if self.module:
                 facts["module"] = self.module.facts

@@ -118,6 +118,7 @@ def demo(
             "gpu": "none",
             "workers": "2",
         },
+        network={"name": "question", "parameters": 527_442, "trainable": 527_122, "layers": 11, "ending": "softmax"},
         classes=classes,
         data={**facts(classes, labels, groups), "images": 5 * images, "manifest": "9f2c" * 16, "quarantined": []},
         history=history,

@@ -35,6 +35,7 @@ def test_hostile_strings_are_shown_as_text(tmp_path: Path) -> None:
         groups=[HOSTILE + str(index // 2) for index in range(30)],
         classes=(HOSTILE, "b"),
         environment={HOSTILE: HOSTILE},
+        network={"name": HOSTILE, "parameters": 1, "trainable": 1},
         config={**result.config, HOSTILE: {HOSTILE: HOSTILE}},
         data={**facts((HOSTILE, "b"), result.labels, result.groups), "images": 30, "manifest": HOSTILE, "quarantined": quarantined},
     )

@@ -15,7 +15,7 @@ def evaluate(learner: Learner, feed: Feed, rows: np.ndarray) -> tuple[np.ndarray
     All workers must call it together, with the same rows; all get the same result.
     """
     losses = np.zeros(len(rows), np.float32)
-    probabilities = np.zeros((len(rows), learner.model.output_shape[-1]), np.float32)
+    probabilities = np.zeros((len(rows), learner.classes), np.float32)
     for positions, images, labels in feed.evaluation(rows):
         losses[positions], probabilities[positions] = learner.evaluate(images, labels)
     return learner.group.sum(losses), learner.group.sum(probabilities)

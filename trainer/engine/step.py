@@ -88,6 +88,8 @@ class Learner:
         Raises NetworkError, OptimizerError, and StoreError for initial weights that cannot be read.
         """
         self.group = group
+        self.classes = classes
+        """K."""
         self.batch_size = settings.training.batch_size
         """B."""
         self._smoothing = settings.training.label_smoothing

@@ -45,10 +45,16 @@ def store_model(
     learner: Learner, shape: tuple[int, int, int], classes: Sequence[str], settings: config.Model, store: Store, run: str
 ) -> None:
     """Exports model.keras, and model.json with what its users must know: the class name of each output, the image size (height,
-    width) and the data format. Stores both beside the run's checkpoints. `shape`: H W C. Raises StoreError."""
+    width), the data format, and what the outputs are (see distribute.Ending). Stores
+    both beside the run's checkpoints. `shape`: H W C. Raises StoreError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         export(learner.model, shape, len(classes), settings, path)
         store.upload(f"runs/{run}/model.keras", path)
-    about = {"classes": list(classes), "image_size": shape[:2], "data_format": settings.data_format}
+    about = {
+        "classes": list(classes),
+        "image_size": shape[:2],
+        "data_format": settings.data_format,
+        "output": learner.network.ending,
+    }
     store.put(f"runs/{run}/model.json", json.dumps(about, indent=1).encode(), content_type="application/json")

@@ -86,4 +86,9 @@ def test_the_model_is_stored_beside_the_checkpoints(learner, store):
     store_model(learner, SHAPE, ["authentic", "fake"], training.settings().model, store, "first")
     assert len(store.get("runs/first/model.keras")) > 10_000
     about = json.loads(store.get("runs/first/model.json"))
-    assert about == {"classes": ["authentic", "fake"], "image_size": list(SHAPE[:2]), "data_format": "channels_last"}
+    assert about == {
+        "classes": ["authentic", "fake"],
+        "image_size": list(SHAPE[:2]),
+        "data_format": "channels_last",
+        "output": "softmax",
+    }

@@ -34,6 +34,7 @@ from trainer.data import augmentation
 from trainer.data.loader import Batch
 from trainer.data.order import epoch_generator, epoch_order
 from trainer.engine.step import Learner
+from trainer.model import load
 
 QUESTION = "jobs/configs/question.toml"
 NICENESS = 15
@@ -57,32 +58,9 @@ def images(folder: Path, settings: config.Settings) -> tf.data.Dataset:
     )
 
 
-def keras_network(settings: config.Settings) -> keras.Sequential:
+def keras_network(settings: config.Settings) -> keras.Model:
     """The question's network in plain Keras, compiled."""
-    layers = keras.layers
-
-    def convolve(filters: int, kernel: int) -> list[keras.Layer]:
-        return [layers.Conv2D(filters, kernel, padding="same", activation="relu"), layers.BatchNormalization()]
-
-    network = keras.Sequential(
-        [
-            keras.Input((*settings.data.image_size, 3)),
-            layers.Rescaling(1 / 255),
-            *convolve(16, 3),
-            *convolve(16, 1),
-            layers.MaxPooling2D(),
-            layers.Dropout(0.25),
-            *convolve(32, 1),
-            *convolve(32, 1),
-            layers.MaxPooling2D(),
-            layers.Dropout(0.25),
-            layers.Flatten(),
-            layers.Dense(64, activation="relu"),
-            layers.BatchNormalization(),
-            layers.Dropout(0.5),
-            layers.Dense(2, activation="softmax"),
-        ]
-    )
+    network = load.build(settings.model, (*settings.data.image_size, 3), 2, seed=settings.run.seed)
     adam = keras.optimizers.Adam(settings.optimizer.learning_rate)
     network.compile(adam, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return network

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from spikewise import causes, probes
-from trainer.config import Augmentation, Data
+from trainer import config
+from trainer.config import Augmentation, Data, Model, Optimizer, Settings, Training
+from trainer.model.module import find
 
 DIAGNOSIS = Path("docs/diagnosis.md").read_text(encoding="utf-8")
 SETUP = """
@@ -85,8 +87,46 @@ def test_commands_of_the_cluster_exist():
     assert "kubectl apply --server-side -k k8s/monitoring -n monitoring" in Path("docs/cluster.md").read_text(encoding="utf-8")
 
 
-def test_the_table_of_data_settings_is_that_of_the_code():
+def _first_column(document: str, heading: str = "") -> list[str]:
+    """The keys in the first column of the tables below a heading of a document; without a heading, above the first one."""
+    sections = {part.partition("\n")[0]: part for part in Path(document).read_text(encoding="utf-8").split("\n## ")}
+    section = sections[heading] if heading else next(iter(sections.values()))
+    return [key for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)]
+
+
+@pytest.mark.parametrize(
+    ("section", "document", "heading"),
+    [
+        (Data, "docs/data.md", ""),
+        (Model, "docs/networks.md", "All keys of `[model]`"),
+        (Optimizer, "docs/networks.md", "All keys of `[optimizer]`"),
+    ],
+)
+def test_the_tables_of_settings_are_those_of_the_code(section, document, heading):
     """Otherwise a user would set a key that does not exist, or never learn of one that does."""
-    table = Path("docs/data.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    keys = {key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
-    assert keys == set(Data.model_fields)
+    assert sorted(_first_column(document, heading)) == sorted(section.model_fields)
+
+
+def test_the_table_of_the_loss_names_keys_that_exist():
+    """Otherwise a user would set a key that does not exist."""
+    keys = _first_column("docs/networks.md", "Label smoothing and class weights")
+    assert keys
+    assert set(keys) <= set(Training.model_fields)
+
+
+@pytest.mark.parametrize("document", ["README.md", *map(str, sorted(Path("docs").glob("*.md")))])
+def test_the_documents_name_keys_that_exist(document):
+    """A key that was renamed, such as training.learning_rate, would be refused when a user copies it."""
+    text = Path(document).read_text(encoding="utf-8")
+    sections = {name: set(field.annotation.model_fields) for name, field in Settings.model_fields.items()}
+    named = re.findall(rf"(?<![\w./:-])({'|'.join(sections)})\.([a-z_0-9]+)\b(?![(/])", text)
+    others = {"json", "keras", "md", "py", "fit"}  # names of files, and model.fit
+    assert not {f"{section}.{key}" for section, key in named if key not in sections[section] | others}
+
+
+@pytest.mark.parametrize("path", sorted(Path("docs/examples").glob("*.toml")), ids=str)
+def test_the_examples_are_valid_and_their_networks_are_found(path):
+    """An example is the first thing a user copies."""
+    settings = config.load(path)
+    module = find(settings.model.network, [path.parent])
+    assert (module is None) == settings.model.network.startswith("keras.applications:")

@@ -453,7 +453,7 @@ def _message(problem: dict[str, Any]) -> str:
             return f"{message}. Fix: put it in quotes"
         case "string_pattern_mismatch":  # of run.name
             return f"{message}. Fix: use at most 52 lower-case letters, digits and dashes"
-    return message
+    return message if "Fix: " in message else f"{message}. Fix: correct the value"
 
 
 def _known(loc: tuple[Any, ...]) -> list[str]:

@@ -44,6 +44,11 @@ def build(
         except Exception as error:  # a user's function, or Keras in its name, raises errors of any type
             if isinstance(error, TypeError) and (wrong := _wrong_signature(function, settings)):
                 raise NetworkError(wrong) from None
+            if "URL fetch failure" in str(error):
+                raise NetworkError(
+                    f"{_name(settings)}: its weights cannot be downloaded: {one_line(error)}. Fix: name a local file of them in "
+                    "model.arguments.weights, or allow the download."
+                ) from None
             raise NetworkError(
                 f"{_name(settings)} cannot be built for images of {_size(image_shape)} and {classes} classes: "
                 f"{type(error).__name__}: {one_line(error)}. Fix: correct the function, model.arguments or data.image_size."

@@ -52,6 +52,8 @@ MOVED = {
     "pipeline.shift": "augmentation.shift",
 }
 """Keys of earlier versions, and what they are called now."""
+UNION = ("literal[", "dict[")
+"""How pydantic names the branches of a union in the place of a problem."""
 
 
 class ConfigError(UserError):
@@ -192,7 +194,7 @@ class Augmentation(Section):
 
 
 class Model(Section):
-    network: Annotated[str, Field(pattern=r"^(question|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")] = "question"
+    network: str = "question"
     """`question`: the network of the question. `my_module:build`: a function build(image_shape, classes, **arguments) of your own
     that returns a keras.Model; the module lies in the folder of the configuration file or in the current directory.
     `keras.applications:EfficientNetV2B0`: that network of Keras, or another one, with a new last layer."""
@@ -392,7 +394,8 @@ def parse(
     try:
         return Settings.model_validate_json(json.dumps(values, default=str))  # str: TOML's dates
     except ValidationError as error:
-        lines = [_line(dict(problem), origin, overrides or {}) for problem in error.errors(include_url=False)]
+        problems = [dict(problem) for problem in error.errors(include_url=False) if _concerns(dict(problem))]
+        lines = [_line(problem, origin, overrides or {}) for problem in problems]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -427,6 +430,12 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     return tuple(path)
 
 
+def _concerns(problem: dict[str, Any]) -> bool:
+    """Whether a problem is with the branch of a union that the user meant: the name for a string, the table for a table."""
+    union = str(problem["loc"][-1] if problem["loc"] else "").startswith(UNION)
+    return not union or (problem["type"] == "literal_error") != isinstance(problem["input"], dict)
+
+
 def _line(problem: dict[str, Any], origin: str, overrides: Mapping[tuple[str, ...], str]) -> str:
     loc, message = problem["loc"], _message(problem)
     for path, override in overrides.items():
@@ -434,7 +443,7 @@ def _line(problem: dict[str, Any], origin: str, overrides: Mapping[tuple[str, ..
             return f"--set {override}: {message}."
     if any(path[: len(loc)] == loc for path in overrides):  # a check of several values, some of them overridden
         origin += " with --set"
-    key = ".".join(str(part) for part in loc)
+    key = ".".join(str(part) for part in loc if not str(part).startswith(UNION))
     if not isinstance(problem["input"], dict) or problem["type"] == "extra_forbidden":
         key += f" = {problem['input']!r}"
     return f"{origin}: {key}: {message}." if key else f"{origin}: {message}."
@@ -449,6 +458,10 @@ def _message(problem: dict[str, Any]) -> str:
             return f"unknown key. Fix: use one of {', '.join(_known(problem['loc']))}"
         case "missing":
             return "missing. Fix: set it"
+        case "dict_type":
+            return "should be a table"
+        case "literal_error" if str(problem["loc"][-1]).startswith(UNION):
+            return f"{message} or a table"
         case "string_type":
             return f"{message}. Fix: put it in quotes"
         case "string_pattern_mismatch":  # of run.name

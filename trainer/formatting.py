@@ -1,5 +1,7 @@
 """Numbers and errors as text for people."""
 
+from trainer import UserError
+
 
 def duration(seconds: float) -> str:
     """A duration such as 4.1 s, 3m20s or 2h05m."""
@@ -19,7 +21,9 @@ def size(count: float) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message on one line; for an OSError the system's message and the file."""
+    """The error's message on one line, without the full stop of other people's errors; for an OSError the system's message and
+    the file."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename!r}" if error.filename else "")
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else text.removesuffix(".")

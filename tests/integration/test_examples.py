@@ -1,5 +1,6 @@
 """The examples of docs/networks.md, and the user's own network through the whole job."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -27,7 +28,7 @@ def place(tmp_path_factory):
         shutil.copy(path, folder)
     places = {
         "data.source": folder / "images",
-        "run.storage": folder / "storage",
+        "run.storage": os.path.relpath(folder / "storage"),  # workers must not look for it elsewhere
         "run.output": folder / "runs",
         "pipeline.cache_dir": folder / "cache",
         "data.image_size": "[32, 32]",
@@ -63,9 +64,9 @@ def test_a_network_of_ones_own(place, residual):
 
 
 def test_a_run_can_start_from_another_runs_model(place, residual):  # noqa: ARG001
-    """Fine-tuning would start from random weights, or move layers that the user froze."""
+    """Fine-tuning would start from random weights, move layers that the user froze, or not find a file at a relative path."""
     folder, places = place
-    start = folder / "runs/residual/model.keras"
+    start = os.path.relpath(folder / "runs/residual/model.keras")
     tuned = ["training.epochs=1", "optimizer.warmup_epochs=0.0", "model.trainable=^head", f"model.weights={start}"]
     job = Job(folder / "residual.toml", "tuned", *places, *tuned)
     job.succeed()

@@ -124,6 +124,49 @@ def two_outputs(image_shape, classes):
     return keras.Model(inputs, [keras.layers.Dense(classes)(x), keras.layers.Dense(classes)(x)])
 
 
+def dictionary(image_shape, classes):
+    x = keras.layers.Flatten()(inputs := keras.Input(image_shape))
+    return keras.Model(inputs, {"label": keras.layers.Dense(classes)(x)})
+
+
+class NotSaved(keras.layers.Layer):
+    """A layer that Keras cannot save."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+def not_saved(image_shape, classes):
+    x = keras.layers.Flatten()(inputs := keras.Input(image_shape))
+    return keras.Model(inputs, keras.layers.Dense(classes)(NotSaved(lambda x: x / 255)(x)))
+
+
+def fails_in_training(image_shape, classes):
+    """Raises an error when it is trained."""
+
+    class Fails(keras.layers.Layer):
+        def call(self, x, training=False):
+            if training:
+                raise RuntimeError("two\nlines")
+            return x
+
+    x = keras.layers.Flatten()(inputs := keras.Input(image_shape))
+    return keras.Model(inputs, keras.layers.Dense(classes)(Fails()(x)))
+
+
+def twice(image_shape, classes):
+    """Calls one BatchNormalization layer twice."""
+    norm = keras.layers.BatchNormalization(name="norm")
+    inputs = keras.Input(image_shape)
+    x = keras.layers.Conv2D(4, 3, padding="same")(keras.layers.Rescaling(1 / 255)(inputs))
+    x = norm(keras.layers.Conv2D(4, 3, padding="same")(norm(x)))
+    return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
 def segmentation(image_shape, classes):
     inputs = keras.Input(image_shape)
     return keras.Model(inputs, keras.layers.Conv2D(classes, 1)(inputs))

@@ -31,6 +31,6 @@ def check_class_weights(wanted: ClassWeights, classes: Sequence[str]) -> None:
     """Raises DataError unless a table of class weights names each class once."""
     if isinstance(wanted, Mapping) and set(wanted) != set(classes):
         raise DataError(
-            f"training.class_weights names {', '.join(sorted(wanted))}, but the classes are {', '.join(classes)}. "
+            f"training.class_weights names {', '.join(sorted(wanted)) or 'no class'}, but the classes are {', '.join(classes)}. "
             "Fix: give each class a weight."
         )

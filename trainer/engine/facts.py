@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer import UserError, config
+from trainer.formatting import one_line
 from trainer.model.module import Module
 
 
@@ -76,6 +77,9 @@ def _main() -> None:
         answer = _inspect(config.parse(request["settings"]), request["classes"]).as_dict()
     except UserError as error:
         answer = {"error": str(error), "transient": error.transient}
+    except Exception as error:  # a user's layer
+        name, problem = request["settings"]["model"]["network"], f"{type(error).__name__}: {one_line(error)}"
+        answer = {"error": f"model.network = {name!r} cannot be trained: {problem}. Fix: correct it.", "transient": False}
     print(json.dumps(answer), file=output)
 
 

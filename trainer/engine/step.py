@@ -122,12 +122,12 @@ class Learner:
 
     @property
     def moving(self) -> list[tuple[keras.Variable, float]]:
-        """BatchNormalization's moving statistics and their momentum, of the layers whose statistics training moves: a frozen layer,
-        or one that a user's layer calls with training=False, does not move them."""
+        """BatchNormalization's moving statistics and the fraction of them that a step keeps, of the layers whose statistics move in
+        training: a frozen layer, or one that a user's layer calls with training=False, does not move them."""
         if not self._traced:
             self._trace()
         return [
-            (variable, layer.momentum)
+            (variable, layer.momentum**layer.moves)  # a network may call a layer more than once
             for layer in self.network.norms
             if layer.moves
             for variable in (layer.moving_mean, layer.moving_variance)
@@ -136,8 +136,15 @@ class Learner:
     def _trace(self) -> None:
         """Traces the model in training mode, without an update, so that the layers know whether they move."""
         image = tf.TensorSpec((1, *(size or 1 for size in self.model.inputs[0].shape[1:])), tf.float32)
-        tf.function(lambda x: self.model(x, training=True), autograph=False).get_concrete_function(image)
+        tf.function(self._call_in_training, autograph=False).get_concrete_function(image)
+
+    def _call_in_training(self, x: tf.Tensor) -> tf.Tensor:
+        """The model's outputs in training mode."""
+        for layer in self.network.norms:
+            layer.moves = 0
+        outputs = self.model(x, training=True)
         self._traced = True
+        return outputs
 
     @property
     def averages(self) -> list[keras.Variable]:
@@ -231,7 +238,6 @@ class Learner:
         return tf.transpose(x, (0, 3, 1, 2)) if self._channels_first else x
 
     def _train_step(self, batch: Batch, signals: tf.Tensor) -> tuple[StepStats, Signals]:
-        self._traced = True
         weights = [variable.value for variable in self.model.trainable_variables]
         *gradients, numbers = self.group.run(self._forward_backward, batch, signals)
         before = [tf.identity(weight) for weight in weights]
@@ -253,7 +259,7 @@ class Learner:
         """The sums over all workers of the gradients, and of [loss, regularization, correct, stop, save]."""
         x = self._training_input(batch)
         with tf.GradientTape() as tape:
-            logits = self.network.logits(self.model(x, training=True))
+            logits = self.network.logits(self._call_in_training(x))
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch.labels, logits)
             loss = tf.reduce_sum(losses) / self.batch_size
             objective = loss
@@ -291,7 +297,7 @@ class Learner:
         """A forward pass in training mode, for its effect on the moving statistics."""
         self._place.dropping = dropout
         try:
-            self.group.run(lambda batch: self.model(self._training_input(batch), training=True), batch)
+            self.group.run(lambda batch: self._call_in_training(self._training_input(batch)), batch)
         finally:
             self._place.dropping = True
 

@@ -20,8 +20,8 @@ from trainer.model.load import layers
 from trainer.model.module import NetworkError
 
 Ending = Literal["logits", "softmax", "sigmoid", "probabilities"]
-"""What the network returned for each image. "sigmoid": one probability, of the second class. "probabilities": of all classes,
-from which no final softmax could be removed."""
+"""What the network returned for each image. "sigmoid": one probability, of the second class. "probabilities": of all classes or
+of the second one, from which no final softmax or sigmoid could be removed."""
 
 
 @dataclass
@@ -52,9 +52,10 @@ class Network:
     def logits(self, outputs: tf.Tensor) -> tf.Tensor:
         """The model's outputs -> logits [b, K], in the precision of the losses."""
         x = tf.cast(outputs, tf.float64 if outputs.dtype == tf.float64 else tf.float32)
+        one = x.shape[-1] == 1
         if self.ending == "probabilities":
-            return tf.math.log(tf.maximum(x, keras.config.epsilon()))
-        return tf.concat([tf.zeros_like(x), x], -1) if x.shape[-1] == 1 else x
+            return tf.math.log(tf.maximum(tf.concat([1 - x, x], -1) if one else x, keras.config.epsilon()))
+        return tf.concat([tf.zeros_like(x), x], -1) if one else x
 
     def warnings(self) -> list[str]:
         """What several workers do not do as one does, one line each."""
@@ -123,15 +124,17 @@ def _remove_activation(model: keras.Model) -> Ending:
     units, last = model.outputs[0].shape[-1], _last(model)
     activation = getattr(last, "activation", None)
     found: Ending
-    if isinstance(last, keras.layers.Softmax):
+    if last is not None and (len(last._inbound_nodes) > 1 or last.activity_regularizer):
+        found = "probabilities" if _are_probabilities(model) else "logits"  # the activation has another use, so it must stay
+    elif isinstance(last, keras.layers.Softmax):
         last.__class__ = _Identity
         found = "softmax"
     elif last is not None and activation in (keras.activations.softmax, keras.activations.sigmoid):
         last.activation = keras.activations.linear
         found = "softmax" if activation is keras.activations.softmax else "sigmoid"
     else:
-        found = "probabilities" if _sums_to_one(model) else "logits"
-    if (found == "sigmoid") != (units == 1) and found != "logits":
+        found = "logits" if activation is keras.activations.linear or not _are_probabilities(model) else "probabilities"
+    if (found == "sigmoid" and units > 1) or (found == "softmax" and units == 1):
         raise NetworkError(
             f"The network ends in a {found} over {units} output{'s' * (units != 1)}. Fix: use a softmax over one output for each "
             "class, a sigmoid over a single output for two classes, or no activation."
@@ -154,12 +157,28 @@ def _last(model: keras.Model) -> keras.Layer | None:
     return last if isinstance(last, keras.Layer) else None
 
 
-def _sums_to_one(model: keras.Model) -> bool:
-    """Whether the outputs for a few random images are probabilities."""
+def _are_probabilities(model: keras.Model) -> bool:
+    """Whether the outputs for a few random images are probabilities, whatever the weights of the last layer."""
     shape = [1 if size is None else size for size in model.inputs[0].shape[1:]]
     images = np.random.default_rng(0).integers(0, 256, (4, *shape)).astype("float32")
-    outputs = keras.ops.convert_to_numpy(keras.ops.cast(model(images, training=False), "float32"))
-    return outputs.shape[-1] > 1 and bool((outputs >= 0).all() and np.allclose(outputs.sum(-1), 1, atol=1e-2))
+
+    def outputs() -> np.ndarray:
+        return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(model(images, training=False), "float32")))
+
+    found = outputs()
+    if found.shape[-1] > 1:
+        return bool((found >= 0).all() and np.allclose(found.sum(-1), 1, atol=1e-2))
+    kernels = [variable for variable in model.trainable_variables if len(variable.shape) > 1][-1:]
+    before = [kernel.numpy() for kernel in kernels]
+    try:
+        for factor in (-100, 100):  # a logit that was by chance between 0 and 1 leaves this range
+            for kernel, values in zip(kernels, before, strict=True):
+                kernel.assign(factor * values)
+            found = np.concatenate([found, outputs()])
+    finally:
+        for kernel, values in zip(kernels, before, strict=True):
+            kernel.assign(values)
+    return bool(((found >= 0) & (found <= 1)).all())
 
 
 class _Identity(keras.layers.Softmax):

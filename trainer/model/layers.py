@@ -29,8 +29,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     fused = True
     """False: Keras' own computation, on this worker's part of the batch."""
     reduce: Reduce | None = None
-    moves = False
-    """Whether the layer was called in a way that moves its statistics: in training mode, and not frozen."""
+    moves = 0
+    """How many times a forward pass moves the statistics: calls in training mode while the layer is not frozen. Whoever traces a
+    forward pass sets it to 0 before."""
 
     def __init__(self, *, reduce: Reduce | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -39,7 +40,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
         """[b, ..., C], or [b, C, ...] with axis=1 -> the same shape, normalized per channel."""
         moving = bool(training and self.trainable)
-        self.moves = self.moves or moving
+        self.moves += moving
         if mask is not None or not self.fused:
             return super().call(inputs, training=training, mask=mask)
         rank = len(inputs.shape)

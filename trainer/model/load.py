@@ -77,21 +77,19 @@ def start_from(network: keras.Model, settings: config.Model, s3: config.S3) -> N
 def freeze(network: keras.Model, pattern: str | None) -> None:
     """Freezes every layer whose path in the network does not match `pattern` (re.search). None freezes nothing.
 
-    Raises NetworkError if no layer with weights matches.
+    Raises NetworkError if no layer that can learn matches.
     """
     if pattern is None:
         return
-    found = False
     paths = []
     for path, layer in layers(network):
-        if not layer.weights:
-            continue
-        paths.append(path)
+        layer.trainable = True
+        if layer.trainable_weights:
+            paths.append(path)
         layer.trainable = bool(re.search(pattern, path))
-        found = found or layer.trainable
-    if not found:
+    if not network.trainable_weights:
         raise NetworkError(
-            f"model.trainable = {pattern!r} matches none of the {len(paths)} layers that have weights ({_some(paths)}). "
+            f"model.trainable = {pattern!r} matches none of the {len(paths)} layers that can learn ({_some(paths)}). "
             "Fix: correct the pattern."
         )
 
@@ -166,6 +164,8 @@ def _check(network: Any, settings: config.Model, image_shape: tuple[int, int, in
             f"{name} has {len(network.inputs)} inputs and {len(network.outputs)} outputs. Fix: return a model with one input and "
             "one output."
         )
+    if not isinstance(network, keras.Sequential) and isinstance(network.output, dict):
+        raise NetworkError(f"{name} returns a dictionary of outputs. Fix: return a model whose output is a tensor.")
     if not _accepts(network.inputs[0].shape[1:], image_shape):
         raise NetworkError(
             f"{name} expects images of {_size(network.inputs[0].shape[1:])}, but they are {_size(image_shape)}. Fix: use "
@@ -180,6 +180,13 @@ def _check(network: Any, settings: config.Model, image_shape: tuple[int, int, in
         )
     if not network.trainable_weights:
         raise NetworkError(f"{name} has no trainable weights. Fix: add a layer that learns.")
+    try:
+        network.to_json()
+    except Exception as error:  # a user's layer
+        problem = one_line(error).partition(". ")[0]
+        raise NetworkError(
+            f"{name} cannot be saved as model.keras: {problem}. Fix: define get_config in the layer of your own."
+        ) from None
 
 
 def _accepts(expected: tuple[int | None, ...], image_shape: tuple[int, int, int]) -> bool:

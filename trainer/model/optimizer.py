@@ -72,6 +72,8 @@ def build(settings: config.Optimizer, *, epochs: int, steps: int) -> keras.optim
         raise OptimizerError(
             f"optimizer.arguments has {twice[0]}. Fix: use optimizer.learning_rate, weight_decay, clip_norm or ema for it."
         )
+    if unfit := sorted(settings.arguments.keys() & {"ema_overwrite_frequency", "gradient_accumulation_steps", "loss_scale_factor"}):
+        raise OptimizerError(f"optimizer.arguments has {unfit[0]}, which this job does not support. Fix: remove it.")
     try:
         for trial in (True, False):  # Keras notices some wrong arguments in the first step only
             built = kind(name=kind.__name__.lower(), **options, **settings.arguments)

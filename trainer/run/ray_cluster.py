@@ -31,6 +31,7 @@ def connect(launch: config.Launch) -> Iterator[Path]:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # without it, channels_first does not train on a CPU without AVX-512
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(launch.start_timeout))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same in the workers and here
     try:
         yield _start(launch)
     finally:

@@ -14,6 +14,7 @@ import numpy as np
 
 from spikewise.diagnose import Diagnostician
 from spikewise.records import Event
+from trainer import config
 from trainer.engine.step import STEP_RECORD, Learner
 from trainer.epoch import EpochReport
 from trainer.storage import results
@@ -104,16 +105,26 @@ def resume(
     return Resumption(step, position, meta["settings"])
 
 
-def changes(resumed: Resumption, *, learning_rate: float, workers: int) -> list[Event]:
+def changes(resumed: Resumption, settings: config.Settings, *, workers: int) -> list[Event]:
     """What differs from the run before the restart, for the diagnosis."""
     epoch, step = resumed.position.epoch, len(resumed.position.steps)
     events = [Event("restart", epoch, step)]
-    rate, size = resumed.settings["optimizer"]["learning_rate"], resumed.settings["launch"]["workers"]
-    if rate != learning_rate:
-        events.append(Event("learning_rate", epoch, step, rate, learning_rate))
+    before, now = resumed.settings, settings.as_dict()
+    rate, size = before["optimizer"]["learning_rate"], before["launch"]["workers"]
+    if rate != settings.optimizer.learning_rate:
+        events.append(Event("learning_rate", epoch, step, rate, settings.optimizer.learning_rate))
+    elif _schedule(before) != _schedule(now):
+        events.append(Event("learning_rate", epoch, step))  # from which rate to which depends on the step
     if size != workers:
         events.append(Event("world_size", epoch, step, size, workers))
     return events
+
+
+def _schedule(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The settings that determine how the learning rate changes."""
+    optimizer = settings["optimizer"]
+    epochs = settings["training"]["epochs"] if optimizer["schedule"] == "cosine" else None
+    return epochs, *(optimizer[key] for key in ("schedule", "warmup_epochs", "step_epochs", "step_factor"))
 
 
 def plain_steps(steps: np.ndarray, prefix: str = "") -> dict[str, np.ndarray]:

@@ -138,7 +138,7 @@ class _Worker:
             labels=self.labels,
             momentum=self.learner.network.momentum,
             dropout=self.learner.network.dropout,
-            validation_fraction=settings.data.validation_fraction,
+            validation_fraction=settings.data.validation_fraction if "" in rows.sides else float("nan"),
         )
         self.checkpoints = Checkpoints(self.store, task.run, settings.checkpoint.keep_last)
         self.recorder = Recorder(self.store, task.run)
@@ -183,7 +183,7 @@ class _Worker:
         if found is None:
             return
         self.position = found.position
-        self.changes = changes(found, learning_rate=self.settings.optimizer.learning_rate, workers=self.group.size)
+        self.changes = changes(found, self.settings, workers=self.group.size)
         history, diagnoses = tuple(self.position.history), tuple(self.diagnostician.diagnoses)
         self.outbox.post(events.Resumed(found.step, self.position.epoch, self.restarts, history, diagnoses))
 

@@ -143,3 +143,16 @@ def test_averaged_weights_are_the_average(trained):
         expected = 0.8 * expected + 0.2 * kernel.numpy()
     np.testing.assert_allclose(average.numpy(), expected, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(network.weights()[0], average.numpy())
+
+
+@pytest.mark.parametrize("trained", [{"model": {"network": "tests.support.networks:twice"}}], indirect=True, ids=str)
+def test_statistics_of_a_layer_that_is_called_twice(trained):
+    """Re-estimated statistics would be twice as large as the true ones, and so would be precise statistics."""
+    learner, feed, network = trained
+    with network.untouched():
+        mean = network.moments([0], dropout=True)[0][0]
+        expected = learner.moving[0][0]
+        expected.assign(mean)  # the same batch does not move it away from its own moments
+        learner.optimizer.iterations.assign(0)
+        learner.train(next(feed.batches(1)))
+        np.testing.assert_allclose(expected.numpy(), mean, rtol=1e-4, atol=1e-5)

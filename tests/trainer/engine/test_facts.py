@@ -19,3 +19,12 @@ def test_refusals_arrive_in_one_line():
     """A user would have to find the error in the log of a worker, after the images were packed."""
     with pytest.raises(NetworkRefusedError, match=r"no_such_module does not import: .*\. Fix: "):
         inspect(settings(model={"network": "no_such_module:build"}), 2)
+
+
+def test_a_layer_that_fails_in_training():
+    """The last line of a traceback, which is often a list of arguments, would stand for the error."""
+    said = (
+        r"network = 'tests\.support\.networks:fails_in_training' cannot be trained: RuntimeError: .*two lines.*Fix: correct it\.$"
+    )
+    with pytest.raises(NetworkRefusedError, match=said):
+        inspect(settings(model={"network": "tests.support.networks:fails_in_training"}), 2)

@@ -94,8 +94,14 @@ def test_the_export_is_the_users_own_network(name, tmp_path):
         ([keras.layers.Dense(1, activation="sigmoid")], 2, "sigmoid"),
         ([keras.layers.Dense(1)], 2, "logits"),
         ([keras.layers.Dense(3), keras.layers.Lambda(lambda x: keras.ops.softmax(x))], 3, "probabilities"),
+        ([keras.layers.Dense(1), keras.layers.Lambda(lambda x: keras.ops.sigmoid(x))], 2, "probabilities"),
+        ([keras.layers.Dense(1, bias_initializer="ones"), keras.layers.Lambda(lambda x: x / 2)], 2, "logits"),
+        ([keras.layers.Dense(3, activation="softmax", activity_regularizer="l2")], 3, "probabilities"),
     ],
-    ids=["logits", "softmax", "Softmax", "Activation", "nested", "sigmoid", "one logit", "unknown"],
+    ids=[
+        *("logits", "softmax", "Softmax", "Activation", "nested", "sigmoid", "one logit"),
+        *("hidden softmax", "hidden sigmoid", "hidden logit", "regularized"),
+    ],
 )
 def test_every_ending_gives_the_same_loss(last, classes, ending):
     """The loss would be computed from probabilities as if they were logits, or the other way round."""
@@ -111,6 +117,17 @@ def test_every_ending_gives_the_same_loss(last, classes, ending):
         outputs = tf.nn.softmax(outputs).numpy()
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, network.logits(model(x)))
     np.testing.assert_allclose(losses, -np.log(outputs[np.arange(5), labels]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_last_layer_with_a_second_use_keeps_its_activation():
+    """Removing the softmax would change what the layer computes elsewhere in the network: the export would predict otherwise."""
+    shared = keras.layers.Dense(2, activation="softmax")
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, shared(shared(inputs)))
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    expected = model(x).numpy()
+    network = distribute(model, place=Place(0, 0, tf.Variable(0, dtype=tf.int64)))
+    np.testing.assert_allclose(tf.nn.softmax(network.logits(model(x))), expected, rtol=1e-5)
 
 
 def test_sigmoids_for_several_labels_are_refused():

@@ -28,6 +28,8 @@ def _build(network="question", shape=(16, 16, 3), classes=2, **model):
         ("too_deep", "cannot be built for images of 16x16x3"),
         ("fixed_size", "expects images of 224x224x3, but they are 16x16x3. Fix: "),
         ("nothing_to_learn", "has no trainable weights. Fix: "),
+        ("dictionary", "returns a dictionary of outputs. Fix: "),
+        ("not_saved", "cannot be saved as model.keras: Object NotSaved was created"),
         ("missing", "tests.support.networks has no function missing. Fix: "),
     ],
 )
@@ -97,6 +99,8 @@ def test_freezing_by_path():
     assert 0 < len(network.trainable_weights) < len(network.weights)
     with pytest.raises(NetworkError, match=r"model\.trainable = 'hed' matches none of the \d+ layers .*block1/.* Fix: "):
         load.freeze(network, "hed")
+    with pytest.raises(NetworkError, match=r"'flatten' matches none of the \d+ layers that can learn \(convolution1, "):
+        load.freeze(_build(), "flatten")
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])

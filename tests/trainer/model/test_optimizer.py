@@ -62,6 +62,7 @@ def test_arguments_reach_the_optimizer():
         ({"name": "LossScaleOptimizer"}, "no such optimizer"),
         ({"arguments": {"beta_3": 0.9}}, "optimizer.arguments = {'beta_3': 0.9} do not fit Adam: "),
         ({"arguments": {"beta_1": "much"}}, "do not fit Adam"),
+        ({"arguments": {"gradient_accumulation_steps": 2}}, "has gradient_accumulation_steps, which this job does not support"),
         ({"arguments": {"learning_rate": 1.0}}, "optimizer.arguments has learning_rate. Fix: use optimizer.learning_rate"),
     ],
 )

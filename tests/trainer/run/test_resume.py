@@ -115,8 +115,20 @@ def test_changes_since_the_checkpoint_are_events(tmp_path):
     worker.train(2)
     worker.save()
     found = worker.resume()
-    (restart,) = changes(found, learning_rate=1e-3, workers=1)
+    (restart,) = changes(found, worker.settings, workers=1)
     assert (restart.kind, restart.epoch, restart.step) == ("restart", 1, 2)
-    _, rate, size = changes(found, learning_rate=1e-4, workers=2)
+    _, rate, size = changes(found, training.settings(optimizer={"learning_rate": 1e-4}), workers=2)
     assert (rate.kind, rate.before, rate.after) == ("learning_rate", 1e-3, 1e-4)
     assert (size.kind, size.before, size.after) == ("world_size", 1, 2)
+
+
+def test_a_changed_schedule_is_an_event(tmp_path):
+    """A spike after training.epochs was raised, which lifts a cosine from 0, would be blamed on a lost state."""
+    worker = Worker(tmp_path)
+    cosine = {"learning_rate": 1e-3, "schedule": "cosine"}
+    worker.settings = training.settings(optimizer=cosine, training={"epochs": 10})
+    worker.save()
+    found = worker.resume()
+    assert len(changes(found, worker.settings, workers=1)) == 1
+    _, rate = changes(found, training.settings(optimizer=cosine, training={"epochs": 20}), workers=1)
+    assert (rate.kind, rate.before, rate.after) == ("learning_rate", None, None)

@@ -341,6 +341,12 @@ class Settings(Section):
                 f"Fix: use {fits}"
             )
         epochs, optimizer = self.training.epochs, self.optimizer
+        own = 'model.statistics = "precise"' if self.model.statistics == "precise" else "optimizer.ema" if optimizer.ema else ""
+        if own and self.launch.workers > 1 and self.model.batch_normalization != "synchronized":
+            raise ValueError(
+                f'{own} needs the statistics of the global batch, but model.batch_normalization = "{self.model.batch_normalization}" '
+                'gives each of several workers its own. Fix: use "synchronized"'
+            )
         if optimizer.warmup_epochs >= epochs:
             raise ValueError(
                 f"optimizer.warmup_epochs = {optimizer.warmup_epochs:g} is not shorter than the run (training.epochs = {epochs}). "

@@ -83,6 +83,10 @@ def test_overrides_are_written_as_in_toml(tmp_path, override, expected):
             '[model]\nprecision = "float64"\nbatch_normalization = "fused"\n',
             ['batch_normalization = "fused"', 'precision = "float64"'],
         ),
+        (
+            '[model]\nstatistics = "precise"\nbatch_normalization = "fused"\n[launch]\nworkers = 2\n',
+            ['model.statistics = "precise" needs', 'Fix: use "synchronized"'],
+        ),
         ("[model]\nmomentum = 1.0\n", ["model.momentum = 1.0", "less than 1"]),
         ("[training]\nclass_weights = 3\n", ["training.class_weights = 3", "should be 'balanced' or a table"]),
         ("[training]\nclass_weights = { a = -1.0 }\n", ["training.class_weights.a = -1.0", "greater than 0"]),

@@ -127,6 +127,8 @@ def _application(name: str) -> Callable[..., keras.Model]:
     prepare = sys.modules[application.__module__].preprocess_input
 
     def build(image_shape: tuple[int, int, int], classes: int, *, dropout: float = 0.0, **arguments: Any) -> keras.Model:
+        if own := sorted(arguments.keys() & {"include_top", "classes", "classifier_activation", "input_shape", "input_tensor"}):
+            raise NetworkError(f"model.arguments has {own[0]}, which the job sets itself. Fix: remove it.")
         inputs = keras.Input(image_shape)
         options = {"include_top": False, "weights": None, "pooling": "avg"} | arguments
         backbone = application(input_shape=image_shape, **options)

@@ -344,8 +344,8 @@ class Settings(Section):
         own = 'model.statistics = "precise"' if self.model.statistics == "precise" else "optimizer.ema" if optimizer.ema else ""
         if own and self.launch.workers > 1 and self.model.batch_normalization != "synchronized":
             raise ValueError(
-                f'{own} needs the statistics of the global batch, but model.batch_normalization = "{self.model.batch_normalization}" '
-                'gives each of several workers its own. Fix: use "synchronized"'
+                f"{own} needs the statistics of the global batch, but with model.batch_normalization = "
+                f'"{self.model.batch_normalization}" each of several workers has its own. Fix: use "synchronized"'
             )
         if optimizer.warmup_epochs >= epochs:
             raise ValueError(

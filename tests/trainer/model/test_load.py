@@ -65,7 +65,7 @@ def test_networks_of_keras():
     np.testing.assert_allclose(network(images), network.get_layer("classes")(features), rtol=1e-5)
     with pytest.raises(NetworkError, match=r"no such network\. Fix: use one of .*MobileNetV2"):
         _build("keras.applications:MobileNet9")
-    with pytest.raises(NetworkError, match="model.arguments has include_top, which the job sets itself"):
+    with pytest.raises(NetworkError, match=r"model\.arguments has include_top, which the job sets itself"):
         _build("keras.applications:MobileNetV2", (32, 32, 3), arguments={"include_top": True})
     with pytest.raises(NetworkError, match="Input size must be at least 32x32"):
         _build("keras.applications:ResNet50", (16, 16, 3))

@@ -45,7 +45,7 @@ demo: $(READY) ## run the whole job on demo photographs with a local S3 server; 
 train: $(READY) ## train on this machine: make train CONFIG=jobs/configs/question.toml SET="data.source=s3://my-bucket/images"
 	$(BIN)/python -m jobs.train --config $(CONFIG) $(SET:%=--set %)
 
-test: $(READY) lint ## lint, run the unit tests, then the integration tests (about 20 minutes on two cores)
+test: $(READY) lint ## lint, run the unit tests, then the integration tests (about 25 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 -m "not integration"
 	$(BIN)/python -m pytest -m integration
 

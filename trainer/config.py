@@ -253,8 +253,8 @@ class Optimizer(Section):
     clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Largest L2 norm of the gradient of all weights together; a longer one is shortened to it. Default: no bound."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Evaluate and export an exponential moving average of the weights, of which each step keeps this fraction, above 0 and
-    below 1. Its BatchNormalization statistics are precise ones. Default: the weights themselves."""
+    """Evaluate and export an exponential moving average of the weights, with precise BatchNormalization statistics. Each step keeps
+    this fraction of the average, above 0 and below 1. Default: the weights themselves."""
 
     @model_validator(mode="after")
     def _one_schedule(self) -> Self:
@@ -295,7 +295,7 @@ class Launch(Section):
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Number of times that all workers are restarted after one of them has died. After that, the job fails."""
     start_timeout: Seconds = 600.0
-    """Seconds to wait until all workers are placed and have imported TensorFlow, up to 1e6."""
+    """Seconds to wait until the network is checked, and then until all workers are placed and have imported TensorFlow, up to 1e6."""
     object_store_bytes: Annotated[int, Field(ge=80_000_000)] = 500_000_000
     """Size of Ray's shared-memory object store, at least 80 MB. Applies if this job starts Ray itself."""
 

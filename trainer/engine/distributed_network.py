@@ -89,8 +89,7 @@ class DistributedNetwork:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """A context that restores weights, moving statistics and optimizer when it ends. Random state needs no restoring, because
-        it is a function of the optimizer's step count."""
+        """A context that restores weights, moving statistics, optimizer and random state when it ends."""
         state = self._learner.state()
         try:
             yield

@@ -53,9 +53,14 @@ def inspect(settings: config.Settings, classes: int, module: Module | None = Non
         "module": module and {"name": module.name, "files": module.files},
     }
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    process = subprocess.run(
-        [sys.executable, "-m", "trainer.engine.facts"], input=json.dumps(request), env=environment, capture_output=True, text=True
-    )
+    command, limit = [sys.executable, "-m", "trainer.engine.facts"], settings.launch.start_timeout
+    try:
+        process = subprocess.run(command, input=json.dumps(request), env=environment, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise NetworkRefusedError(
+            f"model.network = {settings.model.network!r} is not built after launch.start_timeout = {limit:g} s. Fix: find what "
+            "delays it, such as a download, or raise the timeout."
+        ) from None
     try:
         answer = json.loads(process.stdout.splitlines()[-1])
     except (IndexError, ValueError):

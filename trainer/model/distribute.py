@@ -149,8 +149,8 @@ def _last(model: keras.Model) -> keras.Layer | None:
     last: Any = model
     while isinstance(last, keras.Model):
         inner = last.layers[-1:] if isinstance(last, keras.Sequential) else []
-        if (not inner and type(last) is keras.Model) or hasattr(last, "_nodes_by_depth"):
-            inner = inner or [last.outputs[0]._keras_history.operation]
+        if not inner and hasattr(last, "_nodes_by_depth"):  # a functional model
+            inner = [last.outputs[0]._keras_history.operation]
         if not inner:
             return None
         last = inner[0]

@@ -30,8 +30,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """False: Keras' own computation, on this worker's part of the batch."""
     reduce: Reduce | None = None
     moves = 0
-    """How many times a forward pass moves the statistics: calls in training mode while the layer is not frozen. Whoever traces a
-    forward pass sets it to 0 before."""
+    """How many times a forward pass moves the statistics: calls in training mode while the layer is not frozen. Reset it to
+    0 before a forward pass is traced."""
 
     def __init__(self, *, reduce: Reduce | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -28,3 +28,9 @@ def test_a_layer_that_fails_in_training():
     )
     with pytest.raises(NetworkRefusedError, match=said):
         inspect(settings(model={"network": "tests.support.networks:fails_in_training"}), 2)
+
+
+def test_a_network_that_is_never_built():
+    """A download that hangs would keep the job waiting without a line, deaf to SIGTERM."""
+    with pytest.raises(NetworkRefusedError, match=r"is not built after launch\.start_timeout = 0\.2 s\. Fix: "):
+        inspect(settings(launch={"start_timeout": 0.2}), 2)

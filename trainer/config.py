@@ -295,7 +295,8 @@ class Launch(Section):
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Number of times that all workers are restarted after one of them has died. After that, the job fails."""
     start_timeout: Seconds = 600.0
-    """Seconds to wait until the network is checked, and then until all workers are placed and have imported TensorFlow, up to 1e6."""
+    """Seconds to wait until the network is built and checked, and then again until all workers are placed and have imported
+    TensorFlow, up to 1e6."""
     object_store_bytes: Annotated[int, Field(ge=80_000_000)] = 500_000_000
     """Size of Ray's shared-memory object store, at least 80 MB. Applies if this job starts Ray itself."""
 

@@ -15,7 +15,6 @@ from trainer import UserError, config
 from trainer.formatting import one_line
 from trainer.model.module import Module
 
-
 IMPORT_SECONDS = 60.0
 """What the new process may take to import TensorFlow (5 to 30 s on a busy machine), which is no part of the network's own time."""
 

@@ -37,7 +37,9 @@ class _Training(SmallTraining):
 
         steps = self.epoch(after=after)
         rate = float(self.optimizer.learning_rate)
-        return self.diagnostician.close_epoch(self.evaluate(), self.sample(), steps, learning_rate=rate, events=events)
+        return self.diagnostician.close_epoch(
+            self.evaluate(), self.sample(), steps, learning_rate=rate, events=events, trace=np.array(self.trace)
+        )
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from spikewise import causes, measure, probes, standing
 from spikewise import steps as analysis
 from spikewise.curve import BUDGET, Budget, Parts, parts_from, sizes
 from spikewise.detect import SMALLEST_FRACTION, Detector, overfitting
+from spikewise.findings import Findings
 from spikewise.moments import Counterfactuals
 from spikewise.probes import Network, Scene, Weights
 from spikewise.records import (
@@ -189,6 +190,11 @@ class Diagnostician:
         ordinary = self.detector.ordinary
         means = [self.detector.means[epoch - 1] for epoch in ordinary]
         return overfitting(ordinary, np.array(means), np.array([self._samples[epoch - 1] for epoch in ordinary]))
+
+    @property
+    def findings(self) -> Findings:
+        """Everything found so far."""
+        return Findings(tuple(self.diagnoses), self.overfitting, tuple(self.parts), tuple(self.standing))
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The state as JSON types and plain float arrays, without weights. A resumed run that restores both continues as an

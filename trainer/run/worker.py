@@ -20,6 +20,7 @@ import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
 from spikewise.diagnose import Diagnostician, News
+from spikewise.findings import Findings
 from spikewise.records import Event
 from trainer import UserError, config
 from trainer.data.class_weights import class_weights
@@ -35,7 +36,7 @@ from trainer.model.module import NetworkError
 from trainer.run import events
 from trainer.run.finish import load_best, store_model
 from trainer.run.mailbox import Outbox
-from trainer.run.recording import Findings, Recorder
+from trainer.run.recording import Recorder
 from trainer.run.resume import Position, changes, plain_steps, resume, to_checkpoint
 from trainer.run.task import Task
 from trainer.storage import StoreError, open_store, results
@@ -198,10 +199,7 @@ class _Worker:
         known = self.position.history and self.diagnostician.detector.epoch == len(
             self.position.history
         )  # otherwise it has failed at least once
-        self.recorder.reconcile(self.position.history, self._findings() if known else None)
-
-    def _findings(self) -> Findings:
-        return Findings(tuple(self.diagnostician.diagnoses), self.diagnostician.overfitting)
+        self.recorder.reconcile(self.position.history, self.diagnostician.findings if known else None)
 
     def _no_longer_improving(self) -> bool:
         patience, history = self.settings.training.early_stopping, self.position.history
@@ -278,7 +276,7 @@ class _Worker:
         steps = self.position.steps
         report = self._report(trained, evaluated, float(waits.max()), began)
         news = self._diagnose(evaluated)
-        findings = None if news is None else self._findings()
+        findings = None if news is None else self.diagnostician.findings
         self.position = self.position.next_epoch(report)
         if self.chief:
             self._record(report, evaluated, steps, findings)
@@ -292,6 +290,7 @@ class _Worker:
                 peak_memory=float(memory.max()),
                 news=news,
                 overfitting=findings.overfitting if findings else None,
+                standing=findings.standing if findings else (),
                 checkpoint=self.checkpoints.stats,
                 requests=events.Requests.of(self.store),
             )

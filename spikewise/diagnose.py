@@ -214,7 +214,7 @@ class Diagnostician:
             "standing": [one.as_dict() for one in self.standing],
             "saved": self._budget.saved,
         }
-        arrays["counterfactuals"] = self._counterfactuals.state()
+        kept["followed"], arrays["counterfactuals"] = self._counterfactuals.state()
         return kept, arrays
 
     def restore(self, facts: dict[str, Any], arrays: dict[str, np.ndarray], *, at_epoch_end: bool) -> None:
@@ -227,7 +227,7 @@ class Diagnostician:
         self.parts = [parts_from(values) for values in facts["parts"]]
         self.standing = [standing_from(values) for values in facts["standing"]]
         self._budget.saved = facts["saved"]
-        self._counterfactuals.restore(arrays["counterfactuals"])
+        self._counterfactuals.restore(facts["followed"], arrays["counterfactuals"])
         self._before = [
             _Epoch(arrays[f"{number}/losses"].astype(float), sample, analysis.from_array(arrays[f"{number}/steps"]))
             for number, sample in enumerate(facts["before"])
@@ -321,6 +321,7 @@ class Diagnostician:
             rate_before=self._rate_before,
             trace=trace,
             alternatives=(self._counterfactuals.now, before.alternatives),
+            followed=self._counterfactuals.steps,
         )
         if before.weights is not None and self.detector.ordinary[-1] == spike.epoch - 1:
             scene.path = [(0, before.weights), *self._path]

@@ -44,6 +44,8 @@ def momenta(network: Network, now: Weights, counterfactuals: Counterfactuals, si
         return {}
     found = {}
     for values, momentum in zip(counterfactuals.now, alternatives(kept), strict=True):
+        if not counterfactuals.settled(momentum):
+            continue
         network.assign(probes.with_statistics(network, now, values))
         found[float(momentum[0])] = float(np.mean(network.evaluate_part(sizes.losses)[1]))
     return found

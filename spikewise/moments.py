@@ -73,8 +73,8 @@ class Counterfactuals:
     def __init__(self) -> None:
         self._values: np.ndarray | None = None
         """[2, m]: lower, higher."""
-        self.before: np.ndarray | None = None
-        """The same before the newest epoch."""
+        self.steps = 0
+        """Steps followed so far."""
 
     @property
     def now(self) -> np.ndarray | None:
@@ -85,18 +85,23 @@ class Counterfactuals:
         """Follows one epoch. `trace` [s + 1, m], `kept` [m]: see `batch_moments`; None forgets everything. The first epoch, and one
         in which other layers move their statistics, starts from the run's own statistics."""
         if trace is None or not len(kept) or trace.shape[1:] != np.shape(kept):
-            self._values = self.before = None
+            self._values, self.steps = None, 0
             return
         if self._values is None or self._values.shape[1] != len(kept):
-            self._values = np.stack([trace[0], trace[0]]).astype(np.float64)
-        self.before = self._values
+            self._values, self.steps = np.stack([trace[0], trace[0]]).astype(np.float64), 0
+        self.steps += len(trace) - 1
         moments = batch_moments(trace, np.asarray(kept, float))
         self._values = np.stack([moved(at, moments, k) for at, k in zip(self._values, alternatives(kept), strict=True)])
 
-    def state(self) -> np.ndarray:
-        """[0 or 2, m]"""
-        return np.zeros((0, 0)) if self._values is None else self._values.copy()
+    def settled(self, kept: np.ndarray) -> bool:
+        """Whether enough steps were followed that statistics with a momentum of `kept` [m] no longer consist of those that they
+        began with, which say nothing about that momentum."""
+        return bool(np.all(self.steps * (1 - kept) >= 1))
 
-    def restore(self, values: np.ndarray) -> None:
+    def state(self) -> tuple[int, np.ndarray]:
+        """`steps`, and the statistics [0 or 2, m]."""
+        return self.steps, np.zeros((0, 0)) if self._values is None else self._values.copy()
+
+    def restore(self, steps: int, values: np.ndarray) -> None:
         """Restores a `state`."""
-        self._values, self.before = (np.asarray(values, np.float64), None) if len(values) else (None, None)
+        self.steps, self._values = steps, np.asarray(values, np.float64) if len(values) else None

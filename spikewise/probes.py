@@ -127,6 +127,8 @@ class Scene:
     """Moving statistics [s + 1, m] before the first and after each step of this epoch; None if unknown."""
     alternatives: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
     """Moving statistics [2, m] with a lower and a higher momentum, now and at the reference epoch (moments.Counterfactuals)."""
+    followed: int = 0
+    """Number of steps that these have followed."""
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -321,8 +323,8 @@ def momentum(scene: Scene) -> list[Probe]:
     moved = [mover._asdict() for mover in movers(moments, kept, scene.trace[-1], variances)[:MOVERS]]
     found = []
     for name, tried, with_, was in zip(("lower_momentum", "higher_momentum"), alternatives(kept), now, before, strict=True):
-        if np.allclose(tried, kept):
-            continue
+        if np.allclose(tried, kept) or scene.followed * (1 - tried.max()) < 1:
+            continue  # nothing new, or statistics that still consist of those that the run began with
         there = scene.raw(with_statistics(scene.network, scene.now, with_))
         then = scene.raw(with_statistics(scene.network, scene.reference, was))
         single = float(tried[0]) if np.ptp(tried) == 0 else None

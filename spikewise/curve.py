@@ -20,8 +20,8 @@ import numpy as np
 
 PARTS = ("statistics", "wandering", "generalization", "fit")
 TITLES = {
-    "statistics": "BatchNorm's moving statistics",
-    "wandering": "the weights' last steps to and fro",
+    "statistics": "what BatchNorm's moving statistics add",
+    "wandering": "what the last steps' to and fro adds",
     "generalization": "what does not carry over to unseen images",
     "fit": "what the network has not learned",
 }
@@ -105,7 +105,7 @@ class Sizes(NamedTuple):
 
 def sizes(images: int) -> Sizes:
     """The sizes that suit an epoch of so many training images."""
-    return Sizes(int(np.clip(images // 8, 128, 512)), int(np.clip(images // 8, 96, 384)))
+    return Sizes(int(np.clip(images // 16, 128, 512)), int(np.clip(images // 16, 96, 384)))
 
 
 class Budget:
@@ -121,14 +121,17 @@ class Budget:
         self.saved: float | None = None
         """In training images; None before the first epoch."""
 
-    def due(self, images: int, *, moved: bool) -> bool:
-        """Whether to measure the epoch that has just ended, with `images` trained. `moved`: whether its loss is unusual."""
+    def due(self, images: int, *, moved: bool, spike: bool = False) -> bool:
+        """Whether to measure the epoch that has just ended, with `images` trained. `moved`: whether its loss is unusual. A
+        `spike` is always measured and, like its probes, not counted."""
         if self.fraction <= 0:
             return False
         cost = sizes(images).cost
         saved = (cost if self.saved is None else self.saved) + self.fraction * images
         first = self.saved is None
         self.saved = min(saved, 2 * cost)
+        if spike:
+            return True
         if self.saved < cost or not (first or moved or self.saved >= 2 * cost or self.fraction * images >= cost):
             return False
         self.saved -= cost

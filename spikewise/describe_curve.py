@@ -27,10 +27,8 @@ def made_of(parts: Sequence[Parts]) -> list[str]:
         return []
     now = parts[-1]
     named = [name for name in TITLES if abs(getattr(now, name)) > NAMED * abs(now.loss)]
-    named.sort(key=lambda name: -getattr(now, name))
-    return [
-        f"The validation loss of {now.loss:.3f} in epoch {now.epoch} consists of {_list(_amount(now, name) for name in named)}."
-    ]
+    amounts = [f"{getattr(now, name):.3f} is {TITLES[name]}" for name in sorted(named, key=lambda name: -getattr(now, name))]
+    return [f"Of the validation loss of {now.loss:.3f} in epoch {now.epoch}, {_list(amounts)}."] if amounts else []
 
 
 def jumps(parts: Sequence[Parts]) -> list[str]:
@@ -45,14 +43,14 @@ def jumps(parts: Sequence[Parts]) -> list[str]:
     named = sorted((name for name in found if found[name] > NAMED), key=lambda name: -found[name])
     if not named:
         return []
-    listed = [f"{found[name]:.0%} {TITLES[name]}" for name in named]
-    return [f"Its changes between epochs {finite[0].epoch} and {finite[-1].epoch} are {_list(listed)}."]
+    listed = [f"{found[name]:.0%} is {TITLES[name]}" for name in named]
+    return [f"Of its changes between epochs {finite[0].epoch} and {finite[-1].epoch}, {_list(listed)}."]
 
 
 def block(standing: Standing, *, options: bool = False) -> str:
     """The log's text about a new standing cause: several lines. `options`: also the remedy as options of the training job."""
     lines = [f"STANDING CAUSE in epoch {standing.epoch}: {standing.title}"]
-    for text in (standing.evidence, f"-> {standing.remedy}"):
+    for text in (f"{standing.finding} {standing.evidence}", f"-> {standing.remedy}"):
         lines += textwrap.wrap(printable(text), WIDTH, initial_indent="     ", subsequent_indent="     ", break_on_hyphens=False)
     if options:
         for other, text in enumerate(command_options(standing.settings) or ["No setting does this."]):
@@ -63,12 +61,7 @@ def block(standing: Standing, *, options: bool = False) -> str:
 def _standing(one: Standing) -> str:
     title = f"{one.title[0].upper()}{one.title[1:]}"
     since = f"since epoch {one.since}" if one.epoch > one.since else f"in epoch {one.epoch}"
-    return f"{title} ({since}): {one.evidence} Fix: {one.remedy}"
-
-
-def _amount(parts: Parts, name: str) -> str:
-    value = getattr(parts, name)
-    return f"{value:.3f} {TITLES[name]}" if value >= 0 else f"{TITLES[name]}, which lower it by {-value:.3f}"
+    return f"{title} ({since}): {one.finding[0].lower()}{one.finding[1:]} Fix: {one.remedy}"
 
 
 def _list(texts: Sequence[str]) -> str:

@@ -169,7 +169,7 @@ class Diagnostician:
                 update.spike, ranked, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
             )
             self.diagnoses.append(diagnosis)
-        parts, new = self._measure(losses, steps, unusual=update.spike is not None)
+        parts, new = self._measure(losses, steps, spike=update.spike is not None)
         self._rate = next((event for event in reversed(events) if event.kind == "learning_rate"), self._rate)
         if self.detector.ordinary[-1:] == [epoch]:
             average = probes.average(self._path) if len(self._path) > 1 else None
@@ -236,12 +236,16 @@ class Diagnostician:
             self._before[-1].weights = self.network.weights()
             self._before[-1].alternatives = self._counterfactuals.now
 
-    def _measure(self, losses: np.ndarray, steps: np.ndarray, *, unusual: bool) -> tuple[Parts | None, list[Standing]]:
+    def _measure(self, losses: np.ndarray, steps: np.ndarray, *, spike: bool) -> tuple[Parts | None, list[Standing]]:
         """What the loss of this epoch is made of, if that is measured now, and the standing causes that are new."""
         means, size = self.detector.means, self._hyperparameters.batch_size
-        moved = unusual or (len(means) > 1 and abs(means[-1] - means[-2]) > MOVED * means[-2])
+        moved = len(means) > 1 and abs(means[-1] - means[-2]) > MOVED * means[-2]
         images = len(steps) * size
-        if not self._budget.due(images, moved=moved) or not np.isfinite(losses).all() or not np.isfinite(steps["loss"]).all():
+        if (
+            not self._budget.due(images, moved=moved, spike=spike)
+            or not np.isfinite(losses).all()
+            or not np.isfinite(steps["loss"]).all()
+        ):
             return None, []
         path, chosen = self._path, sizes(images)
         with self.network.untouched():
@@ -258,7 +262,7 @@ class Diagnostician:
         if unseen and standing.differs(unseen):
             names.add("preparation")
 
-        def say(name: str) -> tuple[str, str, tuple[str, ...]]:
+        def say(name: str) -> standing.Text:
             return standing.say(name, parts, self._hyperparameters, self._guess, tried, unseen)
 
         self.standing, new = standing.update(self.standing, names, parts.epoch, say)

@@ -5,7 +5,7 @@ Rules in, sentences out: `find` names the standing causes of the measured epochs
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,8 +73,10 @@ class Standing:
     """The first epoch in which it was measured."""
     epoch: int
     """The last one."""
+    finding: str
+    """One short sentence with its numbers."""
     evidence: str
-    """One or two sentences with their numbers."""
+    """What was measured to find it, in one or two further sentences."""
     remedy: str
     """One concrete action, in lower case, with a full stop."""
     settings: tuple[str, ...] = ()
@@ -91,9 +93,18 @@ def standing_from(values: Mapping[str, Any]) -> Standing:
     return Standing(**{**values, "settings": tuple(values["settings"])})
 
 
+class Text(NamedTuple):
+    """The part of a standing cause that is made of numbers; see Standing."""
+
+    finding: str
+    evidence: str
+    remedy: str
+    settings: tuple[str, ...] = ()
+
+
 TITLES = {
     "statistics": "BatchNorm statistics that do not fit the weights",
-    "wandering": "weights that wander from step to step",
+    "wandering": "the last steps' to and fro",
     "generalization": "overfitting",
     "fit": "a network that has not learned its training images",
     "preparation": "validation images unlike the training images",
@@ -130,10 +141,8 @@ def differs(unseen: Unseen) -> bool:
     return gap > max(NOTABLE * unseen.validation, SMALLEST, CERTAIN * unseen.error)
 
 
-def say(
-    name: str, parts: Parts, now: Hyperparameters, guess: float, tried: Tried, unseen: Unseen | None
-) -> tuple[str, str, tuple[str, ...]]:
-    """Evidence, remedy and settings of the standing cause `name` in the epoch of `parts`."""
+def say(name: str, parts: Parts, now: Hyperparameters, guess: float, tried: Tried, unseen: Unseen | None) -> Text:
+    """What to say about the standing cause `name` in the epoch of `parts`."""
     if name == "statistics":
         return _statistics(parts, tried, now, guess)
     if name == "wandering":
@@ -146,83 +155,75 @@ def say(
     return _preparation(unseen)
 
 
-def _statistics(parts: Parts, tried: Tried, now: Hyperparameters, guess: float) -> tuple[str, str, tuple[str, ...]]:
+def _statistics(parts: Parts, tried: Tried, now: Hyperparameters, guess: float) -> Text:
     settings = tried.settings()
     tests = [f"{value:.3f} with momentum {momentum:g}" for momentum, value in tried.momenta.items()]
     tests.append(f"{tried.precise:.3f} with statistics estimated anew")
+    finding = f"In epoch {parts.epoch} they add {parts.statistics:.3f} to {_loss(parts, guess)}."
     evidence = (
-        f"BatchNorm's moving statistics add {parts.statistics:.3f} to the validation loss of {parts.loss:.3f} in epoch "
-        f"{parts.epoch}{_guessing(parts, guess)}; in training mode, which does not use them, the loss is {parts.training:.3f}. "
-        f"Measured with the same weights: {tried.now:.3f} as it is, {', '.join(tests)}."
+        f"In training mode, which does not use the moving statistics, the loss is {parts.training:.3f}. Validation images with the "
+        f"same weights: {tried.now:.3f} as it is, {', '.join(tests)}."
     )
     if not settings:
-        return evidence, "lower the learning rate, so that the statistics can follow the weights.", ()
+        return Text(finding, evidence, "lower the learning rate, so that the statistics can follow the weights.")
     name, _, value = settings[0].partition("=")
     if name == "model.statistics":
-        return evidence, "re-estimate BatchNormalization's statistics on training images before evaluating.", settings
-    was = f" (now {now.momentum:g})" if np.isfinite(now.momentum) else ""
-    return evidence, f"set BatchNormalization's momentum to {value}{was}.", settings
+        remedy = "re-estimate BatchNormalization's statistics on training images before evaluating."
+    else:
+        was = f" (now {now.momentum:g})" if np.isfinite(now.momentum) else ""
+        remedy = f"set BatchNormalization's momentum to {value}{was}."
+    return Text(finding, evidence, remedy, settings)
 
 
-def _wandering(parts: Parts, now: Hyperparameters, guess: float) -> tuple[str, str, tuple[str, ...]]:
+def _wandering(parts: Parts, now: Hyperparameters, guess: float) -> Text:
     decay = f"{1 - float(f'{np.clip(1 / now.steps, 1e-4, 0.1):.0e}'):g}" if now.steps else None
-    evidence = (
-        f"With weights averaged over epoch {parts.epoch} the validation loss is {parts.wandering:.3f} lower than {parts.loss:.3f}"
-        f"{_guessing(parts, guess)}: the last steps move the weights to and fro."
-    )
     half = f"{now.learning_rate / 2:.2g}" if np.isfinite(now.learning_rate) else None
-    settings = tuple(
-        one for one in (f"optimizer.ema={decay}" if decay else "", f"optimizer.learning_rate={half}" if half else "") if one
-    )
-    return (
-        evidence,
-        f"average the weights over about an epoch{f' (ema {decay})' if decay else ''}, or halve the learning rate.",
-        settings,
+    return Text(
+        f"In epoch {parts.epoch} it adds {parts.wandering:.3f} to {_loss(parts, guess)}.",
+        "Measured with weights averaged over the epoch.",
+        f"average the weights over about an epoch{f' (a decay of {decay})' if decay else ''}, or halve the learning rate.",
+        (*((f"optimizer.ema={decay}",) if decay else ()), *((f"optimizer.learning_rate={half}",) if half else ())),
     )
 
 
-def _generalization(parts: Parts, guess: float) -> tuple[str, str, tuple[str, ...]]:
-    evidence = (
-        f"Of the validation loss of {parts.loss:.3f} in epoch {parts.epoch}{_guessing(parts, guess)}, {parts.generalization:.3f} "
-        f"does not carry over from training images, whose loss is {parts.fit:.3f} under the same conditions."
+def _generalization(parts: Parts, guess: float) -> Text:
+    return Text(
+        f"In epoch {parts.epoch}, {parts.generalization:.3f} of {_loss(parts, guess)} does not carry over from training images.",
+        f"Their loss under the same conditions is {parts.fit:.3f}.",
+        f"keep the best epoch and stop {PATIENCE} epochs after it, shift the training images at random, or add training images.",
+        (f"training.keep=best training.early_stopping={PATIENCE}", f"augmentation.shift={SHIFT}"),
     )
-    remedy = (
-        f"keep the best epoch and stop {PATIENCE} epochs after it, shift the training images at random, or add training images."
-    )
-    return evidence, remedy, (f"training.keep=best training.early_stopping={PATIENCE}", f"augmentation.shift={SHIFT}")
 
 
-def _fit(parts: Parts, now: Hyperparameters, guess: float) -> tuple[str, str, tuple[str, ...]]:
-    evidence = (
-        f"After {parts.epoch} epochs the loss of training images, in inference mode with clean statistics, is {parts.fit:.3f}; "
-        f"guessing costs {guess:.3f}."
-    )
+def _fit(parts: Parts, now: Hyperparameters, guess: float) -> Text:
     faster = f"{3 * now.learning_rate:.2g}" if np.isfinite(now.learning_rate) else None
-    settings = (f"optimizer.learning_rate={faster} optimizer.warmup_epochs={WARMUP}",) if faster else ()
-    return (
-        evidence,
+    return Text(
+        f"After {parts.epoch} epochs the loss of training images is {parts.fit:.3f}; guessing costs {guess:.3f}.",
+        "Measured in inference mode with averaged weights and clean statistics.",
         "check that labels belong to their images; then train longer, or raise the learning rate with a warm-up.",
-        settings,
+        (f"optimizer.learning_rate={faster} optimizer.warmup_epochs={WARMUP}",) if faster else (),
     )
 
 
-def _preparation(unseen: Unseen) -> tuple[str, str, tuple[str, ...]]:
-    evidence = (
-        f"After step {unseen.step} of the first epoch, validation images had a loss of {unseen.validation:.3f}, and training "
-        f"images that the network had not seen either {unseen.training:.3f} (standard error of the difference {unseen.error:.3f})."
+def _preparation(unseen: Unseen) -> Text:
+    return Text(
+        f"After step {unseen.step} of the first epoch, validation images had a loss of {unseen.validation:.3f}, but training images "
+        f"that the network had not seen either had {unseen.training:.3f}.",
+        f"The standard error of the difference is {unseen.error:.3f}.",
+        "compare both sets: size, colors, scaling, compression, source, class frequencies.",
     )
-    return evidence, "compare both sets: size, colors, scaling, compression, source, class frequencies.", ()
 
 
-def _guessing(parts: Parts, guess: float) -> str:
-    return f" (guessing costs {guess:.3f})" if parts.loss > guess else ""
+def _loss(parts: Parts, guess: float) -> str:
+    above = f" (guessing costs {guess:.3f})" if parts.loss > guess else ""
+    return f"the validation loss of {parts.loss:.3f}{above}"
 
 
 def update(
-    known: Sequence[Standing], names: set[str], epoch: int, say: Callable[[str], tuple[str, str, tuple[str, ...]]]
+    known: Sequence[Standing], names: set[str], epoch: int, say: Callable[[str], Text]
 ) -> tuple[list[Standing], list[Standing]]:
     """The standing causes after the measurement of `epoch`, and those of them that are new. `names`: what it shows; `say`:
-    evidence, remedy and settings of one of them."""
+    the text about one of them."""
     now = []
     for one in known:
         if one.name == "preparation":

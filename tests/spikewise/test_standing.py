@@ -50,23 +50,25 @@ def test_validation_images_unlike_unseen_training_images_are_found():
 @pytest.mark.parametrize("name", standing.TITLES)
 def test_each_cause_has_evidence_and_a_remedy(name):
     """A sentence that cannot be built would end the diagnosis of the epoch."""
-    evidence, remedy, settings = standing.say(name, LAGS, NOW, GUESS, TRIED, UNSEEN)
+    finding, evidence, remedy, settings = standing.say(name, LAGS, NOW, GUESS, TRIED, UNSEEN)
+    assert finding[0].isupper()
+    assert finding.endswith(".")
     assert evidence[0].isupper()
     assert evidence.endswith(".")
     assert remedy[0].islower()
     assert remedy.endswith(".")
     assert "nan" not in evidence + remedy + " ".join(settings)
     unknown = standing.say(name, LAGS, Hyperparameters(), float("inf"), Tried(1.5, 0.5), UNSEEN)
-    assert not {text for text in (*unknown[:2], *unknown[2]) if " nan" in text or " inf " in text}
+    assert not {text for text in (*unknown[:3], *unknown[3]) if " nan" in text or " inf " in text}
 
 
 def test_the_setting_that_measured_best_comes_first():
     """The user tries the first one; a setting that measured worse must not be offered."""
-    evidence, remedy, settings = standing.say("statistics", LAGS, NOW, GUESS, TRIED, None)
+    _, evidence, remedy, settings = standing.say("statistics", LAGS, NOW, GUESS, TRIED, None)
     assert settings == ("model.momentum=0.9", "model.statistics=precise")
     assert remedy == "set BatchNormalization's momentum to 0.9 (now 0.99)."
     assert "1.500 as it is, 0.450 with momentum 0.9, 2.000 with momentum 0.999, 0.500 with statistics estimated anew" in evidence
-    assert standing.say("statistics", LAGS, NOW, GUESS, Tried(1.5, 1.6), None)[2] == ()
+    assert standing.say("statistics", LAGS, NOW, GUESS, Tried(1.5, 1.6), None).settings == ()
 
 
 def test_a_standing_cause_is_new_once_and_ends():

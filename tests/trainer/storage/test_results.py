@@ -78,7 +78,7 @@ def test_spikes_read_back(store):
     diagnosis = Diagnosis(spike, (Cause("unexplained", float("nan"), 0.0, 1.0, "seen.", "do."),), suspects=suspects)
     trend = Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.2)
     parts = Parts(3, 1.0, 0.4, 0.0, 0.2, 0.4, (0.1, 0.0, 0.1, 0.1), 0.3)
-    standing = Standing("statistics", "t", 1, 3, "Seen.", "do.", ("model.momentum=0.9",))
+    standing = Standing("statistics", "t", 1, 3, "Found.", "Seen.", "do.", ("model.momentum=0.9",))
     stored = Findings((diagnosis,), trend, (parts,), (standing,))
     results.put_findings(store, "a-run", stored)
     found = results.get_findings(store, "a-run")

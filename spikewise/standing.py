@@ -207,8 +207,8 @@ def _fit(parts: Parts, now: Hyperparameters, guess: float) -> Text:
 
 def _preparation(unseen: Unseen) -> Text:
     return Text(
-        f"After step {unseen.step} of the first epoch, validation images had a loss of {unseen.validation:.3f}, but training images "
-        f"that the network had not seen either had {unseen.training:.3f}.",
+        f"After step {unseen.step} of the first epoch, validation images had a loss of {unseen.validation:.3f}, but training "
+        f"images that the network had not seen either had {unseen.training:.3f}.",
         f"The standard error of the difference is {unseen.error:.3f}.",
         "compare both sets: size, colors, scaling, compression, source, class frequencies.",
     )

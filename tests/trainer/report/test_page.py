@@ -130,7 +130,7 @@ def test_spikes_are_summed_up_first_and_then_shown_one_by_one(tmp_path: Path) ->
     document, text = written(diagnosed(demo()), tmp_path)
     page = Page(text)
     first, second, *_ = document["spikes_summary"]
-    assert (first, second) == ("3 spikes in 40 epochs.", "One was lagging BatchNorm statistics (epoch 5).")
+    assert (first, second) == ("3 spikes in 40 epochs.", "One was BatchNorm statistics that do not fit the weights (epoch 5).")
     assert f"<b>{first}</b> {second}" in text
     assert page.text.index(second) < page.text.index("Always predicting") < page.text.index("Accuracy")
     assert [attributes["id"] for tag, attributes in page.tags if tag == "article"] == ["spike-5", "spike-13", "spike-29"]

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spikewise import causes, probes
+from spikewise import causes, measure, probes, standing
 from spikewise import steps as analysis
+from spikewise.curve import BUDGET, Budget, Parts, parts_from, sizes
 from spikewise.detect import SMALLEST_FRACTION, Detector, overfitting
+from spikewise.findings import Findings
+from spikewise.moments import Counterfactuals
 from spikewise.probes import Network, Scene, Weights
 from spikewise.records import (
     STEP,
@@ -30,10 +33,13 @@ from spikewise.records import (
     Training,
     diagnosis_from,
 )
+from spikewise.standing import Standing, standing_from
 from spikewise.suspects import suspects
 
 SNAPSHOTS = 8
 """Number of parts that an epoch is divided into by copies of the weights."""
+MOVED = 0.1
+"""A loss that changed by more than this fraction since the epoch before has moved."""
 RECENT = 2
 """Number of epochs for which a raised learning rate remains a possible cause: its harm may come a little later."""
 
@@ -53,6 +59,8 @@ class _Epoch:
     """[s], dtype STEP."""
     weights: Weights | None = None
     average: Weights | None = None
+    alternatives: np.ndarray | None = None
+    """Moving statistics with other momenta (moments.Counterfactuals)."""
 
 
 class News(NamedTuple):
@@ -62,6 +70,10 @@ class News(NamedTuple):
     """Diagnosis of a new spike."""
     resolved: Diagnosis | None
     """Diagnosis of an earlier spike whose outcome is now known. A divergence changes its verdict."""
+    parts: Parts | None = None
+    """What the validation loss is made of; None if that was not measured in this epoch."""
+    standing: tuple[Standing, ...] = ()
+    """Standing causes that are new."""
 
 
 class Diagnostician:
@@ -80,13 +92,21 @@ class Diagnostician:
         dropout: float = np.nan,
         validation_fraction: float = np.nan,
         smallest_fraction: float = SMALLEST_FRACTION,
+        budget: float = BUDGET,
     ) -> None:
         """`batch_size`: images of a global batch. `groups`, `keys`, `labels` [n]: source, name and class number of each validation
         image. `momentum`, `dropout`, `validation_fraction`: as in records.Hyperparameters, for the remedies. `smallest_fraction`: a
-        rise below this fraction of the expected loss does not matter."""
+        rise below this fraction of the expected loss does not matter. `budget`: fraction of the training time that measuring the
+        parts of the loss may take."""
         self.network = network
         self.detector = Detector(groups, smallest_fraction=smallest_fraction)
         self.diagnoses: list[Diagnosis] = []
+        self.parts: list[Parts] = []
+        """What the validation loss is made of, for each epoch in which that was measured."""
+        self.standing: list[Standing] = []
+        """The standing causes so far."""
+        self._budget = Budget(budget)
+        self._counterfactuals = Counterfactuals()
         self._hyperparameters = Hyperparameters(
             batch_size=batch_size, momentum=momentum, dropout=dropout, validation_fraction=validation_fraction
         )
@@ -121,13 +141,15 @@ class Diagnostician:
         learning_rate: float = np.nan,
         events: Sequence[Event] = (),
         predict: Predict | None = None,
+        trace: np.ndarray | None = None,
     ) -> News:
         """Judges an epoch after its evaluation. On a spike, it probes the network and leaves it unchanged.
 
         `losses` [n] of the validation images and `sample` [m] of the sampled training images are in inference mode. `steps` [s] is
         any structured array with the fields of records.STEP. `learning_rate`: the configured one, for the remedies (NaN if it is
         unknown); with a schedule, the steps have others. `events`: what happened to the run since the last epoch ended. A schedule
-        of the learning rate is no event.
+        of the learning rate is no event. `trace` [s + 1, m]: the moving statistics before the first and after each step, those of
+        `network.statistics` one after the other; None if they are unknown.
         """
         steps = steps[list(STEP.names or ())].astype(STEP)
         sampled = float(np.mean(sample)) if len(sample) else np.nan
@@ -136,25 +158,31 @@ class Diagnostician:
         epoch = self.detector.epoch
         self.snapshot(len(steps))
         resolved = self._resolve(update.resolved) if update.resolved else None
+        self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
+        self._counterfactuals.update(trace, np.asarray(self.network.kept, float))
         diagnosis = None
         if update.spike is not None:
             began = time.perf_counter()
-            case = self._case(update.spike, losses, sampled, steps, learning_rate, events, predict)
+            case = self._case(update.spike, losses, sampled, steps, events, predict, trace)
             ranked = causes.attribute(case)
             diagnosis = Diagnosis(
                 update.spike, ranked, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
             )
             self.diagnoses.append(diagnosis)
+        parts, new = self._measure(losses, steps, spike=update.spike is not None)
         self._rate = next((event for event in reversed(events) if event.kind == "learning_rate"), self._rate)
         if self.detector.ordinary[-1:] == [epoch]:
             average = probes.average(self._path) if len(self._path) > 1 else None
             weights = self._path[-1][1]
             for older in self._before:
-                older.weights = older.average = None
-            self._before = [*self._before[-1:], _Epoch(np.array(losses, float), sampled, steps, weights, average)]
+                older.weights = older.average = older.alternatives = None
+            self._before = [
+                *self._before[-1:],
+                _Epoch(np.array(losses, float), sampled, steps, weights, average, self._counterfactuals.now),
+            ]
         self._path = []
         self._rate_before = float(steps["learning_rate"][-1]) if len(steps) else self._rate_before
-        return News(diagnosis, resolved)
+        return News(diagnosis, resolved, parts, tuple(new))
 
     @property
     def overfitting(self) -> Overfitting | None:
@@ -162,6 +190,11 @@ class Diagnostician:
         ordinary = self.detector.ordinary
         means = [self.detector.means[epoch - 1] for epoch in ordinary]
         return overfitting(ordinary, np.array(means), np.array([self._samples[epoch - 1] for epoch in ordinary]))
+
+    @property
+    def findings(self) -> Findings:
+        """Everything found so far."""
+        return Findings(tuple(self.diagnoses), self.overfitting, tuple(self.parts), tuple(self.standing))
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The state as JSON types and plain float arrays, without weights. A resumed run that restores both continues as an
@@ -177,7 +210,11 @@ class Diagnostician:
             "rate": self._rate.as_dict() if self._rate else None,
             "rate_before": self._rate_before if np.isfinite(self._rate_before) else None,
             "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses],
+            "parts": [parts.as_dict() for parts in self.parts],
+            "standing": [one.as_dict() for one in self.standing],
+            "saved": self._budget.saved,
         }
+        kept["followed"], arrays["counterfactuals"] = self._counterfactuals.state()
         return kept, arrays
 
     def restore(self, facts: dict[str, Any], arrays: dict[str, np.ndarray], *, at_epoch_end: bool) -> None:
@@ -187,12 +224,49 @@ class Diagnostician:
         self._rate = Event(**facts["rate"]) if facts.get("rate") else None
         self._rate_before = np.nan if facts["rate_before"] is None else facts["rate_before"]
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
+        self.parts = [parts_from(values) for values in facts["parts"]]
+        self.standing = [standing_from(values) for values in facts["standing"]]
+        self._budget.saved = facts["saved"]
+        self._counterfactuals.restore(facts["followed"], arrays["counterfactuals"])
         self._before = [
             _Epoch(arrays[f"{number}/losses"].astype(float), sample, analysis.from_array(arrays[f"{number}/steps"]))
             for number, sample in enumerate(facts["before"])
         ]
         if at_epoch_end and self._before and self.detector.ordinary[-1:] == [self.detector.epoch]:
             self._before[-1].weights = self.network.weights()
+            self._before[-1].alternatives = self._counterfactuals.now
+
+    def _measure(self, losses: np.ndarray, steps: np.ndarray, *, spike: bool) -> tuple[Parts | None, list[Standing]]:
+        """What the loss of this epoch is made of, if that is measured now, and the standing causes that are new."""
+        means, size = self.detector.means, self._hyperparameters.batch_size
+        moved = len(means) > 1 and abs(means[-1] - means[-2]) > MOVED * means[-2]
+        images = len(steps) * size
+        if (
+            not self._budget.due(images, moved=moved, spike=spike)
+            or not np.isfinite(losses).all()
+            or not np.isfinite(steps["loss"]).all()
+        ):
+            return None, []
+        path, chosen = self._path, sizes(images)
+        with self.network.untouched():
+            parts, tried = measure.parts(
+                self.network, self.detector.epoch, losses, path, float(np.mean(steps["loss"])), size, chosen
+            )
+            self.parts.append(parts)
+            names = standing.find(self.parts, self._guess)
+            if "statistics" in names:
+                tried = replace(tried, momenta=measure.momenta(self.network, path[-1][1], self._counterfactuals, chosen))
+                self._budget.charge(len(tried.momenta) * chosen.losses)
+            unseen = measure.unseen(self.network, path, size, chosen) if parts.epoch == 1 else None
+            self._budget.charge(chosen.statistics + 2 * chosen.losses if unseen else 0)
+        if unseen and standing.differs(unseen):
+            names.add("preparation")
+
+        def say(name: str) -> standing.Text:
+            return standing.say(name, parts, self._hyperparameters, self._guess, tried, unseen)
+
+        self.standing, new = standing.update(self.standing, names, parts.epoch, say)
+        return parts, new
 
     def _lost(self, sampled: float, steps: int) -> bool | None:
         """Whether the network has lost more than half of what it knew about its training images; None if unknown. If lagging
@@ -224,14 +298,13 @@ class Diagnostician:
         losses: np.ndarray,
         sampled: float,
         steps: np.ndarray,
-        learning_rate: float,
         events: Sequence[Event],
         predict: Predict | None,
+        trace: np.ndarray | None,
     ) -> Case:
         """Everything that is known about the spike. Makes the probes."""
         if self._rate and spike.epoch - self._rate.epoch <= RECENT:
             events = [*events, replace(self._rate, step=0)]
-        self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
         case = Case(spike, hyperparameters=self._hyperparameters, events=events, keys=self._keys, overfitting=self.overfitting)
         if not self._before or spike.outcome == "divergence":
             return case
@@ -250,6 +323,9 @@ class Diagnostician:
             earlier=earlier,
             batch_size=self._hyperparameters.batch_size,
             rate_before=self._rate_before,
+            trace=trace,
+            alternatives=(self._counterfactuals.now, before.alternatives),
+            followed=self._counterfactuals.steps,
         )
         if before.weights is not None and self.detector.ordinary[-1] == spike.epoch - 1:
             scene.path = [(0, before.weights), *self._path]
@@ -294,6 +370,7 @@ class Diagnostician:
                 found += [
                     where,
                     probes.statistics(scene),
+                    *probes.momentum(scene),
                     probes.variance_shift(scene),
                     probes.line(scene),
                     probes.averaged(scene),

@@ -19,6 +19,7 @@ import numpy as np
 
 from spikewise import steps as analysis
 from spikewise.detect import FEW, Resampler
+from spikewise.moments import alternatives, batch_moments, movers
 from spikewise.records import Event, Probe, Spike
 
 Weights = list[np.ndarray]
@@ -26,6 +27,8 @@ Weights = list[np.ndarray]
 
 IMAGES = 1000
 """Approximate number of training images that moving statistics are re-estimated on."""
+MOVERS = 5
+"""Number of batches listed that moved the statistics."""
 COMPARED = 12
 """Number of batches that a suspicious batch is compared with."""
 
@@ -36,6 +39,8 @@ TITLES = {
     "path": "within the steepest stretch of steps",
     "before_event": "with the weights from before the event",
     "statistics": "BatchNorm statistics re-estimated",
+    "lower_momentum": "with a lower momentum of BatchNorm",
+    "higher_momentum": "with a higher momentum of BatchNorm",
     "variance_shift": "without dropout's effect on the statistics",
     "line": "with steps of the usual length",
     "averaged": "weights averaged over the epoch",
@@ -58,6 +63,11 @@ class Network(Protocol):
         """Indices of the moving statistics among the Weights; empty without BatchNormalization."""
 
     @property
+    def kept(self) -> Sequence[float]:
+        """The fraction of each of the m single moving statistics that a training step keeps (the momentum), in the order of
+        `statistics`."""
+
+    @property
     def drops(self) -> bool:
         """Whether the network has dropout."""
 
@@ -66,6 +76,12 @@ class Network(Protocol):
 
     def evaluate(self) -> np.ndarray:
         """Loss of each validation image [n] in inference mode, exactly as the run itself evaluates."""
+
+    def evaluate_part(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [v] of about `most` validation images, the same ones each time, and their losses [v], as `evaluate` does."""
+
+    def sample_part(self, most: int) -> np.ndarray:
+        """Losses [t] of about `most` training images in inference mode, the same ones each time."""
 
     def weights(self) -> Weights:
         """A copy of the weights."""
@@ -107,6 +123,12 @@ class Scene:
     """Images of a global batch."""
     rate_before: float = np.nan
     """Learning rate of the last step before this epoch; NaN if unknown."""
+    trace: np.ndarray | None = None
+    """Moving statistics [s + 1, m] before the first and after each step of this epoch; None if unknown."""
+    alternatives: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    """Moving statistics [2, m] with a lower and a higher momentum, now and at the reference epoch (moments.Counterfactuals)."""
+    followed: int = 0
+    """Number of steps that these have followed."""
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -284,6 +306,41 @@ def statistics(scene: Scene) -> Probe | None:
     return scene.probe(
         "statistics", left, noise=scene.noise, passes=3, now=float((a + b).mean() / 2), before=float(scene.clean_reference.mean())
     )
+
+
+def momentum(scene: Scene) -> list[Probe]:
+    """Evaluates the weights with the moving statistics that training with a lower and with a higher momentum would have given them:
+    exactly, because training in batch mode never reads them. Two passes each."""
+    now, before = scene.alternatives
+    if scene.trace is None or now is None or before is None or now.shape != before.shape:
+        return []
+    current = np.concatenate([scene.now[i].ravel() for i in scene.network.statistics])
+    if not np.allclose(current, scene.trace[-1], rtol=1e-3, atol=1e-6):  # something other than training wrote them
+        return []
+    kept = np.asarray(scene.network.kept, float)
+    variances = np.concatenate([np.full(scene.now[i].size, bool(at % 2)) for at, i in enumerate(scene.network.statistics)])
+    moments = batch_moments(scene.trace, kept)
+    moved = [mover._asdict() for mover in movers(moments, kept, scene.trace[-1], variances)[:MOVERS]]
+    found = []
+    for name, tried, with_, was in zip(("lower_momentum", "higher_momentum"), alternatives(kept), now, before, strict=True):
+        if np.allclose(tried, kept) or scene.followed * (1 - tried.max()) < 1:
+            continue  # nothing new, or statistics that still consist of those that the run began with
+        there = scene.raw(with_statistics(scene.network, scene.now, with_))
+        then = scene.raw(with_statistics(scene.network, scene.reference, was))
+        single = float(tried[0]) if np.ptp(tried) == 0 else None
+        facts = {"momentum": single, "now": float(there.mean()), "before": float(then.mean()), "movers": moved}
+        found.append(scene.probe(name, there - then, passes=2, **facts))
+    return found
+
+
+def with_statistics(network: Network, weights: Weights, values: np.ndarray) -> Weights:
+    """These weights with the moving statistics `values` [m]."""
+    weights, at = list(weights), 0
+    for position in network.statistics:
+        size = weights[position].size
+        weights[position] = values[at : at + size].reshape(weights[position].shape).astype(weights[position].dtype)
+        at += size
+    return weights
 
 
 def variance_shift(scene: Scene) -> Probe | None:

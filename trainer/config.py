@@ -308,6 +308,12 @@ class Checkpoint(Section):
     """Seconds without a heartbeat after which a run's driver counts as dead and another job may take over, up to 1e6."""
 
 
+class Diagnosis(Section):
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Fraction of the training time, 0 to 1, that measuring what the validation loss is made of may take. 0 turns it off; spikes
+    are explained all the same."""
+
+
 class Metrics(Section):
     host: str = "0.0.0.0"
     """Address on which the driver serves its metrics to Prometheus."""
@@ -330,6 +336,7 @@ class Settings(Section):
     training: Training = Training()
     launch: Launch = Launch()
     checkpoint: Checkpoint = Checkpoint()
+    diagnosis: Diagnosis = Diagnosis()
     metrics: Metrics = Metrics()
 
     @model_validator(mode="after")

@@ -20,7 +20,10 @@ from prometheus_client.registry import Collector
 
 import trainer
 from spikewise.causes import NAMES as CAUSES
+from spikewise.curve import PARTS, Parts
 from spikewise.records import Diagnosis, Overfitting
+from spikewise.standing import TITLES as STANDING
+from spikewise.standing import Standing
 from trainer.epoch import EpochReport
 
 State = Literal["starting", "packing", "training", "completed", "failed", "interrupted"]
@@ -80,6 +83,15 @@ METRICS: dict[str, Definition] = {
     "spikewise_overfitting_epochs": Definition(
         "gauge", "", "Epochs since the best one if the model overfits (validation loss rises, training loss falls), else 0."
     ),
+    "spikewise_validation_loss_part": Definition(
+        "gauge",
+        "nats per image",
+        "What the validation loss is made of, as last measured. statistics: BatchNorm's moving averages. wandering: the last "
+        "steps' to and fro. generalization: what does not carry over to unseen images. fit: the loss on training images.",
+        ("part",),
+    ),
+    "spikewise_validation_loss_measured_epoch": Definition("gauge", "", "Epoch in which the parts were measured."),
+    "spikewise_standing_cause": Definition("gauge", "", "1 if the cause was found in the last measurement, else 0.", ("cause",)),
     "spikewise_validation_spikes_total": Definition(
         "counter", "", "Spikes of the validation loss, by their first cause.", ("cause",)
     ),
@@ -283,6 +295,16 @@ class Exporter(Collector):
                 self._set("spikewise_validation_spike_epoch", last.spike.epoch)
                 self._set("spikewise_validation_spike_rise", last.spike.rise)
                 self._set("spikewise_validation_spike_explained_ratio", last.verdict.fraction)
+            self._updates += 1
+
+    def update_parts(self, parts: Parts | None, standing: Sequence[Standing]) -> None:
+        """Sets what the loss of an epoch is made of, if it was measured in it, and the standing causes of the run so far."""
+        with self._changed:
+            if parts is not None:
+                self._values["spikewise_validation_loss_part"] = {(name,): float(getattr(parts, name)) for name in PARTS}
+                self._set("spikewise_validation_loss_measured_epoch", parts.epoch)
+            found = {one.name for one in standing if not one.over}
+            self._values["spikewise_standing_cause"] = {(name,): float(name in found) for name in STANDING}
             self._updates += 1
 
     def update_test(self, *, loss: float, accuracy: float) -> None:

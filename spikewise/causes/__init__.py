@@ -14,6 +14,8 @@ docs/diagnosis.md (a test compares the table with PRECEDENCE).
 
 from spikewise.causes import (
     bad_batch,
+    batchnorm_lag,
+    batchnorm_shock,
     batchnorm_statistics,
     distribution_shift,
     divergence,
@@ -38,9 +40,12 @@ PRECEDENCE: tuple[CauseKind, ...] = (
     sampling_noise.CAUSE,
     distribution_shift.CAUSE,
     bad_batch.CAUSE,
+    batchnorm_shock.CAUSE,
     variance_shift.CAUSE,
     overshoot.CAUSE,
     gradient_noise.CAUSE,
+    batchnorm_shock.MOMENTUM_ONLY,
+    batchnorm_lag.CAUSE,
     batchnorm_statistics.CAUSE,
     gradient_noise.OSCILLATION,
     sampling_noise.FEW_GROUPS_ONLY,

@@ -27,11 +27,17 @@ class KerasNetwork:
         batch: Callable[[int], tuple[Any, Any]],
         loss: Callable[[Any, Any], Any],
         variables: Sequence[keras.Variable] = (),
+        *,
+        part: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None,
+        sample: Callable[[int], np.ndarray] = lambda _: np.zeros(0),
     ) -> None:
         """`evaluate()`: losses [n] of the n validation images. `batch(number)`: images and labels of that batch of the epoch.
-        `loss(labels, outputs)`: loss of each example [b]. `variables`: further variables to restore, such as the optimizer's."""
+        `loss(labels, outputs)`: loss of each example [b]. `variables`: further variables to restore, such as the optimizer's.
+        `part(most)`: positions [v] and losses [v] of about `most` validation images; `sample(most)`: losses [t] of about `most`
+        training images; both the same ones each time."""
         self.model = model
         self.evaluate = evaluate
+        self._part, self._sample = part, sample
         self._batch = batch
         self._loss = loss
         self._variables = [*model.variables, *variables]
@@ -68,6 +74,22 @@ class KerasNetwork:
         """Indices of the moving statistics among the weights."""
         places = {id(v): i for i, v in enumerate(self._weights)}
         return [places[id(v)] for v, _ in self._moving]
+
+    @property
+    def kept(self) -> Sequence[float]:
+        """The fraction of each of the m single moving statistics that a step keeps."""
+        return [momentum for variable, momentum in self._moving for _ in range(int(np.prod(variable.shape)))]
+
+    def evaluate_part(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [v] of about `most` validation images, the same ones each time, and their losses [v]."""
+        if self._part is not None:
+            return self._part(most)
+        losses = self.evaluate()
+        return np.arange(len(losses)), losses
+
+    def sample_part(self, most: int) -> np.ndarray:
+        """Losses [t] of about `most` training images, the same ones each time."""
+        return self._sample(most)
 
     @contextmanager
     def untouched(self) -> Iterator[None]:

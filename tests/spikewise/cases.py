@@ -29,6 +29,10 @@ SHIFT = probe("variance_shift", 0.8, without=0.55, with_dropout=0.88, before=0.5
 LINE = probe("line", 0.9, at=0.25, times=4.0, losses={0.0: 0.5, 0.25: 0.52, 1.0: 0.88})
 MEAN = probe("averaged", 0.85, now=0.54, before=0.5)
 STATISTICS = probe("statistics", 0.9, now=0.54, before=0.5)
+LOWER = probe("lower_momentum", 0.9, momentum=0.9, now=0.54, before=0.5, movers=[])
+SAME = probe("higher_momentum", 0.1, momentum=0.999, now=0.86, before=0.5, movers=[])
+WORSE = probe("lower_momentum", -0.3, momentum=0.9, now=1.02, before=0.5, movers=[])
+HIGHER = probe("higher_momentum", 1.1, momentum=0.999, now=0.46, before=0.5, movers=[{"step": 36, "units": 5}])
 LONG = replace(QUIET, length=4.0, length_after=(4.0,), jumps=(1.0,))
 
 WINS = {
@@ -38,6 +42,8 @@ WINS = {
     "sampling_noise": case([STABLE], spike=replace(SPIKE, error=0.3, low=-0.2, high=1.0)),
     "run_event": case([STABLE, EVENT], training=LONG, events=(RATE,)),
     "bad_batch": case([STABLE, BATCH]),
+    "batchnorm_shock": case([STABLE, STATISTICS, WORSE, HIGHER]),
+    "batchnorm_lag": case([STABLE, STATISTICS, LOWER, SAME]),
     "batchnorm_statistics": case([STABLE, STATISTICS]),
     "variance_shift": case([STABLE, SHIFT]),
     "overshoot": case([STABLE, LINE], training=LONG),

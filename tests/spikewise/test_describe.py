@@ -32,7 +32,7 @@ def spike(epoch: int = 4, outcome: str = "recovered", **values: float) -> Spike:
 def statistics(epoch: int, outcome: str = "recovered") -> Diagnosis:
     short = "set BatchNormalization's momentum to 0.9"
     remedy = f"{short} (at 0.99 the statistics need 69 steps to follow half of a change; an epoch has 50)."
-    return Diagnosis(spike(epoch, outcome), (Cause("batchnorm_statistics", 0.92, 0.85, 0.98, "Evidence.", remedy, None, short),))
+    return Diagnosis(spike(epoch, outcome), (Cause("batchnorm_lag", 0.92, 0.85, 0.98, "Evidence.", remedy, None, short),))
 
 
 def images(epoch: int, keys: list[str] | None = None) -> Diagnosis:
@@ -124,7 +124,7 @@ def test_only_a_healthy_model_is_called_fine() -> None:
 )
 def test_percentages_lie_between_0_and_100(fraction: float, low: float, high: float, text: str) -> None:
     """\"127% of the rise\" above a line that says \"100% of the rise disappears\" would confuse the reader."""
-    one = Cause("batchnorm_statistics", fraction, low, high, "seen.", "do.")
+    one = Cause("batchnorm_lag", fraction, low, high, "seen.", "do.")
     assert text in describe.block(replace(of("unexplained"), causes=(one,)))
 
 

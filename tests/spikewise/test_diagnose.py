@@ -37,7 +37,9 @@ class _Training(SmallTraining):
 
         steps = self.epoch(after=after)
         rate = float(self.optimizer.learning_rate)
-        return self.diagnostician.close_epoch(self.evaluate(), self.sample(), steps, learning_rate=rate, events=events)
+        return self.diagnostician.close_epoch(
+            self.evaluate(), self.sample(), steps, learning_rate=rate, events=events, trace=np.array(self.trace)
+        )
 
 
 @pytest.fixture
@@ -130,6 +132,7 @@ class _OneWeight:
     """A network whose only weight is the number of the epoch; the losses of each epoch are given."""
 
     statistics: tuple[int, ...] = ()
+    kept: tuple[float, ...] = ()
     drops = False
 
     def __init__(self, losses) -> None:
@@ -146,6 +149,12 @@ class _OneWeight:
 
     def evaluate(self):
         return self.losses[round(self.weight)]
+
+    def evaluate_part(self, most):
+        return np.arange(len(self.evaluate()))[:most], self.evaluate()[:most]
+
+    def sample_part(self, most):
+        return np.full(min(most, 8), 0.3)
 
     def batch_losses(self, batch):  # noqa: ARG002
         return np.full(8, 0.3)

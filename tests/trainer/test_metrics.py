@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from spikewise.curve import Parts
 from spikewise.records import Cause, Diagnosis, Overfitting, Spike
+from spikewise.standing import Standing
 from trainer.epoch import EpochReport
 from trainer.metrics import METRICS, STATES, Exporter, MetricsError, Sample, samples
 
@@ -38,6 +41,10 @@ def report(epoch: int = 1, **changes: float) -> EpochReport:
     return EpochReport(**{**values, **changes})
 
 
+PARTS = Parts(3, 1.0, 0.4, -0.1, 0.3, 0.4)
+STANDING = Standing("statistics", "t", 1, 3, "Found.", "Seen.", "do.")
+
+
 def filled() -> Exporter:
     """An exporter in which every metric has a value."""
     exporter = Exporter()
@@ -50,8 +57,22 @@ def filled() -> Exporter:
     exporter.begin(1, steps=0, images=0)
     exporter.update_spikes([a_diagnosis("few_examples", 3)])
     exporter.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("unexplained", 4)])
+    exporter.update_parts(PARTS, [STANDING])
     exporter.enter("completed")
     return exporter
+
+
+def test_the_parts_of_the_loss_and_the_standing_causes_are_exported() -> None:
+    """The dashboard would show neither what the loss is made of, nor that a cause is over."""
+    exporter = filled()
+    parts = [value(exporter, "spikewise_validation_loss_part", part=name) for name in ("statistics", "wandering", "generalization")]
+    assert parts == [0.4, -0.1, 0.3]
+    assert value(exporter, "spikewise_validation_loss_measured_epoch") == 3
+    assert value(exporter, "spikewise_standing_cause", cause="statistics") == 1
+    assert value(exporter, "spikewise_standing_cause", cause="fit") == 0
+    exporter.update_parts(None, [replace(STANDING, over=True)])
+    assert value(exporter, "spikewise_standing_cause", cause="statistics") == 0
+    assert value(exporter, "spikewise_validation_loss_part", part="fit") == 0.4  # as last measured
 
 
 def a_diagnosis(cause: str, epoch: int) -> Diagnosis:

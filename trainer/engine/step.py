@@ -119,6 +119,10 @@ class Learner:
         self._evaluate = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
         self._forward = tf.function(self._forward_batch, autograph=False)
         self._infer = tf.function(self._infer_batch, autograph=False)
+        self._moving_values = tf.function(
+            lambda: tf.concat([tf.reshape(tf.cast(variable.value, tf.float32), [-1]) for variable, _ in self.moving], 0),
+            autograph=False,
+        )
 
     @property
     def moving(self) -> list[tuple[keras.Variable, float]]:
@@ -132,6 +136,11 @@ class Learner:
             if layer.moves
             for variable in (layer.moving_mean, layer.moving_variance)
         ]
+
+    def moving_values(self) -> tf.Tensor | None:
+        """A copy of the moving statistics of `moving`, one after the other, float32 [m], without waiting for it; None if there
+        are none."""
+        return self._moving_values() if self.moving else None
 
     def _trace(self) -> None:
         """Traces the model in training mode, without an update, so that the layers know whether they move."""
@@ -190,10 +199,20 @@ class Learner:
     def average_statistics(self) -> None:
         """Averages BatchNormalization's moving statistics over the workers where each worker keeps its own. All workers must call
         it together."""
-        if self.group.size > 1 and (not self._synchronized or self.network.own_statistics):
+        if self._separate:
             for variable in self.model.non_trainable_variables:
                 if "float" in variable.dtype:  # not the seeds of dropout
-                    variable.assign(self.group.sum(variable.numpy()) / self.group.size)
+                    variable.assign(self.average(variable.numpy()))
+
+    def average(self, statistics: np.ndarray) -> np.ndarray:
+        """The mean over the workers of moving statistics, where each worker keeps its own; else these statistics. All workers must
+        call it together."""
+        return self.group.sum(statistics) / self.group.size if self._separate else statistics
+
+    @property
+    def _separate(self) -> bool:
+        """Whether each worker keeps its own moving statistics."""
+        return self.group.size > 1 and (not self._synchronized or self.network.own_statistics)
 
     def checksum(self) -> float:
         """Sum of the absolute values of all weights and moving statistics: differs between workers whose weights differ."""

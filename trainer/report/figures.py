@@ -11,6 +11,8 @@ from spikewise import describe
 from trainer.report import charts
 from trainer.report.charts import Chart, Marker, Series, number, percent
 
+PARTS = ("fit", "generalization", "wandering", "statistics")
+"""The parts of the loss, from the lowest layer of the chart to the highest."""
 MAX_CURVES = 6
 """ROC curves in one chart."""
 NEIGHBOURS = 8
@@ -71,6 +73,16 @@ def loss(document: dict[str, Any]) -> Chart | None:
         markers=best + resumes + spike_markers(document),
         ticks=6,
     )
+
+
+def parts(document: dict[str, Any]) -> Chart | None:
+    """What the validation loss of each measured epoch is made of; None with fewer than two."""
+    measured = [row for row in document["parts"] if row["loss"] is not None]
+    if len(measured) < 2:
+        return None
+    layers = [Series(name, f"part-{name}", _values(measured, name)) for name in PARTS]
+    total = Series("validation loss", "validation", _values(measured, "loss"))
+    return charts.stacked("What the validation loss is made of, by epoch", _epochs(measured), layers, total)
 
 
 def accuracy(document: dict[str, Any]) -> Chart | None:

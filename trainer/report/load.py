@@ -26,7 +26,7 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
     if not history:
         raise UserError(f"Run {name} has not finished an epoch: nothing to report. Fix: wait for its first epoch.")
     arrays = [results.get_arrays(storage, name, report.epoch) for report in history]
-    diagnoses, overfitting = results.get_diagnoses(storage, name)
+    findings = results.get_findings(storage, name)
     exported = next((report for report in history if report.epoch == facts.get("epoch")), None)
     kept = best(history) if facts["config"]["training"]["keep"] == "best" else None
     chosen = history.index(exported or kept or history[-1])
@@ -53,8 +53,7 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
         labels=rows.labels[validation],
         probabilities=arrays[chosen].get("probabilities", np.full((len(validation), classes), np.nan, np.float32)),
         losses=np.array([epoch.get("losses", missing) for epoch in arrays]),
-        diagnoses=diagnoses,
-        overfitting=overfitting,
+        findings=findings,
         thumbnail=lambda index: rows.images.take(validation[index : index + 1])[0],
         test=_test(name, storage, rows, sides, history[chosen].epoch),
         batch=lambda epoch, number: _batch(facts["config"], rows, sides, epoch, number),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spikewise.records import Diagnosis, Overfitting
+from spikewise.findings import Findings
 from trainer.epoch import EpochReport
 
 
@@ -68,10 +68,9 @@ class RunResult:
     """float32 [E, N], nats. Row i belongs to `history[i]`; NaN if it was not stored."""
     thumbnail: Callable[[int], np.ndarray]
     """Validation index -> uint8 [H, W, 3]."""
-    diagnoses: Sequence[Diagnosis] | None = None
-    """The spikes of the validation loss; None if the run was not diagnosed."""
+    findings: Findings | None = None
+    """What the diagnosis has found; None if the run was not diagnosed."""
     test: EvaluatedTest | None = None
     """None without a test set, and until it is evaluated at the end of the run."""
-    overfitting: Overfitting | None = None
     batch: Callable[[int, int], Sequence[Trained]] | None = None
     """(epoch, batch of that epoch from 0) -> its images; None if training images cannot be looked up."""

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from spikewise import describe
+from spikewise import describe, describe_curve
+from spikewise.curve import shares
+from spikewise.findings import Findings
 from spikewise.records import Diagnosis
 from trainer import __version__
 from trainer.epoch import EpochReport, best
@@ -28,7 +30,7 @@ BATCHES = 3
 
 def summarize(result: RunResult) -> dict[str, Any]:
     """Computes the content of report.json: JSON types only; a number that is unknown or not finite is None."""
-    history, labels = result.history, np.asarray(result.labels, int)
+    history, labels, found = result.history, np.asarray(result.labels, int), result.findings
     cluster = scores.clusters(result.groups)
     kept = next((index for index, report in enumerate(history) if report.epoch == result.epoch), None)
     lowest = best(history)
@@ -48,11 +50,12 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "images_per_second": float(np.median([report.images_per_second for report in history])) if history else None,
         "input_wait": float(np.median([report.input_wait for report in history])) if history else None,
         "restarts": _restarts(history),
-        "spikes_summary": None
-        if result.diagnoses is None or not history
-        else describe.sentences(result.diagnoses, result.overfitting, len(history)),
-        "spikes": None if result.diagnoses is None else [_spike(result, diagnosis) for diagnosis in result.diagnoses],
-        "overfitting": None if result.overfitting is None else result.overfitting.as_dict(),
+        "spikes_summary": None if found is None or not history else _explained(found, len(history)),
+        "spikes": None if found is None else [_spike(result, diagnosis) for diagnosis in found.diagnoses],
+        "overfitting": None if found is None or found.overfitting is None else found.overfitting.as_dict(),
+        "parts": [] if found is None else [parts.as_dict() for parts in found.parts],
+        "shares": None if found is None else shares(found.parts),
+        "standing": [] if found is None else [one.as_dict() for one in found.standing],
         "generalization_gap": None if kept is None else history[kept].validation_loss - history[kept].train_loss_inference,
         "validation": _side(result.classes, labels, cluster, losses, right, answered),
         "test": None if result.test is None else _tested(result.classes, result.test),
@@ -70,6 +73,14 @@ def summarize(result: RunResult) -> dict[str, Any]:
     }
     document = _strict(document)
     return {**document, "headline": sentences.headline(document), "notes": sentences.notes(document)}
+
+
+def _explained(found: Findings, epochs: int) -> list[str]:
+    """What the curve is made of and what its spikes were. The most important sentence comes first: a standing cause, or else the
+    spikes."""
+    spikes = describe.sentences(found.diagnoses, found.overfitting, epochs)
+    parts = describe_curve.sentences(found.parts, found.standing)
+    return [*parts, *spikes] if any(not one.over for one in found.standing) else [*spikes, *parts]
 
 
 def _side(

@@ -11,7 +11,7 @@ from typing import Self
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from spikewise import describe
+from spikewise import describe, describe_curve
 from spikewise.diagnose import News
 from trainer.data.dataset import Manifest, Quarantined
 from trainer.engine.facts import NetworkFacts
@@ -169,6 +169,8 @@ class RunLog:
         )
 
     def _news(self, news: News) -> None:
+        for one in news.standing:
+            self._console.say(describe_curve.block(one, options=True))
         if news.diagnosis:
             self._console.say(describe.block(news.diagnosis, options=True))
         if news.resolved:

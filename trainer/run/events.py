@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from spikewise.diagnose import News
 from spikewise.records import Diagnosis, Overfitting
+from spikewise.standing import Standing
 from trainer.epoch import EpochReport
 from trainer.storage import Store
 from trainer.storage.checkpoint import SaveStats
@@ -75,6 +76,8 @@ class EpochFinished:
     news: News | None
     """What the diagnosis found; None when it failed."""
     overfitting: Overfitting | None
+    standing: tuple[Standing, ...]
+    """All standing causes so far."""
     checkpoint: SaveStats
     requests: Requests
     """Sent by worker 0."""

@@ -3,23 +3,14 @@
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
-from spikewise.records import Diagnosis, Overfitting
+from spikewise.findings import Findings
 from trainer.epoch import EpochReport
 from trainer.storage import Store, StoreError, results
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What the diagnosis has found since the start of the run."""
-
-    diagnoses: tuple[Diagnosis, ...]
-    overfitting: Overfitting | None
 
 
 class Recorder:
@@ -51,7 +42,7 @@ class Recorder:
         try:
             results.replace_history(self._store, self._run, history)
             if findings is not None:
-                results.put_diagnoses(self._store, self._run, findings.diagnoses, findings.overfitting)
+                results.put_findings(self._store, self._run, findings)
         except StoreError as error:
             log.warning("the report may lack epochs: %s", error)
 
@@ -63,6 +54,6 @@ class Recorder:
         try:
             results.put_epoch(self._store, self._run, report, arrays)
             if findings is not None:
-                results.put_diagnoses(self._store, self._run, findings.diagnoses, findings.overfitting)
+                results.put_findings(self._store, self._run, findings)
         except StoreError as error:
             log.warning("the results of epoch %d were not stored: %s", report.epoch, error)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -19,6 +20,7 @@ import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
 from spikewise.diagnose import Diagnostician, News
+from spikewise.findings import Findings
 from spikewise.records import Event
 from trainer import UserError, config
 from trainer.data.class_weights import class_weights
@@ -34,7 +36,7 @@ from trainer.model.module import NetworkError
 from trainer.run import events
 from trainer.run.finish import load_best, store_model
 from trainer.run.mailbox import Outbox
-from trainer.run.recording import Findings, Recorder
+from trainer.run.recording import Recorder
 from trainer.run.resume import Position, changes, plain_steps, resume, to_checkpoint
 from trainer.run.task import Task
 from trainer.storage import StoreError, open_store, results
@@ -46,6 +48,8 @@ SIGNAL_LAG = 4
 """Steps after which the signals of a step are read. Reading them earlier would make the worker wait for the GPU."""
 PREEMPTION_STEPS = 32
 """Steps between two queries to Ray whether a node is about to leave. Each is a round trip of all workers (2 to 9 ms)."""
+TRACE_BYTES = 2**28
+"""The moving statistics of every step of an epoch are kept for the diagnosis if they take at most this many bytes."""
 
 
 class TrainingError(UserError):
@@ -127,7 +131,8 @@ class _Worker:
         self.network = DistributedNetwork(
             self.learner,
             self.feed,
-            lambda: evaluate(self.learner, self.feed, self.validation)[0],
+            self.validation,
+            self.sample,
             precise=settings.model.statistics == "precise",
         )
         self.diagnostician = Diagnostician(
@@ -138,6 +143,7 @@ class _Worker:
             labels=self.labels,
             momentum=self.learner.network.momentum,
             dropout=self.learner.network.dropout,
+            budget=settings.diagnosis.budget,
             validation_fraction=settings.data.validation_fraction if "" in rows.sides else float("nan"),
         )
         self.checkpoints = Checkpoints(self.store, task.run, settings.checkpoint.keep_last)
@@ -193,10 +199,7 @@ class _Worker:
         known = self.position.history and self.diagnostician.detector.epoch == len(
             self.position.history
         )  # otherwise it has failed at least once
-        self.recorder.reconcile(self.position.history, self._findings() if known else None)
-
-    def _findings(self) -> Findings:
-        return Findings(tuple(self.diagnostician.diagnoses), self.diagnostician.overfitting)
+        self.recorder.reconcile(self.position.history, self.diagnostician.findings if known else None)
 
     def _no_longer_improving(self) -> bool:
         patience, history = self.settings.training.early_stopping, self.position.history
@@ -207,6 +210,7 @@ class _Worker:
         """Trains the remaining steps of the epoch. Returns None after a request to stop, with a checkpoint saved."""
         epoch, start = self.position.epoch, len(self.position.steps)
         steps: list[StepStats] = []
+        values = self._values_before(start)
         signals = []
         saved = False
         snapshots = self.diagnostician.snapshots(self.feed.steps)
@@ -220,6 +224,8 @@ class _Worker:
             preempted = asks and ray.train.get_preemption_info() is not None
             stats, raised = self.learner.train(batch, stop=self.outbox.stop, save=preempted)
             steps.append(stats)
+            if values is not None:
+                values.append(self.learner.moving_values())
             signals.append(raised)
             done = start + len(steps)
             if done in snapshots:
@@ -227,13 +233,20 @@ class _Worker:
             self.outbox.post_progress(epoch, done, self.feed.steps)
             seen = signals[max(len(signals) - SIGNAL_LAG, 0)]
             if float(seen.stop):
-                self._save_inside_epoch(self.position.after(records(steps)))
+                self._save_inside_epoch(self.position.after(records(steps), values))
                 return None
             if not saved and float(seen.save):  # a node is about to leave: keep what is done so far
                 saved = True
-                self._save_inside_epoch(self.position.after(records(steps)))
-        self.position = self.position.after(records(steps))
+                self._save_inside_epoch(self.position.after(records(steps), values))
+        self.position = self.position.after(records(steps), values)
         return _Trained(len(steps), time.perf_counter() - began)
+
+    def _values_before(self, start: int) -> list[Any] | None:
+        """What the moving statistics of further steps, after `start` of the epoch, are appended to; None if they are not kept."""
+        first = self.learner.moving_values()
+        if first is None or (start and self.position.trace is None) or 4 * len(first) * (self.feed.steps + 1) > TRACE_BYTES:
+            return None
+        return [] if start else [first]
 
     def _save_inside_epoch(self, position: Position) -> None:
         """Best effort: a failure here loses this epoch, not the run."""
@@ -263,7 +276,7 @@ class _Worker:
         steps = self.position.steps
         report = self._report(trained, evaluated, float(waits.max()), began)
         news = self._diagnose(evaluated)
-        findings = None if news is None else self._findings()
+        findings = None if news is None else self.diagnostician.findings
         self.position = self.position.next_epoch(report)
         if self.chief:
             self._record(report, evaluated, steps, findings)
@@ -277,6 +290,7 @@ class _Worker:
                 peak_memory=float(memory.max()),
                 news=news,
                 overfitting=findings.overfitting if findings else None,
+                standing=findings.standing if findings else (),
                 checkpoint=self.checkpoints.stats,
                 requests=events.Requests.of(self.store),
             )
@@ -329,6 +343,7 @@ class _Worker:
                 learning_rate=self.settings.optimizer.learning_rate,
                 events=self.changes,
                 predict=predict,
+                trace=None if self.position.trace is None else self.learner.average(self.position.trace),
             )
         except ray.exceptions.RayError:
             raise

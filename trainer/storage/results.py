@@ -3,7 +3,7 @@
 runs/<run>/run.json           the resolved configuration, the data set's digest, the environment, and the digest of the user's own
                               network; at the end also the outcome and the epoch whose weights model.keras has
 runs/<run>/starts             how often workers have started on the run
-runs/<run>/spikes.json        a Diagnosis for each spike, and the Overfitting
+runs/<run>/spikes.json        what the diagnosis has found: Findings
 runs/<run>/epochs/0001.json   the epoch's EpochReport
 runs/<run>/epochs/0001.npz    of the n validation images, in the order of the split: losses [n] and probabilities [n, K];
                               of the fixed sample of m training images: sample [m], losses; of the s steps: steps/<field> [s]
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from spikewise.records import Diagnosis, Overfitting, diagnosis_from
+from spikewise.findings import Findings, findings_from
 from trainer import UserError
 from trainer.epoch import EpochReport
 from trainer.storage import NotFound, Store
@@ -136,22 +136,19 @@ def replace_history(store: Store, run: str, history: Sequence[EpochReport]) -> N
     store.delete(key for key, number in numbers.items() if number.isdecimal() and int(number) > last)
 
 
-def put_diagnoses(store: Store, run: str, diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None) -> None:
-    """Stores the run's spikes and overfitting so far. Raises StoreError."""
-    found = {"spikes": [diagnosis.as_dict() for diagnosis in diagnoses], "overfitting": overfitting and overfitting.as_dict()}
-    store.put(f"runs/{run}/spikes.json", json.dumps(found).encode(), content_type="application/json")
+def put_findings(store: Store, run: str, findings: Findings) -> None:
+    """Stores what the diagnosis has found so far. Raises StoreError."""
+    store.put(f"runs/{run}/spikes.json", json.dumps(findings.as_dict()).encode(), content_type="application/json")
 
 
-def get_diagnoses(store: Store, run: str) -> tuple[list[Diagnosis] | None, Overfitting | None]:
-    """The run's spikes and overfitting; (None, None) if none were ever stored. Raises ResultsError and StoreError."""
+def get_findings(store: Store, run: str) -> Findings | None:
+    """What `put_findings` stored; None if nothing ever was. Raises ResultsError and StoreError."""
     try:
         text = store.get(f"runs/{run}/spikes.json")
     except NotFound:
-        return None, None
+        return None
     try:
-        found = json.loads(text)
-        trend = found["overfitting"]
-        return [diagnosis_from(values) for values in found["spikes"]], trend and Overfitting(**trend)
+        return findings_from(json.loads(text))
     except (ValueError, TypeError, KeyError) as error:
         raise ResultsError(
             f"{store.url}/runs/{run}/spikes.json is damaged ({error}). Fix: delete it to leave the spikes out."

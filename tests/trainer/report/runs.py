@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from spikewise.findings import Findings
 from spikewise.records import Cause, Diagnosis, Event, Probe, Spike, Suspect
 from trainer import config
 from trainer.epoch import EpochReport
@@ -208,7 +209,10 @@ def diagnosed(result: RunResult, epochs: tuple[int, ...] = (5, 13, 29), **change
         ranked = [causes[number % 4], *causes[: number % 4], *causes[number % 4 + 1 :]]
         diagnoses.append(Diagnosis(spike, tuple(ranked), probes, seconds=4.2, suspects=suspects))
     history = [replace(row, validation_loss=float(mean)) for row, mean in zip(result.history, losses.mean(1), strict=True)]
-    return replace(result, **{"losses": losses, "history": history, "diagnoses": diagnoses, "batch": batch, **changes})
+    findings = Findings(
+        tuple(diagnoses), **{name: changes.pop(name) for name in ("overfitting", "parts", "standing") if name in changes}
+    )
+    return replace(result, **{"losses": losses, "history": history, "findings": findings, "batch": batch, **changes})
 
 
 def batch(epoch: int, number: int) -> list[Trained]:

@@ -78,7 +78,7 @@ def test_results_read_back(store: Store, rows: Rows) -> None:
     np.testing.assert_allclose(result.probabilities, 0.03)
     np.testing.assert_array_equal(result.thumbnail(7), rows.images.pixels[7])
     assert result.data["quarantined"] == [{"key": "a/broken.jpg", "reason": "truncated"}]
-    assert (result.diagnoses, result.overfitting) == (None, None)
+    assert result.findings is None
 
 
 def test_the_epoch_shown_is_that_of_the_exported_model(store: Store, rows: Rows) -> None:

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from spikewise.findings import Findings
 from tests.support.epochs import report
 from tests.support.runs import diagnosis
 from trainer import config
-from trainer.run.recording import Findings, Recorder
+from trainer.run.recording import Recorder
 from trainer.storage import open_store, results
 
 
@@ -30,7 +31,7 @@ def test_epochs_and_spikes_are_stored(store):
     recorder.close()
     assert results.get_history(store, "first") == [report(1), report(2)]
     assert results.get_arrays(store, "first", 2)["losses"].tolist() == [0, 0, 0]
-    assert [found.spike.epoch for found in results.get_diagnoses(store, "first")[0]] == [2]
+    assert [found.spike.epoch for found in results.get_findings(store, "first").diagnoses] == [2]
 
 
 def test_a_failed_diagnosis_leaves_earlier_spikes(store):
@@ -39,7 +40,7 @@ def test_a_failed_diagnosis_leaves_earlier_spikes(store):
     recorder.record(report(1), {}, Findings((diagnosis(1),), None))
     recorder.record(report(2), {}, None)
     recorder.close()
-    assert len(results.get_diagnoses(store, "first")[0]) == 1
+    assert len(results.get_findings(store, "first").diagnoses) == 1
 
 
 def test_stored_records_become_those_of_the_run(store):
@@ -51,7 +52,7 @@ def test_stored_records_become_those_of_the_run(store):
     recorder.close()
     Recorder(store, "first").reconcile([report(1), report(2), report(3)], Findings((), None))
     assert [found.epoch for found in results.get_history(store, "first")] == [1, 2, 3]
-    assert results.get_diagnoses(store, "first")[0] == []
+    assert results.get_findings(store, "first").diagnoses == ()
 
 
 def test_starts_are_counted(store):

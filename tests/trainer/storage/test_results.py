@@ -5,7 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from spikewise.curve import Parts
+from spikewise.findings import Findings
 from spikewise.records import Cause, Diagnosis, Overfitting, Spike, Suspect
+from spikewise.standing import Standing
 from tests.support.epochs import report
 from trainer import config
 from trainer.storage import open_store, results
@@ -69,17 +72,20 @@ def test_reports_of_another_version_are_read():
 
 def test_spikes_read_back(store):
     """The report would lack the spikes of a run, or claim none for a run that was not watched for them."""
-    assert results.get_diagnoses(store, "a-run") == (None, None)
+    assert results.get_findings(store, "a-run") is None
     spike = Spike(3, 1.0, 0.6, 0.05, 0.2, 0.4, 0.3, 0.5, 0.05, 80)
     suspects = (Suspect(7, 0.2, 9.5, "cat", "dog", 0.98, "mislabelled"), Suspect(3, 0.1, 2.0))
     diagnosis = Diagnosis(spike, (Cause("unexplained", float("nan"), 0.0, 1.0, "seen.", "do."),), suspects=suspects)
     trend = Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.2)
-    results.put_diagnoses(store, "a-run", [diagnosis], trend)
-    found, overfitting = results.get_diagnoses(store, "a-run")
-    assert [one.spike for one in found] == [spike]
-    assert found[0].verdict.name == "unexplained"
-    assert found[0].suspects == suspects
-    assert overfitting == trend
+    parts = Parts(3, 1.0, 0.4, 0.0, 0.2, 0.4, (0.1, 0.0, 0.1, 0.1), 0.3)
+    standing = Standing("statistics", "t", 1, 3, "Found.", "Seen.", "do.", ("model.momentum=0.9",))
+    stored = Findings((diagnosis,), trend, (parts,), (standing,))
+    results.put_findings(store, "a-run", stored)
+    found = results.get_findings(store, "a-run")
+    assert found.diagnoses[0].spike == spike
+    assert found.diagnoses[0].verdict.name == "unexplained"
+    assert found.diagnoses[0].suspects == suspects
+    assert (found.overfitting, found.parts, found.standing) == (trend, (parts,), (standing,))
 
 
 def test_the_result_on_the_test_set(store):

@@ -16,11 +16,12 @@ import numpy as np
 
 from spikewise import causes, probes
 from spikewise import steps as analysis
-from spikewise.detect import SMALLEST_FRACTION, Detector, overfitting
+from spikewise.detect import Detector, course, overfitting
 from spikewise.probes import Network, Scene, Weights
 from spikewise.records import (
     STEP,
     Case,
+    Course,
     Diagnosis,
     Event,
     Hyperparameters,
@@ -60,8 +61,8 @@ class News(NamedTuple):
 
     diagnosis: Diagnosis | None
     """Diagnosis of a new spike."""
-    resolved: Diagnosis | None
-    """Diagnosis of an earlier spike whose outcome is now known. A divergence changes its verdict."""
+    resolved: tuple[Diagnosis, ...]
+    """Diagnoses of earlier spikes whose outcome is now known. A divergence changes its verdict."""
 
 
 class Diagnostician:
@@ -79,13 +80,13 @@ class Diagnostician:
         momentum: float = np.nan,
         dropout: float = np.nan,
         validation_fraction: float = np.nan,
-        smallest_fraction: float = SMALLEST_FRACTION,
+        sensitivity: float = 1.0,
     ) -> None:
         """`batch_size`: images of a global batch. `groups`, `keys`, `labels` [n]: source, name and class number of each validation
-        image. `momentum`, `dropout`, `validation_fraction`: as in records.Hyperparameters, for the remedies. `smallest_fraction`: a
-        rise below this fraction of the expected loss does not matter."""
+        image. `momentum`, `dropout`, `validation_fraction`: as in records.Hyperparameters, for the remedies. `sensitivity`: as for
+        Detector."""
         self.network = network
-        self.detector = Detector(groups, smallest_fraction=smallest_fraction)
+        self.detector = Detector(groups, sensitivity=sensitivity)
         self.diagnoses: list[Diagnosis] = []
         self._hyperparameters = Hyperparameters(
             batch_size=batch_size, momentum=momentum, dropout=dropout, validation_fraction=validation_fraction
@@ -135,7 +136,7 @@ class Diagnostician:
         update = self.detector.update(losses, lost=self._lost(sampled, len(steps)) if self.detector.due else None)
         epoch = self.detector.epoch
         self.snapshot(len(steps))
-        resolved = self._resolve(update.resolved) if update.resolved else None
+        resolved = tuple(one for spike in update.resolved if (one := self._resolve(spike)))
         diagnosis = None
         if update.spike is not None:
             began = time.perf_counter()
@@ -155,6 +156,11 @@ class Diagnostician:
         self._path = []
         self._rate_before = float(steps["learning_rate"][-1]) if len(steps) else self._rate_before
         return News(diagnosis, resolved)
+
+    @property
+    def course(self) -> Course:
+        """What there is to say about the curve so far besides its spikes."""
+        return course(self.detector, self._guess)
 
     @property
     def overfitting(self) -> Overfitting | None:

@@ -40,6 +40,7 @@ KEYS_FREE_TO_CHANGE = {
     ("optimizer", "clip_norm"),
     ("training", "early_stopping"),
     ("training", "keep"),
+    ("diagnosis", "sensitivity"),
     ("data", "min_validation"),
     ("data", "max_quarantined"),
 }
@@ -285,6 +286,14 @@ class Training(Section):
     loss."""
 
 
+class Diagnosis(Section):
+    """How the validation loss is explained (docs/diagnosis.md)."""
+
+    sensitivity: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    """How small a rise of the validation loss is an alarm, 0.1 to 10: every limit is divided by it. With 2, half the rise is an
+    alarm; healthy runs then raise alarms more often."""
+
+
 class Launch(Section):
     workers: Positive = 1
     """Number of workers."""
@@ -328,6 +337,7 @@ class Settings(Section):
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
+    diagnosis: Diagnosis = Diagnosis()
     launch: Launch = Launch()
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()

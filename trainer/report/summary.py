@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from spikewise import describe
-from spikewise.records import Diagnosis
+from spikewise import describe, detect
+from spikewise.records import Course, Diagnosis
 from trainer import __version__
 from trainer.epoch import EpochReport, best
 from trainer.report import scores, sentences
@@ -35,6 +35,7 @@ def summarize(result: RunResult) -> dict[str, Any]:
     answered, predictions = _predictions(result.probabilities)
     right = predictions == labels
     losses = _losses(result, kept, labels)
+    validation = _side(result.classes, labels, cluster, losses, right, answered)
     document = {
         "spikewise": __version__,
         "run": result.run,
@@ -50,11 +51,11 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "restarts": _restarts(history),
         "spikes_summary": None
         if result.diagnoses is None or not history
-        else describe.sentences(result.diagnoses, result.overfitting, len(history)),
+        else describe.sentences(result.diagnoses, result.overfitting, len(history), _course(result, validation["guess_loss"])),
         "spikes": None if result.diagnoses is None else [_spike(result, diagnosis) for diagnosis in result.diagnoses],
         "overfitting": None if result.overfitting is None else result.overfitting.as_dict(),
         "generalization_gap": None if kept is None else history[kept].validation_loss - history[kept].train_loss_inference,
-        "validation": _side(result.classes, labels, cluster, losses, right, answered),
+        "validation": validation,
         "test": None if result.test is None else _tested(result.classes, result.test),
         "confusion": scores.confusion(labels[answered], predictions[answered], len(result.classes)).tolist(),
         "per_class": _per_class(result.classes, labels, predictions, cluster),
@@ -89,6 +90,13 @@ def _side(
         else None,
         "guess_loss": float(-sum(c / len(labels) * math.log(c / len(labels)) for c in counts if c)) if len(labels) else None,
     }
+
+
+def _course(result: RunResult, guess: float | None) -> Course:
+    """What there is to say about the curve besides its spikes."""
+    sensitivity = result.config.get("diagnosis", {}).get("sensitivity", 1.0)
+    detector = detect.replay([report.validation_loss for report in result.history], sensitivity)
+    return detect.course(detector, math.nan if guess is None else guess)
 
 
 def _tested(classes: tuple[str, ...], test: EvaluatedTest) -> dict[str, Any]:

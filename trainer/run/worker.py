@@ -138,6 +138,7 @@ class _Worker:
             labels=self.labels,
             momentum=self.learner.network.momentum,
             dropout=self.learner.network.dropout,
+            sensitivity=settings.diagnosis.sensitivity,
             validation_fraction=settings.data.validation_fraction if "" in rows.sides else float("nan"),
         )
         self.checkpoints = Checkpoints(self.store, task.run, settings.checkpoint.keep_last)

@@ -1,22 +1,23 @@
 """Measures the detector on recorded curves of real runs, healthy ones and ones with a fault. Prints JSON.
 
     python -m benchmarks.short_runs [--set report]
-    python -m benchmarks.short_runs --example tests/spikewise/short_runs.npz    # the curves of the unit tests
+    python -m benchmarks.short_runs --set tune --example tests/spikewise/short_runs.npz    # the curves of the unit tests
 
-A run trains a small network with BatchNormalization and dropout on images of 8x8 pixels. Short runs have 8 to 15 epochs, long ones
-100. Half of the short runs have a fault in one of the epochs 6 to 10: batches with one label, one batch whose pixels are not scaled,
-shuffled labels, or a tenfold learning rate. A fault counts if the loss at least doubles in that epoch; it is detected if that epoch
-is reported as a spike. A run draws everything, its fault included, from its seed. The tuning set and the reporting set share no seed,
-and the reporting set has a data set more. The recorded losses are kept in --cache; recording takes a few minutes.
+A run trains a small network with BatchNormalization and dropout, written in NumPy, on images of 8x8 pixels. Short runs have 8 to 15
+epochs, long ones 100. Half of the short runs have a fault in one of the epochs 6 to 10: batches with one label, one batch whose pixels
+are not scaled, shuffled labels, or a tenfold learning rate. A fault counts if the loss at least doubles in that epoch; it is detected
+if that epoch is reported as a spike. A run draws everything, its fault included, from its seed. The tuning set and the reporting set
+share no seed, and the reporting set has a data set more. Recorded losses are kept in --cache; recording takes a few minutes.
 
 Shapes: N training images, n validation images, s steps, E epochs.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -25,10 +26,13 @@ import numpy as np
 
 from spikewise.detect import Detector
 
-SEEDS = {"tune": (0, 300, 40), "report": (10_000, 500, 60)}
+SEEDS = {"tune": (0, 300, 40), "report": (10_000, 240, 16)}
 """For each set: the first seed, the number of short runs and the number of long ones."""
 FAULTS = ("one label", "unscaled batch", "shuffled labels", "raised learning rate")
+EXAMPLES = 60
+"""Number of runs in the file of --example."""
 WORKERS = 2
+"""Processes."""
 LONG = 100
 """Epochs of a long run."""
 
@@ -65,7 +69,7 @@ def plan(seed: int, *, long: bool, sets: tuple[str, ...]) -> Plan:
         "seed": seed,
         "epochs": LONG if long else int(r.integers(8, 16)),
         "data": str(r.choice(sets)),
-        "network": str(r.choice(["dense", "convolutional"])),
+        "network": str(r.choice(["dense", "deep", "convolutional"])),
         "momentum": float(r.choice([0.9, 0.99])),
         "dropout": float(r.choice([0.2, 0.5])),
         "learning_rate": float(np.exp(r.uniform(np.log(1e-4), np.log(1e-2)))),
@@ -167,11 +171,13 @@ class Network:
         def norm(units: int, dropout: float) -> Normalized:
             return Normalized(units, one.momentum, dropout, r)
 
-        if one.network == "dense":
-            body = [Linear(64, 64, r), norm(64, 0), Linear(64, 64, r), norm(64, one.dropout)]
+        if one.network != "convolutional":
+            body: list[Any] = []
+            for depth in range(5 if one.network == "deep" else 2):
+                body += [Linear(64, 64, r), norm(64, one.dropout if depth else 0)]
         else:  # 3x3 patches, every second one
             body = [Linear(9, 16, r), norm(16, 0), None, Linear(9 * 16, 64, r), norm(64, one.dropout)]
-        self._patches = one.network != "dense"
+        self._patches = one.network == "convolutional"
         self._layers = [*body, Linear(64, classes, r)]
         self._trained = [layer for layer in self._layers if layer]
         self._moments = [[np.zeros((2, *w.shape), np.float32) for w in layer.weights] for layer in self._trained]
@@ -251,24 +257,51 @@ def record(one: Plan, folder: Path) -> np.ndarray:
     return losses
 
 
-if __name__ == "__main__":
-    import sys
-    import time
+def score(runs: Sequence[Plan], losses: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Alarms in healthy runs, and detected faults, from the losses [E, n] of each run."""
+    counts = {name: [0, 0] for name in ("healthy short runs with an alarm", "healthy long runs with an alarm", "faults detected")}
+    by_fault: dict[str, list[int]] = {}
+    for one, curve in zip(runs, losses, strict=True):
+        detector = Detector()
+        for epoch in curve:
+            detector.update(epoch.astype(float))
+        means, epochs = detector.means, [spike.epoch for spike in detector.spikes]
+        if one.fault is None:
+            name = f"healthy {'long' if one.epochs == LONG else 'short'} runs with an alarm"
+            counts[name] = [counts[name][0] + bool(epochs), counts[name][1] + 1]
+        elif means[one.epoch - 1] >= 2 * means[one.epoch - 2]:
+            for found in (counts["faults detected"], by_fault.setdefault(one.fault, [0, 0])):
+                found[0] += one.epoch in epochs
+                found[1] += 1
+    values = {name: {"count": count, "of": of, "interval_95": wilson(count, of)} for name, (count, of) in counts.items()}
+    return {**values, "detected_by_fault": {name: {"count": count, "of": of} for name, (count, of) in sorted(by_fault.items())}}
 
-    began = time.time()
-    chosen = sys.argv[1]
-    n = int(sys.argv[2]) if len(sys.argv) > 2 else None
-    p = plans(chosen)[:n]
-    L = record(p, Path(f".cache/short_runs/{chosen}{n or ''}.npz"))
-    print(time.time() - began)
-    for one, l in list(zip(p, L))[:12]:
-        print(
-            one.data,
-            one.network,
-            one.momentum,
-            f"{one.learning_rate:.1e}",
-            one.batch_size,
-            one.fault,
-            one.epoch,
-            np.round(l.astype(float).mean(1), 2),
-        )
+
+def wilson(count: int, of: int) -> list[float]:
+    """The 95 % interval of a fraction."""
+    if not of:
+        return [0.0, 1.0]
+    z, p = 1.96, count / of
+    half = z * np.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
+    return [round(float((p + z**2 / (2 * of) + sign * half) / (1 + z**2 / of)), 4) for sign in (-1, 1)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=SEEDS, default="report", dest="chosen")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/short_runs"))
+    parser.add_argument("--example", type=Path, help="write the mean losses of the set's first short runs to this file")
+    arguments = parser.parse_args()
+    runs = plans(arguments.chosen)[: EXAMPLES if arguments.example else None]
+    with ProcessPoolExecutor(WORKERS) as pool:
+        losses = list(pool.map(partial(record, folder=arguments.cache), runs))
+    if arguments.example:
+        curves = np.full((len(runs), max(len(curve) for curve in losses)), np.nan, np.float32)
+        for row, curve in zip(curves, losses, strict=True):
+            row[: len(curve)] = curve.astype(float).mean(1)
+        np.savez_compressed(arguments.example, curves=curves, faults=np.array([one.epoch for one in runs]))
+    print(json.dumps({"command": f"python -m benchmarks.short_runs --set {arguments.chosen}", **score(runs, losses)}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -155,7 +155,9 @@ def _guessing(course: Course) -> list[str]:
     """A loss that was never below that of guessing."""
     if not course.lowest >= course.guess > 0:  # NaN or infinite: unknown; 0: a single class
         return []
-    return [f"The loss never got below that of guessing the class frequencies: {course.lowest:.3f} at best, {course.guess:.3f}."]
+    return [
+        f"The loss never got below that of guessing the class frequencies: {course.lowest:.3f} at best, against {course.guess:.3f}."
+    ]
 
 
 def _trend(overfitting: Overfitting) -> str:

@@ -63,7 +63,7 @@ JUMP = 0.15
 """A rise by more than this fraction from one epoch to the next is a jump."""
 JUMPS = 5
 """From this many jumps on, a stretch of epochs is restless."""
-CALM = 5
+CALM = 8
 """Jumps more than this many epochs apart belong to different stretches."""
 SENSITIVITY = (0.1, 10.0)
 """Bounds of the sensitivity."""
@@ -277,11 +277,11 @@ class Detector:
 
     def _expected_above(self, first: Spike, expected: float) -> tuple[float, float]:
         """The loss that a second fault must exceed while the spike `first` lasts, and the noise scale at that loss: the highest
-        loss since then, and as much more as the last epoch added. After two spikes in a row it is infinite: a loss that rises
-        again and again is one divergence, and only a loss that is not finite is news."""
-        if [spike.epoch for spike in self.spikes[-2:]] == [self.epoch - 2, self.epoch - 1]:
-            return np.inf, 0.0
+        loss since then, and as much more as the last epoch added. It is infinite if the loss has jumped in every epoch since
+        then: that is one divergence, and only a loss that is not finite is news."""
         since = np.array(self.means[first.epoch - 1 : -1])
+        if len(since) > 1 and np.all(np.diff(since) > JUMP * since[:-1]):
+            return np.inf, 0.0
         steps = np.diff(self.means[-3:-1])
         highest = np.max(since[np.isfinite(since)], initial=np.fmax(expected, 0))
         level = float(highest + np.max(steps[np.isfinite(steps)], initial=0))
@@ -323,7 +323,7 @@ class Detector:
         if self.epoch - spike.epoch < PATIENCE:
             return "open"
         if lost is None:
-            lost = not rise < 2 * spike.rise
+            lost = not np.fmin(rise, self.means[-2] - baseline) < 2 * spike.rise  # a second fault alone is no divergence
         return "divergence" if lost else "level shift"
 
     def _restart(self, first: int) -> None:

@@ -88,7 +88,7 @@ def recorded():
 
 
 def test_a_fault_in_a_short_real_run_is_found(recorded):
-    """In a run of a dozen epochs, the steep and noisy first ones would hide a loss that trebles. benchmarks/short_runs.py measures it."""
+    """The steep and noisy first epochs of a short run would hide a loss that trebles (see benchmarks/short_runs.py)."""
     found = [
         epoch in [spike.epoch for spike in detect.replay(curve).spikes]
         for curve, epoch in zip(*recorded, strict=True)
@@ -276,7 +276,7 @@ def test_a_curve_that_keeps_jumping_is_restless():
     """Forty epochs of jumps would be summarized as two spikes, because an open spike and a new level hide what follows them."""
     r = np.random.default_rng(0)
     calm = 0.7 + 0.01 * r.normal(size=20)
-    jumping = 0.7 * np.exp(0.3 * np.abs(r.normal(size=40)))
+    jumping = 0.7 * np.exp(0.4 * np.abs(r.normal(size=40)))
     detector = detect.replay([*calm, *jumping, *calm])
     (part,) = detect.course(detector).restless
     assert 20 < part.first <= 26

@@ -3,11 +3,12 @@
     python -m benchmarks.short_runs [--set report]
     python -m benchmarks.short_runs --set tune --example tests/spikewise/short_runs.npz    # the curves of the unit tests
 
-A run trains a small network with BatchNormalization and dropout, written in NumPy, on images of 8x8 pixels. Short runs have 8 to 15
-epochs, long ones 100. Half of the short runs have a fault in one of the epochs 6 to 10: batches with one label, one batch whose pixels
-are not scaled, shuffled labels, or a tenfold learning rate. A fault counts if the loss at least doubles in that epoch; it is detected
-if that epoch is reported as a spike. A run draws everything, its fault included, from its seed. The tuning set and the reporting set
-share no seed, and the reporting set has a data set more. Recorded losses are kept in --cache; recording takes a few minutes.
+A run trains a small network with BatchNormalization and dropout, written in NumPy, on images of 8x8 pixels. Short runs have 8 to
+15 epochs, long ones 100. Half of the short runs have a fault in one of the epochs 6 to 10: batches with one label, one batch
+whose pixels are not scaled, shuffled labels, or a tenfold learning rate. A fault counts if the loss at least doubles in that
+epoch; it is detected if that epoch is reported as a spike. A run draws everything, its fault included, from its seed. The tuning
+set and the reporting set share no seed, and the reporting set has a data set more. Recorded losses are kept in --cache; recording
+takes a few minutes.
 
 Shapes: N training images, n validation images, s steps, E epochs.
 """

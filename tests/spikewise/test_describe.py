@@ -129,13 +129,15 @@ def test_summary(diagnoses: list[Diagnosis], overfitting: Overfitting | None, te
             "1 spike in 100 epochs: steps that were too long (epoch 9). "
             "After epoch 9 the loss stayed high for at least 5 epochs (a level shift). "
             "Largest rise without an alarm: +0.40 in epoch 30; an alarm needs +0.50. "
-            "From epoch 21 to 65 the loss was restless: in 13 of these 45 epochs it rose by more than 15% in one epoch, at most by 0.62. "
+            "From epoch 21 to 65 the loss was restless: in 13 of these 45 epochs it rose by more than 15% in one epoch, "
+            "at most by 0.62. "
             "Do this.",
         ),
         (
             [],
             Course(lowest=0.8, guess=0.693),
-            "No spike in 100 epochs. The loss never got below that of guessing the class frequencies: 0.800 at best, against 0.693.",
+            "No spike in 100 epochs. "
+            "The loss never got below that of guessing the class frequencies: 0.800 at best, against 0.693.",
         ),
         ([], Course(lowest=0.3, guess=np.inf), "No spike in 100 epochs."),
         ([], Course(lowest=0.3, guess=0.0), "No spike in 100 epochs."),

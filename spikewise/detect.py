@@ -98,7 +98,7 @@ def _variance_of_rises(x: np.ndarray, y: np.ndarray, prior: float) -> np.ndarray
     weights = np.where(x[1:] <= FIRST, FIRST_WEIGHT, 1.0)[-MEMORY:]
     factor = RISES * max(1.0, y.shape[-1] / WINDOW)
     # Half of the differences of symmetric noise are rises: hence 2.
-    return (PRIOR_WEIGHT * prior**2 + factor**2 * 2 * (weights * rises**2).sum(-1)) / (PRIOR_WEIGHT + weights.sum())
+    return np.asarray((PRIOR_WEIGHT * prior**2 + factor**2 * 2 * (weights * rises**2).sum(-1)) / (PRIOR_WEIGHT + weights.sum()))
 
 
 def _variance_around_trend(y: np.ndarray, prior: float) -> np.ndarray:
@@ -108,7 +108,7 @@ def _variance_around_trend(y: np.ndarray, prior: float) -> np.ndarray:
         return np.full(y.shape[:-1], np.inf)
     # If the last epochs are calmer than those before, only they count, so that a wild start is soon forgotten.
     noise_scale = np.minimum(_noise_scale(y, MEMORY), 1.5 * _noise_scale(y, WINDOW))
-    return (PRIOR_WEIGHT * prior**2 + k * noise_scale**2) / (PRIOR_WEIGHT + k)
+    return np.asarray((PRIOR_WEIGHT * prior**2 + k * noise_scale**2) / (PRIOR_WEIGHT + k))
 
 
 def _noise_scale(y: np.ndarray, memory: int) -> np.ndarray:

@@ -17,13 +17,14 @@ import numpy as np
 from spikewise import causes, measure, probes, standing
 from spikewise import steps as analysis
 from spikewise.curve import BUDGET, Budget, Parts, parts_from, sizes
-from spikewise.detect import SMALLEST_FRACTION, Detector, overfitting
+from spikewise.detect import Detector, course, overfitting
 from spikewise.findings import Findings
 from spikewise.moments import Counterfactuals
 from spikewise.probes import Network, Scene, Weights
 from spikewise.records import (
     STEP,
     Case,
+    Course,
     Diagnosis,
     Event,
     Hyperparameters,
@@ -68,8 +69,8 @@ class News(NamedTuple):
 
     diagnosis: Diagnosis | None
     """Diagnosis of a new spike."""
-    resolved: Diagnosis | None
-    """Diagnosis of an earlier spike whose outcome is now known. A divergence changes its verdict."""
+    resolved: tuple[Diagnosis, ...]
+    """Diagnoses of earlier spikes whose outcome is now known. A divergence changes its verdict."""
     parts: Parts | None = None
     """What the validation loss is made of; None if that was not measured in this epoch."""
     standing: tuple[Standing, ...] = ()
@@ -91,15 +92,14 @@ class Diagnostician:
         momentum: float = np.nan,
         dropout: float = np.nan,
         validation_fraction: float = np.nan,
-        smallest_fraction: float = SMALLEST_FRACTION,
+        sensitivity: float = 1.0,
         budget: float = BUDGET,
     ) -> None:
         """`batch_size`: images of a global batch. `groups`, `keys`, `labels` [n]: source, name and class number of each validation
-        image. `momentum`, `dropout`, `validation_fraction`: as in records.Hyperparameters, for the remedies. `smallest_fraction`: a
-        rise below this fraction of the expected loss does not matter. `budget`: fraction of the training time that measuring the
-        parts of the loss may take."""
+        image. `momentum`, `dropout`, `validation_fraction`: as in records.Hyperparameters, for the remedies. `sensitivity`: as for
+        Detector. `budget`: fraction of the training time that measuring the parts of the loss may take."""
         self.network = network
-        self.detector = Detector(groups, smallest_fraction=smallest_fraction)
+        self.detector = Detector(groups, sensitivity=sensitivity)
         self.diagnoses: list[Diagnosis] = []
         self.parts: list[Parts] = []
         """What the validation loss is made of, for each epoch in which that was measured."""
@@ -157,7 +157,7 @@ class Diagnostician:
         update = self.detector.update(losses, lost=self._lost(sampled, len(steps)) if self.detector.due else None)
         epoch = self.detector.epoch
         self.snapshot(len(steps))
-        resolved = self._resolve(update.resolved) if update.resolved else None
+        resolved = tuple(one for spike in update.resolved if (one := self._resolve(spike)))
         self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
         self._counterfactuals.update(trace, np.asarray(self.network.kept, float))
         diagnosis = None
@@ -183,6 +183,11 @@ class Diagnostician:
         self._path = []
         self._rate_before = float(steps["learning_rate"][-1]) if len(steps) else self._rate_before
         return News(diagnosis, resolved, parts, tuple(new))
+
+    @property
+    def course(self) -> Course:
+        """What there is to say about the curve so far besides its spikes."""
+        return course(self.detector, self._guess)
 
     @property
     def overfitting(self) -> Overfitting | None:

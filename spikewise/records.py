@@ -59,6 +59,44 @@ class Spike:
 
 
 @dataclass(frozen=True, slots=True)
+class Rise:
+    """A rise of the validation loss that raised no alarm."""
+
+    epoch: int
+    rise: float
+    expected: float
+    """The loss expected in that epoch."""
+    limit: float
+    """The rise that would have raised an alarm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restless:
+    """A stretch of epochs in which the validation loss kept jumping."""
+
+    first: int
+    last: int
+    """Epochs of the first and the last jump."""
+    jumps: int
+    """Number of epochs in which it rose by more than detect.JUMP."""
+    largest: float
+    """The largest of these rises, in nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What there is to say about the validation loss of a run besides its spikes."""
+
+    lowest: float = float("nan")
+    """NaN if it was never finite."""
+    guess: float = float("nan")
+    """The loss of always predicting the class frequencies; NaN if they are unknown."""
+    largest: Rise | None = None
+    """The largest rise that raised no alarm."""
+    restless: tuple[Restless, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Overfitting:
     """A trend rather than a spike: since `epoch` the validation loss climbs while the loss on training images, in inference mode,
     falls."""

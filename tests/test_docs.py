@@ -9,7 +9,7 @@ import pytest
 
 from spikewise import causes, probes
 from trainer import config
-from trainer.config import Augmentation, Data, Model, Optimizer, Settings, Training
+from trainer.config import Augmentation, Data, Diagnosis, Model, Optimizer, Settings, Training
 from trainer.model.module import find
 
 DIAGNOSIS = Path("docs/diagnosis.md").read_text(encoding="utf-8")
@@ -100,6 +100,7 @@ def _first_column(document: str, heading: str = "") -> list[str]:
         (Data, "docs/data.md", ""),
         (Model, "docs/networks.md", "All keys of `[model]`"),
         (Optimizer, "docs/networks.md", "All keys of `[optimizer]`"),
+        (Diagnosis, "docs/diagnosis.md", "Settings"),
     ],
 )
 def test_the_tables_of_settings_are_those_of_the_code(section, document, heading):

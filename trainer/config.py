@@ -40,6 +40,7 @@ KEYS_FREE_TO_CHANGE = {
     ("optimizer", "clip_norm"),
     ("training", "early_stopping"),
     ("training", "keep"),
+    ("diagnosis", "sensitivity"),
     ("data", "min_validation"),
     ("data", "max_quarantined"),
 }
@@ -285,6 +286,17 @@ class Training(Section):
     loss."""
 
 
+class Diagnosis(Section):
+    """How the validation loss is explained (docs/diagnosis.md)."""
+
+    sensitivity: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    """How small a rise of the validation loss is an alarm, 0.1 to 10: every limit is divided by it. With 2, half the rise is an
+    alarm; healthy runs then raise alarms more often."""
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Fraction of the training time, 0 to 1, that measuring what the validation loss is made of may take. 0 turns it off; spikes
+    are explained all the same."""
+
+
 class Launch(Section):
     workers: Positive = 1
     """Number of workers."""
@@ -306,12 +318,6 @@ class Checkpoint(Section):
     """Number of newest checkpoints to keep. The best one is always kept as well."""
     lease_seconds: Seconds = 15.0
     """Seconds without a heartbeat after which a run's driver counts as dead and another job may take over, up to 1e6."""
-
-
-class Diagnosis(Section):
-    budget: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Fraction of the training time, 0 to 1, that measuring what the validation loss is made of may take. 0 turns it off; spikes
-    are explained all the same."""
 
 
 class Metrics(Section):

@@ -153,7 +153,7 @@ def _disturb(run: Any, injection: Any) -> dict[str, Any]:
         return {**about, "detected": False}
     for _ in range(6 if injection.cause == "divergence" and diagnosis.spike.outcome == "open" else 0):
         if resolved := run.train_epoch(injection).resolved:
-            diagnosis = resolved
+            diagnosis = resolved[0]
             break
     return {
         **about,

@@ -14,7 +14,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from spikewise.detect import SMALLEST_FRACTION
 from spikewise.keras.backend import require_tensorflow
 from spikewise.records import Diagnosis
 
@@ -28,14 +27,14 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
         *,
         keys: Sequence[str] | None = None,
         groups: Sequence[Hashable] | None = None,
-        smallest_fraction: float = SMALLEST_FRACTION,
+        sensitivity: float = 1.0,
         memory: int = 2**31,
     ) -> None:
         """Shapes: n validation examples.
 
         `validation_data`: arrays (x, y), a batched tf.data.Dataset or a keras.utils.PyDataset, in the same order each time.
         `keys`, `groups` [n]: name and source of each example; examples from one source count as one in intervals.
-        `smallest_fraction`: a rise below this fraction of the expected loss does not matter.
+        `sensitivity`: 0.1 to 10; with 2, half the rise is an alarm.
         `memory`: bytes that the batches of the running epoch may take.
 
         Raises UserError, here or at the start of training, if Keras does not run on TensorFlow or cannot use the data or the model.
@@ -45,7 +44,7 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
         from spikewise.keras.fit import Watch  # imports TensorFlow
 
         names = {name: list(values) for name, values in (("keys", keys), ("groups", groups)) if values is not None}
-        self._watch = Watch(validation_data, names, smallest_fraction=smallest_fraction, memory=memory)
+        self._watch = Watch(validation_data, names, sensitivity=sensitivity, memory=memory)
 
     @property
     def diagnoses(self) -> list[Diagnosis]:

@@ -30,13 +30,13 @@ SAMPLE = 500
 class Watch:
     """Connects the training of one model with a Diagnostician. The callback calls its methods in the order of `fit`."""
 
-    def __init__(self, validation_data: Any, names: Mapping[str, Sequence[Any]], *, smallest_fraction: float, memory: int) -> None:
+    def __init__(self, validation_data: Any, names: Mapping[str, Sequence[Any]], *, sensitivity: float, memory: int) -> None:
         """`names`: `keys` and `groups` [n], if known; the rest as for SpikeDiagnosis. Raises UserError."""
         self.bad_batches: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
         """Examples and labels of bad batches, by epoch and number."""
         self._examples = Examples(validation_data, "validation_data")
         self._names = names
-        self._smallest_fraction = smallest_fraction
+        self._sensitivity = sensitivity
         self._batches = EpochBatches(memory)
         self._diagnostician: Diagnostician | None = None
         self._model: keras.Model | None = None
@@ -63,7 +63,7 @@ class Watch:
         """What happened to the validation loss, in plain words."""
         if self._diagnostician is None:
             return "No epoch was finished."
-        return describe.summary(self.diagnoses, self._diagnostician.overfitting, self.epochs)
+        return describe.summary(self.diagnoses, self._diagnostician.overfitting, self.epochs, self._diagnostician.course)
 
     def as_dict(self) -> dict[str, Any]:
         """The results as JSON types."""
@@ -134,8 +134,7 @@ class Watch:
         if news.diagnosis:
             self._lines.append(describe.block(news.diagnosis))
             self._keep_bad_batches(news.diagnosis)
-        if news.resolved:
-            self._lines.append(describe.headline(news.resolved.spike))
+        self._lines += [describe.headline(resolved.spike) for resolved in news.resolved]
         return float(losses.mean())
 
     def end(self) -> None:
@@ -169,7 +168,7 @@ class Watch:
             labels=self._classes,
             momentum=self._network.momentum,
             dropout=self._network.dropout,
-            smallest_fraction=self._smallest_fraction,
+            sensitivity=self._sensitivity,
             keys=self._names.get("keys"),
             groups=self._names.get("groups"),
         )

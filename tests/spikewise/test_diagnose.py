@@ -75,7 +75,7 @@ def test_a_network_whose_statistics_lag_for_long_is_not_called_lost(training):
         training.norm.moving_variance.assign(training.norm.moving_variance * 400)
 
     news = [training.close(spoil) for _ in range(PATIENCE + 1)]
-    assert [found.resolved.spike.outcome for found in news if found.resolved] == ["level shift"]
+    assert [resolved.spike.outcome for found in news for resolved in found.resolved] == ["level shift"]
 
 
 def test_a_network_that_forgot_its_images_is_called_lost(training):
@@ -87,7 +87,7 @@ def test_a_network_that_forgot_its_images_is_called_lost(training):
             variable.assign(np.random.default_rng(number).normal(0, 3 * variable.numpy().std(), variable.shape))
 
     news = [training.close(destroy) for _ in range(PATIENCE + 1)]
-    resolved = [found.resolved for found in news if found.resolved]
+    resolved = [diagnosis for found in news for diagnosis in found.resolved]
     assert [diagnosis.verdict.name for diagnosis in resolved] == ["divergence"]
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from spikewise import describe, describe_curve
+from spikewise import describe, describe_curve, detect
 from spikewise.curve import shares
 from spikewise.findings import Findings
-from spikewise.records import Diagnosis
+from spikewise.records import Course, Diagnosis
 from trainer import __version__
 from trainer.epoch import EpochReport, best
 from trainer.report import scores, sentences
@@ -37,6 +37,7 @@ def summarize(result: RunResult) -> dict[str, Any]:
     answered, predictions = _predictions(result.probabilities)
     right = predictions == labels
     losses = _losses(result, kept, labels)
+    validation = _side(result.classes, labels, cluster, losses, right, answered)
     document = {
         "spikewise": __version__,
         "run": result.run,
@@ -50,14 +51,16 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "images_per_second": float(np.median([report.images_per_second for report in history])) if history else None,
         "input_wait": float(np.median([report.input_wait for report in history])) if history else None,
         "restarts": _restarts(history),
-        "spikes_summary": None if found is None or not history else _explained(found, len(history)),
+        "spikes_summary": None
+        if found is None or not history
+        else _explained(found, len(history), _course(result, validation["guess_loss"])),
         "spikes": None if found is None else [_spike(result, diagnosis) for diagnosis in found.diagnoses],
         "overfitting": None if found is None or found.overfitting is None else found.overfitting.as_dict(),
         "parts": [] if found is None else [parts.as_dict() for parts in found.parts],
         "shares": None if found is None else shares(found.parts),
         "standing": [] if found is None else [one.as_dict() for one in found.standing],
         "generalization_gap": None if kept is None else history[kept].validation_loss - history[kept].train_loss_inference,
-        "validation": _side(result.classes, labels, cluster, losses, right, answered),
+        "validation": validation,
         "test": None if result.test is None else _tested(result.classes, result.test),
         "confusion": scores.confusion(labels[answered], predictions[answered], len(result.classes)).tolist(),
         "per_class": _per_class(result.classes, labels, predictions, cluster),
@@ -75,10 +78,10 @@ def summarize(result: RunResult) -> dict[str, Any]:
     return {**document, "headline": sentences.headline(document), "notes": sentences.notes(document)}
 
 
-def _explained(found: Findings, epochs: int) -> list[str]:
+def _explained(found: Findings, epochs: int, course: Course) -> list[str]:
     """What the curve is made of and what its spikes were. The most important sentence comes first: a standing cause, or else the
     spikes."""
-    spikes = describe.sentences(found.diagnoses, found.overfitting, epochs)
+    spikes = describe.sentences(found.diagnoses, found.overfitting, epochs, course)
     parts = describe_curve.sentences(found.parts, found.standing)
     return [*parts, *spikes] if any(not one.over for one in found.standing) else [*spikes, *parts]
 
@@ -100,6 +103,13 @@ def _side(
         else None,
         "guess_loss": float(-sum(c / len(labels) * math.log(c / len(labels)) for c in counts if c)) if len(labels) else None,
     }
+
+
+def _course(result: RunResult, guess: float | None) -> Course:
+    """What there is to say about the curve besides its spikes."""
+    sensitivity = result.config.get("diagnosis", {}).get("sensitivity", 1.0)
+    detector = detect.replay([report.validation_loss for report in result.history], sensitivity)
+    return detect.course(detector, math.nan if guess is None else guess)
 
 
 def _tested(classes: tuple[str, ...], test: EvaluatedTest) -> dict[str, Any]:

@@ -173,6 +173,6 @@ class RunLog:
             self._console.say(describe_curve.block(one, options=True))
         if news.diagnosis:
             self._console.say(describe.block(news.diagnosis, options=True))
-        if news.resolved:
-            spike = news.resolved.spike
+        for resolved in news.resolved:
+            spike = resolved.spike
             self._console.say(f"spike of epoch {spike.epoch}: {spike.outcome} in epoch {spike.outcome_epoch}")

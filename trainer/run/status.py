@@ -60,5 +60,5 @@ class RunStatus:
     def _add(self, news: News) -> None:
         if news.diagnosis:
             self.diagnoses.append(news.diagnosis)
-        if resolved := news.resolved:
+        for resolved in news.resolved:
             self.diagnoses = [resolved if known.spike.epoch == resolved.spike.epoch else known for known in self.diagnoses]

@@ -144,6 +144,7 @@ class _Worker:
             momentum=self.learner.network.momentum,
             dropout=self.learner.network.dropout,
             budget=settings.diagnosis.budget,
+            sensitivity=settings.diagnosis.sensitivity,
             validation_fraction=settings.data.validation_fraction if "" in rows.sides else float("nan"),
         )
         self.checkpoints = Checkpoints(self.store, task.run, settings.checkpoint.keep_last)

@@ -102,7 +102,7 @@ class Linear(keras.optimizers.schedules.LearningRateSchedule):
 )
 def test_a_schedule_is_not_blamed_for_a_damaged_batch(rate, callback):
     """Warm-up is what the remedies themselves ask for; with it, everything in the first epochs would be blamed on it."""
-    spikes, model = SpikeDiagnosis(VALIDATION, smallest_fraction=0.05), network(optimizer=keras.optimizers.Adam(rate))
+    spikes, model = SpikeDiagnosis(VALIDATION, sensitivity=2), network(optimizer=keras.optimizers.Adam(rate))
     callbacks = [spikes, *([callback] if callback else [])]
     model.fit(Damaged(), epochs=6, shuffle=False, verbose=0, callbacks=callbacks)
     assert [(found.spike.epoch, found.verdict.name) for found in spikes.diagnoses][-1:] == [(6, "bad_batch")]

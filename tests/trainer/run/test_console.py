@@ -87,7 +87,7 @@ def test_only_the_best_epoch_is_marked(capsys):
 def test_a_spike_is_explained_and_its_outcome_printed(capsys):
     """The user would have to open the report of a running job to learn of a spike."""
     recovered = diagnosis(2, outcome="recovered", outcome_epoch=3)
-    printed = lines(capsys, finished(2, 2.0, news=News(diagnosis(2), None)), finished(3, news=News(None, recovered)))
+    printed = lines(capsys, finished(2, 2.0, news=News(diagnosis(2), ())), finished(3, news=News(None, (recovered,))))
     assert printed[1].startswith("SPIKE in epoch 2")
     assert "Three images rose." in "\n".join(printed)
     assert "        No setting does this." in printed

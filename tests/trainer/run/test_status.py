@@ -36,7 +36,7 @@ def test_a_resumed_run_continues_from_what_the_checkpoint_knows():
 def test_the_outcome_of_a_spike_replaces_its_first_diagnosis():
     """A spike would be counted a second time when it is known how it ended, or stay open forever."""
     recovered = diagnosis(2, outcome="recovered", outcome_epoch=3)
-    found = status(finished(2, news=News(diagnosis(2), None)), finished(3, news=News(None, recovered)))
+    found = status(finished(2, news=News(diagnosis(2), ())), finished(3, news=News(None, (recovered,))))
     assert found.diagnoses == [recovered]
 
 

@@ -51,9 +51,7 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "images_per_second": float(np.median([report.images_per_second for report in history])) if history else None,
         "input_wait": float(np.median([report.input_wait for report in history])) if history else None,
         "restarts": _restarts(history),
-        "spikes_summary": None
-        if found is None or not history
-        else _explained(found, len(history), _course(result, validation["guess_loss"])),
+        "spikes_summary": None if found is None or not history else _explained(result, found, validation["guess_loss"]),
         "spikes": None if found is None else [_spike(result, diagnosis) for diagnosis in found.diagnoses],
         "overfitting": None if found is None or found.overfitting is None else found.overfitting.as_dict(),
         "parts": [] if found is None else [parts.as_dict() for parts in found.parts],
@@ -78,10 +76,10 @@ def summarize(result: RunResult) -> dict[str, Any]:
     return {**document, "headline": sentences.headline(document), "notes": sentences.notes(document)}
 
 
-def _explained(found: Findings, epochs: int, course: Course) -> list[str]:
+def _explained(result: RunResult, found: Findings, guess: float | None) -> list[str]:
     """What the curve is made of and what its spikes were. The most important sentence comes first: a standing cause, or else the
     spikes."""
-    spikes = describe.sentences(found.diagnoses, found.overfitting, epochs, course)
+    spikes = describe.sentences(found.diagnoses, found.overfitting, len(result.history), _course(result, guess))
     parts = describe_curve.sentences(found.parts, found.standing)
     return [*parts, *spikes] if any(not one.over for one in found.standing) else [*spikes, *parts]
 

@@ -16,8 +16,12 @@ Shapes: H W C the packed image, C = 3 (RGB).
 """
 
 import io
+import os
 import re
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -160,6 +164,10 @@ def _pixels(image: Opened, image_shape: tuple[int, int, int]) -> np.ndarray:
     full = _jpeg(image.contents) if isinstance(image.contents, Jpeg) else image.contents
     if full.format == "TIFF":
         _check_tiff(full)
+        with _printed() as printed:
+            full.load()
+        if printed:
+            raise DecodeError(f"is damaged: {printed[0]}")
     small = _colors(full).resize((width, height), Image.Resampling.BILINEAR)
     if small.mode == "RGBA":
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
@@ -167,16 +175,37 @@ def _pixels(image: Opened, image_shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _jpeg(jpeg: Jpeg) -> Image.Image:
-    """The pixels of a JPEG. Unlike Pillow's, this decoder reports missing and derailed data; it lacks rare color subsamplings."""
+    """The pixels of a JPEG. Unlike Pillow's, this decoder reports missing and derailed data. It lacks rare color subsamplings; of
+    those, only missing data is found."""
     try:
         return Image.fromarray(simplejpeg.decode_jpeg(jpeg.data, "RGB", strict=True))
     except ValueError as error:
         if "subsampling" in str(error):
-            return Image.open(io.BytesIO(jpeg.data), formats=("JPEG",))
+            both = (jpeg, jpeg.with_surplus(b"\xa5" * 64))
+            image, other = (Image.open(io.BytesIO(each.data), formats=("JPEG",)) for each in both)
+            if image.tobytes() != other.tobytes():
+                raise DecodeError("is damaged: a part of its pixels is missing") from None
+            return image
         padding = re.search(r"(\d+) extraneous bytes before marker", str(error))
         if padding and (shorter := jpeg.without_padding(int(padding[1]))):
             return _jpeg(shorter)
         raise
+
+
+@contextmanager
+def _printed() -> Iterator[list[str]]:
+    """The first line that this process prints to standard error: libtiff prints errors in image data, and goes on."""
+    printed: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield printed
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+        file.seek(0)
+        printed += file.read(1000).decode(errors="replace").splitlines()[:1]
 
 
 def _check_tiff(image: Image.Image) -> None:

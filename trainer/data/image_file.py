@@ -21,6 +21,7 @@ PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 SURPLUS = 1 << 20
 """Bytes that a PNG may have after its last row. libpng ignores them."""
 KEPT = re.compile(rb"IHDR|PLTE|tRNS|IDAT|IEND")
+METADATA = re.compile(rb"tEXt|zTXt|iTXt|iCCP|gAMA|cHRM|cICP|sRGB|sBIT|sPLT|pHYs|bKGD|hIST|tIME|eXIf|acTL|fcTL|fdAT|oFFs|pCAL|sCAL")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Contents:
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
+    return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))))
 
 
 def read_png(data: bytes, max_pixels: int) -> Contents:
@@ -51,9 +52,9 @@ def read_png(data: bytes, max_pixels: int) -> Contents:
             packed.append(body)
         elif kind == b"eXIf" and intact:
             exif = body
+        elif not intact and not METADATA.match(kind) and not packed:  # perhaps the palette, or a chunk that was the palette
+            raise DecodeError("is damaged: the checksum of a chunk before its pixels is wrong")
         elif kind in (b"IHDR", b"PLTE", b"tRNS"):
-            if not intact:
-                raise DecodeError(f"is damaged: the checksum of its {kind.decode()} chunk is wrong")
             header = header or body
             kept.append(png_chunk(kind, body))
     if len(header) != 13:
@@ -62,8 +63,8 @@ def read_png(data: bytes, max_pixels: int) -> Contents:
     check_pixels(width, height, max_pixels)
     if not width or not height or color not in CHANNELS or depth not in (1, 2, 4, 8, 16) or interlaced > 1:
         raise DecodeError("is damaged: its header has invalid values")
-    rows = _unpacked(b"".join(packed), _png_bytes(width, height, depth * CHANNELS[color], interlaced), sound)
-    kept.append(png_chunk(b"IDAT", zlib.compress(rows, 0)))
+    size = _png_bytes(width, height, depth * CHANNELS[color], interlaced)
+    kept.append(png_chunk(b"IDAT", zlib.compress(_unpacked(b"".join(packed), size, sound), 0)))  # no copy outlives its use
     return Contents(width, height, b"".join((PNG, *kept, png_chunk(b"IEND", b""))), exif)
 
 

@@ -42,6 +42,10 @@ class Jpeg:
     def data(self) -> bytes:
         return b"".join(self.segments)
 
+    def with_surplus(self, surplus: bytes) -> "Jpeg":
+        """With more data after each scan. Only an image that lacks data looks otherwise then."""
+        return replace(self, segments=tuple(each + surplus * (each[1] == SCAN) for each in self.segments))
+
     def without_padding(self, count: int) -> "Jpeg | None":
         """Without the last `count` bytes of a scan that ends with as many equal bytes, as some cameras pad it; None without one."""
         for number, segment in enumerate(self.segments):

@@ -82,7 +82,7 @@ def test_a_bad_image_costs_only_itself(source):
     rows = {row["key"]: row for row in decoded(source, change).to_pylist()}
     assert rows["Au/p1.png"]["reason"].startswith("was listed but is gone (seen from machine ")
     assert rows["Au/p3.png"]["reason"] == f"changed after it was listed ({len(png(120))} bytes then, 11 now)"
-    assert rows["Tp/p4.png"]["reason"].startswith("cannot be decoded: ")
+    assert rows["Tp/p4.png"]["reason"].startswith("is damaged: ")
     assert all(rows[key]["image"] is None and rows[key]["content"] is None for key in ("Au/p1.png", "Au/p3.png", "Tp/p4.png"))
     assert all(rows[key]["reason"] is None for key in ("Au/p5.png", "Tp/p0.png", "Tp/p2.png"))
 

@@ -39,6 +39,14 @@ def saved(image: Image.Image, form: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def bitmap(image: Image.Image) -> bytes:
+    """An RGBA image as a BMP with alpha, which Pillow only reads: 32 bits in the order BGRA, from the bottom row up."""
+    rows = np.asarray(image)[::-1, :, [2, 1, 0, 3]].tobytes()
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, *image.size, 1, 32, 3, len(rows), 0, 0, 0, 0) + masks + b"BGRs" + bytes(48)
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
+
+
 def seeds() -> dict[str, dict[str, bytes]]:
     """Format -> name of a variant -> file."""
     color = photo()
@@ -78,7 +86,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "16 bits": saved(deep, "TIFF"),
             "alpha": saved(clear, "TIFF", compression="tiff_lzw"),
         },
-        "BMP": {"color": saved(color, "BMP"), "palette": saved(palette, "BMP"), "alpha": saved(clear, "BMP")},
+        "BMP": {"color": saved(color, "BMP"), "palette": saved(palette, "BMP"), "alpha": bitmap(clear)},
         "GIF": {"still": saved(palette, "GIF"), "animation": saved(color, "GIF", **more)},
         "AVIF": {"still": saved(color, "AVIF", quality=60), "alpha": saved(clear, "AVIF"), "EXIF": saved(color, "AVIF", exif=exif)},
         "HEIC": {"still": base64.b64decode(HEIC)},

@@ -123,8 +123,12 @@ class Decoder:
             self.close()
             raise _DiedError(f"did not answer within {self.stall_seconds:g} seconds") from None
         except (OSError, EOFError):
-            code = self.process.wait()
-            self.close()
+            try:
+                code = self.process.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                raise _DiedError("sent an answer that cannot be right") from None
+            finally:
+                self.close()
             name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             ended = "took too much processor time" if name == "SIGXCPU" else f"died ({name})"
             raise _DiedError(ended) from None

@@ -47,13 +47,13 @@ class Jpeg:
         return replace(self, segments=tuple(each + surplus * (each[1] == SCAN) for each in self.segments))
 
     def without_padding(self, count: int) -> "Jpeg | None":
-        """Without the last `count` bytes of a scan that ends with as many equal bytes, as some cameras pad it; None without one."""
-        for number, segment in enumerate(self.segments):
-            tail = segment[-count:]
-            if segment[1] == SCAN and len(segment) > count and tail == tail[:1] * count:
-                segments = (*self.segments[:number], segment[:-count], *self.segments[number + 1 :])
-                return replace(self, segments=segments)
-        return None
+        """Without the last `count` bytes of the scan that ends with the most equal bytes, as some cameras pad it; None without one."""
+        runs = {number: len(each) - len(each.rstrip(each[-1:])) for number, each in enumerate(self.segments) if each[1] == SCAN}
+        longest = max(runs, key=lambda number: runs[number])
+        if runs[longest] < count:
+            return None
+        segments = (*self.segments[:longest], self.segments[longest][:-count], *self.segments[longest + 1 :])
+        return replace(self, segments=segments)
 
 
 def read_jpeg(data: bytes) -> Jpeg:

@@ -57,3 +57,5 @@ def check_deflate(packed: bytes) -> None:
             packed = stream.unconsumed_tail
     except zlib.error as error:
         raise DecodeError(f"is damaged: its pixels cannot be unpacked ({error})") from None
+    if not stream.eof:
+        raise DecodeError("is damaged: a part of its pixels is missing")

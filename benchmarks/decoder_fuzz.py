@@ -79,9 +79,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     each = given.seconds / len(given.formats)
-    found = {
-        form: fuzz(form, mutations=given.mutations, seconds=each, kind=given.kind, seed=given.seed) for form in given.formats
-    }
+    found = {form: fuzz(form, mutations=given.mutations, seconds=each, kind=given.kind, seed=given.seed) for form in given.formats}
     print(json.dumps({"settings": vars(given), "formats": found}, indent=1))
 
 

@@ -110,8 +110,7 @@ class Decoder:
         try:
             _receive(self._socket, 0, START_SECONDS)
         except (OSError, EOFError):
-            code = self.process.poll()
-            self.close()
+            code = self._ended()
             raise _start_error("does not answer" if code is None else f"ended with code {code}") from None
 
     def _ask(self, data: bytes) -> bytearray:
@@ -123,15 +122,22 @@ class Decoder:
             self.close()
             raise _DiedError(f"did not answer within {self.stall_seconds:g} seconds") from None
         except (OSError, EOFError):
-            try:
-                code = self.process.wait(timeout=1)
-            except subprocess.TimeoutExpired:
+            code = self._ended()
+            if code is None:
                 raise _DiedError("sent an answer that cannot be right") from None
-            finally:
-                self.close()
             name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             ended = "took too much processor time" if name == "SIGXCPU" else f"died ({name})"
             raise _DiedError(ended) from None
+
+    def _ended(self) -> int | None:
+        """Ends the process; returns its exit code, None if it had not ended by itself."""
+        assert self.process is not None
+        try:
+            return self.process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            self.close()
 
 
 def _start_error(problem: str) -> DecoderError:

@@ -270,7 +270,7 @@ def test_a_flipped_bit_in_a_png_is_refused():
     """Everything below a wrong bit would be black, although the format has checksums."""
     data = bytearray(encoded(photo(640, 480), "PNG"))
     data[len(data) // 2] ^= 1
-    with pytest.raises(DecodeError, match=r"is damaged: its pixels cannot be unpacked|checksum"):
+    with pytest.raises(DecodeError, match=r"is damaged: "):
         decode(bytes(data), SHAPE, MANY)
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import threading
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from tests.support import jobs
 from trainer.config import S3, Data, load
+from trainer.data import pack as packing
 from trainer.data.dataset import Pack, Quarantined, Shard
 from trainer.data.index import build_manifest
 from trainer.data.pack import _decode_block, _listed, images_of, load_pack, pack
@@ -267,3 +269,39 @@ def test_each_image_is_read_from_its_own_source(tmp_path):
     shutil.rmtree(data["validation"])
     (row,) = _decode_block(_listed(images[2:]), sources.images, SHAPE, 10**8).to_pylist()
     assert "Fix: mount data.validation on every machine" in row["failure"]
+
+
+def test_packing_that_waits_for_a_block_can_be_stopped(monkeypatch):
+    """SIGTERM would have no effect while one task hangs, and the pod would be killed at the end of its grace period."""
+    monkeypatch.setattr(packing, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(packing, "CLOSE_SECONDS", 0.1)
+    hangs = threading.Event()
+
+    def blocks():
+        yield pa.table({"number": [1]})
+        hangs.wait()
+
+    polled = packing._polled(blocks())
+    assert next(polled)["number"].to_pylist() == [1]
+    assert next(polled) is None
+    assert next(polled) is None
+    polled.close()
+    hangs.set()
+
+
+def test_blocks_and_errors_arrive_in_order(monkeypatch):
+    """Images would be lost, or an error while decoding would leave an incomplete pack."""
+    monkeypatch.setattr(packing, "POLL_SECONDS", 0.01)
+
+    def blocks():
+        yield from range(5)
+        raise PackError("lost")
+
+    found = []
+    with pytest.raises(PackError, match="lost"):
+        found.extend(block for block in packing._polled(blocks()) if block is not None)
+    assert list(packing._polled(iter_of(3))) == [0, 1, 2]
+
+
+def iter_of(count):
+    yield from range(count)

@@ -91,8 +91,9 @@ class Decoder:
         self._socket, theirs = socket.socketpair()
         height, width, _ = self.image_shape
         arguments = [str(each) for each in (theirs.fileno(), height, width, self.max_pixels)]
+        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "OPENBLAS_NUM_THREADS": "1",  # each of its threads would reserve address space
         }
         with theirs:

@@ -24,8 +24,9 @@ MAX_SCANS = 100
 """Encoders write 10 scans or so; each may cost as much time as a whole image, and takes only some 10 bytes."""
 MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xdf\xe0-\xef\xfe]")
 """The start of a segment, or the end of the image. Restart markers and reserved codes cannot start a segment."""
-SCAN_END = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
-"""The first marker after the data of a scan, which contains 0xff only before 0 and in restart markers."""
+SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""The first marker after the data of a scan, which contains 0xff only before 0 and in restart markers. Fill bytes (0xff) may come
+before it; a pattern that includes them takes 16 times as long."""
 JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 
 
@@ -47,7 +48,8 @@ class Jpeg:
         return replace(self, segments=tuple(each + surplus * (each[1] == SCAN) for each in self.segments))
 
     def without_padding(self, count: int) -> "Jpeg | None":
-        """Without the last `count` bytes of the scan that ends with the most equal bytes, as some cameras pad it; None without one."""
+        """Without the last `count` bytes of the scan that ends with the most equal bytes, as some cameras pad it. None if there is
+        no such scan."""
         runs = {number: len(each) - len(each.rstrip(each[-1:])) for number, each in enumerate(self.segments) if each[1] == SCAN}
         longest = max(runs, key=lambda number: runs[number])
         if runs[longest] < count:
@@ -89,7 +91,8 @@ def read_jpeg(data: bytes) -> Jpeg:
                 raise DecodeError(f"has more than {MAX_SCANS} scans, which takes too long to decode")
             end = SCAN_END.search(data, position)
             stop = end.start() if end else len(data)
-            segments.append(b"\xff\xda" + data[start : start + 2] + scan + data[position:stop])
+            pixels = data[position:stop].rstrip(b"\xff")
+            segments.append(b"".join((b"\xff\xda", data[start : start + 2], scan, pixels)))
             position = stop
         elif code == ADOBE and body.startswith(b"Adobe") and len(body) >= 12:
             adobe = body[11]

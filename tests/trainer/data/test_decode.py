@@ -81,7 +81,7 @@ def test_any_legal_size(size):
 def test_the_aspect_ratio_is_stretched_not_cropped():
     """The edges of an image, where a splice may show, would be lost."""
     pixels = decode(encoded(photo(400, 50), "PNG"), (64, 64, 3), MANY)
-    assert np.abs(pixels - expected(photo(400, 50), (64, 64, 3))).max() == 0
+    assert np.abs(pixels - expected(photo(400, 50), (64, 64, 3))).max() <= 1
 
 
 def test_the_same_bytes_give_the_same_pixels():

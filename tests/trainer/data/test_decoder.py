@@ -99,7 +99,7 @@ def test_a_process_that_cannot_start_is_not_the_images_fault(monkeypatch):
 def test_processor_time_and_memory_are_bounded():
     """An image could run for hours, or take the memory of all other processes."""
     limit = "from trainer.data.decoder import _bound\n_bound({}, 50_000_000)\n"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
 
     def run(program: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=60, check=False)
@@ -119,7 +119,7 @@ def test_the_process_ends_with_its_owner():
         "import os, signal\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=60, check=False)
     for _ in range(1000):
         if not os.path.exists(f"/proc/{int(done.stdout)}"):

@@ -69,15 +69,11 @@ class Decoder:
             if self.process is None:
                 self._start()
             try:
-                answer = self._ask(data)
+                return self._ask(data)
             except _DiedError as error:
                 if attempt == TRIES:
                     raise DecodeError(f"cannot be decoded: it ended {TRIES} decoder processes; the last one {error}") from None
-            else:
-                break
-        if answer[:1] == REFUSED:
-            raise DecodeError(**json.loads(answer[1:]))
-        return np.frombuffer(answer, np.uint8, offset=1).reshape(self.image_shape)
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Ends the process."""
@@ -114,11 +110,12 @@ class Decoder:
             code = self._ended()
             raise _start_error("does not answer" if code is None else f"ended with code {code}") from None
 
-    def _ask(self, data: bytes) -> bytearray:
-        assert self.process is not None
+    def _ask(self, data: bytes) -> np.ndarray:
+        """The pixels that the process answers with. Raises DecodeError and _DiedError."""
+        size = int(np.prod(self.image_shape))
         try:
             _send(self._socket, data, timeout=self.stall_seconds)
-            return _receive(self._socket, max(MESSAGE_BYTES, 1 + int(np.prod(self.image_shape))), self.stall_seconds)
+            answer = _receive(self._socket, max(MESSAGE_BYTES, 1 + size), self.stall_seconds)
         except TimeoutError:
             self.close()
             raise _DiedError(f"did not answer within {self.stall_seconds:g} seconds") from None
@@ -129,6 +126,14 @@ class Decoder:
             name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             ended = "took too much processor time" if name == "SIGXCPU" else f"died ({name})"
             raise _DiedError(ended) from None
+        if answer[:1] == PIXELS and len(answer) == 1 + size:
+            return np.frombuffer(answer, np.uint8, offset=1).reshape(self.image_shape)
+        try:
+            refusal = DecodeError(**json.loads(answer[1:]))
+        except (ValueError, TypeError):
+            self.close()
+            raise _DiedError("sent an answer that cannot be right") from None
+        raise refusal
 
     def _ended(self) -> int | None:
         """Ends the process; returns its exit code, None if it had not ended by itself."""
@@ -186,7 +191,8 @@ def _bound(seconds: float, size: int) -> None:
     most = mapped + size if hard == resource.RLIM_INFINITY else min(mapped + size, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, hard))
+    last = int(time.process_time() + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (last if hard == resource.RLIM_INFINITY else min(last, hard), hard))
 
 
 def _answer(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> tuple[bytes, bytes]:

@@ -5,7 +5,7 @@ sources       the stores of the images and of the labels file
 labels        the labels file
 index         lists and labels the images of the sources
 junk          files that are no images for their names
-decode        one image file -> pixels; jpeg_file, image_file and tiff_file read headers and leave metadata out
+decode        one image file -> pixels; jpeg_file, jpeg_scan, image_file and tiff_file read files without metadata
 decoder       decodes in a process that may die
 pack, shards  packed images in storage; the format of their files and the local cache
 duplicates    copies and near copies among the packed images

@@ -34,6 +34,7 @@ from PIL import AvifImagePlugin, ExifTags, Image
 from trainer.data import image_file, tiff_file
 from trainer.data.dataset import DecodeError
 from trainer.data.jpeg_file import Jpeg, read_jpeg
+from trainer.data.jpeg_scan import without_stray
 
 NAMES = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, BMP or GIF"
 """Pillow's other readers are not used: some start programs (EPS), and none is common for photographs."""
@@ -192,7 +193,7 @@ def _jpeg(jpeg: Jpeg) -> Image.Image:
                 raise DecodeError("is damaged: a part of its pixels is missing") from None
             return image
         padding = re.search(r"(\d+) extraneous bytes before marker", str(error))
-        if padding and (shorter := jpeg.without_padding(int(padding[1]))):
+        if padding and (shorter := jpeg.without_padding(int(padding[1])) or without_stray(jpeg)):
             return _jpeg(shorter)
         raise
 
@@ -241,7 +242,7 @@ def _colors(image: Image.Image) -> Image.Image:
     if image.mode == "RGBX":
         return image
     image.load()
-    if image.format == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         return image.convert("RGB")  # its writer left the fourth byte empty, and viewers ignore it
     mode = "RGBA" if image.has_transparency_data else "RGB"
     return image if image.mode == mode else image.convert(mode)

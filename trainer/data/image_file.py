@@ -108,7 +108,8 @@ def read_webp(data: bytes, max_pixels: int) -> Contents:
     """Reads a WebP. Raises DecodeError for more than `max_pixels` pixels or if the image data is incomplete."""
     chunks = list(_riff_chunks(data[12:]))
     exif = next((body for kind, body, _ in chunks if kind == b"EXIF"), b"")
-    width, height, kept = 0, 0, []
+    width, height = 0, 0
+    kept: list[bytes] = []
     for kind, body, complete in chunks:
         if kind == b"VP8X" and len(body) >= 10 and not kept:
             width, height = 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")

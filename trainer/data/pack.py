@@ -17,6 +17,7 @@ import json
 import logging
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
@@ -234,15 +235,17 @@ def _decoded(manifest: Manifest, sources: Sources, image_shape: tuple[int, int, 
         dataset: Any = ray.data.from_arrow(blocks)
         dataset.context.enable_progress_bars = False
         dataset.context.execution_options.preserve_order = True
-        dataset = dataset.map_batches(
-            _decode_block,
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            num_cpus=1,
-            max_retries=RETRIES,
-            fn_kwargs={"stores": sources.images, "image_shape": image_shape, "max_pixels": data.max_pixels},
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # max_retries is deprecated as of Ray 2.60 and has no successor there
+            dataset = dataset.map_batches(
+                _decode_block,
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                num_cpus=1,
+                max_retries=RETRIES,
+                fn_kwargs={"stores": sources.images, "image_shape": image_shape, "max_pixels": data.max_pixels},
+            )
         try:
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
         except ray.exceptions.RayError as error:

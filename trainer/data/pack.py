@@ -39,7 +39,7 @@ from trainer.storage.folder import FolderStore
 
 RETRIES = 3
 """How often Ray repeats a task whose process or machine died. An image cannot cause that: decoder.py decodes in another process."""
-POLL_SECONDS, CLOSE_SECONDS = 0.5, 5.0
+POLL_SECONDS, CLOSE_SECONDS = 0.5, 2.0
 """Longest time between two calls of `progress`; longest wait for the block that is being decoded when packing is stopped."""
 BLOCK_BYTES, BLOCK_IMAGES = 32_000_000, 64
 """Maximum bytes of pixels, and number of images, that one task decodes."""

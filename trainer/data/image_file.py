@@ -20,6 +20,8 @@ PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 """Of an interlaced PNG: the first column and row of each pass, and the distances of its columns and rows."""
 SURPLUS = 1 << 20
 """Bytes that a PNG may have after its last row. libpng ignores them."""
+CHECKSUM_BITS = 4
+"""Wrong bits of a checksum that may be its own damage, if the pixels' other checksum is right. Damaged pixels change about 16."""
 KEPT = re.compile(rb"IHDR|PLTE|tRNS|IDAT|IEND")
 METADATA = re.compile(rb"tEXt|zTXt|iTXt|iCCP|gAMA|cHRM|cICP|sRGB|sBIT|sPLT|pHYs|bKGD|hIST|tIME|eXIf|acTL|fcTL|fdAT|oFFs|pCAL|sCAL")
 
@@ -46,9 +48,12 @@ def read_png(data: bytes, max_pixels: int) -> Contents:
     Raises DecodeError for more than `max_pixels` pixels, and if checksums or the number of bytes show that pixels are wrong.
     """
     header, kept, packed, exif, sound = b"", [], [], b"", True
-    for kind, body, intact in _png_chunks(data):
-        sound = sound and (intact or kind != b"IDAT")
+    for kind, body, wrong in _png_chunks(data):
+        intact = not wrong
         if kind == b"IDAT":
+            if wrong > CHECKSUM_BITS:
+                raise DecodeError("is damaged: the checksum of its pixels is wrong")
+            sound = sound and intact
             packed.append(body)
         elif kind == b"eXIf" and intact:
             exif = body
@@ -68,16 +73,17 @@ def read_png(data: bytes, max_pixels: int) -> Contents:
     return Contents(width, height, b"".join((PNG, *kept, png_chunk(b"IEND", b""))), exif)
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Kind, content and whether the checksum is right, of each chunk before IEND."""
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+    """Kind, content and the number of wrong bits of the checksum, of each chunk before IEND."""
     position = len(PNG)
     while (kind := data[position + 4 : position + 8]) != b"IEND" and len(kind) == 4:
         (length,) = struct.unpack_from(">I", data, position)
         body = data[position + 8 : position + 8 + length]
         end = position + 12 + length
-        intact = data[end - 4 : end] == struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
-        yield kind, body, intact
-        if not intact and not KEPT.match(kind):  # metadata whose length may be wrong, too
+        checksum = data[end - 4 : end]
+        wrong = (int.from_bytes(checksum) ^ zlib.crc32(body, zlib.crc32(kind))).bit_count() if len(checksum) == 4 else 1
+        yield kind, body, wrong
+        if wrong and not KEPT.match(kind):  # metadata whose length may be wrong, too
             found = KEPT.search(data, position + 8)
             end = found.start() - 4 if found else len(data)
         position = end

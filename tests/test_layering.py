@@ -48,6 +48,7 @@ DOORS = {
     "ray": {"trainer.run", "trainer.data.pack", "jobs.kubernetes.entrypoint"},
     "rich": {"trainer.run.console"},
     "safetensors": {"trainer.storage.checkpoint"},
+    "pi_heif": {"trainer.data.decode"},
     "simplejpeg": {"trainer.data.decode"},
     "tensorflow": {"spikewise.keras", "trainer.data", "trainer.model", "trainer.engine", "benchmarks"},
     "tf.distribute": {"trainer.engine.group"},

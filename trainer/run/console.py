@@ -95,6 +95,8 @@ class RunLog:
         self._console.say(f"data: {counts['source']:,} images at {manifest.source}{more} ({how})")
         if manifest.ignored:
             self.warn(f"{manifest.ignored:,} objects at {manifest.source} belong to no class and are ignored")
+        if manifest.junk:
+            self._console.say(f"data: {manifest.junk:,} other files are no images (.DS_Store, Thumbs.db, a run's own files ...)")
         if quarantined:
             first = quarantined[0]
             self.warn(

@@ -128,6 +128,8 @@ class _Run:
     monitoring: Monitoring
     stop: threading.Event
     lease: Lease
+    packed: int = 0
+    """Images packed so far."""
     status: RunStatus = field(init=False)
     folder: Path = field(init=False)
     """Local folder of the report."""
@@ -189,7 +191,9 @@ class _Run:
         if self.stop.is_set():
             raise Stopped
         self.log.packing(done, total)
-        self.monitoring.exporter.note_progress()
+        if done > self.packed:
+            self.packed = done
+            self.monitoring.exporter.note_progress()
 
     def _train(self, data: Prepared, cores: int, logs: Path) -> None:
         """Listens to the workers until they have ended or have failed for good; passes on a request to stop."""

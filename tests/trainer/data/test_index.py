@@ -174,10 +174,12 @@ def test_the_digest_covers_side_and_source(tmp_path):
     assert len({manifest.digest for manifest in (plain, tested, validated, both)}) == 4
 
 
-def test_the_digest_of_a_data_set_of_one_source_is_that_of_earlier_versions():
-    """Every data set would be packed again after an update."""
+def test_the_digest_of_a_data_set_changes_with_the_version_of_its_pixels_only(monkeypatch):
+    """Every data set would be packed again after an update, or images of an older decoder would be trained on beside new ones."""
     images = (Image("Au/1", 4, "e", 0, ""), Image("Tp/2", 4, "f", 1, "g"))
-    assert index._digest(("a", "b"), images) == "a3dd15ea6fd30f5a95a8d09e2bab74c89792ff618e70f57fe276c38535254ff4"
+    assert index._digest(("a", "b"), images) == "316cffd242d94285253367ac5b95217582aaeb51b87e30a982bd8485c67bc5c8"
+    monkeypatch.setattr(index, "PIXELS_VERSION", 3)
+    assert index._digest(("a", "b"), images) != "316cffd242d94285253367ac5b95217582aaeb51b87e30a982bd8485c67bc5c8"
 
 
 LABELS = "key,label,group,split\nAu/1,real,a,train\nAu/2,real,b,val\nTp/3,fake,a,train\nTp/4,fake,c,val\n"

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from jobs.command_line import add_namespace, say
+from jobs.command_line import add_namespace, report_error, say
 from jobs.kubernetes import pods, runs
 from jobs.kubernetes.kubectl import Kubectl, KubernetesError, KubernetesObject
 from jobs.kubernetes.manifests import LABEL
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             case "cancel":
                 cancel(kubectl, kind, run)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report_error(error)
         return 2
     except KeyboardInterrupt:
         return 130

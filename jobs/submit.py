@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 
-from jobs.command_line import add_configuration, add_namespace, find_module, say
+from jobs.command_line import add_configuration, add_namespace, find_module, report_error, say
 from jobs.kubernetes import manifests, runs
 from jobs.kubernetes.kubectl import ForbiddenError, Kubectl, KubernetesError, KubernetesObject
 from jobs.kubernetes.watch import StartError, Watch
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         runs.create(kubectl, objects, run, say)
         return _watch(kubectl, arguments.shape, run, settings)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report_error(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -164,7 +164,7 @@ def _watch(kubectl: Kubectl, shape: str, run: str, settings: config.Settings) ->
         say(f"run {run} continues on the cluster: make status RUN={run}, make logs RUN={run}, make cancel RUN={run}")
         raise
     if ended.code:
-        print(f"error: run {run}: {ended.line}", file=sys.stderr)
+        report_error(f"run {run}: {ended.line}")
     else:
         say(f"run {run}: {ended.line}; report and model are at {settings.run.storage}/runs/{run}")
     return ended.code

@@ -7,6 +7,7 @@ Only `spikewise_run_info` carries the run's name as a label. The series of one j
 `spikewise_loss * on (instance, job) group_left (run) spikewise_run_info` adds the name where a query needs it.
 """
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -324,9 +325,13 @@ class Exporter(Collector):
             self._updates += 1
 
     def serve(self, host: str, port: int) -> int:
-        """Opens the endpoint and returns its port; `port` 0 takes a free one. Raises MetricsError if the address cannot be used."""
+        """Opens the endpoint and returns its port; `port` 0 takes a free one. `host` 0.0.0.0 means all addresses, of IPv6 too.
+
+        Raises MetricsError if the address cannot be used.
+        """
         try:
-            self._server, _ = start_http_server(port, host, self.registry)
+            everywhere = host == "0.0.0.0" and socket.has_dualstack_ipv6()
+            self._server, _ = start_http_server(port, "::" if everywhere else host, self.registry)
         except (OSError, OverflowError) as error:
             raise MetricsError(
                 f"Metrics endpoint {host}:{port} cannot be opened ({error}). Fix: set another metrics.port; 0 takes a free one."

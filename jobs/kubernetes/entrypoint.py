@@ -24,6 +24,7 @@ import traceback
 from typing import Any, NoReturn
 
 from trainer import UserError, config
+from trainer.formatting import printable
 
 CONFIG = "/etc/spikewise/config.toml"
 PORT = 6379
@@ -51,10 +52,10 @@ def main(argv: list[str] | None = None) -> int:
         else:
             follow(launch.object_store_bytes)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return os.EX_TEMPFAIL if error.transient else 2
     except Exception:  # such as those of Ray when the head is lost
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), file=sys.stderr)
         return os.EX_TEMPFAIL
     except _Terminated:
         pass
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def lead(workers: int, object_store_bytes: int) -> NoReturn:
     """Starts Ray's head, then becomes the driver. Raises UserError if the head does not start."""
-    address = f"{_environment('POD_IP')}:{PORT}"
+    address = _join(_environment("POD_IP"), PORT)
     command = [*_ray_start(object_store_bytes), "--head", f"--port={PORT}", "--include-dashboard=false"]
     started = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if started.returncode:
@@ -100,7 +101,7 @@ def follow(object_store_bytes: int) -> NoReturn:
     while True:
         address = _await_head(head)
         print(f"joining Ray's head at {head} ({address})", flush=True)
-        command = [*_ray_start(object_store_bytes), f"--address={address}:{PORT}", "--block"]
+        command = [*_ray_start(object_store_bytes), f"--address={_join(address, PORT)}", "--block"]
         node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             reason = _watch(node, head, address)
@@ -145,6 +146,10 @@ def _await_head(head: str) -> str:
             reported = True
         time.sleep(1)
     return address
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _reach(head: str) -> str | None:

@@ -49,6 +49,8 @@ class Manifest:
     """SHA-256 (hex) of classes and images. Equal digests mean equal data."""
     ignored: int = 0
     """Number of objects below the sources that belong to no class."""
+    archived: int = 0
+    """Number of images in an archive storage class: unreadable unless they have been restored."""
 
 
 @dataclass(frozen=True, slots=True)

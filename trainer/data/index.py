@@ -13,6 +13,7 @@ from trainer import config
 from trainer.data.dataset import DataError, Image, Manifest
 from trainer.data.labels import Label, Labels, read_labels
 from trainer.data.sources import Sources
+from trainer.formatting import printable
 from trainer.storage import Object
 
 
@@ -24,7 +25,8 @@ def build_manifest(sources: Sources, data: config.Data) -> Manifest:
     data's location nor on the time of the listing.
 
     Raises DataError for an empty source, a class without images in a source, fewer than two classes, an object that two sources
-    contain, or a labels file that does not fit; StoreError.
+    contain, a data.group_by that matches no key, a class name with control characters, or a labels file that does not fit;
+    StoreError.
     """
     objects = {name: list(store.list()) for name, store in sources.images.items()}
     for name, store in sources.images.items():
@@ -45,6 +47,8 @@ def build_manifest(sources: Sources, data: config.Data) -> Manifest:
         raise DataError(f"{_where(sources)} has {labelled} for data.source, but at least two are needed. Fix: add the others.")
     for name in [name for name in found if name != "source"]:
         _check_other(name, sources.images[name].url, found[name], classes)
+    if disguised := [name for name in classes if printable(name) != name or "\n" in name]:
+        raise DataError(f"The class name {disguised[0]!r} contains control characters. Fix: rename it.")
     numbers = {name: number for number, name in enumerate(classes)}
     given = _validation_given(found)
     images = tuple(
@@ -55,10 +59,16 @@ def build_manifest(sources: Sources, data: config.Data) -> Manifest:
     )
     if labels is not None:
         _check_sides(images, classes, _where(sources))
+    if data.group_by and not any(image.group for image in images):
+        raise DataError(
+            f"data.group_by = {data.group_by!r} matches none of the {len(images):,} keys, such as {images[0].key!r}. Fix: "
+            "correct the pattern, or remove data.group_by."
+        )
     # Hidden files such as .DS_Store are not worth a warning.
     strays = [entry.key for each in found.values() for entry, label in each if label is None]
     ignored = sum(not key.rpartition("/")[2].startswith(".") for key in strays)
-    return Manifest(sources.images["source"].url, classes, images, _digest(classes, images), ignored)
+    archived = sum(entry.archived for each in found.values() for entry, label in each if label is not None)
+    return Manifest(sources.images["source"].url, classes, images, _digest(classes, images), ignored, archived)
 
 
 Labelled = Sequence[tuple[Object, Label | None]]

@@ -16,7 +16,7 @@ from spikewise.diagnose import News
 from trainer.data.dataset import Manifest, Quarantined
 from trainer.engine.facts import NetworkFacts
 from trainer.epoch import EpochReport
-from trainer.formatting import duration, size
+from trainer.formatting import duration, printable, size
 from trainer.run import events
 from trainer.run.status import RunStatus
 
@@ -45,10 +45,11 @@ class Console:
 
     def say(self, line: str) -> None:
         self._last_line = time.monotonic()
-        self._out.print(line, markup=False)
+        self._out.print(printable(line), markup=False)
 
     def warn(self, line: str) -> None:
-        self._out.print(f"warning: {line}", markup=False, style="yellow")
+        self._last_line = time.monotonic()
+        self._out.print(printable(f"warning: {line}"), markup=False, style="yellow")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Shows that `done` of `total` units of `what` are done, as a bar or as a line every PLAIN_SECONDS."""

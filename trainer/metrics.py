@@ -111,7 +111,10 @@ METRICS: dict[str, Definition] = {
     "spikewise_checkpoint_duration_seconds": Definition("gauge", "seconds", "Duration of the last successful save."),
     "spikewise_checkpoint_failures_total": Definition("counter", "", "Saves that failed after all retries."),
     "spikewise_storage_requests_total": Definition(
-        "counter", "", "Requests to the run's storage, including retries.", ("operation",)
+        "counter",
+        "",
+        "Requests to storage and data sources: get, put, list or delete. Retries are included, except those of image reads.",
+        ("operation",),
     ),
     "spikewise_storage_retries_total": Definition("counter", "", "Requests to the run's storage that were retried."),
     "spikewise_storage_errors_total": Definition("counter", "", "Operations on the run's storage that failed after all retries."),

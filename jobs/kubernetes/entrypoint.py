@@ -31,6 +31,8 @@ PORT = 6379
 """Port of Ray's head."""
 LOST_SECONDS = 10
 """A worker leaves a head that has not answered for this long; Ray itself waits a minute."""
+REMIND_SECONDS = 30
+"""Longest silence while workers are awaited."""
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -82,12 +84,12 @@ def drive(workers: int) -> NoReturn:
     """Waits until as many pods have joined as there are workers, then becomes the driver."""
     import ray
 
-    reported = -1
+    reported, said = -1, 0.0
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR)
     signal.signal(signal.SIGTERM, _terminate)  # ray.init has replaced the handler
     while (joined := _joined(ray.nodes())) < workers:
-        if joined != reported:
-            reported = joined
+        if joined != reported or time.monotonic() - said > REMIND_SECONDS:
+            reported, said = joined, time.monotonic()
             print(f"waiting for workers: {joined} of {workers} pods have joined", flush=True)
         time.sleep(1)
     ray.shutdown()

@@ -1,6 +1,8 @@
 """Owns what a person reads while a job runs: progress bars on a terminal, plain lines elsewhere. It decides nothing about the
 run."""
 
+import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from trainer.run import events
 from trainer.run.status import RunStatus
 
 PLAIN_SECONDS = 10.0
-"""Shortest time between two plain progress lines."""
+"""Shortest time between two plain progress lines, and longest silence."""
 
 
 class Console:
@@ -32,14 +34,18 @@ class Console:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=self._out, transient=True)
         self._tasks: dict[str, TaskID] = {}
-        self._last_line = time.monotonic()
+        self._last_line = self._phase_began = time.monotonic()
+        self._phase = ""
+        self._ended = threading.Event()
 
     def __enter__(self) -> Self:
+        threading.Thread(target=self._break_silence, daemon=True, name="console").start()
         if self._out.is_terminal:
             self._bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
         if self._out.is_terminal:  # elsewhere this would print an empty line
             self._bars.stop()
 
@@ -50,6 +56,17 @@ class Console:
     def warn(self, line: str) -> None:
         self._last_line = time.monotonic()
         self._out.print(printable(f"warning: {line}"), markup=False, style="yellow")
+
+    def phase(self, what: str) -> None:
+        """What is going on from now on; empty if other lines tell. It is printed with its duration after each PLAIN_SECONDS of
+        silence."""
+        self._phase, self._phase_began = what, time.monotonic()
+
+    def _break_silence(self) -> None:
+        while not self._ended.wait(PLAIN_SECONDS / 10):
+            now, what, began = time.monotonic(), self._phase, self._phase_began
+            if what and now - max(self._last_line, began) >= PLAIN_SECONDS:
+                self.say(f"{what} ({now - began:.0f} s so far)")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Shows that `done` of `total` units of `what` are done, as a bar or as a line every PLAIN_SECONDS."""
@@ -66,6 +83,10 @@ class Console:
             self._bars.remove_task(task)
 
 
+EVERYWHERE = ("0.0.0.0", "::")
+"""Hosts that mean all addresses of this machine."""
+
+
 class RunLog:
     """The lines about one run."""
 
@@ -73,10 +94,17 @@ class RunLog:
         self._console = console
         self._run = run
         self._epochs = epochs
+        self._pod = os.environ.get("POD_NAME")
+        """The pod in which the driver runs, in a cluster: addresses and paths of its own are useless to the reader."""
         self.warn = console.warn
+        self.phase = console.phase
 
     def metrics_served(self, host: str, port: int) -> None:
-        self._console.say(f"run {self._run}: metrics at http://{host}:{port}/metrics")
+        url = f"http://{'localhost' if self._pod or host in EVERYWHERE else f'[{host}]' if ':' in host else host}:{port}/metrics"
+        if self._pod:
+            namespace = os.environ.get("POD_NAMESPACE", "default")
+            url = f"{url} after: kubectl port-forward -n {namespace} pod/{self._pod} {port}"
+        self._console.say(f"run {self._run}: metrics at {url}")
 
     def network(self, name: str, facts: NetworkFacts) -> None:
         frozen = facts.parameters - facts.trainable
@@ -103,12 +131,24 @@ class RunLog:
                 "quarantine.json lists all of them"
             )
 
-    def split(self, training: int, validation: int, classes: Sequence[str], pixels: int, *, dropped: int, test: int = 0) -> None:
-        """`training`, `validation`, `test`: numbers of images. `pixels`: bytes of all. `dropped`: images that fill no batch."""
+    def split(
+        self,
+        training: int,
+        validation: int,
+        classes: Sequence[str],
+        pixels: int,
+        *,
+        dropped: int,
+        test: int = 0,
+        groups: int | None = None,
+    ) -> None:
+        """`training`, `validation`, `test`: numbers of images. `pixels`: bytes of all. `dropped`: images that fill no batch.
+        `groups`: number of groups, None if the images have none."""
         self._console.say(
             f"split: {training:,} training{',' if test else ' and'} {validation:,} validation {f'and {test:,} test ' * bool(test)}"
-            f"images of {len(classes)} classes ({', '.join(classes)}); "
-            f"{size(pixels)} of pixels"
+            f"images of {len(classes)} classes ({', '.join(classes)})"
+            + (f" in {groups:,} groups" if groups is not None else "")
+            + f"; {size(pixels)} of pixels"
         )
         if dropped:
             self._console.say(
@@ -144,12 +184,21 @@ class RunLog:
         self._console.say("stop requested: saving a checkpoint")
 
     def report_written(self, page: Path) -> None:
-        self._console.say(f"report: {page}")
+        if not self._pod:
+            self._console.say(f"report: {page}")
+
+    def results_stored(self, url: str, *, with_model: bool) -> None:
+        """`url`: of the run in storage."""
+        self._console.say(f"stored: {url}/report.html" + (f" and {url}/model.keras" if with_model else ""))
+
+    def complete(self, line: str) -> None:
+        self._console.say(line)
 
     def report_incomplete(self, reason: str) -> None:
         self.warn(f"the report is incomplete (python -m jobs.report --config FILE --run {self._run} rebuilds it): {reason}")
 
     def _started(self, event: events.Started, *, again: bool) -> None:
+        self.phase("")
         if again:
             self.warn("a worker died; all workers were restarted")
         where = "in memory" if event.resident else "on the local disk"

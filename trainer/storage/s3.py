@@ -30,6 +30,9 @@ from trainer.storage.store import MAX_THREADS, PART, THREADS, Exists, Object, St
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0  # seconds between attempts
 
 
+_OPERATIONS = {"GetObject": "get", "HeadObject": "get", "ListObjectsV2": "list", "DeleteObject": "delete"}
+
+
 class S3Store(Store):
     """`s3://bucket/prefix` on any S3 server. The first operation opens the connection.
 
@@ -115,7 +118,9 @@ class S3Store(Store):
             headers["x-amz-server-side-encryption-aws-kms-key-id"] = self._s3.kms_key
 
     def _before_send(self, event_name: str, **_: Any) -> None:
-        self._count(event_name.rpartition(".")[2])
+        operation = event_name.rpartition(".")[2]
+        # The names that every store has. The others are parts of an upload.
+        self._count(_OPERATIONS.get(operation, "put"))
 
     def _needs_retry(
         self, event_name: str, attempts: int, response: Any, caught_exception: Exception | None, **_: Any

@@ -67,8 +67,8 @@ ROOTS = (
     b"Error",
 )
 """Root elements of the XML that S3 servers answer with."""
-_CERTIFICATE, _NOT_TLS = "CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER"
-"""OpenSSL's words for errors that another attempt cannot change."""
+_CERTIFICATE, _NOT_TLS, _BROKEN = "CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", ("EOF", "timed out", "reset")
+"""OpenSSL's words: a certificate is not trusted, the other side does not speak TLS, and the connection was lost."""
 
 
 def is_transient(error: Exception | None) -> bool:
@@ -106,8 +106,10 @@ def explain(error: Exception, where: str, s3: config.S3, endpoint_url: str) -> S
             transient=True,
         )
     if isinstance(error, SSLError) and _is_refused(error):
-        problem, fix = "does not speak TLS", "write its address with http://"
-        if _CERTIFICATE in str(error):
+        problem, fix = f"cannot be reached by TLS ({one_line(error)})", "correct AWS_CA_BUNDLE or the server's TLS"
+        if _NOT_TLS in str(error):
+            problem, fix = "does not speak TLS", "write its address with http://"
+        elif _CERTIFICATE in str(error):
             why = re.search(r"certificate verify failed: ([^(\n]*)", str(error))
             problem = f"has a certificate that is not trusted ({why[1].strip() if why else one_line(error)})"
             fix = "set AWS_CA_BUNDLE to a PEM file with the certificate of its authority, or correct the server's certificate"
@@ -126,8 +128,10 @@ def explain(error: Exception, where: str, s3: config.S3, endpoint_url: str) -> S
         )
     if isinstance(error, ResponseParserError | ValueError | KeyError):  # from botocore's parsers
         return StoreError(f"{where}: {endpoint} sent a malformed answer ({one_line(error)}). {_no_s3(endpoint_url)}")
+    if isinstance(error, RecursionError):  # botocore follows redirects to other regions without a limit
+        return StoreError(f"{where}: {endpoint} redirects every request. {_no_s3(endpoint_url)}")
     if isinstance(error, BotoCoreError):
-        return StoreError(f"{where}: {one_line(error)}")
+        return StoreError(f"{where}: {one_line(error)}. Fix: correct what this names.")
     return None
 
 
@@ -174,7 +178,7 @@ def retries(error: ClientError) -> int:
 
 def _is_refused(error: Exception | None) -> bool:
     """Whether TLS was refused for a reason that lasts."""
-    return isinstance(error, SSLError) and any(word in str(error) for word in (_CERTIFICATE, _NOT_TLS))
+    return isinstance(error, SSLError) and not any(word in str(error) for word in _BROKEN)
 
 
 def _proxy(url: str) -> str | None:

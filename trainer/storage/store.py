@@ -59,7 +59,7 @@ class Store(ABC):
 
     url: str
     requests: Counter[str]
-    """Requests sent by this object for each operation, retries included."""
+    """Requests sent by this object for each operation (get, put, list, delete), retries included."""
     retries: int
     """Requests sent again after a failure."""
     errors: int

@@ -106,7 +106,10 @@ def test_values_survive_make_and_the_shell(target, variables, option):
     (value,) = variables.values()
     assigned = [f"{name}={text}" for name, text in variables.items()]
     done = subprocess.run(
-        ["make", "--silent", "-n", target, "READY=/dev/null", *assigned], capture_output=True, text=True, check=True
+        ["make", "--silent", "-n", target, "READY=/dev/null", "PYTHON=python3", *assigned],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     words = shlex.split(done.stdout.splitlines()[-1])
     assert words[words.index(option) + 1] == value

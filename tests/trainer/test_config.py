@@ -135,8 +135,8 @@ def test_data_that_cannot_be_labelled_is_refused(tmp_path, data, said):
         ("training.epochs=many", "--set training.epochs=many: should be a valid integer"),
         ("data.image_size=[4, 64]", "--set data.image_size=[4, 64]: should be greater than or equal to 8"),
         ("run.seed.x=1", "--set run.seed.x=1: run is not a section"),
-        ("launch.workers=3", "job.toml with --set: training.batch_size = 32 is not divisible by launch.workers = 3"),
-        ("data.class_pattern=x", "job.toml with --set: data: exactly one of classes, class_pattern and labels is needed"),
+        ("launch.workers=3", "--set launch.workers=3: training.batch_size = 32 is not divisible by launch.workers = 3"),
+        ("data.class_pattern=x", "--set data.class_pattern=x: exactly one of classes, class_pattern and labels is needed"),
     ],
 )
 def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path, override, said):

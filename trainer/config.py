@@ -481,9 +481,10 @@ def _check_no_credentials(value: Any, origin: str, overrides: Mapping[tuple[str,
         for inner in value:
             _check_no_credentials(inner, origin, overrides, path)
     elif isinstance(value, str) and masked(value) != value:
+        where = "--set" if any(path[: len(known)] == known for known in overrides) else origin
         raise ConfigError(
-            f"{'--set' if any(path[: len(known)] == known for known in overrides) else origin}: {'.'.join(path)} = {masked(value)!r} contains credentials. Fix: remove "
-            "them; those of S3 belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            f"{where}: {'.'.join(path)} = {masked(value)!r} contains credentials. Fix: remove them; those of S3 belong in "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
 
 

@@ -113,11 +113,13 @@ class RunLog:
         )
 
     def packing(self, done: int, total: int) -> None:
+        self.phase("")
         self._console.progress("packing", done, total)
 
     def packed(self, manifest: Manifest, quarantined: Sequence[Quarantined], seconds: float | None) -> None:
         """`seconds`: what packing took; None if the images were packed before."""
         self._console.done("packing")
+        self.phase("reading the packed images and splitting them")
         how = "already packed: no image was read" if seconds is None else f"packed in {duration(seconds)}"
         counts = Counter(image.source for image in manifest.images)
         more = "".join(f", {counts[name]:,} in data.{name}" for name in ("validation", "test") if counts[name])

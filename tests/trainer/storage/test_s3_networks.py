@@ -306,20 +306,22 @@ class _Pipe(socketserver.BaseRequestHandler):
             pass
 
 
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
 @contextmanager
 def in_front(upstream_url: str, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """A port of `host` that leads to the server, with TLS on request."""
     there = urlsplit(upstream_url)
     handler = type("Handler", (_Pipe,), {"upstream": (there.hostname, there.port)})
-    kind = type(
-        "Server",
-        (socketserver.ThreadingTCPServer,),
-        {"address_family": socket.AF_INET6 if ":" in host else socket.AF_INET, "daemon_threads": True},
-    )
+    kind = type("Server", (_Server,), {"address_family": socket.AF_INET6 if ":" in host else socket.AF_INET})
     with kind((host, 0), handler) as running:
         if tls:
             running.socket = tls.wrap_socket(running.socket, server_side=True)
-        running.handle_error = lambda *_: None
         threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         yield running.server_address[1]
         running.shutdown()

@@ -1,6 +1,7 @@
 """The pods' entry point with a real Ray node on IPv6, protected by a token, and the liveness probe."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def test_a_head_on_ipv6_with_a_token():
         done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
     finally:
         _end(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     lines = done.stdout.splitlines()
     assert f"ADDRESS [::1]:{PORT}" in lines, done.stdout + done.stderr
     assert "NODES 1 ALIVE 0" in lines

@@ -4,12 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.command_line import add_configuration
+from jobs.command_line import add_configuration, report_error, say
 from trainer import UserError, config
 from trainer.data.pack import load_pack
 from trainer.data.shards import open_rows
 from trainer.data.split import split_rows
-from trainer.formatting import one_line
 from trainer.report.load import load
 from trainer.report.write import write
 from trainer.storage import open_store, results
@@ -38,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(settings.run.output, arguments.run)
         write(load(arguments.run, storage, packed, rows, sides), folder)
     except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        report_error(error)
         return 2
-    print(f"report: {folder / 'report.html'}")
+    say(f"report: {folder / 'report.html'}")
     return 0
 
 

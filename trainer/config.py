@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainer import UserError
+from trainer.formatting import masked
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -149,6 +150,12 @@ class S3(Section):
     """Region of the bucket. Default: that of the AWS SDK."""
     path_style: bool = False
     """Use `endpoint/bucket/key` instead of `bucket.endpoint/key`. Most servers other than AWS need it."""
+    anonymous: list[str] = []
+    """Names of public buckets, which are read without credentials."""
+    requester_pays: bool = False
+    """Agree to pay for requests to buckets whose owner demands it."""
+    kms_key: str | None = None
+    """ID or ARN of the KMS key that encrypts what is written. Default: the bucket's own encryption."""
     connect_timeout: Seconds = 10.0
     """Seconds to wait for a connection, up to 1e6."""
     read_timeout: Seconds = 60.0
@@ -322,7 +329,7 @@ class Checkpoint(Section):
 
 class Metrics(Section):
     host: str = "0.0.0.0"
-    """Address on which the driver serves its metrics to Prometheus."""
+    """Address on which the driver serves its metrics to Prometheus. 0.0.0.0: all addresses, of IPv6 too."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9400
     """Port of that endpoint, 0 to 65535; 0 picks a free one."""
     linger: Annotated[float, Field(ge=0, le=1e6)] = 60.0
@@ -398,6 +405,33 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
     return parse(values, str(path), {_override(values, override): override for override in overrides})
 
 
+def split_overrides(text: str) -> list[str]:
+    """Splits `section.key=value section.key=value`, the SET of the Makefile. Values may contain spaces.
+
+    A value ends where white space and the next `section.key=` follow. A value that is valid TOML as a whole, such as a quoted
+    string or a table, may contain even that.
+    """
+    starts = [0, *(match.end() for match in _NEXT_OVERRIDE.finditer(text)), len(text)]
+    found, first = [], 0
+    while first < len(starts) - 1:
+        ends = range(first + 1, len(starts))
+        last = next((end for end in ends if _is_toml(text[starts[first] : starts[end]])), first + 1)
+        found.append(text[starts[first] : starts[last]].strip())
+        first = last
+    return found
+
+
+_NEXT_OVERRIDE = re.compile(r"\s+(?=[A-Za-z_]\w*(\.[\w-]+)+\s*=)")
+
+
+def _is_toml(override: str) -> bool:
+    try:
+        tomllib.loads(f"value = {override.partition('=')[2]}")
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
+
+
 def run_name(settings: Settings, path: str | Path) -> str:
     """`run.name`, or a name made of the configuration file's name and the time; at most 43 characters, as a RayJob allows."""
     stem = re.sub("[^a-z0-9]+", "-", Path(path).stem.lower())[:27].strip("-") or "run"
@@ -411,6 +445,7 @@ def parse(
 
     Raises ConfigError, which names `origin`, or the override that the value comes from. `overrides`: key path -> override.
     """
+    _check_no_credentials(values, origin, overrides or {})
     try:
         return Settings.model_validate_json(json.dumps(values, default=str))  # str: TOML's dates
     except ValidationError as error:
@@ -450,6 +485,22 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     return tuple(path)
 
 
+def _check_no_credentials(value: Any, origin: str, overrides: Mapping[tuple[str, ...], str], path: tuple[str, ...] = ()) -> None:
+    """Raises ConfigError for a URL with credentials: they would be stored with the run and shown in its report."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_no_credentials(inner, origin, overrides, (*path, str(name)))
+    elif isinstance(value, list):
+        for inner in value:
+            _check_no_credentials(inner, origin, overrides, path)
+    elif isinstance(value, str) and masked(value) != value:
+        where = "--set" if any(path[: len(known)] == known for known in overrides) else origin
+        raise ConfigError(
+            f"{where}: {'.'.join(path)} = {masked(value)!r} contains credentials. Fix: remove them; those of S3 belong in "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+
+
 def _concerns(problem: dict[str, Any]) -> bool:
     """Whether a problem is with the branch of a union that the user meant: the name for a string, the table for a table."""
     union = str(problem["loc"][-1] if problem["loc"] else "").startswith(UNION)
@@ -457,16 +508,30 @@ def _concerns(problem: dict[str, Any]) -> bool:
 
 
 def _line(problem: dict[str, Any], origin: str, overrides: Mapping[tuple[str, ...], str]) -> str:
-    loc, message = problem["loc"], _message(problem)
-    for path, override in overrides.items():
-        if loc[: len(path)] == path:
-            return f"--set {override}: {message}."
-    if any(path[: len(loc)] == loc for path in overrides):  # a check of several values, some of them overridden
-        origin += " with --set"
-    key = ".".join(str(part) for part in loc if not str(part).startswith(UNION))
+    """A problem for the user. It names the overrides that it comes from, and otherwise `origin`."""
+    message = _message(problem)
+    loc = tuple(str(part) for part in problem["loc"] if not str(part).startswith(UNION))
+    guilty = [override for path, override in overrides.items() if loc[: len(path)] == path]
+    if not guilty and loc and problem["type"] == "extra_forbidden":  # a section that only overrides name
+        inside = [path for path in overrides if path[: len(loc)] == loc]
+        guilty = [overrides[path] for path in inside] if len(inside) == _leaves(problem["input"]) else []
+    if not guilty:  # a check of several values, which names them
+        guilty = [
+            override
+            for path, override in overrides.items()
+            if path[: len(loc)] == loc and re.search(rf"\b(?:{re.escape('.'.join(path))}|{re.escape(path[-1])})\b", message)
+        ]
+    if guilty:
+        return f"--set {masked(' '.join(guilty))}: {message}."
+    key = ".".join(loc)
     if not isinstance(problem["input"], dict) or problem["type"] == "extra_forbidden":
         key += f" = {problem['input']!r}"
     return f"{origin}: {key}: {message}." if key else f"{origin}: {message}."
+
+
+def _leaves(value: Any) -> int:
+    """Number of values in nested dicts."""
+    return sum(map(_leaves, value.values())) if isinstance(value, dict) else 1
 
 
 def _message(problem: dict[str, Any]) -> str:

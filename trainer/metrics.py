@@ -7,6 +7,7 @@ Only `spikewise_run_info` carries the run's name as a label. The series of one j
 `spikewise_loss * on (instance, job) group_left (run) spikewise_run_info` adds the name where a query needs it.
 """
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -122,7 +123,10 @@ METRICS: dict[str, Definition] = {
     "spikewise_checkpoint_duration_seconds": Definition("gauge", "seconds", "Duration of the last successful save."),
     "spikewise_checkpoint_failures_total": Definition("counter", "", "Saves that failed after all retries."),
     "spikewise_storage_requests_total": Definition(
-        "counter", "", "Requests to the run's storage, including retries.", ("operation",)
+        "counter",
+        "",
+        "Requests to storage and data sources: get, put, list or delete. Retries are included, except those of image reads.",
+        ("operation",),
     ),
     "spikewise_storage_retries_total": Definition("counter", "", "Requests to the run's storage that were retried."),
     "spikewise_storage_errors_total": Definition("counter", "", "Operations on the run's storage that failed after all retries."),
@@ -346,9 +350,13 @@ class Exporter(Collector):
             self._updates += 1
 
     def serve(self, host: str, port: int) -> int:
-        """Opens the endpoint and returns its port; `port` 0 takes a free one. Raises MetricsError if the address cannot be used."""
+        """Opens the endpoint and returns its port; `port` 0 takes a free one. `host` 0.0.0.0 means all addresses, of IPv6 too.
+
+        Raises MetricsError if the address cannot be used.
+        """
         try:
-            self._server, _ = start_http_server(port, host, self.registry)
+            everywhere = host == "0.0.0.0" and socket.has_dualstack_ipv6()
+            self._server, _ = start_http_server(port, "::" if everywhere else host, self.registry)
         except (OSError, OverflowError) as error:
             raise MetricsError(
                 f"Metrics endpoint {host}:{port} cannot be opened ({error}). Fix: set another metrics.port; 0 takes a free one."

@@ -2,6 +2,7 @@
 
 import math
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -374,3 +375,15 @@ def test_spikes_are_counted_by_cause_and_never_uncounted() -> None:
     assert value(exporter, "spikewise_validation_spike_epoch") == 4
     exporter.update_spikes([a_diagnosis("divergence", 3), a_diagnosis("unexplained", 4), a_diagnosis("unexplained", 9)])
     assert [value(exporter, name, cause=cause) for cause in ("few_examples", "divergence", "unexplained")] == [1, 1, 2]
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_all_addresses_include_ipv6():
+    """On a cluster with IPv6 only, Prometheus could not reach the metrics."""
+    exporter = Exporter()
+    port = exporter.serve("0.0.0.0", 0)
+    try:
+        for host in ("127.0.0.1", "[::1]"):
+            assert b"spikewise_state" in urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10).read()
+    finally:
+        exporter.close()

@@ -64,6 +64,8 @@ class Manifest:
     """Number of objects below the sources that belong to no class."""
     junk: int = 0
     """Number of objects that are no images for their names, such as .DS_Store."""
+    archived: int = 0
+    """Number of images in an archive storage class: unreadable unless they have been restored."""
 
 
 @dataclass(frozen=True, slots=True)

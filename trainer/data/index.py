@@ -14,6 +14,7 @@ from trainer.data.dataset import PIXELS_VERSION, DataError, Image, Manifest
 from trainer.data.junk import is_junk, prefix_of
 from trainer.data.labels import Label, Labels, read_labels
 from trainer.data.sources import Sources
+from trainer.formatting import printable
 from trainer.storage import Object, Store
 
 
@@ -26,7 +27,8 @@ def build_manifest(sources: Sources, data: config.Data, storage: Store | None = 
     neither on the data's location nor on the time of the listing.
 
     Raises DataError for an empty source, a class without images in a source, fewer than two classes, an object that two sources
-    contain, or a labels file that does not fit; StoreError.
+    contain, a data.group_by that matches no key, a class name with control characters, or a labels file that does not fit;
+    StoreError.
     """
     own = {name: prefix_of(storage, store) for name, store in sources.images.items()}
     everything = {name: list(store.list()) for name, store in sources.images.items()}
@@ -50,6 +52,8 @@ def build_manifest(sources: Sources, data: config.Data, storage: Store | None = 
         raise DataError(f"{_where(sources)} has {labelled} for data.source, but at least two are needed. Fix: add the others.")
     for name in [name for name in found if name != "source"]:
         _check_other(name, sources.images[name].url, found[name], classes)
+    if disguised := [name for name in classes if printable(name) != name or "\n" in name]:
+        raise DataError(f"The class name {disguised[0]!r} contains control characters. Fix: rename it.")
     numbers = {name: number for number, name in enumerate(classes)}
     given = _validation_given(found)
     images = tuple(
@@ -60,8 +64,14 @@ def build_manifest(sources: Sources, data: config.Data, storage: Store | None = 
     )
     if labels is not None:
         _check_sides(images, classes, _where(sources))
+    if data.group_by and not any(image.group for image in images):
+        raise DataError(
+            f"data.group_by = {data.group_by!r} matches none of the {len(images):,} keys, such as {images[0].key!r}. Fix: "
+            "correct the pattern, or remove data.group_by."
+        )
     ignored = sum(label is None for each in found.values() for _, label in each)
-    return Manifest(sources.images["source"].url, classes, images, _digest(classes, images), ignored, junk)
+    archived = sum(entry.archived for each in found.values() for entry, label in each if label is not None)
+    return Manifest(sources.images["source"].url, classes, images, _digest(classes, images), ignored, junk, archived)
 
 
 Labelled = Sequence[tuple[Object, Label | None]]

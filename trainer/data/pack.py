@@ -34,7 +34,7 @@ from trainer.data.decoder import Decoder, DecoderError
 from trainer.data.index import build_manifest
 from trainer.data.shards import PackError, ShardWriter, folder_name
 from trainer.data.sources import Sources
-from trainer.storage import Exists, NotFound, Store, StoreError
+from trainer.storage import Archived, Exists, NotFound, Store, StoreError
 from trainer.storage.folder import FolderStore
 
 RETRIES = 3
@@ -341,6 +341,8 @@ def _whole(found: bytes | StoreError, size: int, source: Store, setting: str) ->
         if isinstance(source, FolderStore) and _is_empty(source):  # otherwise the pack would lack these images forever
             raise StoreError(f"{source.url} is empty or missing on machine {machine}. Fix: mount data.{setting} on every machine.")
         raise DecodeError(f"was listed but is gone (seen from machine {machine})")
+    if isinstance(found, Archived):
+        raise DecodeError("is archived in its bucket (delete this pack's folder once it is restored, to pack the image as well)")
     if isinstance(found, StoreError):
         raise found
     if len(found) != size:

@@ -17,8 +17,6 @@ MAX_CURVES = 6
 """ROC curves in one chart."""
 NEIGHBOURS = 8
 """Epochs before and after a spike in its own chart."""
-TEXT_WIDTH = 0.18
-"""Width of a spike's text, as a fraction of the chart."""
 LEGENDS = {
     "validation_loss": ("validation", "validation"),
     "train_loss_inference": ("training, inference mode", "inference"),
@@ -45,12 +43,10 @@ def losses(history: list[dict[str, Any]]) -> list[Series]:
 
 
 def spike_markers(document: dict[str, Any]) -> list[Marker]:
-    """The spikes on the loss curve. A spike too close to the one before shows its cause on hover only."""
-    spikes = document["spikes"] or []
-    fits = charts.text_fits([one["spike"]["epoch"] for one in spikes], TEXT_WIDTH * len(document["history"]))
+    """The spikes on the loss curve."""
     return [
-        Marker(one["spike"]["epoch"], _short(one) if fit else "", "spike", one["spike"]["loss"], f"spike: {one['name']}")
-        for one, fit in zip(spikes, fits, strict=True)
+        Marker(one["spike"]["epoch"], _short(one), "spike", one["spike"]["loss"], f"spike: {one['name']}")
+        for one in document["spikes"] or []
     ]
 
 

@@ -35,7 +35,7 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
     classes = len(packed.classes)
     return RunResult(
         run=name,
-        outcome=facts.get("outcome", "interrupted"),
+        outcome=facts.get("outcome", "in progress"),
         config=facts["config"],
         environment=facts["environment"],
         network=facts.get("network", {}),

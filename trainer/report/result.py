@@ -44,7 +44,7 @@ class RunResult:
 
     run: str
     outcome: str
-    """`completed`, `stopped early`, `interrupted` or `failed: <why>`."""
+    """`completed`, `stopped early`, `interrupted`, `failed: <why>`, or `in progress` while no driver has stored how it ended."""
     config: dict[str, Any]
     """The resolved settings, by section."""
     environment: dict[str, str]

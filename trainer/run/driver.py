@@ -29,7 +29,7 @@ from trainer.run.console import Console, RunLog
 from trainer.run.events import Requests
 from trainer.run.mailbox import start_mailbox
 from trainer.run.monitoring import Monitoring
-from trainer.run.preparation import Prepared, check_output, check_resumable, prepare
+from trainer.run.preparation import Prepared, check_output, check_resumable, complete, prepare
 from trainer.run.ray_train import WorkerGroup
 from trainer.run.signals import stop_signals
 from trainer.run.status import RunStatus
@@ -101,6 +101,7 @@ def launch(settings: config.Settings, name: str, console: Console, module: Modul
                 exporter.enter("failed")
                 monitoring.wait_for_last_scrape(trained=run.trained)
                 raise
+        log.phase("waiting for Prometheus to read the last values (metrics.linger)")
         interrupted = outcome.outcome == "interrupted"
         exporter.enter("completed" if outcome.succeeded else "interrupted" if interrupted else "failed")
         monitoring.wait_for_last_scrape(trained=run.trained, interrupted=interrupted)
@@ -147,16 +148,24 @@ class _Run:
         settings, exporter = self.settings, self.monitoring.exporter
         previous = results.get_run(self.storage, self.name)
         check_resumable(previous, settings, self.module, self.name)
+        if previous and (line := complete(previous, self.storage, settings, self.name)):
+            self.log.complete(line)
+            return Outcome(self.name, previous["outcome"], self.folder)
         sources = open_sources(settings.data, settings.s3)
+        self.log.phase("listing the images")
         images = images_of(self.name, sources, self.storage, settings.data, previous)
+        for name, store in sources.images.items():
+            self.monitoring.count_requests(f"data.{name}", Requests.of(store))
         check_class_weights(settings.training.class_weights, images.classes)
         check_output(settings.run.output)
+        self.log.phase("starting Ray and building the network")
         with ThreadPoolExecutor(1) as pool, ray_cluster.connect(settings.launch) as logs:
             inspected = pool.submit(inspect, settings, len(images.classes), self.module)  # about as long as Ray takes to start
             cores = ray_cluster.cores_for_a_worker(settings.launch)
             network = inspected.result()
             self.log.network(settings.model.network, network)
             exporter.enter("packing")
+            self.log.phase("preparing the images")
             data = prepare(
                 images,
                 sources,
@@ -184,6 +193,7 @@ class _Run:
                 test=len(data.split.test),
             )
             exporter.enter("training")
+            self.log.phase("starting the workers, which import TensorFlow")
             self._train(data, cores, logs)
         return self._close(data, facts)
 
@@ -191,6 +201,7 @@ class _Run:
         if self.stop.is_set():
             raise Stopped
         self.log.packing(done, total)
+        self.monitoring.count_requests("images", Requests({"get": done}, 0, 0))
         if done > self.packed:
             self.packed = done
             self.monitoring.exporter.note_progress()
@@ -245,6 +256,7 @@ class _Run:
             facts["environment"] = facts["environment"] | {"peak memory of a worker": size(self.status.peak_memory)}
         if finished and outcome != "interrupted":
             facts["epoch"] = finished.epoch
+        self.log.phase("storing the results and writing the report")
         try:
             results.put_run(self.storage, self.name, facts)
             if self.status.history:
@@ -263,3 +275,4 @@ class _Run:
                 self.storage.download(f"runs/{self.name}/{name}", self.folder / name)
         for name in ("report.html", "report.json", "loss.png"):
             self.storage.upload(f"runs/{self.name}/{name}", self.folder / name)
+        self.log.results_stored(f"{self.storage.url}/runs/{self.name}", with_model=with_model)

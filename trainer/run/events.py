@@ -16,7 +16,7 @@ class Requests:
     """Requests that a process has sent to the run's storage since it started."""
 
     by_operation: Mapping[str, int]
-    """Operation -> number of requests, retries included."""
+    """Operation (get, put, list, delete) -> number of requests, retries included."""
     retries: int
     errors: int
     """Operations that failed after all retries."""

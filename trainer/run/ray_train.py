@@ -93,6 +93,9 @@ def _free_address() -> str:
 
 
 def _join(addresses: list[str], rank: int) -> None:
+    # TensorFlow's gRPC would look for other workers behind the HTTP proxy of the environment, and hang. It reads only this name.
+    hosts = {address.rpartition(":")[0].strip("[]") for address in addresses}
+    os.environ["no_grpc_proxy"] = ",".join(sorted(hosts))  # noqa: SIM112
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})
 
 

@@ -1,8 +1,10 @@
 """S3 buckets as stores. The only door to boto3.
 
-Owns how S3 is called, when a request is retried, and what the user reads when all retries have failed.
+Owns how S3 is called and retried; s3_errors.py owns which failures may pass, and what the user reads after them.
 """
 
+import base64
+import hashlib
 import random
 import threading
 import time
@@ -15,45 +17,27 @@ from typing import Any
 import boto3
 from boto3.exceptions import RetriesExceededError
 from boto3.s3.transfer import TransferConfig
+from botocore import UNSIGNED
 from botocore.config import Config as ClientConfig
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    ReadTimeoutError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.exceptions import S3DownloadFailedError
 
 from trainer import config
-from trainer.formatting import one_line
-from trainer.storage.store import MAX_THREADS, PART, THREADS, Exists, NotFound, Object, Store, StoreError
+from trainer.formatting import masked, one_line
+from trainer.storage import s3_errors
+from trainer.storage.store import MAX_THREADS, PART, THREADS, Exists, Object, Store, StoreError
 
-_NETWORK = (HTTPClientError, BotoConnectionError, IncompleteReadError)
-_TRANSIENT = frozenset({429, 500, 502, 503, 504, 509})  # HTTP statuses after which a retry may succeed
-_TRANSIENT_CODES = frozenset({"RequestTimeout", "BadDigest", "OperationAborted", "ConditionalRequestConflict"})
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0  # seconds between attempts
-_ANSWERS = {
-    "NoSuchBucket": ("no such bucket", "create it or correct the bucket name"),
-    "InvalidAccessKeyId": ("the server does not know this access key", "check AWS_ACCESS_KEY_ID"),
-    "SignatureDoesNotMatch": ("the secret key is wrong", "check AWS_SECRET_ACCESS_KEY"),
-    "AccessDenied": ("these credentials lack the permission", "grant it, or use other credentials"),
-    "ExpiredToken": ("the credentials have expired", "renew them"),
-    "NotImplemented": (
-        "the server does not support this operation",
-        "use a server with conditional writes (If-None-Match) and multipart uploads",
-    ),
-}
-"""S3 error code -> problem and fix."""
+
+
+_OPERATIONS = {"GetObject": "get", "HeadObject": "get", "ListObjectsV2": "list", "DeleteObject": "delete"}
 
 
 class S3Store(Store):
     """`s3://bucket/prefix` on any S3 server. The first operation opens the connection.
 
     Retries: every request, including each page of a listing and each part of a large object, is attempted up to
-    `s3.max_attempts` times while the server is unreachable, does not answer in time or answers with one of _TRANSIENT.
+    `s3.max_attempts` times while the server is unreachable, does not answer in time or answers with one of s3_errors.TRANSIENT.
     Exponential backoff with jitter separates the attempts. botocore's own retries are off, because their total duration
     depends on its version and can be as short as a second. Neither they nor our retry hook see a response body that ends
     early or stalls: such a read starts again, up to `s3.max_attempts` times.
@@ -92,12 +76,13 @@ class S3Store(Store):
                 endpoint_url=self._s3.endpoint_url,
                 region_name=self._s3.region,
                 config=ClientConfig(
+                    signature_version=UNSIGNED if self.bucket in self._s3.anonymous else None,
                     connect_timeout=self._s3.connect_timeout,
                     read_timeout=self._s3.read_timeout,
                     max_pool_connections=MAX_THREADS,
                     retries={"mode": "standard", "total_max_attempts": 1},
                     s3={"addressing_style": "path" if self._s3.path_style else "auto"},
-                    request_checksum_calculation="when_required",  # many servers other than AWS do not know newer checksums
+                    request_checksum_calculation="when_required",  # many other servers know only MD5: see _add_headers
                     response_checksum_validation="when_required",
                 ),
             )
@@ -105,24 +90,47 @@ class S3Store(Store):
             raise StoreError(
                 f"{error}. Fix: write s3.endpoint_url (or AWS_ENDPOINT_URL) as http://host:port or https://host."
             ) from None
+        except OSError as error:
+            raise StoreError(f"{self.url}: {one_line(error)}. Fix: correct AWS_CA_BUNDLE.") from None
         except BotoCoreError as error:
             raise StoreError(f"{self.url}: {one_line(error)}") from None
+        if masked(client.meta.endpoint_url) != client.meta.endpoint_url:  # of AWS_ENDPOINT_URL; config refuses it elsewhere
+            raise StoreError(
+                f"AWS_ENDPOINT_URL = {masked(client.meta.endpoint_url)} contains credentials. Fix: remove them, and set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            )
+        client.meta.events.register("before-call.s3", self._add_headers)
         client.meta.events.register("before-send.s3", self._before_send)
+        client.meta.events.register("before-parse.s3", s3_errors.check_answer)
         client.meta.events.register("needs-retry.s3", self._needs_retry)
         return client
 
+    def _add_headers(self, model: Any, params: dict[str, Any], **_: Any) -> None:
+        """botocore's hook before every request. AWS demands a checksum of each object in a bucket with Object Lock, and every
+        S3 server verifies Content-MD5."""
+        headers, operation = params["headers"], model.name
+        if self._s3.requester_pays:
+            headers["x-amz-request-payer"] = "requester"
+        if operation in ("PutObject", "UploadPart"):
+            headers["Content-MD5"] = _md5(params["body"])
+        if self._s3.kms_key and operation in ("PutObject", "CreateMultipartUpload"):
+            headers["x-amz-server-side-encryption"] = "aws:kms"
+            headers["x-amz-server-side-encryption-aws-kms-key-id"] = self._s3.kms_key
+
     def _before_send(self, event_name: str, **_: Any) -> None:
-        self._count(event_name.rpartition(".")[2])
+        operation = event_name.rpartition(".")[2]
+        # The names that every store has. The others are parts of an upload.
+        self._count(_OPERATIONS.get(operation, "put"))
 
     def _needs_retry(
         self, event_name: str, attempts: int, response: Any, caught_exception: Exception | None, **_: Any
     ) -> float | None:
         """botocore's hook after every request. Returns the seconds to wait before a retry, or None for no retry."""
         if response is None:
-            transient = isinstance(caught_exception, _NETWORK)
+            transient = s3_errors.is_transient(caught_exception)
         else:
-            status, code = response[0].status_code, response[1].get("Error", {}).get("Code")
-            transient = status in _TRANSIENT or code in _TRANSIENT_CODES
+            status, code = response[1]["ResponseMetadata"]["HTTPStatusCode"], response[1].get("Error", {}).get("Code")
+            transient = status in s3_errors.TRANSIENT or code in s3_errors.TRANSIENT_CODES
             # Every error response except those to HEAD has a body. Without one, the response was cut off.
             transient |= code == str(status) and ".Head" not in event_name
         return self._delay(attempts) if transient and attempts < self._s3.max_attempts else None
@@ -137,7 +145,12 @@ class S3Store(Store):
         with self._explained(prefix + "*"):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
             entries = [
-                Object(entry["Key"].removeprefix(self.prefix), entry["Size"], entry["ETag"].strip('"'))
+                Object(
+                    entry["Key"].removeprefix(self.prefix),
+                    entry["Size"],
+                    entry.get("ETag", "").strip('"'),
+                    archived=entry.get("StorageClass") in s3_errors.ARCHIVES,
+                )
                 for page in pages
                 for entry in page.get("Contents", ())
                 if not entry["Key"].endswith("/")
@@ -154,7 +167,7 @@ class S3Store(Store):
                 try:
                     with closing(response["Body"]) as body:
                         return body.read()
-                except _NETWORK:
+                except s3_errors.NETWORK:
                     if attempts == self._s3.max_attempts:
                         raise
                     time.sleep(self._delay(attempts))
@@ -175,10 +188,10 @@ class S3Store(Store):
             try:
                 self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, **wanted)
             except ClientError as error:
-                if _status(error) != 412:
+                if s3_errors.status(error) != 412:
                     raise
                 # An earlier attempt of this request may have written the object, and only its response was lost.
-                if not _retries(error) or self.get(key) != data:
+                if not s3_errors.retries(error) or self.get(key) != data:
                     raise Exists(f"{self._where(key)}: already exists") from None
 
     def upload(self, key: str, path: Path, *, content_type: str | None = None) -> None:
@@ -199,57 +212,7 @@ class S3Store(Store):
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
     def _explain(self, error: Exception, where: str) -> StoreError | None:
-        if isinstance(error, ClientError):
-            return self._explain_answer(error, where)
-        if isinstance(error, NoCredentialsError):
-            return StoreError(
-                f"{where}: no AWS credentials found. Fix: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or configure another "
-                "source that the AWS SDK reads."
-            )
-        endpoint, attempts = self.client.meta.endpoint_url, _attempts(self._s3.max_attempts)
-        if isinstance(error, ReadTimeoutError):
-            return StoreError(
-                f"{where}: {endpoint} sent no data for {self._s3.read_timeout:g} s ({attempts}). "
-                "Fix: check whether the server is overloaded, or raise s3.read_timeout or s3.max_attempts.",
-                transient=True,
-            )
-        if isinstance(error, BotoConnectionError):
-            return StoreError(
-                f"{where}: {endpoint} cannot be reached ({attempts}; {one_line(error)}). Fix: start the server or correct "
-                "s3.endpoint_url (or AWS_ENDPOINT_URL); servers other than AWS often need s3.path_style = true.",
-                transient=True,
-            )
-        if isinstance(error, _NETWORK):
-            return StoreError(
-                f"{where}: {endpoint} cut its response short ({attempts}; {one_line(error)}). "
-                "Fix: check the server's log and the network, or raise s3.max_attempts.",
-                transient=True,
-            )
-        if isinstance(error, BotoCoreError):
-            return StoreError(f"{where}: {one_line(error)}")
-        return super()._explain(error, where)
-
-    def _explain_answer(self, error: ClientError, where: str) -> StoreError:
-        status, code, operation = _status(error), error.response["Error"].get("Code", ""), error.operation_name
-        bare = code == str(status)  # the response had no readable body
-        answered = f"{where}: {self.client.meta.endpoint_url} answered {operation} with {status if bare else f'{status} {code}'}"
-        if code == "NoSuchKey":
-            return NotFound(f"{where}: no such object")
-        if code in _ANSWERS:
-            problem, fix = _ANSWERS[code]
-            return StoreError(f"{where}: {problem} ({code} for {operation}). Fix: {fix}.")
-        if status in _TRANSIENT:
-            return StoreError(
-                f"{answered} ({_attempts(_retries(error) + 1)}). Fix: wait until the server has recovered, or raise "
-                f"s3.max_attempts (now {self._s3.max_attempts}).",
-                transient=True,
-            )
-        if bare and not operation.startswith("Head"):
-            return StoreError(
-                f"{answered} and no S3 error message, so it may not be an S3 server. "
-                "Fix: check s3.endpoint_url (or AWS_ENDPOINT_URL)."
-            )
-        return StoreError(f"{answered}: {' '.join(error.response['Error'].get('Message', '').split())}")
+        return s3_errors.explain(error, where, self._s3, self.client.meta.endpoint_url) or super()._explain(error, where)
 
 
 def has_credentials() -> bool:
@@ -260,17 +223,18 @@ def has_credentials() -> bool:
         raise StoreError(f"The AWS credentials cannot be read: {one_line(error)}. Fix: check AWS_PROFILE and ~/.aws.") from None
 
 
+def _md5(body: Any) -> str:
+    """Of bytes, or of a file from its current position."""
+    digest = hashlib.md5(usedforsecurity=False)
+    if isinstance(body, bytes | bytearray):
+        digest.update(body)
+    else:
+        start = body.tell()
+        while chunk := body.read(2**20):
+            digest.update(chunk)
+        body.seek(start)
+    return base64.b64encode(digest.digest()).decode()
+
+
 def _content_type(content_type: str | None) -> dict[str, str]:
     return {"ContentType": content_type} if content_type else {}
-
-
-def _status(error: ClientError) -> int:
-    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-
-
-def _retries(error: ClientError) -> int:
-    return error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
-
-
-def _attempts(count: int) -> str:
-    return f"{count} attempt{'s' * (count != 1)}"

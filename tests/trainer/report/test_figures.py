@@ -11,8 +11,10 @@ from trainer.report.summary import summarize
 def test_spikes_close_together_carry_one_text() -> None:
     """The causes of neighbouring spikes would be printed on top of each other."""
     document = summarize(diagnosed(demo(), epochs=(5, 8, 29)))
-    markers = figures.spike_markers(document)
-    assert [(marker.x, marker.text) for marker in markers] == [(5, "BatchNorm statistics"), (8, ""), (29, "raised learning rate")]
+    chart = figures.loss(document)
+    assert chart is not None
+    markers = [marker for marker in chart.markers if "spike" in marker.style]
+    assert [marker.text for marker in markers] == ["BatchNorm statistics", "", "raised learning rate"]
     assert markers[1].details == "spike: 4 images, probably mislabelled"
 
 

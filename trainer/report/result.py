@@ -3,12 +3,13 @@
 Shapes: N validation images, K classes, E epochs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from spikewise.proof import Experiment
 from spikewise.records import Diagnosis, Overfitting
 from trainer.epoch import EpochReport
 
@@ -73,5 +74,9 @@ class RunResult:
     test: EvaluatedTest | None = None
     """None without a test set, and until it is evaluated at the end of the run."""
     overfitting: Overfitting | None = None
+    experiments: Sequence[Experiment] = ()
+    """Spikes that were trained again."""
+    roll_backs: Sequence[Mapping[str, Any]] = ()
+    """The divergences from which the run went back (trainer.run.divergence.roll_back), the oldest first."""
     batch: Callable[[int, int], Sequence[Trained]] | None = None
     """(epoch, batch of that epoch from 0) -> its images; None if training images cannot be looked up."""

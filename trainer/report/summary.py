@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from spikewise import describe
+from spikewise import describe, proof
+from spikewise.proof import Experiment
 from spikewise.records import Diagnosis
 from trainer import __version__
 from trainer.epoch import EpochReport, best
@@ -50,8 +51,9 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "restarts": _restarts(history),
         "spikes_summary": None
         if result.diagnoses is None or not history
-        else describe.sentences(result.diagnoses, result.overfitting, len(history)),
+        else [*describe.sentences(result.diagnoses, result.overfitting, len(history)), *_proofs(result)],
         "spikes": None if result.diagnoses is None else [_spike(result, diagnosis) for diagnosis in result.diagnoses],
+        "roll_backs": [dict(one) for one in result.roll_backs],
         "overfitting": None if result.overfitting is None else result.overfitting.as_dict(),
         "generalization_gap": None if kept is None else history[kept].validation_loss - history[kept].train_loss_inference,
         "validation": _side(result.classes, labels, cluster, losses, right, answered),
@@ -131,8 +133,21 @@ def _spike(result: RunResult, diagnosis: Diagnosis) -> dict[str, Any]:
         }
         for one in suspects[:SUSPECTS]
     ]
-    words = {"name": describe.name(diagnosis), "headline": describe.headline(diagnosis.spike)}
+    experiment = _experiment(result, diagnosis)
+    replay = None if experiment is None else {**experiment.as_dict(), "sentences": proof.sentences(experiment)}
+    words = {"replay": replay, "name": describe.name(diagnosis), "headline": describe.headline(diagnosis.spike)}
     return {**diagnosis.as_dict(), **words, "images": images, "batches": _batches(result, diagnosis)}
+
+
+def _experiment(result: RunResult, diagnosis: Diagnosis) -> Experiment | None:
+    """What training this spike again found; None if it was not."""
+    return next((one for one in result.experiments if one.is_about(diagnosis.spike)), None)
+
+
+def _proofs(result: RunResult) -> list[str]:
+    """A sentence for the remedy that helps most of each spike that was trained again."""
+    found = [_experiment(result, diagnosis) for diagnosis in result.diagnoses or ()]
+    return [proof.sentence(one, one.best) for one in found if one and one.best]
 
 
 def _batches(result: RunResult, diagnosis: Diagnosis) -> list[dict[str, Any]]:

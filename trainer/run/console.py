@@ -72,7 +72,7 @@ class RunLog:
         self._console = console
         self._run = run
         self._epochs = epochs
-        self.warn = console.warn
+        self.warn, self.say = console.warn, console.say
 
     def metrics_served(self, host: str, port: int) -> None:
         self._console.say(f"run {self._run}: metrics at http://{host}:{port}/metrics")
@@ -136,7 +136,7 @@ class RunLog:
                 self.warn(event.message)
             case events.Finished(tested=events.Tested() as tested):
                 self._console.say(f"test: loss {tested.loss:.4f}  accuracy {tested.accuracy:.3f}  ({tested.images:,} images)")
-            case events.Failed() | events.Finished():  # the run's outcome is printed at its end
+            case events.Failed() | events.Finished() | events.Diverged():  # the run's outcome is printed at its end
                 pass
 
     def stop_requested(self) -> None:

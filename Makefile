@@ -23,7 +23,7 @@ ON_CLUSTER = $(NAMESPACE:%=--namespace %)
 SUBMIT = $(BIN)/python -m jobs.submit --config $(CONFIG) $(SET:%=--set %) --overlay $(OVERLAY) --shape $(SHAPE) --image $(IMAGE) \
 	$(SECRET:%=--secret %) $(ON_CLUSTER)
 
-.PHONY: help install demo train test unit coverage lint format bench wheel lock clean
+.PHONY: help install demo train replay test unit coverage lint format bench wheel lock clean
 .PHONY: image image-s3-server cluster-data submit manifests status logs cancel e2e dashboard
 
 help: ## list these targets
@@ -44,6 +44,10 @@ demo: $(READY) ## run the whole job on demo photographs with a local S3 server; 
 
 train: $(READY) ## train on this machine: make train CONFIG=jobs/configs/question.toml SET="data.source=s3://my-bucket/images"
 	$(BIN)/python -m jobs.train --config $(CONFIG) $(SET:%=--set %)
+
+replay: $(READY) ## train a spike again, to prove its remedy: make replay RUN=first CONFIG=F SPIKE=46 [SET="model.momentum=0.9"]
+	$(BIN)/python -m jobs.replay --run $(RUN) $(if $(STORAGE),--storage $(STORAGE),--config $(CONFIG)) \
+		$(if $(EPOCH),--epoch $(EPOCH),--spike $(SPIKE)) $(SET:%=--set %)
 
 test: $(READY) lint ## lint, run the unit tests, then the integration tests (about 25 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 -m "not integration"

@@ -19,6 +19,7 @@ from trainer import UserError, config
 from trainer.formatting import one_line
 from trainer.model import module
 from trainer.run.console import Console
+from trainer.run.events import EpochFinished, Progress, WorkerEvent
 from trainer.storage import Store, open_store, results
 
 
@@ -76,6 +77,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         groups, output = [rows.groups[row] for row in split.validation], Path(settings.run.output)
         check_output(settings.run.output)
         prover = Prover(run, storage, pack, split, groups, found, output / ".ray", where=[*place, *where], say=console.say)
+        prover.hear = lambda event: _show(console, event)
         plan = prover.plan(epoch, diagnosis.spike if diagnosis else None)
         if changes:
             replay.treated(plan.settings, remedies[0])  # refuses it before anything is trained
@@ -121,6 +123,16 @@ def _spike(storage: Store, run: str, epoch: int) -> Diagnosis:
         epochs = ", ".join(map(str, known)) or "none"
         raise UserError(f"Run {run} has no spike in epoch {epoch} (spikes: {epochs}). Fix: name one, or use --epoch {epoch}.")
     return known[epoch]
+
+
+def _show(console: Console, event: WorkerEvent) -> None:
+    """Shows how far a replay is."""
+    match event:
+        case Progress():
+            console.progress(f"epoch {event.epoch}", event.step, event.steps)
+        case EpochFinished():
+            console.done(f"epoch {event.report.epoch}")
+            console.say(f"epoch {event.report.epoch}: validation loss {event.report.validation_loss:.4f}")
 
 
 def _asked(diagnosis: Diagnosis | None, epoch: int) -> str:

@@ -3,7 +3,7 @@
 Shapes: s steps of an epoch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from spikewise.records import Diagnosis
 from trainer import config
 from trainer.epoch import EpochReport
 from trainer.run.events import Diverged
+from trainer.run.replay import start
 
 
 def find(news: News | None, report: EpochReport, finite: np.ndarray, learning_rate: float) -> Diverged | None:
@@ -56,18 +57,20 @@ def fix(diverged: Diverged, learning_rate: float) -> str:
     )
 
 
-def roll_back(diverged: Diverged, history: Sequence[EpochReport], settings: config.Settings) -> dict[str, Any]:
+def roll_back(
+    diverged: Diverged, history: Sequence[EpochReport], stored: Collection[int], settings: config.Settings
+) -> dict[str, Any]:
     """The record of going back before `diverged`, in JSON types: its fields; `to_epoch` and `to_step`, after which training goes on
-    (0: from the beginning); and `before`, the values that its settings replace."""
-    target = next((report for report in reversed(history) if report.epoch < diverged.epoch), None)
+    (0: from the beginning); and `before`, the values that its settings replace. `stored`: the steps of all checkpoints."""
+    epoch, step = start(history, stored, diverged.epoch)
     return {
         "epoch": diverged.epoch,
         "found": diverged.found,
         "what": diverged.what,
         "settings": diverged.settings,
         "before": {key: _value(settings, key) for key in _keys(diverged.settings)},
-        "to_epoch": target.epoch if target else 0,
-        "to_step": target.step if target else 0,
+        "to_epoch": epoch,
+        "to_step": step,
     }
 
 

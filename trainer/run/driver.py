@@ -256,8 +256,9 @@ class _Run:
             again = f"It went back diagnosis.max_roll_backs = {most} times. "
             status.fail(again + divergence.fix(status.diverged, self.settings.optimizer.learning_rate))
             return False
-        back = divergence.roll_back(status.diverged, status.history, self.settings)
-        Checkpoints(self.storage, self.name, self.settings.checkpoint.keep_last).go_back(back["to_step"])
+        checkpoints = Checkpoints(self.storage, self.name, self.settings.checkpoint.keep_last)
+        back = divergence.roll_back(status.diverged, status.history, checkpoints.steps(), self.settings)
+        checkpoints.go_back(back["to_step"])
         self.roll_backs.append(back)
         results.put_roll_backs(self.storage, self.name, self.roll_backs)
         self.settings = divergence.with_roll_backs(self.settings, [back])

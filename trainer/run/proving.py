@@ -22,7 +22,7 @@ from trainer import UserError, config
 from trainer.data.dataset import Pack, Split
 from trainer.model.module import Module
 from trainer.run import ray_cluster, replay
-from trainer.run.events import Started, WorkerEvent
+from trainer.run.events import Started, Warned, WorkerEvent
 from trainer.run.mailbox import listen, start_mailbox
 from trainer.run.ray_train import WorkerGroup
 from trainer.run.replay import Plan, ReplayError
@@ -183,6 +183,8 @@ class Prover:
             for event in events:
                 status.update(event)
                 self.hear(event)
+                if isinstance(event, Warned):
+                    self.say(f"warning: {event.message}")
                 if isinstance(event, Started):
                     self.start_seconds = time.monotonic() - began
             if status.failure:

@@ -208,6 +208,7 @@ class _Worker:
         if found is None:
             return
         self.position = found.position
+        self._keep_before_spikes()
         if self.replay:  # where the first step would be with the replay's batch size; the learning rate depends on it
             self.learner.optimizer.iterations.assign((self.position.epoch - 1) * self.feed.steps)
             return
@@ -216,6 +217,10 @@ class _Worker:
         self.outbox.post(events.Resumed(found.step, self.position.epoch, self.restarts, history, diagnoses))
         if self.settings.diagnosis.on_divergence == "roll_back":  # the run may have diverged while it was none
             self._act_on_divergence(divergence.still(diagnoses, history, self.settings.optimizer.learning_rate))
+
+    def _keep_before_spikes(self) -> None:
+        most = self.settings.checkpoint.keep_spikes
+        self.checkpoints.keep(before_spikes(self.position.history, self.diagnostician.diagnoses, most))
 
     def _reconcile_records(self) -> None:
         if not self.chief or self.replay:
@@ -299,8 +304,7 @@ class _Worker:
             self._record(report, evaluated, steps, findings)
             if finite(steps).all() and not self.replay:  # otherwise no run could recover from the newest checkpoint
                 state = to_checkpoint(self.learner, self.position, self.diagnostician, self.task.settings, report.validation_loss)
-                most = self.settings.checkpoint.keep_spikes
-                self.checkpoints.keep(before_spikes(self.position.history, self.diagnostician.diagnoses, most))
+                self._keep_before_spikes()
                 self.checkpoints.save_in_background(report.step, *state)
         self.outbox.post(
             events.EpochFinished(

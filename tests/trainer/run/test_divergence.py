@@ -36,7 +36,9 @@ def test_a_divergence_that_is_known_later_goes_back_before_its_first_epoch():
     assert found.what == (
         "Training diverged in epoch 4: the validation loss is 2.000 where 0.500 was expected, and has not recovered by epoch 9."
     )
-    back = divergence.roll_back(found, [report(epoch) for epoch in range(1, 10)], training.settings())
+    history = [report(epoch) for epoch in range(1, 10)]
+    assert divergence.roll_back(found, history, {20, 80}, training.settings())["to_epoch"] == 2  # the one before is gone
+    back = divergence.roll_back(found, history, {20, 30, 80}, training.settings())
     assert (back["to_epoch"], back["to_step"]) == (3, 30)
     assert json.loads(json.dumps(back)) == back
     assert divergence.line(back, 1, 2).endswith(
@@ -49,7 +51,7 @@ def test_weights_that_are_not_finite_are_a_divergence_without_a_diagnosis():
     found = divergence.find(None, report(1), np.arange(10) < 6, RATE)
     assert (found.epoch, found.finite, found.settings) == (1, False, "optimizer.learning_rate=0.0001")
     assert found.what == "The loss or the weights are NaN or infinite in epoch 1 from step 7 on."
-    back = divergence.roll_back(found, [report(1)], training.settings())
+    back = divergence.roll_back(found, [report(1)], (), training.settings())
     assert (back["to_epoch"], back["to_step"]) == (0, 0)
     assert "Went back to the beginning" in divergence.line(back, 1, 2)
     assert "Fix: lower optimizer.learning_rate (now 0.001)" in divergence.fix(found, RATE)
@@ -69,7 +71,7 @@ def test_settings_of_roll_backs_add_up_unless_a_person_changes_them():
     backs = []
     for epoch, remedy in ((5, "optimizer.learning_rate=0.0001"), (7, "optimizer.learning_rate=1e-05 optimizer.clip_norm=1.0")):
         found = divergence.find(News(diverged(epoch, (remedy,)), None), report(epoch), FINE, RATE)
-        backs.append(divergence.roll_back(found, [report(each) for each in range(1, epoch + 1)], settings))
+        backs.append(divergence.roll_back(found, [report(epoch)], (), settings))
         settings = divergence.with_roll_backs(settings, backs[-1:])
     assert (settings.optimizer.learning_rate, settings.optimizer.clip_norm) == (1e-5, 1.0)
     assert divergence.with_roll_backs(training.settings(optimizer={"learning_rate": RATE}), backs) == settings

@@ -14,7 +14,7 @@ from trainer.storage import open_store, results
 
 pytestmark = pytest.mark.integration
 
-SPIKE = ("optimizer.learning_rate=3e-3", "model.momentum=0.98", "training.epochs=6")
+SPIKE = ("optimizer.learning_rate=1e-3", "model.momentum=0.98", "training.epochs=4")
 """With 10 steps an epoch the moving statistics lag far behind at first, as in the demo."""
 
 
@@ -111,7 +111,7 @@ def test_a_record_that_the_control_does_not_repeat_proves_nothing(place, spiked,
     [
         (["--run", "nobody", "--spike", "2"], r"No run nobody in .*\. Fix: correct --run or --storage\."),
         (["--run", "spiked", "--spike", "99"], r"has no spike in epoch 99 \(spikes: .*\)\. Fix: name one, or use --epoch 99\."),
-        (["--run", "spiked", "--epoch", "99"], r"has no epoch 99: it has finished epochs 1 to 6\. Fix: name one of them\."),
+        (["--run", "spiked", "--epoch", "99"], r"has no epoch 99: it has finished epochs 1 to 4\. Fix: name one of them\."),
         (["--set", "data.validation_fraction=0.4"], r"changes which images train or validate, .*\. Fix: start another run\."),
         (["--set", "optimizer.name=SGD"], r"needs another state than the checkpoint holds\. Fix: start another run with it\."),
         (["--set", "model.momentum=2"], r"--set model\.momentum=2: should be less than 1"),

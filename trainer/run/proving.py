@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import ray
 
 from spikewise import proof
 from spikewise.detect import Resampler
@@ -117,7 +116,8 @@ class Prover:
                 settings = replay.treated(plan.settings, change)
                 treatment, _ = self._train(plan, settings, f"treatment-{number}")
             except UserError as error:
-                skipped.append(f"Not tried: {error}")
+                label = "" if change[0] in str(error) else f"{' '.join(change)}: "
+                skipped.append(f"Not tried: {label}{error}")
                 self.say(skipped[-1])
                 continue
             resampler = Resampler(len(self.groups), self.groups)
@@ -205,5 +205,4 @@ class Prover:
             if "losses" not in found:
                 raise ReplayError(f"The losses of the replay are not in {self.storage.url}. Fix: replay again.", transient=True)
             losses[report.epoch] = found["losses"]
-        ray.kill(mailbox)
         return losses, status

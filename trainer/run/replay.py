@@ -108,7 +108,7 @@ def treated(settings: config.Settings, change: Sequence[str]) -> config.Settings
         key = one.partition("=")[0].strip()
         if key.startswith("data."):
             raise ReplayError(
-                f"{one} changes which images train and validate, which no checkpoint can show. Fix: start another run."
+                f"{one} changes which images train or validate, so no checkpoint can show it. Fix: start another run."
             )
         if key in OTHER_STATE:
             raise ReplayError(f"{one} needs another state than the checkpoint holds. Fix: start another run with it.")

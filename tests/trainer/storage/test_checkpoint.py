@@ -335,8 +335,8 @@ def test_slow_storage_drops_no_checkpoint_before_a_spike(tmp_path: Path) -> None
         store.entered.wait()
         checkpoints.save_in_background(2, state(2), {"validation_loss": 0.5})
         checkpoints.keep({2})
-        checkpoints.save_in_background(3, state(3), {"validation_loss": 0.4})
-        checkpoints.save_in_background(4, state(4), {"validation_loss": 0.9})
+        checkpoints.save_in_background(3, state(3), {"validation_loss": 0.9})
+        checkpoints.save_in_background(4, state(4), {"validation_loss": 0.4})
         store.gate.set()
     assert store.commits == [1, 2, 4]
 

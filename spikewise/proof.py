@@ -81,7 +81,7 @@ class Experiment:
 
 def experiment_from(values: Mapping[str, Any]) -> Experiment:
     """The inverse of `Experiment.as_dict`, also after a round trip through JSON. Raises TypeError and KeyError."""
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     plain["proofs"] = tuple(Proof(**{**proof, "losses": tuple(proof["losses"])}) for proof in values["proofs"])
     return Experiment(**plain)
 

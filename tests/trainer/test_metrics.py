@@ -353,3 +353,13 @@ def test_spikes_are_counted_by_cause_and_never_uncounted() -> None:
     assert value(exporter, "spikewise_validation_spike_epoch") == 4
     exporter.update_spikes([a_diagnosis("divergence", 3), a_diagnosis("unexplained", 4), a_diagnosis("unexplained", 9)])
     assert [value(exporter, name, cause=cause) for cause in ("few_examples", "divergence", "unexplained")] == [1, 1, 2]
+
+
+def test_roll_backs_are_counted_over_all_drivers() -> None:
+    """An alert on runs that go back again and again would never fire."""
+    exporter = Exporter()
+    value = exporter.registry.get_sample_value
+    assert value("spikewise_roll_backs_total") == 0
+    exporter.update_roll_backs(2)
+    exporter.update_roll_backs(1)
+    assert value("spikewise_roll_backs_total") == 2

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -107,31 +108,46 @@ class Prover:
         found = Experiment(plan.epoch, diagnosis.spike.loss if diagnosis else loss, plan.start, tuple(plan.epochs), means)
         problem = self._problem(plan, control)
         self.say(problem or f"control: epochs {plan.start + 1} to {plan.last} are equal to the record to the last bit")
-        proofs: list[proof.Proof] = []
-        skipped: list[str] = []
-        for number, change in enumerate(changes if diagnosis and not problem else (), 1):
-            if proofs and (proofs[-1].verdict == "proven" or not affordable()):
-                break
-            try:
-                settings = replay.treated(plan.settings, change)
-                treatment, _ = self._train(plan, settings, f"treatment-{number}")
-            except UserError as error:
-                label = "" if change[0] in str(error) else f"{' '.join(change)}: "
-                skipped.append(f"Not tried: {label}{error}")
-                self.say(skipped[-1])
-                continue
-            resampler = Resampler(len(self.groups), self.groups)
-            both = (np.array([losses[epoch] for epoch in plan.epochs]) for losses in (control, treatment))
-            proofs.append(proof.judge(diagnosis.spike, " ".join(change), *both, resampler))
-            self.say(proof.sentence(found, proofs[-1]))
-        found = dc.replace(found, problem=problem, proofs=tuple(proofs), skipped=tuple(skipped), seconds=time.monotonic() - began)
+        if diagnosis and not problem:
+            found = self._try(plan, found, diagnosis.spike, changes, control, affordable)
+        found = dc.replace(found, problem=problem, seconds=time.monotonic() - began)
         earlier = {one.epoch: one for one in results.get_experiments(self.storage, self.run)}
         found = proof.merged(earlier.get(found.epoch), found)
         results.put_experiment(self.storage, self.run, found)
         return found, diagnosis
 
+    def _try(
+        self,
+        plan: Plan,
+        found: Experiment,
+        spike: Spike,
+        changes: Sequence[Sequence[str]],
+        control: dict[int, np.ndarray],
+        affordable: Callable[[], bool],
+    ) -> Experiment:
+        """`found` with what the changes did, until one is proven. `control`: the losses [n] of each epoch with nothing changed."""
+        resampler = Resampler(len(self.groups), self.groups)
+        proofs: list[proof.Proof] = []
+        skipped: list[str] = []
+        for number, change in enumerate(changes, 1):
+            if proofs and (proofs[-1].verdict == "proven" or not affordable()):
+                break
+            label = " ".join(change)
+            try:
+                treatment, _ = self._train(plan, replay.treated(plan.settings, change), f"treatment-{number}")
+            except UserError as error:
+                skipped.append(f"Not tried: {error}" if change[0] in str(error) else f"Not tried: {label}: {error}")
+                self.say(skipped[-1])
+                continue
+            one, other = (np.array([losses[epoch] for epoch in plan.epochs]) for losses in (control, treatment))
+            proofs.append(proof.judge(spike, label, one, other, resampler))
+            self.say(proof.sentence(found, proofs[-1]))
+        return dc.replace(found, proofs=tuple(proofs), skipped=tuple(skipped))
+
     def prove_worst(self, diagnoses: Sequence[Diagnosis], epoch_seconds: float, budget: float) -> None:
-        """Tries the remedies of the worst spikes, as many as `budget` seconds allow. `epoch_seconds`: what an epoch takes.
+        """Tries the remedies of the worst spikes that were not trained again yet, as many as `budget` seconds allow.
+
+        `epoch_seconds`: what an epoch takes.
 
         Raises as `experiment` does.
         """
@@ -141,8 +157,13 @@ class Prover:
             """The seconds that would be left after further trials of `length` epochs."""
             return budget - (time.monotonic() - began) - trials * (self.start_seconds + length * epoch_seconds)
 
+        def affordable(length: int) -> bool:
+            return left(length, 1) >= 0
+
+        tried = results.get_experiments(self.storage, self.run)
         for diagnosis in replay.worst_first(diagnoses):
-            if not (remedies := replay.remedies(diagnosis)):
+            remedies = replay.remedies(diagnosis)
+            if not remedies or any(one.is_about(diagnosis.spike) for one in tried):
                 continue
             plan = self.plan(diagnosis.spike.epoch, diagnosis.spike)
             if left(plan.length, 2) < 0:  # a control and a treatment
@@ -152,7 +173,7 @@ class Prover:
             self.say(
                 f"proving the remedy of the spike in epoch {plan.epoch}: training epochs {plan.start + 1} to {plan.last} again"
             )
-            found, _ = self.experiment(plan, diagnosis, remedies, affordable=lambda length=plan.length: left(length, 1) >= 0)
+            found, _ = self.experiment(plan, diagnosis, remedies, affordable=partial(affordable, plan.length))
             if found.problem:
                 return
 

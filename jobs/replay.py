@@ -82,7 +82,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         if changes:
             replay.treated(plan.settings, remedies[0])  # refuses it before anything is trained
         begin = f"the checkpoint of step {plan.step}" if plan.step else "the initial weights"
-        console.say(f"run {run}: training epochs {plan.start + 1} to {plan.last} again from {begin}")
+        console.say(f"run {run}: training {plan.trained} again from {begin}")
         with stop_signals() as stop, Lease(storage, f"{run}/replays/{epoch:04d}", settings.checkpoint.lease_seconds):
             prover.stop = stop
             with ray_cluster.connect(plan.settings.launch):

@@ -67,9 +67,10 @@ class Experiment:
 
     @property
     def best(self) -> Proof | None:
-        """The proof of the remedy that helps most; None if none helps."""
-        helping = [proof for proof in self.proofs if proof.verdict != "does not help"]
-        return max(helping, key=lambda proof: (proof.verdict == "proven", proof.removed), default=None)
+        """The first remedy that is proven, else the one that helps most; None if none helps."""
+        proven = [proof for proof in self.proofs if proof.verdict == "proven"]
+        helping = [proof for proof in self.proofs if proof.verdict == "helps in part"]
+        return proven[0] if proven else max(helping, key=lambda proof: proof.removed, default=None)
 
     def is_about(self, spike: Spike) -> bool:
         """Whether this experiment is about `spike`."""
@@ -155,7 +156,9 @@ def _later(proof: Proof) -> bool:
 
 
 def _loss(loss: float) -> str:
-    return f"{loss:.2f}" if np.isfinite(loss) else "not finite"
+    if not np.isfinite(loss):
+        return "not finite"
+    return f"{loss:,.2f}" if loss >= 0.1 else f"{loss:.2g}"
 
 
 def merged(before: Experiment | None, now: Experiment) -> Experiment:

@@ -79,7 +79,7 @@ def test_any_epoch_is_diagnosed_on_request_and_a_useless_setting_is_called_so(pl
     assert replay.main(command) == 0
     output = capfd.readouterr().out
     assert f"SPIKE in epoch {asked[0]}: validation loss {losses[asked[0] - 1]:.3f}" in output
-    assert "are equal to the record to the last bit" in output
+    assert "as recorded, to the last bit" in output
     assert f"Does not help: with training.early_stopping=9 the loss of epoch {asked[0]} is" in output
     after = {entry.key: entry.etag for entry in store.list("runs/spiked/") if "/replays/" not in entry.key}
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}

@@ -93,6 +93,8 @@ def test_the_sentences_give_before_and_after():
     expected = "Helps in part: with a.b=1 the loss of epoch 9 is 0.52 instead of 0.90. Later it is up to 0.90."
     assert proof.sentence(experiment(late), late) == expected
     worse = judged(np.nan, np.nan)
+    tiny = replace(proven, losses=(0.0461, 0.03))
+    assert "is 0.046 instead of 0.90" in proof.sentence(experiment(tiny), tiny)
     expected = "Does not help: with a.b=1 the loss of epoch 9 is not finite instead of 0.90."
     assert proof.sentences(experiment(worse, skipped=("Not tried: x.",))) == [expected, "Not tried: x."]
     assert proof.sentences(experiment(proven, problem="Nothing can be proven.")) == ["Nothing can be proven."]
@@ -102,6 +104,7 @@ def test_the_best_remedy_is_a_proven_one():
     """The report would open with a remedy that only helps in part."""
     part, proven, worse = judged(0.4, 0.9), judged(0.6, 0.5), judged(1.2, 0.5)
     assert experiment(worse, part, proven).best is proven
+    assert experiment(proven, judged(0.5, 0.5)).best is proven  # the verdict's own remedy is tried first
     assert experiment(worse, part).best is part
     assert experiment(worse).best is None
 

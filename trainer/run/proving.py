@@ -107,7 +107,7 @@ class Prover:
         means = tuple(float(np.mean(control[epoch], dtype=np.float64)) for epoch in plan.epochs)
         found = Experiment(plan.epoch, diagnosis.spike.loss if diagnosis else loss, plan.start, tuple(plan.epochs), means)
         problem = self._problem(plan, control)
-        self.say(problem or f"control: epochs {plan.start + 1} to {plan.last} are equal to the record to the last bit")
+        self.say(problem or f"control: {plan.trained} as recorded, to the last bit")
         if diagnosis and not problem:
             found = self._try(plan, found, diagnosis.spike, changes, control, affordable)
         found = dc.replace(found, problem=problem, seconds=time.monotonic() - began)
@@ -170,9 +170,7 @@ class Prover:
                 needs = left(plan.length, 0) - left(plan.length, 2)
                 self.say(replay.budget_note(self.run, plan.epoch, needs, max(left(0, 0), 0), self.storage.url))
                 continue
-            self.say(
-                f"proving the remedy of the spike in epoch {plan.epoch}: training epochs {plan.start + 1} to {plan.last} again"
-            )
+            self.say(f"proving the remedy of the spike in epoch {plan.epoch}: training {plan.trained} again")
             found, _ = self.experiment(plan, diagnosis, remedies, affordable=partial(affordable, plan.length))
             if found.problem:
                 return

@@ -54,6 +54,12 @@ class Plan:
         return range(self.epoch, self.last + 1)
 
     @property
+    def trained(self) -> str:
+        """The epochs to train, for people."""
+        first = self.start + 1
+        return f"epochs {first} to {self.last}" if first < self.last else f"epoch {first}"
+
+    @property
     def length(self) -> int:
         """Number of epochs to train."""
         return self.last - self.start

@@ -94,7 +94,7 @@ def test_remedies_are_tried_until_one_is_proven(prover):
     assert prover.trials == ["control", "treatment-2", "treatment-3", "treatment-4"]
     assert found.skipped[0].startswith("Not tried: data.group_by=x changes which images train or validate")
     assert found.skipped[1].startswith("Not tried: model.momentum=0.5: The change needs another state")
-    assert "control: epochs 5 to 6 are equal to the record to the last bit" in prover.lines
+    assert "control: epochs 5 to 6 as recorded, to the last bit" in prover.lines
     assert results.get_experiments(prover.storage, "first") == [found]
 
 

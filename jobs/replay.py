@@ -60,7 +60,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     from trainer.run.signals import stop_signals
     from trainer.storage.lease import Lease
 
-    run, epoch = arguments.run, arguments.spike or arguments.epoch
+    run, epoch = arguments.run, arguments.epoch if arguments.spike is None else arguments.spike
     storage, place = _storage(arguments)
     facts = results.get_run(storage, run)
     if facts is None:

@@ -49,11 +49,7 @@ def prover(tmp_path):
     made = Replays("first", store, None, None, [""] * IMAGES, None, tmp_path)
     made.trials, made.lines = [], []
     made.say = made.lines.append
-    made.outcomes = {
-        "model.statistics=moving None": 0.0,
-        "model.statistics=moving 0.9": -0.8,
-        "model.statistics=precise None": -1.5,
-    }
+    made.outcomes = {"moving None": 0.0, "moving 0.9": -0.8, "precise None": -1.5}
     return made
 
 

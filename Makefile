@@ -26,7 +26,7 @@ ON_CLUSTER = $(call option,namespace,NAMESPACE)
 SUBMIT = $(BIN)/python -m jobs.submit --config $(call quoted,$(CONFIG)) $(call option,set,SET) --overlay $(call quoted,$(OVERLAY)) \
 	--shape $(SHAPE) --image $(call quoted,$(IMAGE)) $(call option,secret,SECRET) $(ON_CLUSTER)
 
-.PHONY: help install demo train test unit coverage lint format bench wheel lock clean
+.PHONY: help install demo train replay test unit coverage lint format bench wheel lock clean
 .PHONY: image image-s3-server cluster-data submit manifests status logs cancel e2e dashboard
 
 help: ## list these targets
@@ -49,6 +49,10 @@ demo: $(READY) ## run the whole job on demo photographs with a local S3 server; 
 
 train: $(READY) ## train on this machine: make train CONFIG=jobs/configs/question.toml SET="data.source=s3://my-bucket/images"
 	$(BIN)/python -m jobs.train --config $(call quoted,$(CONFIG)) $(call option,set,SET)
+
+replay: $(READY) ## train a spike again, to prove its remedy: make replay RUN=first CONFIG=F SPIKE=46 [SET="model.momentum=0.9"]
+	$(BIN)/python -m jobs.replay --run $(RUN) $(if $(STORAGE),--storage $(STORAGE),--config $(CONFIG)) \
+		$(if $(EPOCH),--epoch $(EPOCH),--spike $(SPIKE)) $(SET:%=--set %)
 
 test: $(READY) lint ## lint, run the unit tests, then the integration tests (about 25 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 -m "not integration"

@@ -17,7 +17,7 @@ import numpy as np
 from spikewise import causes, measure, probes, standing
 from spikewise import steps as analysis
 from spikewise.curve import BUDGET, Budget, Parts, parts_from, sizes
-from spikewise.detect import Detector, course, overfitting
+from spikewise.detect import Detector, course, forecast, overfitting, threshold
 from spikewise.findings import Findings
 from spikewise.moments import Counterfactuals
 from spikewise.probes import Network, Scene, Weights
@@ -142,6 +142,7 @@ class Diagnostician:
         events: Sequence[Event] = (),
         predict: Predict | None = None,
         trace: np.ndarray | None = None,
+        asked: bool = False,
     ) -> News:
         """Judges an epoch after its evaluation. On a spike, it probes the network and leaves it unchanged.
 
@@ -149,11 +150,13 @@ class Diagnostician:
         any structured array with the fields of records.STEP. `learning_rate`: the configured one, for the remedies (NaN if it is
         unknown); with a schedule, the steps have others. `events`: what happened to the run since the last epoch ended. A schedule
         of the learning rate is no event. `trace` [s + 1, m]: the moving statistics before the first and after each step, those of
-        `network.statistics` one after the other; None if they are unknown.
+        `network.statistics` one after the other; None if they are unknown. `asked`: diagnose the epoch also if it raises no
+        alarm, as long as its loss is above the expected one.
         """
         steps = steps[list(STEP.names or ())].astype(STEP)
         sampled = float(np.mean(sample)) if len(sample) else np.nan
         self._samples.append(sampled)
+        as_asked = self._as_spike(np.asarray(losses, float)) if asked else None
         update = self.detector.update(losses, lost=self._lost(sampled, len(steps)) if self.detector.due else None)
         epoch = self.detector.epoch
         self.snapshot(len(steps))
@@ -161,12 +164,12 @@ class Diagnostician:
         self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
         self._counterfactuals.update(trace, np.asarray(self.network.kept, float))
         diagnosis = None
-        if update.spike is not None:
+        if (spike := update.spike or as_asked) is not None:
             began = time.perf_counter()
-            case = self._case(update.spike, losses, sampled, steps, events, predict, trace)
+            case = self._case(spike, losses, sampled, steps, events, predict, trace)
             ranked = causes.attribute(case)
             diagnosis = Diagnosis(
-                update.spike, ranked, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
+                spike, ranked, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
             )
             self.diagnoses.append(diagnosis)
         parts, new = self._measure(losses, steps, spike=update.spike is not None)
@@ -283,6 +286,24 @@ class Diagnostician:
             with self.network.untouched():
                 sampled = probes.training_loss(self.network, steps, self._hyperparameters.batch_size)
         return not sampled < limit
+
+    def _as_spike(self, losses: np.ndarray) -> Spike | None:
+        """The next epoch, with these losses [n], as a spike whatever the detector says; None if its loss is not above the expected
+        one, or if that is unknown."""
+        detector, loss = self.detector, float(np.mean(losses))
+        if not detector.ordinary:
+            return None
+        epochs, means = np.array(detector.ordinary), np.array([detector.means[epoch - 1] for epoch in detector.ordinary])
+        baseline, scale = (float(value) for value in forecast(epochs, means, detector.epoch + 1))
+        rise, resampler, reference = loss - baseline, detector.resampler(len(losses)), detector.reference()
+        if not 0 < rise < np.inf:
+            return None
+        change = losses - (baseline if reference is None else reference)
+        draws = rise + resampler.means(change) - change.mean()
+        low, high = (float(value) for value in np.quantile(draws, [0.025, 0.975]))
+        limit, error = float(threshold(baseline, scale)), float(draws.std())
+        spike = Spike(detector.epoch + 1, loss, baseline, scale, limit, rise, low, high, error, len(losses))
+        return replace(spike, groups=resampler.groups)
 
     def _resolve(self, spike: Spike) -> Diagnosis | None:
         """Updates the diagnosis of a spike whose outcome became known."""

@@ -23,7 +23,7 @@ Seconds = Annotated[float, Field(gt=0, le=1e6)]  # operating systems accept no l
 Bytes = Annotated[int, Field(ge=1)]
 
 
-FREE_TO_CHANGE = {"s3", "launch", "checkpoint", "metrics"}
+FREE_TO_CHANGE = {"s3", "launch", "checkpoint", "metrics", "diagnosis"}
 """Sections that a resumed run may change, because they do not affect what is learned."""
 KEYS_FREE_TO_CHANGE = {
     ("run", "name"),
@@ -294,7 +294,7 @@ class Training(Section):
 
 
 class Diagnosis(Section):
-    """How the validation loss is explained (docs/diagnosis.md)."""
+    """How the run explains its validation loss, and what it does about it (docs/diagnosis.md)."""
 
     sensitivity: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     """How small a rise of the validation loss is an alarm, 0.1 to 10: every limit is divided by it. With 2, half the rise is an
@@ -302,6 +302,14 @@ class Diagnosis(Section):
     budget: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Fraction of the training time, 0 to 1, that measuring what the validation loss is made of may take. 0 turns it off; spikes
     are explained all the same."""
+    prove: Annotated[float, Field(ge=0, le=100)] = 0.1
+    """Time for proving the remedies of the worst spikes after the last epoch, as a fraction of the time that the run has trained; 0
+    proves none. A fraction costs a short and a long run alike, and nothing if there was no spike."""
+    on_divergence: Literal["none", "stop", "roll_back"] = "none"
+    """What to do when training diverges. `none`: go on while the loss is finite. `stop`: end the run. `roll_back`: go back to the
+    checkpoint before, with the settings of the remedy (a lower learning rate)."""
+    max_roll_backs: Positive = 2
+    """Number of times that `roll_back` goes back, over all starts of the run. After that, a divergence ends the run."""
 
 
 class Launch(Section):
@@ -323,6 +331,9 @@ class Launch(Section):
 class Checkpoint(Section):
     keep_last: Positive = 2
     """Number of newest checkpoints to keep. The best one is always kept as well."""
+    keep_spikes: Annotated[int, Field(ge=0)] = 3
+    """Number of spikes, the newest and the worst ones, before which the checkpoint is kept as well: to train them again, or to go
+    back."""
     lease_seconds: Seconds = 15.0
     """Seconds without a heartbeat after which a run's driver counts as dead and another job may take over, up to 1e6."""
 
@@ -430,6 +441,12 @@ def _is_toml(override: str) -> bool:
     except tomllib.TOMLDecodeError:
         return False
     return True
+
+
+def changed(settings: Settings, overrides: Sequence[str]) -> Settings:
+    """`settings` with `section.key=value` overrides. Raises ConfigError as `load` does."""
+    values = settings.as_dict()
+    return parse(values, "the run's settings", {_override(values, override): override for override in overrides})
 
 
 def run_name(settings: Settings, path: str | Path) -> str:

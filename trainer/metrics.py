@@ -57,6 +57,9 @@ METRICS: dict[str, Definition] = {
     "spikewise_workers": Definition("gauge", "", "Workers of the run."),
     "spikewise_restarts_total": Definition("counter", "", "Restarts of the run's workers, over all drivers."),
     "spikewise_restart_timestamp_seconds": Definition("gauge", "seconds", "Unix time of the last restart."),
+    "spikewise_roll_backs_total": Definition(
+        "counter", "", "Times that the run went back to a checkpoint before a divergence, over all drivers."
+    ),
     "spikewise_dataset_images": Definition("gauge", "", "Images on each side of the split.", ("split",)),
     "spikewise_quarantined_images": Definition("gauge", "", "Images left out because they cannot be decoded."),
     "spikewise_epoch": Definition("gauge", "", "Last finished epoch, from 1."),
@@ -230,6 +233,12 @@ class Exporter(Collector):
             if restarts > known:
                 self._set("spikewise_restart_timestamp_seconds", time.time())
             self._set("spikewise_restarts_total", max(restarts, known))
+            self._updates += 1
+
+    def update_roll_backs(self, total: int) -> None:
+        """How often the run has gone back to a checkpoint before a divergence."""
+        with self._changed:
+            self._advance({"spikewise_roll_backs_total": total})
             self._updates += 1
 
     def update(

@@ -218,6 +218,36 @@ def test_a_first_epoch_without_a_finite_loss_is_diagnosed():
     assert found.verdict.remedy == "restart with a tenth of the learning rate."
 
 
+def test_an_epoch_without_an_alarm_is_diagnosed_when_asked():
+    """A user could not learn why the loss rose by a third, because an alarm needs half."""
+    losses = np.full((8, 300), 0.5) + 0.01 * np.sin(np.arange(8))[:, None] + np.random.default_rng(0).normal(0, 0.02, 300)
+    losses[-1, :3] += 5.0
+    steps = np.array([(0.3, 1, 2, 1e-3)] * 10, STEP)
+    for asked in (False, True):
+        network = _OneWeight(losses)
+        diagnostician = Diagnostician(network, batch_size=8)
+        for number in range(8):
+            network.weight = float(number)
+            before = diagnostician.state()[0]["detector"]["spikes"]
+            news = diagnostician.close_epoch(losses[number], np.full(8, 0.3), steps, asked=asked and number == 7)
+        assert (news.diagnosis is not None) == asked
+        assert diagnostician.detector.spikes == before == []  # the detector judges as ever
+    spike = news.diagnosis.spike
+    assert spike.epoch == 8
+    assert 0 < spike.rise < spike.threshold
+    assert spike.low <= spike.rise <= spike.high
+    assert sorted(one.image for one in news.diagnosis.suspects) == [0, 1, 2]
+
+
+def test_an_epoch_that_did_not_rise_has_nothing_to_explain():
+    """Otherwise fractions of a fall would be reported as causes."""
+    losses = np.full((4, 300), 0.5) - 0.1 * np.arange(4)[:, None]
+    network = _OneWeight(losses)
+    diagnostician = Diagnostician(network, batch_size=8)
+    steps = np.array([(0.3, 1, 2, 1e-3)] * 10, STEP)
+    assert all(diagnostician.close_epoch(epoch, np.full(8, 0.3), steps, asked=True).diagnosis is None for epoch in losses)
+
+
 def test_a_discarded_epoch_leaves_no_snapshots():
     """Otherwise snapshots of an interrupted epoch would be taken for those of the next one, and steps be blamed that never were."""
     losses = np.full((9, 300), 0.5) + 0.01 * np.sin(np.arange(9))[:, None]

@@ -387,3 +387,13 @@ def test_all_addresses_include_ipv6():
             assert b"spikewise_state" in urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10).read()
     finally:
         exporter.close()
+
+
+def test_roll_backs_are_counted_over_all_drivers() -> None:
+    """An alert on runs that go back again and again would never fire."""
+    exporter = Exporter()
+    value = exporter.registry.get_sample_value
+    assert value("spikewise_roll_backs_total") == 0
+    exporter.update_roll_backs(2)
+    exporter.update_roll_backs(1)
+    assert value("spikewise_roll_backs_total") == 2

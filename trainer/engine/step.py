@@ -25,6 +25,10 @@ from trainer.model.distribute import distribute
 from trainer.model.layers import Place
 
 
+class StateError(UserError):
+    """A state belongs to another model."""
+
+
 class StepStats(NamedTuple):
     """Scalar tensors that describe one step; the same on all workers."""
 
@@ -227,15 +231,19 @@ class Learner:
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Restores a `state`. The learning rate is not part of it: it is a function of the step.
 
-        Raises UserError when the state belongs to another model.
+        Averages that the state lacks begin with the weights. Raises StateError when the state belongs to another model.
         """
         state = dict(state)
         statistics = [state.pop(name) for name in sorted(state) if name.startswith(EVALUATED)]
         variables = self._variables()
+        names = {id(variable): name for name, variable in variables.items()}
+        for variable, average in zip(self.model.trainable_variables, self.averages, strict=False):
+            if names[id(variable)] in state:
+                state.setdefault(names[id(average)], state[names[id(variable)]])
         wrong = [name for name in variables.keys() | state.keys() if _shape(variables.get(name)) != _shape(state.get(name))]
         if wrong:
             name = min(wrong)
-            raise UserError(
+            raise StateError(
                 f"The checkpoint belongs to another model: {name} has shape {_shape(state.get(name))} in the checkpoint and "
                 f"{_shape(variables.get(name))} in this run. Fix: use the configuration that the run began with, or choose another "
                 "run.name."

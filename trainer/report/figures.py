@@ -133,8 +133,9 @@ def reliability(document: dict[str, Any]) -> Chart | None:
 def of_spike(document: dict[str, Any], spike: dict[str, Any]) -> list[tuple[str, str, Chart]]:
     """Title, caption and chart of what was measured around and inside a spike's epoch."""
     epoch, probes = spike["spike"]["epoch"], {probe["name"]: probe for probe in spike["probes"]}
+    replay = spike["replay"]
     near = [row for row in document["history"] if abs(row["epoch"] - epoch) <= NEIGHBOURS]
-    drawn = []
+    drawn = [_replayed(document, spike, near)] if replay and replay["proofs"] and near else []
     if near:
         baseline = spike["spike"]["baseline"]
         chart = charts.over_epochs(
@@ -160,6 +161,22 @@ def of_spike(document: dict[str, Any], spike: dict[str, Any]) -> list[tuple[str,
         text += f"Filled: {whole_percent(usual)}{reach}."
         drawn.append(("Along the epoch's update", text, chart))
     return drawn
+
+
+def _replayed(document: dict[str, Any], spike: dict[str, Any], near: list[dict[str, Any]]) -> tuple[str, str, Chart]:
+    """The recorded validation loss around a spike, and what it was with each remedy that was tried."""
+    replay, epochs = spike["replay"], _epochs(near)
+    before = {row["epoch"]: row["validation_loss"] for row in document["history"] if row["epoch"] == replay["epochs"][0] - 1}
+    series = [Series("as recorded", "validation", _values(near, "validation_loss"))]
+    for place, proof in enumerate(replay["proofs"][:MAX_CURVES]):
+        again = before | dict(zip(replay["epochs"], proof["losses"], strict=True))
+        values = np.array([np.nan if again.get(each) is None else again[each] for each in epochs.tolist()], float)
+        series.append(Series(proof["settings"], f"curve-{2 * place % MAX_CURVES}", values))
+    rules = [Marker(0, "", "guess", spike["spike"]["baseline"])]
+    chart = charts.over_epochs(f"Epoch {spike['spike']['epoch']} trained again", epochs, series, rules=rules, ticks=3)
+    begin = f"from the checkpoint after epoch {replay['start']}" if replay["start"] else "from the initial weights"
+    text = f"Validation loss, trained again {begin}. With nothing changed it is the same to the last bit."
+    return "Trained again", text, chart
 
 
 def whole_percent(fraction: float | None) -> str:

@@ -1,17 +1,34 @@
 """Reads what a run stored into a RunResult."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trainer import UserError
+from trainer import UserError, config
 from trainer.data.dataset import Pack, Split
 from trainer.data.order import epoch_generator, epoch_order
-from trainer.data.shards import PackedRows
+from trainer.data.pack import load_pack
+from trainer.data.shards import PackedRows, open_rows
+from trainer.data.split import split_rows
 from trainer.epoch import best
 from trainer.report.result import EvaluatedTest, RunResult, Trained
 from trainer.storage import Store, results
+
+
+def open_images(storage: Store, name: str, facts: Mapping[str, Any], cache_dir: Path) -> tuple[Pack, PackedRows, Split]:
+    """The images of run `name`, whose run.json is `facts`, and how they are split. Raises UserError if they are no longer stored,
+    StoreError."""
+    data = config.parse(facts["config"], f"run {name}").data
+    packed = load_pack(storage, facts["manifest"], (*data.image_size, 3))
+    if packed is None:
+        raise UserError(
+            f"The packed images of run {name} are no longer in {storage.url}/shards. "
+            "Fix: start a run on the same data, which packs them again."
+        )
+    rows = open_rows(packed, storage, cache_dir)
+    return packed, rows, split_rows(rows, packed.classes, data)
 
 
 def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split) -> RunResult:
@@ -55,6 +72,8 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
         losses=np.array([epoch.get("losses", missing) for epoch in arrays]),
         findings=findings,
         thumbnail=lambda index: rows.images.take(validation[index : index + 1])[0],
+        experiments=results.get_experiments(storage, name),
+        roll_backs=results.get_roll_backs(storage, name),
         test=_test(name, storage, rows, sides, history[chosen].epoch),
         batch=lambda epoch, number: _batch(facts["config"], rows, sides, epoch, number),
     )

@@ -3,13 +3,14 @@
 Shapes: N validation images, K classes, E epochs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from spikewise.findings import Findings
+from spikewise.proof import Experiment
 from trainer.epoch import EpochReport
 
 
@@ -72,5 +73,9 @@ class RunResult:
     """What the diagnosis has found; None if the run was not diagnosed."""
     test: EvaluatedTest | None = None
     """None without a test set, and until it is evaluated at the end of the run."""
+    experiments: Sequence[Experiment] = ()
+    """Spikes that were trained again."""
+    roll_backs: Sequence[Mapping[str, Any]] = ()
+    """The divergences from which the run went back (trainer.run.divergence.roll_back), the oldest first."""
     batch: Callable[[int, int], Sequence[Trained]] | None = None
     """(epoch, batch of that epoch from 0) -> its images; None if training images cannot be looked up."""

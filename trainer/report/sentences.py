@@ -64,6 +64,9 @@ def notes(document: dict[str, Any]) -> list[str]:
         found.append(f"Exact copies with different labels: {amount(copies, 'image')} (see Data).")
     if data["quarantined"]:
         found.append(f"Left out because they cannot be decoded: {amount(len(data['quarantined']), 'image')} (see Data).")
+    for back in document["roll_backs"]:
+        target = f"to the end of epoch {back['to_epoch']}" if back["to_epoch"] else "to the beginning"
+        found.append(f"{back['what']} The run went back {target}, with {back['settings']}.")
     if document["restarts"]:
         epochs = ", ".join(str(restart["epoch"]) for restart in document["restarts"])
         found.append(f"Training resumed from a checkpoint in epoch {epochs}.")

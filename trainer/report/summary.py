@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from spikewise import describe, describe_curve, detect
+from spikewise import describe, describe_curve, detect, proof
 from spikewise.curve import shares
 from spikewise.findings import Findings
+from spikewise.proof import Experiment
 from spikewise.records import Course, Diagnosis
 from trainer import __version__
 from trainer.epoch import EpochReport, best
@@ -57,6 +58,7 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "parts": [] if found is None else [parts.as_dict() for parts in found.parts],
         "shares": None if found is None else shares(found.parts),
         "standing": [] if found is None else [one.as_dict() for one in found.standing],
+        "roll_backs": [dict(one) for one in result.roll_backs],
         "generalization_gap": None if kept is None else history[kept].validation_loss - history[kept].train_loss_inference,
         "validation": validation,
         "test": None if result.test is None else _tested(result.classes, result.test),
@@ -81,6 +83,7 @@ def _explained(result: RunResult, found: Findings, guess: float | None) -> list[
     spikes."""
     spikes = describe.sentences(found.diagnoses, found.overfitting, len(result.history), _course(result, guess))
     parts = describe_curve.sentences(found.parts, found.standing)
+    spikes += _proofs(result)
     return [*parts, *spikes] if any(not one.over for one in found.standing) else [*spikes, *parts]
 
 
@@ -150,8 +153,21 @@ def _spike(result: RunResult, diagnosis: Diagnosis) -> dict[str, Any]:
         }
         for one in suspects[:SUSPECTS]
     ]
-    words = {"name": describe.name(diagnosis), "headline": describe.headline(diagnosis.spike)}
+    experiment = _experiment(result, diagnosis)
+    replay = None if experiment is None else {**experiment.as_dict(), "sentences": proof.sentences(experiment)}
+    words = {"replay": replay, "name": describe.name(diagnosis), "headline": describe.headline(diagnosis.spike)}
     return {**diagnosis.as_dict(), **words, "images": images, "batches": _batches(result, diagnosis)}
+
+
+def _experiment(result: RunResult, diagnosis: Diagnosis) -> Experiment | None:
+    """What training this spike again found; None if it was not."""
+    return next((one for one in result.experiments if one.is_about(diagnosis.spike)), None)
+
+
+def _proofs(result: RunResult) -> list[str]:
+    """A sentence for the remedy that helps most of each spike that was trained again."""
+    found = [_experiment(result, diagnosis) for diagnosis in (result.findings.diagnoses if result.findings else ())]
+    return [proof.sentence(one, one.best) for one in found if one and one.best]
 
 
 def _batches(result: RunResult, diagnosis: Diagnosis) -> list[dict[str, Any]]:

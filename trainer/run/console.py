@@ -96,7 +96,7 @@ class RunLog:
         self._epochs = epochs
         self._pod = os.environ.get("POD_NAME")
         """The pod in which the driver runs, in a cluster: addresses and paths of its own are useless to the reader."""
-        self.warn = console.warn
+        self.warn, self.say = console.warn, console.say
         self.phase = console.phase
 
     def metrics_served(self, host: str, port: int) -> None:
@@ -181,7 +181,7 @@ class RunLog:
                 self.warn(event.message)
             case events.Finished(tested=events.Tested() as tested):
                 self._console.say(f"test: loss {tested.loss:.4f}  accuracy {tested.accuracy:.3f}  ({tested.images:,} images)")
-            case events.Failed() | events.Finished():  # the run's outcome is printed at its end
+            case events.Failed() | events.Finished() | events.Diverged():  # the run's outcome is printed at its end
                 pass
 
     def stop_requested(self) -> None:

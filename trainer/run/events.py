@@ -99,6 +99,22 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
+class Diverged:
+    """Training has diverged, and the workers have ended so that the driver can go back."""
+
+    epoch: int
+    """The first epoch that has to be trained again."""
+    found: int
+    """The epoch whose end showed it."""
+    what: str
+    """What happened, as a sentence."""
+    settings: str
+    """The remedy: one or more `section.key=value`, separated by spaces."""
+    finite: bool
+    """Whether the weights are still finite."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A worker met an error that a restart of the workers cannot fix."""
 
@@ -130,4 +146,4 @@ class Finished:
     """None without a test set, and for an interrupted run."""
 
 
-WorkerEvent = Started | Resumed | Progress | EpochFinished | CheckpointSaved | Warned | Failed | Finished
+WorkerEvent = Started | Resumed | Progress | EpochFinished | CheckpointSaved | Warned | Diverged | Failed | Finished

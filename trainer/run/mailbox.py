@@ -5,7 +5,8 @@ The mailbox is a Ray actor beside the driver. Neither side ever waits for the ot
 
 import logging
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -16,6 +17,17 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 """Shortest time between two Progress events."""
+POLL_SECONDS = 0.3
+"""Time between two reads of the mailbox."""
+
+
+class Workers(Protocol):
+    """What `listen` needs of ray_train.WorkerGroup."""
+
+    @property
+    def running(self) -> bool: ...
+
+    def wait(self, seconds: float) -> None: ...
 
 
 class Mailbox:
@@ -50,6 +62,16 @@ def start_mailbox() -> Any:
     """Starts a Mailbox as an actor on the caller's node, which runs the driver. Returns its handle."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
+
+
+def listen(mailbox: Any, workers: Workers, seconds: float = POLL_SECONDS) -> Iterator[list[WorkerEvent]]:
+    """What the workers have posted, about every `seconds`, until they have ended."""
+    while True:
+        running = workers.running  # read before the mailbox, so that events posted before the end are still taken
+        yield ray.get(mailbox.take.remote())
+        if not running:
+            return
+        workers.wait(seconds)
 
 
 class Outbox:

@@ -31,7 +31,7 @@ class WorkerGroup:
             train_loop_config={"task": task},
             scaling_config=ScalingConfig(num_workers=launch.workers, use_gpu=launch.gpu, resources_per_worker=resources),
             run_config=RunConfig(
-                name=task.run,
+                name=task.run.replace("/", "-"),  # of a replay
                 storage_path=str(folder.resolve()),
                 failure_config=FailureConfig(max_failures=launch.max_failures),
             ),

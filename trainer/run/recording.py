@@ -1,8 +1,9 @@
 """Stores a run's epochs for the report, in the background. A failure to store them never ends training."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +22,16 @@ class Recorder:
         self._run = run
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="epoch-records")
 
-    def count_start(self) -> int:
-        """Counts a start of the run's workers. Returns the number of earlier starts; 0 when storage fails."""
+    def count_start(self, facts: Callable[[], Mapping[str, Any]]) -> int:
+        """Counts a start of the run's workers and stores its `facts`, as results.put_start takes them. Returns the number of
+        earlier starts; 0 when storage fails."""
+        number = 0
         try:
-            return results.count_start(self._store, self._run)
+            number = results.count_start(self._store, self._run)
+            results.put_start(self._store, self._run, number, facts())
         except StoreError as error:
             log.warning("this start of the workers was not counted: %s", error)
-            return 0
+        return number
 
     def record(self, report: EpochReport, arrays: Mapping[str, np.ndarray], findings: Findings | None) -> None:
         """Stores an epoch in the background. `findings`: None when the diagnosis failed. Never raises."""

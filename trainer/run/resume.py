@@ -93,15 +93,19 @@ def resume(
     *,
     chief: bool,
     broadcast: Callable[[int | None], int | None],
+    step: int | None = None,
 ) -> Resumption | None:
-    """Loads the newest intact checkpoint into `learner` and `diagnostician`; None if there is none.
+    """Loads the newest intact checkpoint into `learner` and `diagnostician`, or the one of `step`; None if there is none.
 
-    `broadcast`: returns rank 0's argument on all workers. Raises StoreError, and UserError for a checkpoint of another model.
+    `broadcast`: returns rank 0's argument on all workers. Raises StoreError, CheckpointError if the checkpoint of `step` is missing
+    or damaged, and UserError for a checkpoint of another model.
     """
     # Resume order:
     # 1. Rank 0 finds the checkpoint, so that all workers load the same one.
-    found = checkpoints.latest() if chief else None
-    step = broadcast(found.step if found else None)
+    found = None
+    if step is None:
+        found = checkpoints.latest() if chief else None
+        step = broadcast(found.step if found else None)
     if step is None:
         return None
     _, state, meta = found or checkpoints.load(step)

@@ -30,13 +30,14 @@ from trainer.engine import devices
 from trainer.engine.distributed_network import DistributedNetwork
 from trainer.engine.evaluate import evaluate
 from trainer.engine.group import Group
-from trainer.engine.step import Learner, StepStats, finite, records
+from trainer.engine.step import Learner, StateError, StepStats, finite, records
 from trainer.epoch import EpochReport, best
 from trainer.model.module import NetworkError
-from trainer.run import events
+from trainer.run import divergence, events, ray_cluster
 from trainer.run.finish import load_best, store_model
 from trainer.run.mailbox import Outbox
 from trainer.run.recording import Recorder
+from trainer.run.replay import before_spikes, state_error
 from trainer.run.resume import Position, changes, plain_steps, resume, to_checkpoint
 from trainer.run.task import Task
 from trainer.storage import StoreError, open_store, results
@@ -57,7 +58,7 @@ class TrainingError(UserError):
 
 
 def work(task: Task) -> None:
-    """Trains from the newest checkpoint to the last epoch.
+    """Trains from the newest checkpoint to the last epoch, or makes the task's replay.
 
     Raises whatever ends a worker. Errors that a restart cannot fix are reported to the driver first.
     """
@@ -147,22 +148,30 @@ class _Worker:
             sensitivity=settings.diagnosis.sensitivity,
             validation_fraction=settings.data.validation_fraction if "" in rows.sides else float("nan"),
         )
-        self.checkpoints = Checkpoints(self.store, task.run, settings.checkpoint.keep_last)
+        self.replay = task.replay
+        self.last = self.replay.last if self.replay else settings.training.epochs
+        """The last epoch to train."""
+        self.diagnosed = self.replay is None or self.replay.asked is not None
+        self.diverged: events.Diverged | None = None
+        """A divergence from which the run goes back."""
+        self.checkpoints = Checkpoints(self.store, self.replay.run if self.replay else task.run, settings.checkpoint.keep_last)
         self.recorder = Recorder(self.store, task.run)
         self.outbox = Outbox(task.mailbox, self.chief)
         self.position = Position()
         self.changes: list[Event] = []
         """What happened to the run since the last epoch ended, for the diagnosis."""
-        self.restarts = self.recorder.count_start() if self.chief else 0
+        self.restarts = self.recorder.count_start(self._start_facts) if self.chief else 0
 
     def run(self) -> None:
         self._check_network()
         self._resume()
         self._reconcile_records()
+        if self.diverged:
+            return
         step, feed = int(self.learner.optimizer.iterations), self.feed
         self.outbox.post(events.Started(step, self.restarts, self.group.size, feed.steps, feed.resident))
         outcome = "completed"
-        while self.position.epoch <= self.settings.training.epochs:
+        while self.position.epoch <= self.last:
             if self._no_longer_improving():
                 outcome = "stopped early"
                 break
@@ -172,7 +181,14 @@ class _Worker:
                 outcome = "interrupted"
                 break
             self._close_epoch(trained, began)
+            if self.diverged:
+                return
         self._finish(outcome)
+
+    def _start_facts(self) -> dict[str, Any]:
+        """What a replay must know of this start."""
+        machine = ray_cluster.environment(self.settings.launch) | devices.facts()
+        return {"settings": self.task.settings, "machine": machine | {"threads of a worker": str(self.task.threads)}}
 
     def _check_network(self) -> None:
         """Raises NetworkError if the workers begin with different weights; warns of what depends on the number of workers."""
@@ -186,16 +202,34 @@ class _Worker:
                 log.warning("%s", line)
 
     def _resume(self) -> None:
-        found = resume(self.checkpoints, self.learner, self.diagnostician, chief=self.chief, broadcast=broadcast_from_rank_zero)
+        step = self.replay.step if self.replay else None
+        if step == 0:  # a replay from the initial weights
+            return
+        try:
+            found = resume(
+                self.checkpoints, self.learner, self.diagnostician, chief=self.chief, broadcast=broadcast_from_rank_zero, step=step
+            )
+        except StateError as error:
+            raise TrainingError(state_error(str(error))) if self.replay else error from None
         if found is None:
             return
         self.position = found.position
+        self._keep_before_spikes()
+        if self.replay:  # where the first step would be with the replay's batch size; the learning rate depends on it
+            self.learner.optimizer.iterations.assign((self.position.epoch - 1) * self.feed.steps)
+            return
         self.changes = changes(found, self.settings, workers=self.group.size)
         history, diagnoses = tuple(self.position.history), tuple(self.diagnostician.diagnoses)
         self.outbox.post(events.Resumed(found.step, self.position.epoch, self.restarts, history, diagnoses))
+        if self.settings.diagnosis.on_divergence == "roll_back":  # the run may have diverged while it was none
+            self._act_on_divergence(divergence.still(diagnoses, history, self.settings.optimizer.learning_rate))
+
+    def _keep_before_spikes(self) -> None:
+        most = self.settings.checkpoint.keep_spikes
+        self.checkpoints.keep(before_spikes(self.position.history, self.diagnostician.diagnoses, most))
 
     def _reconcile_records(self) -> None:
-        if not self.chief:
+        if not self.chief or self.replay:
             return
         known = self.position.history and self.diagnostician.detector.epoch == len(
             self.position.history
@@ -205,7 +239,7 @@ class _Worker:
     def _no_longer_improving(self) -> bool:
         patience, history = self.settings.training.early_stopping, self.position.history
         lowest = best(history)
-        return bool(patience) and lowest is not None and history[-1].epoch - lowest.epoch >= patience
+        return bool(patience) and not self.replay and lowest is not None and history[-1].epoch - lowest.epoch >= patience
 
     def _train_epoch(self) -> _Trained | None:
         """Trains the remaining steps of the epoch. Returns None after a request to stop, with a checkpoint saved."""
@@ -214,7 +248,7 @@ class _Worker:
         values = self._values_before(start)
         signals = []
         saved = False
-        snapshots = self.diagnostician.snapshots(self.feed.steps)
+        snapshots = self.diagnostician.snapshots(self.feed.steps) if self.diagnosed else ()
         self.network.begin(epoch)
         self.feed.waited = 0.0
         began = time.perf_counter()
@@ -252,7 +286,7 @@ class _Worker:
     def _save_inside_epoch(self, position: Position) -> None:
         """Best effort: a failure here loses this epoch, not the run."""
         self.learner.average_statistics()
-        if not self.chief:
+        if not self.chief or self.replay:
             return
         step = int(self.learner.optimizer.iterations)
         try:
@@ -264,8 +298,8 @@ class _Worker:
             log.warning("no checkpoint was saved inside epoch %d: %s", position.epoch, error)
 
     def _close_epoch(self, trained: _Trained, began: float) -> None:
-        """Evaluates, diagnoses, records, saves and reports the epoch. Raises TrainingError when its loss or weights are not
-        finite."""
+        """Evaluates, diagnoses, records, saves and reports the epoch. Raises TrainingError when training has diverged and the run
+        neither goes on nor goes back."""
         self.learner.average_statistics()
         with self.network.as_evaluated():
             losses, probabilities = evaluate(self.learner, self.feed, self.validation)
@@ -276,13 +310,14 @@ class _Worker:
 
         steps = self.position.steps
         report = self._report(trained, evaluated, float(waits.max()), began)
-        news = self._diagnose(evaluated)
+        news = self._diagnose(evaluated) if self.diagnosed else None
         findings = None if news is None else self.diagnostician.findings
         self.position = self.position.next_epoch(report)
         if self.chief:
             self._record(report, evaluated, steps, findings)
-            if finite(steps).all():  # otherwise no run could recover from the newest checkpoint
+            if finite(steps).all() and not self.replay:  # otherwise no run could recover from the newest checkpoint
                 state = to_checkpoint(self.learner, self.position, self.diagnostician, self.task.settings, report.validation_loss)
+                self._keep_before_spikes()
                 self.checkpoints.save_in_background(report.step, *state)
         self.outbox.post(
             events.EpochFinished(
@@ -296,14 +331,23 @@ class _Worker:
                 requests=events.Requests.of(self.store),
             )
         )
-        if not finite(steps).all():
-            self._flush()
-            first = report.step - len(steps) + int(np.argmin(finite(steps))) + 1
-            raise TrainingError(
-                f"The loss or the weights are NaN or infinite in epoch {report.epoch} from step {first} on. Fix: lower "
-                f"optimizer.learning_rate (now {self.settings.optimizer.learning_rate:g}) and run again under this name to resume "
-                "from the last checkpoint."
-            )
+        self._act_on_divergence(divergence.find(news, report, finite(steps), self.settings.optimizer.learning_rate))
+
+    def _act_on_divergence(self, found: events.Diverged | None) -> None:
+        """Raises TrainingError if the divergence ends the run; sets `diverged` if the run has to go back."""
+        policy = self.settings.diagnosis.on_divergence
+        if found is None or (policy == "none" and found.finite):
+            return
+        if self.replay:
+            self.last = self.last if found.finite else found.found
+            return
+        self._flush()
+        if policy == "roll_back":
+            self.diverged = found
+            if self.chief:
+                ray.get(self.task.mailbox.post.remote(found))
+            return
+        raise TrainingError(divergence.fix(found, self.settings.optimizer.learning_rate))
 
     def _report(self, trained: _Trained, evaluated: _Evaluated, input_wait: float, began: float) -> EpochReport:
         """`input_wait`: of the slowest worker. `began`: time.perf_counter() when the epoch began."""
@@ -345,6 +389,7 @@ class _Worker:
                 events=self.changes,
                 predict=predict,
                 trace=None if self.position.trace is None else self.learner.average(self.position.trace),
+                asked=self.replay is not None and self.replay.asked == self.position.epoch,
             )
         except ray.exceptions.RayError:
             raise
@@ -370,14 +415,15 @@ class _Worker:
         self.checkpoints.close()
 
     def _finish(self, outcome: str) -> None:
-        """Stores what is still missing, evaluates the test set, stores the model last, and reports the end of the run."""
+        """Stores what is still missing, evaluates the test set, stores the model last, and reports the end of the run. Of a replay,
+        only its epochs are stored."""
         if self.chief:
             self._flush()
             self._reconcile_records()
         history = self.position.history
         epoch = history[-1].epoch if history else 0
         tested = None
-        if outcome != "interrupted":
+        if outcome != "interrupted" and not self.replay:
             if self.settings.training.keep == "best":
                 epoch = load_best(self.learner, self.checkpoints, history, chief=self.chief, broadcast=broadcast_from_rank_zero)
             self.learner.assume_evaluated()

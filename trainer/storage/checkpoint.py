@@ -17,7 +17,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,13 +75,31 @@ class Checkpoints:
         self._keep_last = keep_last
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[Mapping[str, np.ndarray], Mapping[str, Any]]] = {}
+        self._keep: frozenset[int] = frozenset()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def steps(self) -> list[int]:
+        """The steps of all committed checkpoints, in order; some may be damaged. Raises StoreError."""
+        return self._committed(self._stored())
+
+    def keep(self, steps: Collection[int]) -> None:
+        """Keeps the checkpoints of exactly these steps, as far as they exist, beyond those that `save` keeps. Call it before the
+        save that would delete them."""
+        with self._lock:
+            self._keep = frozenset(steps)
+
+    def go_back(self, step: int) -> None:
+        """Deletes all checkpoints later than `step`, the newest first. Raises StoreError."""
+        stored = self._stored()
+        for later in sorted((other for other in stored if other > step), reverse=True):
+            self._delete(stored[later])
 
     def save(self, step: int, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Saves a checkpoint after the saves under way in the background; returns when it is committed.
 
         Replaces a checkpoint of the same step and deletes later ones, which exist if the run went back to an earlier checkpoint.
-        Then deletes all but the last `keep_last` checkpoints and the one with the lowest finite `meta["validation_loss"]`.
+        Then deletes all but the last `keep_last` checkpoints, the one with the lowest finite `meta["validation_loss"]`, and those
+        of the steps given to `keep`.
 
         Raises CheckpointError (an array of a dtype that is not STORABLE, another writer) and StoreError.
         """
@@ -90,12 +108,12 @@ class Checkpoints:
     def save_in_background(self, step: int, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Saves without delaying training; the caller must not change `state` afterwards. Never raises: see `stats`.
 
-        While storage is slower than the epochs, at most two saves wait: the newest and the one with the lowest validation loss.
+        While storage is slower than the epochs, the newest, the one with the lowest validation loss and those to `keep` wait.
         """
         with self._lock:
             self._waiting[step] = (state, meta)
             best = min(self._waiting, key=lambda waiting: (_loss(self._waiting[waiting][1]), -waiting))
-            for dropped in self._waiting.keys() - {step, best}:
+            for dropped in self._waiting.keys() - {step, best, *self._keep}:
                 del self._waiting[dropped]
                 log.warning("the checkpoint of step %d is skipped: storage is slower than the epochs", dropped)
         self._thread.submit(self._save_waiting)
@@ -230,7 +248,7 @@ class Checkpoints:
         for later in [step for step in stored if step > newest]:
             self._delete(stored.pop(later))
         committed = self._committed(stored)
-        kept = {*committed[-self._keep_last :], *self._by_loss(committed)[:1]}
+        kept = {*committed[-self._keep_last :], *self._by_loss(committed)[:1], *self._keep}
         for step in stored.keys() - kept:
             self._delete(stored[step])
 

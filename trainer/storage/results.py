@@ -3,6 +3,10 @@
 runs/<run>/run.json           the resolved configuration, the data set's digest, the environment, and the digest of the user's own
                               network; at the end also the outcome and the epoch whose weights model.keras has
 runs/<run>/starts             how often workers have started on the run
+runs/<run>/started/0000.json  with which settings and on which machine they started for the first time, 0001.json the second time
+runs/<run>/roll_backs.json    the divergences from which the run went back, the oldest first
+runs/<run>/replays/0046/      of the spike in epoch 46: proof.json, an Experiment, and below control/ and treatment-1/ the records
+                              of the epochs that were trained again, as in runs/<run>/
 runs/<run>/spikes.json        what the diagnosis has found: Findings
 runs/<run>/epochs/0001.json   the epoch's EpochReport
 runs/<run>/epochs/0001.npz    of the n validation images, in the order of the split: losses [n] and probabilities [n, K];
@@ -16,11 +20,13 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from spikewise.findings import Findings, findings_from
+from spikewise.proof import Experiment, experiment_from
 from trainer import UserError
 from trainer.epoch import EpochReport
 from trainer.storage import NotFound, Store
@@ -67,6 +73,64 @@ def count_start(store: Store, run: str) -> int:
         before = 0
     store.put(key, str(before + 1).encode())
     return before
+
+
+def put_start(store: Store, run: str, number: int, facts: Mapping[str, Any]) -> None:
+    """Stores what a replay must know about start `number` of the workers: `settings` and `machine`. Raises StoreError."""
+    store.put(f"runs/{run}/started/{number:04d}.json", json.dumps(facts, indent=1).encode(), content_type="application/json")
+
+
+def get_start(store: Store, run: str, number: int) -> dict[str, Any] | None:
+    """What `put_start` stored; None if nothing readable is. Raises StoreError."""
+    try:
+        facts = json.loads(store.get(f"runs/{run}/started/{number:04d}.json"))
+        return {"settings": facts["settings"], "machine": facts["machine"]}
+    except (NotFound, ValueError, TypeError, KeyError):
+        return None
+
+
+def replay_name(run: str, epoch: int, trial: str) -> str:
+    """The name under which a replay of `run` stores its records. `trial`: control or treatment-<number>."""
+    return f"{run}/replays/{epoch:04d}/{trial}"
+
+
+def clear_replay(store: Store, name: str) -> None:
+    """Deletes the records of an earlier replay of this `replay_name`. Raises StoreError."""
+    store.delete(list_keys(store, f"runs/{name}/"))
+
+
+def put_experiment(store: Store, run: str, experiment: Experiment) -> None:
+    """Stores what replays of a spike found. Raises StoreError."""
+    key = f"runs/{run}/replays/{experiment.epoch:04d}/proof.json"
+    store.put(key, json.dumps(experiment.as_dict(), indent=1).encode(), content_type="application/json")
+
+
+def get_experiments(store: Store, run: str) -> list[Experiment]:
+    """What replays of the run found, in order of their epochs; without those that are damaged. Raises StoreError."""
+    found = []
+    for _, body in store.get_many(key for key in list_keys(store, f"runs/{run}/replays/") if key.endswith("/proof.json")):
+        if isinstance(body, Exception):
+            raise body
+        with suppress(ValueError, TypeError, KeyError):
+            found.append(experiment_from(json.loads(body)))
+    return found
+
+
+def put_roll_backs(store: Store, run: str, roll_backs: Sequence[Mapping[str, Any]]) -> None:
+    """Stores the divergences from which the run went back. Raises StoreError."""
+    body = json.dumps(list(roll_backs), indent=1).encode()
+    store.put(f"runs/{run}/roll_backs.json", body, content_type="application/json")
+
+
+def get_roll_backs(store: Store, run: str) -> list[dict[str, Any]]:
+    """The divergences from which the run went back, the oldest first. Raises ResultsError and StoreError."""
+    key = f"runs/{run}/roll_backs.json"
+    try:
+        return [dict(roll_back) for roll_back in json.loads(store.get(key))]
+    except NotFound:
+        return []
+    except (ValueError, TypeError) as error:
+        raise ResultsError(f"{store.url}/{key} is damaged ({error}). Fix: delete it to forget where the run went back.") from None
 
 
 def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, np.ndarray]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from spikewise.findings import Findings
 from spikewise.records import Cause, Diagnosis, Overfitting, Spike
-from tests.trainer.report.runs import HOSTILE, Page, broken, demo, diagnosed, facts, written
+from tests.trainer.report.runs import HOSTILE, Page, broken, demo, diagnosed, facts, replayed, written
 from trainer.report.summary import HARDEST
 
 
@@ -173,3 +173,24 @@ def test_overfitting_is_reported_once(tmp_path: Path) -> None:
     trend = Overfitting(epoch=4, loss=0.44, climb=0.013, gap=0.5)
     _, text = written(diagnosed(demo(), overfitting=trend), tmp_path)
     assert Page(text).text.count("(overfitting)") == 1
+
+
+def test_the_proof_is_at_the_top_and_beside_its_spike(tmp_path: Path) -> None:
+    """A reader would not learn that the advice was tried, or would miss why it could not be."""
+    document, text = written(replayed(diagnosed(demo())), tmp_path / "proven")
+    page, proof = Page(text).text, document["spikes_summary"][-1]
+    assert proof in page[: page.index("Always predicting")]
+    assert page.count(proof) == 2
+    assert page.index("Trained again") > page.index("Epoch 5 ")
+    _, text = written(replayed(diagnosed(demo()), problem="Nothing can be proven here.", proofs=()), tmp_path / "not")
+    assert Page(text).text.count("Nothing can be proven here.") == 1
+
+
+def test_roll_backs_are_noted(tmp_path: Path) -> None:
+    """A reader would take a curve that was started anew with a lower learning rate for an undisturbed one."""
+    back = {"what": "Training diverged in epoch 5.", "settings": "optimizer.learning_rate=1e-05", "to_epoch": 4}
+    document, text = written(replace(demo(), roll_backs=[back, back | {"to_epoch": 0}]), tmp_path)
+    assert len(document["roll_backs"]) == 2
+    shown = "Training diverged in epoch 5. The run went back to the end of epoch 4, with optimizer.learning_rate=1e-05."
+    assert shown in Page(text).text
+    assert "The run went back to the beginning, with" in Page(text).text

@@ -57,13 +57,16 @@ def test_stored_records_become_those_of_the_run(store):
 
 def test_starts_are_counted(store):
     """The alert on restarts would never fire."""
-    assert [Recorder(store, "first").count_start() for _ in range(3)] == [0, 1, 2]
+    facts = {"settings": {"run": {}}, "machine": {"processor": "A"}}
+    assert [Recorder(store, "first").count_start(lambda: facts) for _ in range(3)] == [0, 1, 2]
+    assert results.get_start(store, "first", 2) == facts
+    assert results.get_start(store, "first", 3) is None
 
 
 def test_training_goes_on_where_nothing_can_be_stored(broken, caplog):
     """Full or unreachable storage would end a run that only wanted to store results for its report."""
     recorder = Recorder(broken, "first")
-    assert recorder.count_start() == 0
+    assert recorder.count_start(dict) == 0
     recorder.reconcile([report(1)], None)
     recorder.record(report(2), {}, None)
     recorder.close()

@@ -66,3 +66,13 @@ def test_starts_and_the_end_are_noticed():
     assert found.finished is end
     assert found.peak_memory is None
     assert status(finished(1)).peak_memory == 1e9
+
+
+def test_a_run_that_goes_back_forgets_what_came_after():
+    """After going back to the beginning, the abandoned epochs would stay in the log's best epoch and in the report."""
+    diverged = events.Diverged(2, 2, "Training diverged in epoch 2.", "optimizer.learning_rate=1e-05", True)
+    found = status(finished(1), finished(2, news=News(diagnosis(2), None)), diverged)
+    assert found.diverged == diverged
+    found.forget()
+    assert (found.history, found.diagnoses, found.diverged) == ([], [], None)
+    assert found.failure is None

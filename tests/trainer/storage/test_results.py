@@ -7,6 +7,7 @@ import pytest
 
 from spikewise.curve import Parts
 from spikewise.findings import Findings
+from spikewise.proof import Experiment, Proof
 from spikewise.records import Cause, Diagnosis, Overfitting, Spike, Suspect
 from spikewise.standing import Standing
 from tests.support.epochs import report
@@ -99,3 +100,22 @@ def test_the_result_on_the_test_set(store):
     np.testing.assert_array_equal(found["probabilities"], probabilities)
     store.put("runs/first/test.npz", b"damaged")
     assert results.get_test(store, "first") == {}
+
+
+def test_experiments_and_roll_backs_read_back(store):
+    """The report would lose the proof of a remedy, or how often the run went back."""
+    proof = Proof("a.b=1", "proven", (0.5, float("nan")), 0.4, 0.3, 0.5, 1.0, 0.02)
+    for epoch in (46, 7):
+        results.put_experiment(store, "a-run", Experiment(epoch, 0.9, epoch - 1, (epoch, epoch + 1), (0.9, 0.5), None, (proof,)))
+    store.put("runs/a-run/replays/0009/proof.json", b"torn")
+    name = results.replay_name("a-run", 46, "control")
+    results.put_epoch(store, name, report(46), {"losses": np.ones(3, np.float32)})
+    assert [one.epoch for one in results.get_experiments(store, "a-run")] == [7, 46]
+    assert results.get_history(store, "a-run") == []  # a replay is no part of the curve
+    assert results.get_history(store, name) == [report(46)]
+    results.clear_replay(store, name)
+    assert results.get_history(store, name) == []
+    assert len(results.get_experiments(store, "a-run")) == 2
+    assert results.get_roll_backs(store, "a-run") == []
+    results.put_roll_backs(store, "a-run", [{"epoch": 5}])
+    assert results.get_roll_backs(store, "a-run") == [{"epoch": 5}]

@@ -25,13 +25,13 @@ def diverged(epoch, settings=("optimizer.learning_rate=0.0001",), **spike):
 def test_a_spike_that_recovers_is_no_divergence():
     """A run would be ended, or thrown back, by what does it no harm."""
     assert divergence.find(None, report(5), FINE, RATE) is None
-    assert divergence.find(News(diagnosis(5), None), report(5), FINE, RATE) is None
-    assert divergence.find(News(None, diagnosis(4, outcome="level shift", outcome_epoch=9)), report(9), FINE, RATE) is None
+    assert divergence.find(News(diagnosis(5), ()), report(5), FINE, RATE) is None
+    assert divergence.find(News(None, (diagnosis(4, outcome="level shift", outcome_epoch=9),)), report(9), FINE, RATE) is None
 
 
 def test_a_divergence_that_is_known_later_goes_back_before_its_first_epoch():
     """The run would go back to weights that are lost already."""
-    found = divergence.find(News(None, diverged(4, outcome_epoch=9)), report(9), FINE, RATE)
+    found = divergence.find(News(None, (diverged(4, outcome_epoch=9),)), report(9), FINE, RATE)
     assert (found.epoch, found.found, found.settings, found.finite) == (4, 9, "optimizer.learning_rate=0.0001", True)
     assert found.what == (
         "Training diverged in epoch 4: the validation loss is 2.000 where 0.500 was expected, and has not recovered by epoch 9."
@@ -59,9 +59,9 @@ def test_weights_that_are_not_finite_are_a_divergence_without_a_diagnosis():
 
 def test_a_remedy_that_a_resumed_run_may_not_take_is_passed_over():
     """The run would refuse its own settings when it is started again."""
-    found = divergence.find(News(diverged(5, ("model.momentum=0.9", "optimizer.clip_norm=1")), None), report(5), FINE, RATE)
+    found = divergence.find(News(diverged(5, ("model.momentum=0.9", "optimizer.clip_norm=1")), ()), report(5), FINE, RATE)
     assert found.settings == "optimizer.clip_norm=1"
-    none = divergence.find(News(diverged(5, ("model.momentum=0.9",)), None), report(5), FINE, RATE)
+    none = divergence.find(News(diverged(5, ("model.momentum=0.9",)), ()), report(5), FINE, RATE)
     assert none.settings == "optimizer.learning_rate=0.0001"
 
 
@@ -70,7 +70,7 @@ def test_settings_of_roll_backs_add_up_unless_a_person_changes_them():
     settings = training.settings(optimizer={"learning_rate": RATE})
     backs = []
     for epoch, remedy in ((5, "optimizer.learning_rate=0.0001"), (7, "optimizer.learning_rate=1e-05 optimizer.clip_norm=1.0")):
-        found = divergence.find(News(diverged(epoch, (remedy,)), None), report(epoch), FINE, RATE)
+        found = divergence.find(News(diverged(epoch, (remedy,)), ()), report(epoch), FINE, RATE)
         backs.append(divergence.roll_back(found, [report(epoch)], (), settings))
         settings = divergence.with_roll_backs(settings, backs[-1:])
     assert (settings.optimizer.learning_rate, settings.optimizer.clip_norm) == (1e-5, 1.0)

@@ -71,7 +71,7 @@ def test_starts_and_the_end_are_noticed():
 def test_a_run_that_goes_back_forgets_what_came_after():
     """After going back to the beginning, the abandoned epochs would stay in the log's best epoch and in the report."""
     diverged = events.Diverged(2, 2, "Training diverged in epoch 2.", "optimizer.learning_rate=1e-05", True)
-    found = status(finished(1), finished(2, news=News(diagnosis(2), None)), diverged)
+    found = status(finished(1), finished(2, news=News(diagnosis(2), ())), diverged)
     assert found.diverged == diverged
     found.forget()
     assert (found.history, found.diagnoses, found.diverged) == ([], [], None)

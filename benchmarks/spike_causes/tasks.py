@@ -54,7 +54,7 @@ class Task:
     injections: tuple[str, ...] = ()
     """Names of Injection classes."""
     file: str | None = None
-    """The file that defines them, if not injections.py."""
+    """The file that defines them, if not the benchmark's own."""
 
     @property
     def name(self) -> str:

@@ -84,6 +84,10 @@ class Injection:
         """Replaces the evaluation: losses [n] of the validation images. None evaluates as usual. The diagnosis uses it too."""
         return None
 
+    def evaluate_in_float32(self, run: "Run") -> np.ndarray | None:  # noqa: ARG002
+        """Losses [n] in float32, if the injection evaluates in lower precision; None otherwise."""
+        return None
+
 
 def question(shape: tuple[int, ...], classes: int, momentum: float) -> keras.Model:
     """The question's network: convolution, ReLU, BatchNormalization; dropout after each pooling and after the dense layer."""
@@ -160,6 +164,7 @@ class Run:
         self.model = ARCHITECTURES[config.architecture](pixels.shape[1:], self.classes, config.momentum)
         self.optimizer = keras.optimizers.Adam(config.learning_rate)
         self.optimizer.build(self.model.trainable_variables)
+        self.model.compile(self.optimizer)  # for the diagnosis, which looks at the optimizer
         layers = list(self.model._flatten_layers(include_self=False, recursive=True))
         self.norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
         self.dropouts = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
@@ -184,7 +189,9 @@ class Run:
             self._batch,
             keras.losses.SparseCategoricalCrossentropy(True, reduction=None),
             self.optimizer.variables,
+            self._probabilities,
         )
+        self.network.evaluate_in_float32 = lambda: self._injection.evaluate_in_float32(self) if self._injection else None
         self.diagnostician = Diagnostician(
             self.network, batch_size=config.batch_size, labels=self.validation[1], momentum=config.momentum
         )
@@ -255,6 +262,7 @@ class Run:
         diagnostician.detector = Detector()
         for losses in self.history:
             diagnostician.detector.update(losses)
+        diagnostician._labels = labels[chosen]
         for epoch in diagnostician._before:
             epoch.losses = epoch.losses[chosen]
 
@@ -263,6 +271,12 @@ class Run:
         pixels, labels = self.validation
         fractions = keras.ops.convert_to_numpy(keras.ops.softmax(self.model(_pixels(pixels[numbers]), training=False)))
         return {int(i): (str(labels[i]), str(p.argmax()), float(p.max())) for i, p in zip(numbers, fractions, strict=True)}
+
+    def _probabilities(self) -> np.ndarray:
+        """Probabilities of the classes [n, K] for the validation images."""
+        pixels, _ = self.validation
+        parts = [self.model(_pixels(pixels[i : i + 100]), training=False) for i in range(0, len(pixels), 100)]
+        return np.concatenate([keras.ops.convert_to_numpy(keras.ops.softmax(part)) for part in parts])
 
     def save(self) -> dict[str, Any]:
         """Returns a copy of everything that an epoch can change."""

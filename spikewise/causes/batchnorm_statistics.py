@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, percent, recovers
+from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed, percent, too_high
 from spikewise.records import Case, Hyperparameters
 
 ASTRAY = 3.0
@@ -14,7 +14,8 @@ LOWEST = 0.8
 
 def _rule(case: Case) -> Claim | None:
     probe = case.probes.get("statistics")
-    return claim_from(probe, given=case.training.astray < ASTRAY and recovers(case, probe)) if probe else None
+    astray = (case.training.astray >= ASTRAY, "the training loss of the last batches was unusually high")
+    return claim_from(probe, unless=[no_step_needed(case), astray, too_high(case, probe)])
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001

@@ -2,13 +2,23 @@
 
 from dataclasses import replace
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from
+from spikewise.causes.kind import CauseKind, Claim, claim_from, training_images_share
 from spikewise.causes.overfitting import only_validation_rose, rises
 from spikewise.records import Case
+from spikewise.suspects import HALF
 
 
 def _rule(case: Case) -> Claim | None:
-    return claim_from(case.probes.get("earlier_weights"))
+    return claim_from(
+        case.probes.get("earlier_weights"),
+        unless=[
+            (case.fraction("precision") >= HALF, "in float32 the same weights do not show the rise"),
+            (
+                training_images_share(case, HALF),
+                "training images rose as well: the evaluation of all images changed, such as the loss or their preparation",
+            ),
+        ],
+    )
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001

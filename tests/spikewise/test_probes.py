@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from spikewise import probes
+from spikewise import batches, probes
 from spikewise.detect import Resampler
 from spikewise.keras.network import KerasNetwork
 from spikewise.probes import Scene
@@ -89,7 +89,7 @@ PROBES = {
     "variance_shift": probes.variance_shift,
     "line": probes.line,
     "averaged": probes.averaged,
-    "bad_batches": lambda scene: probes.bad_batches(scene, 18, STEPS),
+    "bad_batches": lambda scene: batches.bad_batches(scene, 18, STEPS),
     "before_event": lambda scene: probes.before_event(scene, Event("restart", 9, 12)),
 }
 
@@ -193,7 +193,7 @@ def test_a_batch_out_of_scale_is_found_and_undone(disturbed):
     """Otherwise the user would not learn which images to look at."""
     _, scene = disturbed
     assert scene.rise.mean() > 0.05
-    found = probes.bad_batches(scene, 18, STEPS)
+    found = batches.bad_batches(scene, 18, STEPS)
     assert found.facts["batches"] == [20]
     assert found.fraction > 0.5
 
@@ -203,7 +203,7 @@ def test_an_epoch_of_ordinary_batches_has_no_bad_one(training):
     path, steps = training.snapshots()
     training.model.layers[-1].kernel.assign(-np.array(training.model.layers[-1].kernel.value))
     path[-1] = (STEPS, training.network.weights())
-    assert probes.bad_batches(training.scene(path, steps), 0, STEPS) is None
+    assert batches.bad_batches(training.scene(path, steps), 0, STEPS) is None
 
 
 def test_a_few_images_that_rise_are_named_and_no_others(training):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spikewise.keras.network import beta_2
 from trainer.data.loader import Batch, Feed
 from trainer.engine.step import Learner
 
@@ -25,9 +26,16 @@ class DistributedNetwork:
     those that are evaluated, and `evaluate` estimates their statistics first, so the moving statistics do not count.
     """
 
-    def __init__(self, learner: Learner, feed: Feed, evaluate: Callable[[], np.ndarray], *, precise: bool = False) -> None:
-        """`evaluate()`: losses [n] of the validation images with the model as it is, on all workers together. `precise`: whether
-        statistics are estimated anew before each evaluation; always so with averaged weights."""
+    def __init__(
+        self,
+        learner: Learner,
+        feed: Feed,
+        evaluate: Callable[[], tuple[np.ndarray, np.ndarray]],
+        *,
+        precise: bool = False,
+    ) -> None:
+        """`evaluate()`: losses [n] and probabilities [n, K] of the validation images with the model as it is, on all workers
+        together. `precise`: whether statistics are estimated anew before each evaluation; always so with averaged weights."""
         self._learner = learner
         self._feed = feed
         self._evaluate = evaluate
@@ -50,7 +58,29 @@ class DistributedNetwork:
     def evaluate(self) -> np.ndarray:
         """Losses [n] of the validation images, as the run evaluates them."""
         self._estimate_statistics()
-        return self._evaluate()
+        return self._evaluate()[0]
+
+    def probabilities(self) -> np.ndarray:
+        """Probabilities of the classes [n, K] for the validation images, as the run evaluates them."""
+        self._estimate_statistics()
+        return self._evaluate()[1]
+
+    def evaluate_in_float32(self) -> np.ndarray | None:
+        """Losses [n] of the validation images with all layers in float32; None if they compute in float32 anyway."""
+        if not self._learner.reduced:
+            return None
+        with self._learner.in_float32():
+            return self.evaluate()
+
+    @property
+    def beta_2(self) -> float:
+        """Decay of the second moments of Adam and its relatives; NaN with another optimizer."""
+        return beta_2(self._learner.optimizer)
+
+    @property
+    def loss_scale(self) -> float:
+        """NaN: the job does not train in float16."""
+        return np.nan
 
     @contextmanager
     def as_evaluated(self) -> Iterator[None]:

@@ -127,7 +127,7 @@ class _Worker:
         self.network = DistributedNetwork(
             self.learner,
             self.feed,
-            lambda: evaluate(self.learner, self.feed, self.validation)[0],
+            lambda: evaluate(self.learner, self.feed, self.validation),
             precise=settings.model.statistics == "precise",
         )
         self.diagnostician = Diagnostician(
@@ -139,6 +139,7 @@ class _Worker:
             momentum=self.learner.network.momentum,
             dropout=self.learner.network.dropout,
             validation_fraction=settings.data.validation_fraction if "" in rows.sides else float("nan"),
+            settings={f"{section}.{key}": value for section, keys in settings.as_dict().items() for key, value in keys.items()},
         )
         self.checkpoints = Checkpoints(self.store, task.run, settings.checkpoint.keep_last)
         self.recorder = Recorder(self.store, task.run)

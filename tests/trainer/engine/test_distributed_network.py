@@ -29,7 +29,7 @@ def trained(request):
         learner.train(batch)
     rows = np.arange(160, IMAGES)
     network = DistributedNetwork(
-        learner, feed, lambda: evaluate(learner, feed, rows)[0], precise=settings.model.statistics == "precise"
+        learner, feed, lambda: evaluate(learner, feed, rows), precise=settings.model.statistics == "precise"
     )
     network.begin(1)
     return learner, feed, network

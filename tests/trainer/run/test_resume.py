@@ -25,7 +25,7 @@ class Worker:
         self.learner = training.learner(self.settings, SHAPE)
         self.feed = training.feed(self.settings, _Rows(), np.arange(160))
         self.learner.resident = self.feed.load()
-        network = DistributedNetwork(self.learner, self.feed, lambda: np.zeros(4))
+        network = DistributedNetwork(self.learner, self.feed, lambda: (np.zeros(4), np.zeros((4, 2))))
         self.diagnostician = Diagnostician(network, batch_size=32)
         self.checkpoints = Checkpoints(open_store(str(folder), config.S3()), "first", 5)
         self.position = Position()

@@ -104,10 +104,11 @@ def training_data(scene: Scene) -> Probe | None:
 def _since(differ: np.ndarray, left: list[int]) -> int | None:
     """The first of the k batches from which on most of them differ, up to the end; None if there is none, or if it comes so late
     that the batches are rather single bad ones. `differ` bool [k]; `left` [k]: steps of the epoch from each of them on."""
-    for start in np.flatnonzero(differ):
-        if differ[start:].mean() >= MOST:
-            return int(start) if left[start] >= max(left[0] / 4, 3) else None
-    return None
+    gains = np.cumsum((differ - MOST)[::-1])[::-1]  # the later start wins, unless most of those between differ too
+    start = int(np.argmax(gains))
+    if not differ[start] or differ[start:].mean() < MOST or left[start] < max(left[0] / 4, 3):
+        return None
+    return start
 
 
 def _shift(moments: list[np.ndarray], stored: list[np.ndarray]) -> float:

@@ -32,7 +32,10 @@ class SmallTraining:
         self.validation = slice(STEPS * BATCH, None)
         self.batches = [(self.x[i : i + BATCH], self.y[i : i + BATCH]) for i in range(0, STEPS * BATCH, BATCH)]
         self.loss = keras.losses.SparseCategoricalCrossentropy(True, reduction=None)
-        self.network = KerasNetwork(self.model, self.evaluate, self.batches.__getitem__, self.loss, self.optimizer.variables)
+        self.model.compile(self.optimizer)  # for the diagnosis, which looks at the optimizer
+        self.network = KerasNetwork(
+            self.model, self.evaluate, self.batches.__getitem__, self.loss, self.optimizer.variables, self.probabilities
+        )
         self._compiled: dict[float, Callable[..., tf.Tensor]] = {}
 
     def variables(self) -> list[keras.Variable]:
@@ -46,6 +49,10 @@ class SmallTraining:
     def evaluate(self) -> np.ndarray:
         """Losses [VALIDATION] of the validation examples."""
         return np.asarray(self.loss(self.y[self.validation], self._infer(self.x[self.validation])))
+
+    def probabilities(self) -> np.ndarray:
+        """Probabilities [VALIDATION, 2] of the classes of the validation examples."""
+        return np.asarray(tf.nn.softmax(self._infer(self.x[self.validation])))
 
     def sample(self) -> np.ndarray:
         """Losses of some training examples in inference mode."""

@@ -8,7 +8,7 @@ class LowPrecision(Injection):
 
     name, cause = "evaluation with few bits", "precision"
     decoy = True
-    tune, report = (3, 2, 1), (3, 2, 1)
+    tune, report = (2, 1, 0), (2, 1, 0)
     """Bits of the mantissa."""
     patience = 3
 

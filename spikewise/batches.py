@@ -21,8 +21,10 @@ SHIFT = 0.4
 """Standard deviations, or logarithms of a variance's factor, by which unchanged images do not move the first layer's moments."""
 CLUSTERED = 4.0
 """Batches in random order differ from each other less than this many times as much as chance makes batches of their size differ."""
-SUCCESSION = 0.3
-"""Correlation of the losses of neighbouring batches above which their images were not shuffled."""
+WIDER = 1.5
+"""The losses of sorted batches vary at least this many times as much as those of earlier epochs."""
+ORDERED = 0.25
+"""Correlation of the moments of neighbouring batches above which their images were not shuffled."""
 
 
 def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
@@ -76,8 +78,7 @@ def training_data(scene: Scene) -> Probe | None:
     start = _since((losses > limit) | (shifts > SHIFT), [count - number for number in chosen])
     clustering = _clustering(moments, len(each[0]))
     if start is None:
-        mixed = analysis.succession(scene.earlier) < SUCCESSION / 2
-        if clustering < CLUSTERED or analysis.succession(scene.steps) < SUCCESSION or not mixed:
+        if clustering < CLUSTERED or _order(moments) < ORDERED or analysis.spread(scene.steps, scene.earlier) < WIDER:
             return None
         start = 0
     loss = float(losses[start:].mean())
@@ -123,6 +124,13 @@ def _shift(moments: list[np.ndarray], stored: list[np.ndarray]) -> float:
     deviations = np.abs(mean - usual_mean)[alive] / np.sqrt(usual_variance[alive])
     factors = np.abs(np.log((variance[alive] + 1e-12) / usual_variance[alive]))
     return float(max(np.median(deviations), np.median(factors)))
+
+
+def _order(moments: list[np.ndarray]) -> float:
+    """Correlation of the last layer's means of a batch with those of the next: about 0 if the images are shuffled."""
+    around = moments[-2] - moments[-2].mean(0)
+    around /= around.std(0) + 1e-12
+    return float(np.sum(around[1:] * around[:-1]) / (np.sum(around**2) + 1e-12))
 
 
 def _clustering(moments: list[np.ndarray], images: int) -> float:

@@ -113,13 +113,12 @@ def lost(steps: np.ndarray, earlier: np.ndarray, guess: float) -> bool | None:
     return now >= ((usual + guess) / 2 if usual < guess else 2 * usual)
 
 
-def succession(steps: np.ndarray) -> float:
-    """Correlation of the loss of each batch with that of the next, around their trend: about 0 if the images are shuffled."""
-    if len(steps) < 8 or not np.isfinite(steps["loss"]).all():
-        return 0.0
-    numbers = np.arange(len(steps))
-    around = steps["loss"] - np.polyval(np.polyfit(numbers, steps["loss"], 1), numbers)
-    return float(np.sum(around[1:] * around[:-1]) / (np.sum(around**2) + 1e-12))
+def spread(steps: np.ndarray, earlier: np.ndarray) -> float:
+    """How many times as much the losses of successive batches differ as in earlier epochs (median absolute differences)."""
+    if len(steps) < 8 or len(earlier) < 8:
+        return 1.0
+    now, usual = (float(np.median(np.abs(np.diff(values["loss"])))) for values in (steps, earlier))
+    return now / (usual + 1e-12)
 
 
 def astray(steps: np.ndarray, earlier: np.ndarray) -> float:

@@ -62,6 +62,8 @@ class CauseKind:
     """The remedy without its explanation; None if the remedy is short already."""
     settings: SettingsOf = lambda *_: ()
     """The same remedy, with the same numbers, as settings of the training job. Default: no setting does it."""
+    advice: Callable[[Sequence[Diagnosis]], str] | None = None
+    """What to do after several spikes with this verdict, for a summary; None: the remedy of the last one."""
     specific_title: Callable[[Diagnosis], str | None] = lambda _: None
     """A more specific title for a diagnosis whose verdict this is, or None."""
 

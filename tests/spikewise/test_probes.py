@@ -115,6 +115,7 @@ def test_a_probe_leaves_everything_bit_for_bit_and_takes_at_most_three_passes(di
         if name != "statistics":
             with training.network.untouched():
                 getattr(scene, ready)
+
     def counted_probabilities() -> np.ndarray:
         nonlocal evaluations
         evaluations += 1

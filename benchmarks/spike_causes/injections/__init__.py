@@ -8,12 +8,12 @@ from benchmarks.spike_causes.injections.announced_rate import AnnouncedRate
 from benchmarks.spike_causes.injections.augmented_evaluation import AugmentedEvaluation
 from benchmarks.spike_causes.injections.corrupt_batch import CorruptBatch
 from benchmarks.spike_causes.injections.damaged_images import DamagedImages
-from benchmarks.spike_causes.injections.easy_images import EasyImages
 from benchmarks.spike_causes.injections.explosion import Explosion
 from benchmarks.spike_causes.injections.flipped_batches import FlippedBatches
 from benchmarks.spike_causes.injections.giant_step import GiantStep
 from benchmarks.spike_causes.injections.learning_rate import LearningRate
 from benchmarks.spike_causes.injections.lost_optimizer import LostOptimizer
+from benchmarks.spike_causes.injections.lost_second_moments import LostSecondMoments
 from benchmarks.spike_causes.injections.lost_statistics import LostStatistics
 from benchmarks.spike_causes.injections.low_precision import LowPrecision
 from benchmarks.spike_causes.injections.more_dropout import MoreDropout
@@ -23,7 +23,7 @@ from benchmarks.spike_causes.injections.other_preparation import OtherPreparatio
 from benchmarks.spike_causes.injections.other_scaling import OtherScaling
 from benchmarks.spike_causes.injections.other_weights import OtherWeights
 from benchmarks.spike_causes.injections.random_labels import RandomLabels
-from benchmarks.spike_causes.injections.shrunken_moments import ShrunkenMoments
+from benchmarks.spike_causes.injections.scaled_logits import ScaledLogits
 from benchmarks.spike_causes.injections.silently_lost_statistics import SilentlyLostStatistics
 from benchmarks.spike_causes.injections.sorted_classes import SortedClasses
 from benchmarks.spike_causes.injections.stale_statistics import StaleStatistics
@@ -38,5 +38,5 @@ INJECTIONS: list[type[Injection]] = [
     *(AugmentedEvaluation, TrainingModeEvaluation, WrongLabels, DamagedImages, UnluckyDraw, OtherCamera, OtherScaling),
     *(AnnouncedRate, LostOptimizer, LostStatistics, OtherWeights, FlippedBatches, CorruptBatch, LearningRate, GiantStep),
     *(SilentlyLostStatistics, StaleStatistics, MoreDropout, TinyBatches, WrongWay, Explosion),
-    *(LowPrecision, OtherPreparation, RandomLabels, SortedClasses, EasyImages, ShrunkenMoments, OtherLoss),
+    *(LowPrecision, OtherPreparation, RandomLabels, SortedClasses, ScaledLogits, LostSecondMoments, OtherLoss),
 ]

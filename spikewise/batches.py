@@ -74,7 +74,7 @@ def training_data(scene: Scene) -> Probe | None:
     limit = max(2 * usual, 2 * np.nan_to_num(scene.sampled), float(np.quantile(scene.earlier["loss"], 0.99)))
     moments = network.moments(chosen, dropout=True) if network.statistics else []
     stored = [scene.reference[i] for i in network.statistics]
-    shifts = np.array([_shift([values[k] for values in moments], stored) for k in range(len(chosen))])
+    shifts = np.array([np.abs(_shift([values[k] for values in moments], stored)).max() for k in range(len(chosen))])
     start = _since((losses > limit) | (shifts > SHIFT), [count - number for number in chosen])
     clustering = _clustering(moments, len(each[0]))
     if start is None:
@@ -82,8 +82,8 @@ def training_data(scene: Scene) -> Probe | None:
             return None
         start = 0
     loss = float(losses[start:].mean())
-    shift = _shift([values[start:].mean(0) for values in moments], stored)
-    if loss <= limit and shift <= SHIFT and clustering < CLUSTERED:
+    deviations, factor = _shift([values[start:].mean(0) for values in moments], stored)
+    if loss <= limit and max(deviations, abs(factor)) <= SHIFT and clustering < CLUSTERED:
         return None  # each batch differs in another direction, as small batches do
     first = chosen[start]
     before = [weights for step, weights in scene.path if 0 < step <= first]
@@ -96,8 +96,9 @@ def training_data(scene: Scene) -> Probe | None:
         loss=loss,
         usual_loss=usual,
         loss_limit=limit,
-        shift=shift,
-        shift_limit=SHIFT,
+        shift=deviations,
+        factor=float(np.exp(factor)),
+        shifted=max(deviations, abs(factor)) > SHIFT,
         clustering=clustering,
     )
 
@@ -112,18 +113,17 @@ def _since(differ: np.ndarray, left: list[int]) -> int | None:
     return start
 
 
-def _shift(moments: list[np.ndarray], stored: list[np.ndarray]) -> float:
-    """How far the first layer's moments [C] lie from the stored ones: the larger of the median distance of the means in standard
-    deviations, and the median logarithm of the factor between the variances."""
+def _shift(moments: list[np.ndarray], stored: list[np.ndarray]) -> tuple[float, float]:
+    """How far the first layer's moments [C] lie from the stored ones: the median distance of the means in standard deviations, and
+    the median logarithm of the factor between the variances."""
     if not moments:
-        return 0.0
+        return 0.0, 0.0
     (mean, variance), (usual_mean, usual_variance) = moments[:2], stored[:2]
     alive = usual_variance > 1e-3 * usual_variance.max()
     if not alive.any():
-        return 0.0
+        return 0.0, 0.0
     deviations = np.abs(mean - usual_mean)[alive] / np.sqrt(usual_variance[alive])
-    factors = np.abs(np.log((variance[alive] + 1e-12) / usual_variance[alive]))
-    return float(max(np.median(deviations), np.median(factors)))
+    return float(np.median(deviations)), float(np.median(np.log((variance[alive] + 1e-12) / usual_variance[alive])))
 
 
 def _order(moments: list[np.ndarray]) -> float:

@@ -101,23 +101,26 @@ def last_losses(steps: np.ndarray) -> np.ndarray:
 
 def lost(steps: np.ndarray, earlier: np.ndarray, guess: float) -> bool | None:
     """Whether the network has lost its training images in training mode: the median loss of the last tenth of the batches is not
-    finite, or lies more than half of the way from the usual loss to `guess`, the loss of guessing. None if that is unknown."""
+    finite, or lies more than half of the way from the usual loss to `guess`, the loss of guessing, which may be infinite: unknown.
+    None if it cannot be said."""
     if not len(steps):
         return None
     now = float(np.median(last_losses(steps)))
     if not np.isfinite(now):
         return True
-    if not len(earlier) or not np.isfinite(guess):
+    if not len(earlier):
         return None
     usual = float(np.median(earlier["loss"]))
+    if not np.isfinite(guess):
+        return False if now < 2 * usual else None
     return now >= ((usual + guess) / 2 if usual < guess else 2 * usual)
 
 
 def spread(steps: np.ndarray, earlier: np.ndarray) -> float:
-    """How many times as much the losses of successive batches differ as in earlier epochs (median absolute differences)."""
+    """How many times as much the losses of successive batches differ as in earlier epochs (root mean square)."""
     if len(steps) < 8 or len(earlier) < 8:
         return 1.0
-    now, usual = (float(np.median(np.abs(np.diff(values["loss"])))) for values in (steps, earlier))
+    now, usual = (float(np.sqrt(np.mean(np.diff(values["loss"]) ** 2))) for values in (steps, earlier))
     return now / (usual + 1e-12)
 
 

@@ -148,6 +148,15 @@ def images(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return DATA[name](count, seed)
 
 
+class _Network(KerasNetwork):
+    """A network whose evaluation in float32 is the injection's, if that evaluates in lower precision."""
+
+    exact: Callable[[], np.ndarray | None] = staticmethod(lambda: None)
+
+    def evaluate_in_float32(self) -> np.ndarray | None:
+        return self.exact()
+
+
 class Run:
     """A training run. An injection may read every public field and may change those marked "May be changed"."""
 
@@ -185,7 +194,7 @@ class Run:
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._forward = tf.function(self._losses, reduce_retracing=True)
         self._injection: Injection | None = None
-        self.network = KerasNetwork(
+        self.network = _Network(
             self.model,
             self.evaluate,
             self._batch,
@@ -193,7 +202,7 @@ class Run:
             self.optimizer.variables,
             self._probabilities,
         )
-        self.network.evaluate_in_float32 = lambda: self._injection.evaluate_in_float32(self) if self._injection else None
+        self.network.exact = lambda: self._injection.evaluate_in_float32(self) if self._injection else None
         self.diagnostician = Diagnostician(
             self.network, batch_size=config.batch_size, labels=self.validation[1], momentum=config.momentum
         )

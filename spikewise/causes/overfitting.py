@@ -51,12 +51,12 @@ def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
 
 def _stops(case: Case) -> bool:
     """Whether the run keeps its best epoch and stops early already."""
-    return is_set(case, "training.keep=best") and case.hyperparameters.settings.get("training.early_stopping", 0) > 0
+    return is_set(case, "training.keep=best") and bool(case.hyperparameters.settings.get("training.early_stopping", 0) > 0)
 
 
 def _shifts(case: Case) -> bool:
     """Whether the run shifts its training images as far already."""
-    return case.hyperparameters.settings.get("augmentation.shift", 0) >= SHIFT
+    return bool(case.hyperparameters.settings.get("augmentation.shift", 0) >= SHIFT)
 
 
 def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001

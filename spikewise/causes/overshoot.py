@@ -38,7 +38,7 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
 
 def loss_at(facts: dict[str, Any], at: float) -> float:
     """The loss at this part of the way from the earlier weights to the current ones. JSON turns the keys into text."""
-    return next(loss for part, loss in facts["losses"].items() if float(part) == at)
+    return next(float(loss) for part, loss in facts["losses"].items() if float(part) == at)
 
 
 def _rate(case: Case) -> str | None:

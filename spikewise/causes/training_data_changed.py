@@ -19,8 +19,9 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
     signs = []
     if facts["loss"] > facts["loss_limit"]:
         signs.append(f"had a loss of {facts['loss']:.2f} with the weights of the epoch before (usual: {facts['usual_loss']:.2f})")
-    if facts["shift"] > facts["shift_limit"]:
-        signs.append(f"moved the first BatchNorm's statistics by {facts['shift']:.1f} standard deviations")
+    if facts["shifted"]:
+        means = f"moved the first BatchNorm's means by {facts['shift']:.1f} standard deviations"
+        signs.append(f"{means} and multiplied its variances by {facts['factor']:.3g}")
     if not signs:
         signs.append(f"differed from each other {facts['clustering']:.1f} times as much as batches in random order do")
     return "; ".join(text for text in (f"The training batches {_since(case)} {' and '.join(signs)}", came) if text) + "."
@@ -28,7 +29,7 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
 
 def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
     facts = case.probes["training_data"].facts
-    if facts["loss"] <= facts["loss_limit"] and facts["shift"] <= facts["shift_limit"]:
+    if facts["loss"] <= facts["loss_limit"] and not facts["shifted"]:
         return "shuffle the training images: they came sorted, such as class by class."
     return f"find what changed in the training images, their labels or their preparation (scaling, colors) {_since(case)}."
 

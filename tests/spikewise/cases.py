@@ -45,7 +45,7 @@ COOLED = probe(
     accuracy_error=0.02,
 )
 CHANGED = probe(
-    "training_data", 0.9, first=24, loss=3.1, usual_loss=0.4, loss_limit=0.9, shift=0.1, shift_limit=0.4, clustering=0.8
+    "training_data", 0.9, first=24, loss=3.1, usual_loss=0.4, loss_limit=0.9, shift=0.1, factor=1.0, shifted=False, clustering=0.8
 )
 FULL_STEPS = Training(
     straightness=0.9, train_rise=0.39, train_loss=0.3, length=6.0, stride=1.8, usual_stride=0.2, stride_at=11, raised=1.0

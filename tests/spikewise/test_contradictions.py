@@ -11,6 +11,7 @@ from spikewise.records import Case, Event, case_from
 from tests.spikewise.cases import (
     BATCH,
     CHANCE,
+    CHANGED,
     COOLED,
     FEW,
     FLOAT32,
@@ -172,6 +173,11 @@ def test_synchronized_statistics_are_not_offered_where_they_are_set():
         ([LINE], LONG, "with steps of the usual length the loss would have gone from 0.500 to 0.520."),
         ([LINE], FULL_STEPS, "length the loss would have gone from 0.500 to 0.520."),
         ([COOLED], QUIET, "the loss went from 0.480 to 0.560: 80% of the rise disappears; the accuracy went from 85.5% to 85.0%."),
+        (
+            [CHANGED],
+            QUIET,
+            "batches from batch 25 of epoch 9 on had a loss of 3.10 with the weights of the epoch before (usual: 0.40);",
+        ),
         ([FLOAT32], QUIET, "is 0.520 (before: 0.500): 95% of the rise disappears."),
     ],
 )
@@ -186,6 +192,29 @@ def test_a_collapsed_loss_scale_is_named_where_no_probe_shows_the_rise():
     assert verdict.name == "precision"
     assert "fell from 32768 to 0.25" in verdict.evidence
     assert attribute(case([STABLE], training=replace(QUIET, loss_scale=(32768.0, 16384.0))))[0].name == "unexplained"
+
+
+@pytest.mark.parametrize(
+    ("facts", "evidence", "remedy"),
+    [
+        (
+            {"shifted": True, "factor": 250.0},
+            "means by 0.1 standard deviations and multiplied its variances by 250",
+            "find",
+        ),
+        (
+            {"clustering": 9.0, "first": 0},
+            "in epoch 9 differed from each other 9.0 times as much as batches in random order",
+            "shuffle",
+        ),
+    ],
+)
+def test_changed_training_data_are_described_by_what_differs(facts, evidence, remedy):
+    """The user would search labels where the pixels changed, or pixels where the order did."""
+    one = replace(CHANGED, facts={**CHANGED.facts, "loss": 0.3, **facts})
+    verdict = attribute(case([STABLE, one]))[0]
+    assert evidence in verdict.evidence
+    assert verdict.remedy.startswith(remedy)
 
 
 @pytest.mark.parametrize("cause", causes.NAMES)

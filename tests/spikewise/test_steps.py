@@ -197,6 +197,7 @@ def test_an_ordinary_epoch_has_no_outliers():
         (np.nan, 2.3, True),
         (np.inf, np.inf, True),
         (4, np.inf, None),
+        (1, np.inf, False),
         (3, 0.3, True),
     ],
 )

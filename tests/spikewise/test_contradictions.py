@@ -54,6 +54,7 @@ CONTRADICTIONS = [
     ("sampling_noise", {"training": {"train_rise": 0.15}}),
     ("sampling_noise", {"training": {"length": 300.0}}),
     ("distribution_shift", {"training": {"train_rise": 0.39}}),
+    ("distribution_shift", {"probes": [THEN], "training": {"train_loss": 0.02, "train_rise": 0.02}}),
     ("training_data_changed", NO_STEP_NEEDED),
     ("bad_batch", NO_STEP_NEEDED),
     ("variance_shift", NO_STEP_NEEDED),

@@ -23,8 +23,6 @@ CLUSTERED = 4.0
 """Batches in random order differ from each other less than this many times as much as chance makes batches of their size differ."""
 WIDER = 1.5
 """The losses of sorted batches vary at least this many times as much as those of earlier epochs."""
-ORDERED = 0.25
-"""Correlation of the moments of neighbouring batches above which their images were not shuffled."""
 
 
 def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
@@ -78,7 +76,7 @@ def training_data(scene: Scene) -> Probe | None:
     start = _since((losses > limit) | (shifts > SHIFT), [count - number for number in chosen])
     clustering = _clustering(moments, len(each[0]))
     if start is None:
-        if clustering < CLUSTERED or _order(moments) < ORDERED or analysis.spread(scene.steps, scene.earlier) < WIDER:
+        if clustering < CLUSTERED or analysis.spread(scene.steps, scene.earlier) < WIDER or _repeats(each):
             return None
         start = 0
     loss = float(losses[start:].mean())
@@ -126,11 +124,13 @@ def _shift(moments: list[np.ndarray], stored: list[np.ndarray]) -> tuple[float, 
     return float(np.median(deviations)), float(np.median(np.log((variance[alive] + 1e-12) / usual_variance[alive])))
 
 
-def _order(moments: list[np.ndarray]) -> float:
-    """Correlation of the last layer's means of a batch with those of the next: about 0 if the images are shuffled."""
-    around = moments[-2] - moments[-2].mean(0)
-    around /= around.std(0) + 1e-12
-    return float(np.sum(around[1:] * around[:-1]) / (np.sum(around**2) + 1e-12))
+def _repeats(each: list[np.ndarray]) -> bool:
+    """Whether most batches hold the same images several times, with the same losses. They differ more, but are not sorted."""
+    found = []
+    for losses in each:
+        known = losses[losses > 1e-5]  # those of images that the network is sure of are all about 0
+        found.append(len(np.unique(np.round(np.log(known), 3))) / len(known) if len(known) > 3 else 1.0)
+    return bool(np.median(found) <= 0.5)
 
 
 def _clustering(moments: list[np.ndarray], images: int) -> float:

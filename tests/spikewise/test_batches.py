@@ -70,3 +70,8 @@ def test_all_bad_batches_are_named_those_outside_of_the_steep_stretch_too(traini
     with training.network.untouched():
         found = batches.bad_batches(scene, 18, STEPS)
     assert found.facts["batches"] == bad
+
+
+def test_batches_that_repeat_a_few_images_are_not_called_sorted(training):
+    """The user would shuffle images that are shuffled, instead of enlarging the batch."""
+    assert _found(training, lambda _, x, y: (np.resize(x[:2], x.shape), np.resize(y[:2], y.shape))) is None

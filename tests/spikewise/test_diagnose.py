@@ -224,7 +224,7 @@ def test_a_rise_that_training_images_share_is_not_called_chance():
     """The user would collect validation images for a spike that the network made."""
     r = np.random.default_rng(0)
     losses = np.full((9, 40), 0.5) + 0.01 * np.sin(np.arange(9))[:, None]
-    losses[-1] += np.where(np.arange(40) % 4, 0.0, 2.0) * r.uniform(0, 2, 40)
+    losses[-1] += np.where(np.arange(40) % 8, 0.0, 3.0) * r.uniform(0.5, 1.5, 40)
     sampled = np.array([*(0.4 + 0.01 * np.sin(np.arange(8))), 0.8])
     assert _last_diagnosis(losses, sampled).verdict.name != "sampling_noise"
     assert _last_diagnosis(losses, np.full(9, 0.4)).verdict.name == "sampling_noise"

@@ -80,7 +80,7 @@ def training_data(scene: Scene) -> Probe | None:
             return None
         start = 0
     loss = float(losses[start:].mean())
-    deviations, factor = _shift([values[start:].mean(0) for values in moments], stored)
+    deviations, factor = _shift(_together([values[start:] for values in moments[:2]]), stored)
     if loss <= limit and max(deviations, abs(factor)) <= SHIFT and clustering < CLUSTERED:
         return None  # each batch differs in another direction, as small batches do
     first = chosen[start]
@@ -109,6 +109,14 @@ def _since(differ: np.ndarray, left: list[int]) -> int | None:
     if not differ[start] or differ[start:].mean() < MOST or left[start] < max(left[0] / 4, 3):
         return None
     return start
+
+
+def _together(moments: list[np.ndarray]) -> list[np.ndarray]:
+    """Mean and variance [C] of the images of all batches together. `moments` [k, C] each, or none."""
+    if not moments:
+        return []
+    means, variances = moments
+    return [means.mean(0), variances.mean(0) + means.var(0)]
 
 
 def _shift(moments: list[np.ndarray], stored: list[np.ndarray]) -> tuple[float, float]:

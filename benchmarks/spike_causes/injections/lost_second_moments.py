@@ -5,16 +5,15 @@ from benchmarks.spike_causes.runs import Injection, Run
 
 
 class LostSecondMoments(Injection):
-    """Adam's second moments are lost some times in the second half of the epoch, as by restores that leave them out."""
+    """Adam's second moments shrink late in the epoch, as by a restore that leaves them out."""
 
     name, cause = "second moments lost", "stale_optimizer_state"
-    tune, report = (2, 4, 6), (2, 3, 5)
-    """How often they are lost."""
+    tune, report = (1e-4, 1e-6, 1e-8), (1e-5, 1e-7, 1e-9)
+    """Their factor."""
     needs = HOT
 
     def before_step(self, run: Run, step: int) -> None:
-        count = len(run.batches)
-        if step in np.linspace(count // 2, count - 3, int(self.strength)).astype(int):
+        if step == len(run.batches) * 3 // 4:
             for variable in run.optimizer.variables:
                 if variable.path.endswith("_velocity"):
-                    variable.assign(np.array(variable) * np.float32(1e-8))
+                    variable.assign(np.array(variable) * np.float32(self.strength))

@@ -8,8 +8,9 @@ from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed
 from spikewise.causes.overshoot import LONGER, loss_at
 from spikewise.records import Case
 
-FULL = 0.6
-"""In ordinary training, gradients vary in sign, and a step moves the weights by less than this many learning rates."""
+FULL = 1.5
+"""A step moves the weights by less than this many learning rates (root mean square) if the second moments contain its gradients:
+about 0.1 in ordinary training, 1 right after a start, 0.7 with a dropout rate of 0.9, whose gradients are sparse."""
 WARMUP = 3
 """Epochs of warm-up that are suggested."""
 FASTER = 0.99

@@ -75,14 +75,17 @@ def training_data(scene: Scene) -> Probe | None:
     shifts = np.array([np.abs(_shift([values[k] for values in moments], stored)).max() for k in range(len(chosen))])
     start = _since((losses > limit) | (shifts > SHIFT), [count - number for number in chosen])
     clustering = _clustering(moments, len(each[0]))
-    if start is None:
+
+    def since(start: int) -> tuple[float, float, float]:
+        """Loss, distance of the means and logarithm of the variances' factor of the batches from `start` on, all together."""
+        return float(losses[start:].mean()), *_shift(_together([values[start:] for values in moments[:2]]), stored)
+
+    loss, deviations, factor = since(start or 0)
+    if start is None or (loss <= limit and max(deviations, abs(factor)) <= SHIFT):  # each differs in its own way, as small ones do
         if clustering < CLUSTERED or analysis.spread(scene.steps, scene.earlier) < WIDER or _repeats(each):
             return None
         start = 0
-    loss = float(losses[start:].mean())
-    deviations, factor = _shift(_together([values[start:] for values in moments[:2]]), stored)
-    if loss <= limit and max(deviations, abs(factor)) <= SHIFT and clustering < CLUSTERED:
-        return None  # each batch differs in another direction, as small batches do
+        loss, deviations, factor = since(start)
     first = chosen[start]
     before = [weights for step, weights in scene.path if 0 < step <= first]
     there = scene.raw(before[-1]) if before else scene.again[1]

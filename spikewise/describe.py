@@ -198,6 +198,8 @@ def _advice(groups: Sequence[Sequence[Diagnosis]], *, sound: bool) -> list[str]:
         verdict = same[-1].verdict
         if verdict.name == "few_examples":
             advice.append(f"look at the images of {_epochs(same)}")
+        elif (kind := kind_of(verdict.name)) and kind.advice:
+            advice.append(kind.advice(same))
         elif verdict.name != "unexplained":
             advice.append((verdict.short_remedy or verdict.remedy).rstrip("."))
     text = "; ".join(printable(one) for one in advice[:SHOWN])

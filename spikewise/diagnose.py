@@ -8,16 +8,16 @@ Shapes: n validation images, m sampled training images, s steps of an epoch.
 """
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from spikewise import causes, measure, probes, standing
+from spikewise import batches, causes, measure, outputs, probes, standing
 from spikewise import steps as analysis
 from spikewise.curve import BUDGET, Budget, Parts, parts_from, sizes
-from spikewise.detect import Detector, course, forecast, overfitting, threshold
+from spikewise.detect import Detector, Update, course, forecast, overfitting, threshold
 from spikewise.findings import Findings
 from spikewise.moments import Counterfactuals
 from spikewise.probes import Network, Scene, Weights
@@ -62,6 +62,9 @@ class _Epoch:
     average: Weights | None = None
     alternatives: np.ndarray | None = None
     """Moving statistics with other momenta (moments.Counterfactuals)."""
+    each: np.ndarray | None = None
+    """[m], losses of the sampled training images; None after a resume."""
+    loss_scale: float = np.nan
 
 
 class News(NamedTuple):
@@ -94,10 +97,11 @@ class Diagnostician:
         validation_fraction: float = np.nan,
         sensitivity: float = 1.0,
         budget: float = BUDGET,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """`batch_size`: images of a global batch. `groups`, `keys`, `labels` [n]: source, name and class number of each validation
-        image. `momentum`, `dropout`, `validation_fraction`: as in records.Hyperparameters, for the remedies. `sensitivity`: as for
-        Detector. `budget`: fraction of the training time that measuring the parts of the loss may take."""
+        image. `momentum`, `dropout`, `validation_fraction`, `settings`: as in records.Hyperparameters, for the remedies.
+        `sensitivity`: as for Detector. `budget`: fraction of the training time that measuring the parts of the loss may take."""
         self.network = network
         self.detector = Detector(groups, sensitivity=sensitivity)
         self.diagnoses: list[Diagnosis] = []
@@ -108,8 +112,15 @@ class Diagnostician:
         self._budget = Budget(budget)
         self._counterfactuals = Counterfactuals()
         self._hyperparameters = Hyperparameters(
-            batch_size=batch_size, momentum=momentum, dropout=dropout, validation_fraction=validation_fraction
+            batch_size=batch_size,
+            momentum=momentum,
+            dropout=dropout,
+            validation_fraction=validation_fraction,
+            settings=settings or {},
         )
+        self._labels = labels
+        self.case: Case | None = None
+        """What was known about the last spike; for benchmarks, which judge it again by other rules."""
         self._keys = keys
         self._guess = _guessing(labels)
         self._samples: list[float] = []
@@ -157,16 +168,20 @@ class Diagnostician:
         sampled = float(np.mean(sample)) if len(sample) else np.nan
         self._samples.append(sampled)
         as_asked = self._as_spike(np.asarray(losses, float)) if asked else None
-        update = self.detector.update(losses, lost=self._lost(sampled, len(steps)) if self.detector.due else None)
+        trains = analysis.lost(steps, self._earlier, self._guess) is False
+        lost = False if trains else self._lost(sampled, len(steps)) if self.detector.due else None
+        update = self.detector.update(losses, lost=lost)
+        if trains:
+            update = self._not_lost(update)
         epoch = self.detector.epoch
         self.snapshot(len(steps))
-        resolved = tuple(one for spike in update.resolved if (one := self._resolve(spike)))
+        resolved = tuple(one for spike in update.resolved if (one := self._resolve(spike, steps)))
         self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
         self._counterfactuals.update(trace, np.asarray(self.network.kept, float))
         diagnosis = None
         if (spike := update.spike or as_asked) is not None:
             began = time.perf_counter()
-            case = self._case(spike, losses, sampled, steps, events, predict, trace)
+            self.case = case = self._case(spike, losses, np.asarray(sample), steps, events, predict, trace)
             ranked = causes.attribute(case)
             diagnosis = Diagnosis(
                 spike, ranked, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
@@ -179,10 +194,17 @@ class Diagnostician:
             weights = self._path[-1][1]
             for older in self._before:
                 older.weights = older.average = older.alternatives = None
-            self._before = [
-                *self._before[-1:],
-                _Epoch(np.array(losses, float), sampled, steps, weights, average, self._counterfactuals.now),
-            ]
+            before = _Epoch(
+                np.array(losses, float),
+                sampled,
+                steps,
+                weights,
+                average,
+                alternatives=self._counterfactuals.now,
+                each=np.array(sample, float),
+                loss_scale=self._loss_scale,
+            )
+            self._before = [*self._before[-1:], before]
         self._path = []
         self._rate_before = float(steps["learning_rate"][-1]) if len(steps) else self._rate_before
         return News(diagnosis, resolved, parts, tuple(new))
@@ -276,6 +298,26 @@ class Diagnostician:
         self.standing, new = standing.update(self.standing, names, parts.epoch, say)
         return parts, new
 
+    @property
+    def _earlier(self) -> np.ndarray:
+        """The steps [e] of ordinary epochs before."""
+        return np.concatenate([epoch.steps for epoch in self._before]) if self._before else np.zeros(0, STEP)
+
+    @property
+    def _loss_scale(self) -> float:
+        """The factor of the loss in float16 training; NaN without one."""
+        return self.network.loss_scale if isinstance(self.network, outputs.UsesAdam) else np.nan
+
+    def _not_lost(self, update: Update) -> Update:
+        """The update of a network whose training goes on as ever: a validation loss that is not finite is then no divergence."""
+        spike = update.spike
+        if spike is not None and spike.outcome == "divergence":
+            spike = self.detector.spikes[-1] = replace(spike, outcome="open", outcome_epoch=None)
+        resolved = [replace(one, outcome="level shift") if one.outcome == "divergence" else one for one in update.resolved]
+        known = {one.epoch: one for one in resolved}
+        self.detector.spikes = [known.get(one.epoch, one) for one in self.detector.spikes]
+        return Update(spike, tuple(resolved))
+
     def _lost(self, sampled: float, steps: int) -> bool | None:
         """Whether the network has lost more than half of what it knew about its training images; None if unknown. If lagging
         statistics may be the reason, the loss is measured with re-estimated statistics."""
@@ -305,14 +347,15 @@ class Diagnostician:
         spike = Spike(detector.epoch + 1, loss, baseline, scale, limit, rise, low, high, error, len(losses))
         return replace(spike, groups=resampler.groups)
 
-    def _resolve(self, spike: Spike) -> Diagnosis | None:
-        """Updates the diagnosis of a spike whose outcome became known."""
+    def _resolve(self, spike: Spike, steps: np.ndarray) -> Diagnosis | None:
+        """Updates the diagnosis of a spike whose outcome became known after `steps` [s]."""
         number = next((i for i, d in enumerate(self.diagnoses) if d.spike.epoch == spike.epoch), None)
         if number is None:
             return None
         diagnosis = replace(self.diagnoses[number], spike=spike)
         if spike.outcome == "divergence":
-            case = Case(spike, hyperparameters=self._hyperparameters)
+            training = replace(diagnosis.training, **self._in_training_mode(steps))
+            self.case = case = Case(spike, training=training, hyperparameters=self._hyperparameters)
             first = causes.attribute(case)[0]
             diagnosis = replace(diagnosis, causes=(first, *(c for c in diagnosis.causes if c.name != first.name)))
         self.diagnoses[number] = diagnosis
@@ -322,7 +365,7 @@ class Diagnostician:
         self,
         spike: Spike,
         losses: np.ndarray,
-        sampled: float,
+        sample: np.ndarray,
         steps: np.ndarray,
         events: Sequence[Event],
         predict: Predict | None,
@@ -331,11 +374,13 @@ class Diagnostician:
         """Everything that is known about the spike. Makes the probes."""
         if self._rate and spike.epoch - self._rate.epoch <= RECENT:
             events = [*events, replace(self._rate, step=0)]
+        beta_2 = self.network.beta_2 if isinstance(self.network, outputs.UsesAdam) else np.nan
+        self._hyperparameters = replace(self._hyperparameters, beta_2=beta_2)
         case = Case(spike, hyperparameters=self._hyperparameters, events=events, keys=self._keys, overfitting=self.overfitting)
+        case = replace(case, training=Training(**self._in_training_mode(steps)))
         if not self._before or spike.outcome == "divergence":
             return case
         before = self._before[-1]
-        earlier = np.concatenate([epoch.steps for epoch in self._before])
         scene = Scene(
             network=self.network,
             spike=spike,
@@ -346,30 +391,55 @@ class Diagnostician:
             path=self._path,
             reference_average=before.average,
             steps=steps,
-            earlier=earlier,
+            earlier=self._earlier,
             batch_size=self._hyperparameters.batch_size,
             rate_before=self._rate_before,
             trace=trace,
             alternatives=(self._counterfactuals.now, before.alternatives),
             followed=self._counterfactuals.steps,
+            sampled=before.sample,
+            labels=self._labels,
         )
         if before.weights is not None and self.detector.ordinary[-1] == spike.epoch - 1:
             scene.path = [(0, before.weights), *self._path]
         found = self._probe(scene, events)
         training = case.training
         if np.isfinite(spike.loss):
-            training = self._training(scene, events, sampled - before.sample, before.sample)
-            training = replace(training, validation_rise=float(scene.rise.mean()))
+            training = self._training(scene, events)
+            rise = float(np.mean(sample)) - before.sample if len(sample) else np.nan
+            paired = before.each is not None and before.each.shape == sample.shape
+            error = float(np.std(sample - before.each) / np.sqrt(len(sample))) if paired and len(sample) else np.nan
+            training = replace(
+                training,
+                **self._in_training_mode(steps),
+                train_rise=rise,
+                train_loss=before.sample,
+                train_error=error,
+                validation_rise=float(scene.rise.mean()),
+                loss_scale=(before.loss_scale, self._loss_scale) if before.loss_scale > 0 else None,
+            )
         few = found.get("few_examples")
         images = [entry["image"] for entry in few.facts["images"]] if few else []
         return replace(case, probes=found, training=training, predicted=predict(images) if predict and images else {})
 
-    def _training(self, scene: Scene, events: Sequence[Event], rise: float, loss: float) -> Training:
-        """What was unusual about the training in the epoch; `rise`, `loss`: those of the sampled training images."""
+    def _in_training_mode(self, steps: np.ndarray) -> dict[str, Any]:
+        """The facts about the losses of the training batches, as fields of Training."""
+        earlier = self._earlier
+        return {
+            "batch_loss": float(np.median(analysis.last_losses(steps))) if len(steps) else np.nan,
+            "usual_batch_loss": float(np.median(earlier["loss"])) if len(earlier) else np.nan,
+            "lost": analysis.lost(steps, earlier, self._guess),
+        }
+
+    def _training(self, scene: Scene, events: Sequence[Event]) -> Training:
+        """What was unusual about the steps of the epoch."""
         if not len(scene.steps) or not len(scene.earlier):
-            return Training(train_rise=rise, train_loss=loss)
+            return Training()
         lengths, norms = scene.lengths, scene.earlier["gradient_norm"]
         trainable = [i for i in range(len(scene.now)) if i not in set(self.network.statistics)]
+        weights = sum(scene.now[i].size for i in trainable)
+        strides, usual = (analysis.strides(values, weights) for values in (scene.steps, scene.earlier))
+        adam = bool(np.isfinite(self._hyperparameters.beta_2))
         return Training(
             length=float(lengths.max()),
             length_at=int(lengths.argmax()),
@@ -381,13 +451,17 @@ class Diagnostician:
             ordinary_gradient=float(np.quantile(norms, 0.95)) if np.ptp(norms) else np.nan,  # all equal: they are unknown
             straightness=analysis.straightness(scene.path, trainable),
             foreign=analysis.foreign(scene.path, scene.steps, trainable),
-            train_rise=rise,
-            train_loss=loss,
+            stride=float(strides.max()) if adam else np.nan,
+            usual_stride=float(np.median(usual)) if adam else np.nan,
+            stride_at=int(strides.argmax()),
         )
 
     def _probe(self, scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:
         """The results of all probes that are possible, by name."""
         found: list[Probe | None] = [probes.few_examples(scene.spike, scene.losses, scene.reference_losses)]
+        if scene.reference and scene.path and not np.isfinite(scene.spike.loss):
+            with self.network.untouched():
+                found.append(outputs.precision(scene))
         if scene.reference and scene.path and np.isfinite(scene.spike.loss):
             with self.network.untouched():
                 found += probes.evaluation(scene)
@@ -400,9 +474,12 @@ class Diagnostician:
                     probes.variance_shift(scene),
                     probes.line(scene),
                     probes.averaged(scene),
+                    outputs.precision(scene),
+                    outputs.temperature(scene),
+                    batches.training_data(scene),
                 ]
                 first, last = (where.facts["first"], where.facts["last"]) if where else (0, len(scene.steps))
-                found.append(probes.bad_batches(scene, first, last))
+                found.append(batches.bad_batches(scene, first, last))
         return {probe.name: probe for probe in found if probe is not None}
 
 

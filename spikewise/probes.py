@@ -29,8 +29,6 @@ IMAGES = 1000
 """Approximate number of training images that moving statistics are re-estimated on."""
 MOVERS = 5
 """Number of batches listed that moved the statistics."""
-COMPARED = 12
-"""Number of batches that a suspicious batch is compared with."""
 
 TITLES = {
     "few_examples": "without the images that rose most",
@@ -45,6 +43,9 @@ TITLES = {
     "line": "with steps of the usual length",
     "averaged": "weights averaged over the epoch",
     "bad_batches": "without the batches that stand out",
+    "precision": "evaluated in float32",
+    "temperature": "with the outputs at one temperature",
+    "training_data": "with the weights from before the training data changed",
 }
 """The name of each probe for people."""
 
@@ -129,6 +130,10 @@ class Scene:
     """Moving statistics [2, m] with a lower and a higher momentum, now and at the reference epoch (moments.Counterfactuals)."""
     followed: int = 0
     """Number of steps that these have followed."""
+    sampled: float = np.nan
+    """Mean loss of the sampled training images at the reference epoch."""
+    labels: np.ndarray | None = None
+    """[n], class numbers of the validation images; None if unknown."""
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -184,6 +189,9 @@ class Scene:
 
     def probe(self, name: str, left: np.ndarray, *, noise: float = 0.0, passes: int = 0, **facts: Any) -> Probe:
         """The result of a probe. `left` [n]: the remaining rise of each image under the changed condition."""
+        if not np.isfinite(self.rise.mean()):
+            gone = float(np.isfinite(left).all() and left.mean() <= self.spike.threshold)
+            return Probe(name, gone, gone, gone, noise, passes, facts)
         rise, remains = self.resampler.means(self.rise), self.resampler.means(left)
         fraction = 1 - float(left.mean() / self.rise.mean())
         draws = 1 - remains / np.where(np.abs(rise) < 1e-9, 1e-9, rise)
@@ -375,39 +383,6 @@ def averaged(scene: Scene) -> Probe | None:
         return None
     now, before = scene.cleaned(average(scene.path[1:])), scene.cleaned(scene.reference_average)
     return scene.probe("averaged", now - before, noise=scene.noise, passes=2, now=float(now.mean()), before=float(before.mean()))
-
-
-def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
-    """Looks for batches whose loss, gradient or activations stand out, among those that can have caused a rise between steps
-    `first` and `last`. A batch counts if it also stands out under the reference weights, before any harm was done. The fraction is
-    what undoing the steps from the first of these batches on removes. One pass; None if no batch stands out."""
-    network = scene.network
-    window = list(range(max(0, first - analysis.TAIL), last))
-    flagged = np.any([analysis.outliers(scene.steps[name], scene.earlier[name]) for name in ("loss", "gradient_norm")], 0)
-    suspects = {i for i in window if flagged[i]}
-    network.assign(scene.reference)
-    others = [int(i) for i in np.linspace(0, len(scene.steps) - 1, 4 * COMPARED) if not flagged[int(i)]]
-    looked = sorted({*window[-max(IMAGES // scene.batch_size, 4) :], *others[::4]})
-    odd: set[int] = set()
-    if network.statistics:
-        odd = {looked[i] for i in np.flatnonzero(strange(network.moments(looked, dropout=False)))} & set(window)
-        network.assign(scene.reference)
-    chosen = sorted(odd) + sorted(suspects - odd, key=lambda i: -scene.steps["loss"][i])
-    if not chosen:
-        return None
-    usual = [float(network.batch_losses(i).mean()) for i in dict.fromkeys(others) if i not in odd | suspects][:COMPARED]
-    each = {i: network.batch_losses(i) for i in chosen[:6]}
-    losses = {i: float(values.mean()) for i, values in each.items()}
-    limit = max(2 * max(usual, default=np.inf), np.quantile(scene.earlier["loss"], 0.99))
-    bad = sorted(i for i in losses if i in odd or losses[i] > limit)
-    if not bad:
-        return None
-    before = [weights for step, weights in scene.path if step <= bad[0]] or [scene.reference]
-    after = next((weights for step, weights in scene.path if step >= bad[-1] + 10), scene.now)
-    undone = scene.cleaned([now - (b - a) for now, a, b in zip(scene.now, before[-1], after, strict=True)])
-    facts = {"batches": bad, "losses": [losses[i] for i in bad], "usual": float(np.median(usual or [np.nan])), "odd": sorted(odd)}
-    facts["each"] = [each[i].tolist() for i in bad]
-    return scene.probe("bad_batches", undone - scene.clean_reference, noise=scene.noise, passes=1, **facts)
 
 
 def before_event(scene: Scene, event: Event) -> Probe | None:

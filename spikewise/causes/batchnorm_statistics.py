@@ -8,7 +8,7 @@ the momentum's effect tells them apart.
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, percent, recovers
+from spikewise.causes.kind import CauseKind, Claim, claim_from, percent
 from spikewise.records import Case, Hyperparameters, Probe
 from spikewise.suspects import HALF
 

@@ -145,11 +145,11 @@ def predicted(numbers: Sequence[int], known: np.ndarray | None, outputs: np.ndar
     """Label, predicted class and its probability of single examples; empty if they have no classes. `known`: from `classes`."""
     if known is None or not len(numbers):
         return {}
-    p = _probabilities(outputs[list(numbers)])
+    p = probabilities(outputs[list(numbers)])
     return {i: (str(known[i]), str(row.argmax()), float(row.max())) for i, row in zip(numbers, p, strict=True)}
 
 
-def _probabilities(outputs: np.ndarray) -> np.ndarray:
+def probabilities(outputs: np.ndarray) -> np.ndarray:
     """Class probabilities [n, K] from a network's outputs [n, K or 1], which are probabilities or logits."""
     if outputs.shape[1] == 1:
         p = outputs if outputs.min() >= 0 and outputs.max() <= 1 else 1 / (1 + np.exp(-outputs.astype(float)))

@@ -16,7 +16,7 @@ import tensorflow as tf
 from spikewise import describe
 from spikewise.diagnose import Diagnostician
 from spikewise.errors import UserError
-from spikewise.keras.data import Examples, classes, labelled, loss_of, predicted
+from spikewise.keras.data import Examples, classes, labelled, loss_of, predicted, probabilities
 from spikewise.keras.network import KerasNetwork
 from spikewise.records import STEP, Diagnosis, Event
 from spikewise.steps import ABRUPT, raised
@@ -80,7 +80,9 @@ class Watch:
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._loss = loss_of(model)
-        self._network = KerasNetwork(model, lambda: self._evaluate()[0], self._batches, self._loss)
+        self._network = KerasNetwork(
+            model, lambda: self._evaluate()[0], self._batches, self._loss, probabilities=self._probabilities
+        )
         losses, outputs, self._labels = self._evaluate()
         self._classes = classes(self._labels, outputs)
         for name, values in self._names.items():
@@ -147,6 +149,10 @@ class Watch:
 
     def _evaluate(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self._examples.evaluate(self._network.infer, self._loss)
+
+    def _probabilities(self) -> np.ndarray | None:
+        """Probabilities of the classes [n, K] for the validation examples; None if they have no classes."""
+        return None if self._classes is None else probabilities(self._evaluate()[1])
 
     def _step(self, data: Any, train: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Runs and records one training step on the batch `data`."""

@@ -14,7 +14,28 @@ import tensorflow as tf
 
 from spikewise.probes import Weights
 
+REDUCED = ("float16", "bfloat16")
+"""Types in which a layer computes with fewer bits than float32."""
 DROPOUT = (keras.layers.Dropout, keras.layers.GaussianDropout, keras.layers.AlphaDropout)
+
+
+@contextmanager
+def in_float32(layers: Sequence[keras.Layer]) -> Iterator[None]:
+    """A context in which these layers compute in float32. What is compiled inside of it, stays so."""
+    before = [layer.dtype_policy for layer in layers]
+    try:
+        for layer in layers:
+            layer.dtype_policy = "float32"
+        yield
+    finally:
+        for layer, policy in zip(layers, before, strict=True):
+            layer.dtype_policy = policy
+
+
+def beta_2(optimizer: Any) -> float:
+    """Decay of the second moments of Adam and its relatives; NaN for another optimizer, such as Lion."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return float(optimizer.beta_2) if isinstance(optimizer, (keras.optimizers.Adam, keras.optimizers.Nadam)) else np.nan
 
 
 class KerasNetwork:
@@ -27,6 +48,7 @@ class KerasNetwork:
         batch: Callable[[int], tuple[Any, Any]],
         loss: Callable[[Any, Any], Any],
         variables: Sequence[keras.Variable] = (),
+        probabilities: Callable[[], np.ndarray | None] = lambda: None,
         *,
         part: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None,
         sample: Callable[[int], np.ndarray] = lambda _: np.zeros(0),
@@ -34,9 +56,11 @@ class KerasNetwork:
         """`evaluate()`: losses [n] of the n validation images. `batch(number)`: images and labels of that batch of the epoch.
         `loss(labels, outputs)`: loss of each example [b]. `variables`: further variables to restore, such as the optimizer's.
         `part(most)`: positions [v] and losses [v] of about `most` validation images; `sample(most)`: losses [t] of about `most`
-        training images; both the same ones each time."""
+        training images; both the same ones each time. `probabilities()`: of the classes [n, K] for the validation images, if there
+        are classes."""
         self.model = model
         self.evaluate = evaluate
+        self.probabilities = probabilities
         self._part, self._sample = part, sample
         self._batch = batch
         self._loss = loss
@@ -55,6 +79,31 @@ class KerasNetwork:
         self.momentum = momenta.pop() if len(momenta) == 1 else float("nan")
         """Momentum of BatchNormalization; NaN if the trainable layers differ."""
         self.infer = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+        layers = list(model._flatten_layers(include_self=True, recursive=True))
+        self._reduced = [layer for layer in layers if layer.compute_dtype in REDUCED]
+        self._infer_in_float32 = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+
+    @property
+    def beta_2(self) -> float:
+        """Decay of the second moments of Adam and its relatives; NaN with another optimizer."""
+        return beta_2(getattr(self.model, "optimizer", None))
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor of the loss in float16 training; NaN without one."""
+        optimizer = getattr(self.model, "optimizer", None)
+        return float(optimizer.dynamic_scale) if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else np.nan
+
+    def evaluate_in_float32(self) -> np.ndarray | None:
+        """Losses [n] of the validation images with all layers in float32; None if they compute in float32 anyway."""
+        if not self._reduced:
+            return None
+        infer, self.infer = self.infer, self._infer_in_float32
+        try:
+            with in_float32(self._reduced):
+                return self.evaluate()
+        finally:
+            self.infer = infer
 
     @cached_property
     def _moving(self) -> list[tuple[keras.Variable, float]]:

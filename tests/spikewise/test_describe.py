@@ -299,3 +299,14 @@ def test_headline(outcome: str, end: str) -> None:
         "After epoch 4 the validation loss was 0.900 where 0.500 was expected: 0.400 more (95 %: 0.310 to 0.490)."
     )
     assert text.endswith(end)
+
+
+def test_after_two_spikes_the_summary_names_the_bad_batches_of_both():
+    """The user would clean the batches of the last spike, and keep those of the first."""
+
+    def bad(epoch: int, batches: list[int]) -> Diagnosis:
+        probe = Probe("bad_batches", 0.9, 0.8, 1.0, facts={"batches": batches})
+        return Diagnosis(spike(epoch), (Cause("bad_batch", 0.9, 0.8, 1.0, "Evidence.", "look at them."),), (probe,))
+
+    summary = describe.summary([bad(4, [0, 1, 2]), bad(9, [30])], None, 20)
+    assert summary.endswith("Look at the images and labels of batches 1-3 of epoch 4 and batch 31 of epoch 9.")

@@ -210,6 +210,35 @@ def test_images_without_a_finite_loss_are_named():
     assert describe.name(found) == "2 images, probably mislabelled"
 
 
+@pytest.mark.parametrize(("batch", "verdict"), [(0.3, "unexplained"), (np.nan, "divergence")])
+def test_a_validation_loss_that_is_not_finite_is_a_divergence_only_if_training_is_lost_too(batch, verdict):
+    """A user would go back to an earlier checkpoint and lower the learning rate, although training goes on as ever."""
+    losses = np.full((9, 300), 0.5) + 0.01 * np.sin(np.arange(9))[:, None]
+    losses[-2:] = np.nan
+    network = _OneWeight(losses)
+    diagnostician = Diagnostician(network, batch_size=8)
+    found = []
+    for number, epoch in enumerate(losses):
+        network.weight = float(number)
+        steps = np.array([(batch if number > 6 else 0.3, 1, 2, 1e-3)] * 10, STEP)
+        found.append(diagnostician.close_epoch(epoch, np.full(8, 0.3), steps))
+    assert found[7].diagnosis.verdict.name == verdict
+    assert (diagnostician.diagnoses[0].spike.outcome == "divergence") == (verdict == "divergence")
+    assert len(diagnostician.diagnoses) == 1
+    assert "diverged" not in describe.headline(diagnostician.diagnoses[0].spike) or verdict == "divergence"
+    assert json.loads(json.dumps(diagnostician.state()[0]))["diagnoses"][0]["causes"][0]["name"] == verdict
+
+
+def test_a_rise_that_training_images_share_is_not_called_chance():
+    """The user would collect validation images for a spike that the network made."""
+    r = np.random.default_rng(0)
+    losses = np.full((9, 40), 0.5) + 0.01 * np.sin(np.arange(9))[:, None]
+    losses[-1] += np.where(np.arange(40) % 8, 0.0, 3.0) * r.uniform(0.5, 1.5, 40)
+    sampled = np.array([*(0.4 + 0.01 * np.sin(np.arange(8))), 0.8])
+    assert _last_diagnosis(losses, sampled).verdict.name != "sampling_noise"
+    assert _last_diagnosis(losses, np.full(9, 0.4)).verdict.name == "sampling_noise"
+
+
 def test_a_first_epoch_without_a_finite_loss_is_diagnosed():
     """Otherwise a run that was broken from the start would have no diagnosis, or one that expected a loss of nan."""
     found = _last_diagnosis(np.full((1, 300), np.nan), [np.nan])

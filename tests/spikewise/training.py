@@ -32,12 +32,14 @@ class SmallTraining:
         self.validation = slice(STEPS * BATCH, None)
         self.batches = [(self.x[i : i + BATCH], self.y[i : i + BATCH]) for i in range(0, STEPS * BATCH, BATCH)]
         self.loss = keras.losses.SparseCategoricalCrossentropy(True, reduction=None)
+        self.model.compile(self.optimizer)  # for the diagnosis, which looks at the optimizer
         self.network = KerasNetwork(
             self.model,
             self.evaluate,
             self.batches.__getitem__,
             self.loss,
             self.optimizer.variables,
+            self.probabilities,
             part=self.part,
             sample=lambda most: self.sample()[:most],
         )
@@ -59,6 +61,10 @@ class SmallTraining:
         """Positions and losses of at most `most` validation examples."""
         positions = np.arange(0, VALIDATION, -(-VALIDATION // most))
         return positions, self.evaluate()[positions]
+
+    def probabilities(self) -> np.ndarray:
+        """Probabilities [VALIDATION, 2] of the classes of the validation examples."""
+        return np.asarray(tf.nn.softmax(self._infer(self.x[self.validation])))
 
     def sample(self) -> np.ndarray:
         """Losses of some training examples in inference mode."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spikewise.keras.network import beta_2
 from trainer.data.loader import Batch, Feed
 from trainer.engine.evaluate import evaluate
 from trainer.engine.step import Learner
@@ -71,6 +72,28 @@ class DistributedNetwork:
     def sample_part(self, most: int) -> np.ndarray:
         """Losses [t] of at most `most` images of the fixed training sample, the same ones each time, with the model as it is."""
         return evaluate(self._learner, self._feed, self._sample[_spread(len(self._sample), most)])[0]
+
+    def probabilities(self) -> np.ndarray:
+        """Probabilities of the classes [n, K] for the validation images, as the run evaluates them."""
+        self._estimate_statistics()
+        return evaluate(self._learner, self._feed, self._validation)[1]
+
+    def evaluate_in_float32(self) -> np.ndarray | None:
+        """Losses [n] of the validation images with all layers in float32; None if they compute in float32 anyway."""
+        if not self._learner.reduced:
+            return None
+        with self._learner.in_float32():
+            return self.evaluate()
+
+    @property
+    def beta_2(self) -> float:
+        """Decay of the second moments of Adam and its relatives; NaN with another optimizer."""
+        return beta_2(self._learner.optimizer)
+
+    @property
+    def loss_scale(self) -> float:
+        """NaN: the job does not train in float16."""
+        return np.nan
 
     @contextmanager
     def as_evaluated(self) -> Iterator[None]:

@@ -9,13 +9,15 @@ Shapes: b images of this worker's part of a global batch, B images of the global
 H W C one image, K classes, N resident images, s steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from spikewise.keras.network import REDUCED, in_float32
 from trainer import UserError, config
 from trainer.data.augmentation import augment
 from trainer.data.loader import Batch
@@ -121,12 +123,30 @@ class Learner:
         self._traced = False
         self._train = tf.function(self._train_step, autograph=False)
         self._evaluate = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
+        self._evaluate_in_float32 = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
         self._forward = tf.function(self._forward_batch, autograph=False)
         self._infer = tf.function(self._infer_batch, autograph=False)
         self._moving_values = tf.function(
             lambda: tf.concat([tf.reshape(tf.cast(variable.value, tf.float32), [-1]) for variable, _ in self.moving], 0),
             autograph=False,
         )
+
+    @property
+    def reduced(self) -> list[keras.Layer]:
+        """The layers that compute with fewer bits than float32."""
+        layers = self.model._flatten_layers(include_self=True, recursive=True)
+        return [layer for layer in layers if layer.compute_dtype in REDUCED]
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """A context in which `evaluate` computes in float32; what training compiled stays as it is."""
+        kept = self._evaluate
+        self._evaluate = self._evaluate_in_float32
+        try:
+            with in_float32(self.reduced):
+                yield
+        finally:
+            self._evaluate = kept
 
     @property
     def moving(self) -> list[tuple[keras.Variable, float]]:

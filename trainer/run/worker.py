@@ -147,6 +147,7 @@ class _Worker:
             budget=settings.diagnosis.budget,
             sensitivity=settings.diagnosis.sensitivity,
             validation_fraction=settings.data.validation_fraction if "" in rows.sides else float("nan"),
+            settings={f"{section}.{key}": value for section, keys in settings.as_dict().items() for key, value in keys.items()},
         )
         self.replay = task.replay
         self.last = self.replay.last if self.replay else settings.training.epochs

@@ -80,12 +80,26 @@ class Overfitting:
 class Event:
     """A change to the run that its caller knows about."""
 
-    kind: Literal["restart", "optimizer_reset", "learning_rate", "world_size", "batch_size", "data"]
+    kind: Literal[
+        "restart",
+        "optimizer_reset",
+        "learning_rate",
+        "world_size",
+        "batch_size",
+        "data",
+        "frozen_layers",
+        "loss",
+        "optimizer",
+    ]
+    """`optimizer_reset`: its state was lost. `frozen_layers`: the number of variables that train changed. `loss`, `optimizer`:
+    another one is used from there on. A schedule of the learning rate is no event."""
     epoch: int
     step: int = 0
     """Step of that epoch, from 0, before which it happened."""
     before: float | None = None
     after: float | None = None
+    detail: str | None = None
+    """What exactly changed, as a phrase: "8 more variables train, BatchNormalization among them"."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

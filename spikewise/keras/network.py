@@ -15,6 +15,8 @@ import tensorflow as tf
 from spikewise.probes import Weights
 
 DROPOUT = (keras.layers.Dropout, keras.layers.GaussianDropout, keras.layers.AlphaDropout)
+FAR = 1e9
+"""A value far above any moment of a batch."""
 
 
 class KerasNetwork:
@@ -24,12 +26,13 @@ class KerasNetwork:
         self,
         model: keras.Model,
         evaluate: Callable[[], np.ndarray],
-        batch: Callable[[int], tuple[Any, Any]],
-        loss: Callable[[Any, Any], Any],
+        batch: Callable[[int], tuple[Any, ...]],
+        loss: Callable[[Any, Any], Any] | None,
         variables: Sequence[keras.Variable] = (),
     ) -> None:
         """`evaluate()`: losses [n] of the n validation images. `batch(number)`: images and labels of that batch of the epoch.
-        `loss(labels, outputs)`: loss of each example [b]. `variables`: further variables to restore, such as the optimizer's."""
+        `loss(labels, outputs)`: loss of each example [b]; None if a subclass has `batch_losses` of its own. `variables`: further
+        variables to restore, such as the optimizer's."""
         self.model = model
         self.evaluate = evaluate
         self._batch = batch
@@ -52,16 +55,18 @@ class KerasNetwork:
 
     @cached_property
     def _moving(self) -> list[tuple[keras.Variable, float]]:
-        """Moving statistics and their momentum, of the layers whose statistics training moves. A subclassed model may call a layer
-        with training=False, which freezes its statistics; only a forward pass in training mode reveals that."""
+        """Moving statistics of the layers whose statistics training moves, and the fraction of them that a step keeps: the layer's
+        momentum, or a power of it if the model calls the layer several times. A subclassed model may also call a layer with
+        training=False, which freezes its statistics. Only a forward pass in training mode reveals either."""
         if not self._norms:
             return []
         with self.untouched():
             for layer in self._norms:
-                layer.moving_variance.assign(tf.ones(layer.moving_variance.shape))
+                layer.moving_variance.assign(tf.fill(layer.moving_variance.shape, FAR))
             self._move(0, dropout=True)
-            moved = [layer for layer in self._norms if np.any(layer.moving_variance.numpy() != 1)]
-        return [(v, layer.momentum) for layer in moved for v in (layer.moving_mean, layer.moving_variance)]
+            left = [float(np.median(layer.moving_variance.numpy() / FAR)) for layer in self._norms]
+        kept = [(layer, _kept(float(layer.momentum), rest)) for layer, rest in zip(self._norms, left, strict=True) if rest != 1]
+        return [(v, rest) for layer, rest in kept for v in (layer.moving_mean, layer.moving_variance)]
 
     @cached_property
     def statistics(self) -> Sequence[int]:
@@ -72,12 +77,13 @@ class KerasNetwork:
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Restores all variables, the random state of dropout included, on exit."""
-        before = [variable.value.numpy() for variable in self._variables]
-        try:
+        with restored(self._variables):
             yield
-        finally:
-            for variable, value in zip(self._variables, before, strict=True):
-                variable.assign(value)
+
+    def also_restore(self, variables: Sequence[Any]) -> None:
+        """Adds variables that `untouched` restores, such as those of global random generators."""
+        known = {id(variable.value if isinstance(variable, keras.Variable) else variable) for variable in self._variables}
+        self._variables += [variable for variable in variables if id(variable) not in known]
 
     def weights(self) -> Weights:
         """A copy of the weights."""
@@ -92,11 +98,11 @@ class KerasNetwork:
         """Moments of these batches under the current weights, one array [k, C] for each of `statistics`."""
         found: list[list[np.ndarray]] = [[] for _ in self._moving]
         for number in batches:
-            for variable, _ in self._moving:  # from zero, one step leaves (1 - momentum) of the batch's own moments
+            for variable, _ in self._moving:  # from zero, one step leaves (1 - kept) of the batch's own moments
                 variable.assign(tf.zeros(variable.shape))
             self._move(number, dropout=dropout)
-            for values, (variable, momentum) in zip(found, self._moving, strict=True):
-                values.append(variable.value.numpy() / np.float32(1 - momentum))
+            for values, (variable, kept) in zip(found, self._moving, strict=True):
+                values.append(variable.value.numpy() / np.float32(1 - kept))
         return [np.array(values) for values in found]
 
     def _move(self, number: int, *, dropout: bool) -> None:
@@ -116,4 +122,24 @@ class KerasNetwork:
     def batch_losses(self, batch: int) -> np.ndarray:
         """Losses [b] of a batch in inference mode."""
         x, y = self._batch(batch)
+        assert self._loss is not None
         return np.asarray(self._loss(tf.convert_to_tensor(y), self.infer(tf.convert_to_tensor(x))))
+
+
+@contextmanager
+def restored(variables: Sequence[Any]) -> Iterator[None]:
+    """Restores variables of Keras or TensorFlow on exit."""
+    before = [(variable, tf.identity(variable)) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
+
+
+def _kept(momentum: float, left: float) -> float:
+    """The fraction of moving statistics that a step with any number of calls keeps, if about `left` of them are left."""
+    if not 0 < momentum < 1 or not 0 < left < 1:
+        return momentum
+    calls: int = max(round(np.log(left) / np.log(momentum)), 1)
+    return momentum**calls

@@ -5,14 +5,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spikewise import describe
 from spikewise.curve import TITLES, Parts, shares
 from spikewise.describe import WIDTH, command_options, printable
+from spikewise.findings import Findings
+from spikewise.records import Course
 from spikewise.standing import Standing
 
 JUMPS = 0.05
 """The changes from one measured epoch to the next are described if their root mean square is above this fraction of the loss."""
 NAMED = 0.1
 """A part is named in a sentence above this fraction."""
+
+
+def explained(found: Findings, epochs: int, course: Course | None = None, further: Sequence[str] = ()) -> list[str]:
+    """What happened to the validation loss in `epochs` epochs, in sentences. The most important one comes first: a standing cause,
+    or else the spikes. `further`: sentences about the spikes."""
+    spikes = [*describe.sentences(found.diagnoses, found.overfitting, epochs, course), *further]
+    made = sentences(found.parts, found.standing)
+    return [*made, *spikes] if any(not one.over for one in found.standing) else [*spikes, *made]
 
 
 def sentences(parts: Sequence[Parts], standing: Sequence[Standing]) -> list[str]:

@@ -54,9 +54,9 @@ class Mover(NamedTuple):
     """Number of statistics of which this batch alone is more than half."""
 
 
-def movers(moments: np.ndarray, kept: np.ndarray, now: np.ndarray, variances: Sequence[bool]) -> list[Mover]:
+def movers(moments: np.ndarray, kept: np.ndarray, now: np.ndarray, variances: np.ndarray) -> list[Mover]:
     """The batches that alone make up more than half of a moving variance, the one with the most units first. In such a batch, units
-    fired that are off in nearly all others. `now` [m]: the moving statistics after the epoch; `variances` [m]: which are variances.
+    fired that are off in nearly all others. `now` [m]: the moving statistics after the epoch; `variances` [m], bool: which are variances.
     """
     chosen = np.asarray(variances, bool)
     weights = ((1 - kept) * kept ** np.arange(len(moments))[::-1, None])[:, chosen]

@@ -336,7 +336,7 @@ def momentum(scene: Scene) -> list[Probe]:
         there = scene.raw(with_statistics(scene.network, scene.now, with_))
         then = scene.raw(with_statistics(scene.network, scene.reference, was))
         single = float(tried[0]) if np.ptp(tried) == 0 else None
-        facts = {"momentum": single, "now": float(there.mean()), "before": float(then.mean()), "movers": moved}
+        facts: dict[str, Any] = {"momentum": single, "now": float(there.mean()), "before": float(then.mean()), "movers": moved}
         found.append(scene.probe(name, there - then, passes=2, **facts))
     return found
 

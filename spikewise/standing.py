@@ -127,9 +127,9 @@ def _stands(name: str, measured: Sequence[Parts], guess: float) -> bool:
 
 
 def _high(name: str, one: Parts, guess: float) -> bool:
-    value = getattr(one, name)
+    value: float = getattr(one, name)
     if name == "fit":
-        return one.epoch >= EARLY and np.isfinite(guess) and value > LEARNED * guess
+        return one.epoch >= EARLY and value > LEARNED * guess  # never above an infinite one
     error = one.errors[("statistics", "wandering", "generalization").index(name)]
     fraction = MOST if name == "generalization" else NOTABLE
     return value > max(fraction * one.loss, SMALLEST, CERTAIN * error)

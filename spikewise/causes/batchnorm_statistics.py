@@ -8,7 +8,7 @@ the momentum's effect tells them apart.
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, percent
+from spikewise.causes.kind import CauseKind, Claim, claim_from, is_set, no_step_needed, percent, too_high
 from spikewise.records import Case, Hyperparameters, Probe
 from spikewise.suspects import HALF
 
@@ -37,8 +37,8 @@ def claim(case: Case) -> Claim | None:
     """The stronger of the two measurements: statistics estimated anew, and the better momentum."""
     probe, (lower, higher) = case.probes.get("statistics"), _momentum(case)
     better = {"lag": lower, "shock": higher, "statistics": None}[which(case)]
-    given = case.training.astray < ASTRAY
-    claims = [claim_from(one, given=given and recovers(case, one)) for one in (probe, better) if one is not None]
+    facts = [no_step_needed(case), (case.training.astray >= ASTRAY, "the training loss of the last batches was unusually high")]
+    claims = [claim_from(one, unless=[*facts, too_high(case, one)]) for one in (probe, better)]
     return max((claim for claim in claims if claim), key=lambda claim: (claim.decides, claim.fraction), default=None)
 
 
@@ -103,7 +103,7 @@ def _options(case: Case) -> list[tuple[float, str]]:
     ]
     if "statistics" in case.probes:
         found.append((case.probes["statistics"].facts["now"], "model.statistics=precise"))
-    return sorted(found)
+    return sorted(option for option in found if not is_set(case, option[1]))
 
 
 def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001

@@ -236,7 +236,7 @@ class Learner:
     @property
     def _separate(self) -> bool:
         """Whether each worker keeps its own moving statistics."""
-        return self.group.size > 1 and (not self._synchronized or self.network.own_statistics)
+        return self.group.size > 1 and (not self._synchronized or bool(self.network.own_statistics))
 
     def checksum(self) -> float:
         """Sum of the absolute values of all weights and moving statistics: differs between workers whose weights differ."""

@@ -78,15 +78,6 @@ def summarize(result: RunResult) -> dict[str, Any]:
     return {**document, "headline": sentences.headline(document), "notes": sentences.notes(document)}
 
 
-def _explained(result: RunResult, found: Findings, guess: float | None) -> list[str]:
-    """What the curve is made of and what its spikes were. The most important sentence comes first: a standing cause, or else the
-    spikes."""
-    spikes = describe.sentences(found.diagnoses, found.overfitting, len(result.history), _course(result, guess))
-    parts = describe_curve.sentences(found.parts, found.standing)
-    spikes += _proofs(result)
-    return [*parts, *spikes] if any(not one.over for one in found.standing) else [*spikes, *parts]
-
-
 def _side(
     classes: tuple[str, ...], labels: np.ndarray, cluster: np.ndarray, losses: np.ndarray, right: np.ndarray, answered: np.ndarray
 ) -> dict[str, Any]:
@@ -104,6 +95,10 @@ def _side(
         else None,
         "guess_loss": float(-sum(c / len(labels) * math.log(c / len(labels)) for c in counts if c)) if len(labels) else None,
     }
+
+
+def _explained(result: RunResult, found: Findings, guess: float | None) -> list[str]:
+    return describe_curve.explained(found, len(result.history), _course(result, guess), _proofs(result))
 
 
 def _course(result: RunResult, guess: float | None) -> Course:

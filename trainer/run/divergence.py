@@ -40,7 +40,7 @@ def still(diagnoses: Sequence[Diagnosis], history: Sequence[EpochReport], learni
     """The divergence that a resumed run has not recovered from, going by its last epoch; None if there is none."""
     for one in diagnoses:
         if one.spike.outcome == "divergence" and not history[-1].validation_loss - one.spike.baseline <= one.spike.threshold:
-            return find(News(one, None), history[-1], np.ones(1, bool), learning_rate)
+            return find(News(one, ()), history[-1], np.ones(1, bool), learning_rate)
     return None
 
 

@@ -7,7 +7,6 @@ without training again. This is exact except for rounding: in float32, an error 
 Shapes: s steps of an epoch, m moving statistics of all layers, one layer after the other.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,8 +55,8 @@ class Mover(NamedTuple):
 
 def movers(moments: np.ndarray, kept: np.ndarray, now: np.ndarray, variances: np.ndarray) -> list[Mover]:
     """The batches that alone make up more than half of a moving variance, the one with the most units first. In such a batch, units
-    fired that are off in nearly all others. `now` [m]: the moving statistics after the epoch; `variances` [m], bool: which are variances.
-    """
+    fired that are off in nearly all others. `now` [m]: the moving statistics after the epoch; `variances` [m], bool: which of them
+    are variances."""
     chosen = np.asarray(variances, bool)
     weights = ((1 - kept) * kept ** np.arange(len(moments))[::-1, None])[:, chosen]
     usual = np.median(moments[:, chosen], 0)

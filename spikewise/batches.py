@@ -72,6 +72,8 @@ def training_data(scene: Scene) -> Probe | None:
     limit = max(2 * usual, 2 * np.nan_to_num(scene.sampled), float(np.quantile(scene.earlier["loss"], 0.99)))
     moments = network.moments(chosen, dropout=True) if network.statistics else []
     stored = [scene.reference[i] for i in network.statistics]
+    if scene.usual is not None:  # the moving statistics may not have settled yet
+        stored = np.split(scene.usual, np.cumsum([values.size for values in stored])[:-1])
     shifts = np.array([np.abs(_shift([values[k] for values in moments], stored)).max() for k in range(len(chosen))])
     start = _since((losses > limit) | (shifts > SHIFT), [count - number for number in chosen])
     clustering = _clustering(moments, len(each[0]))

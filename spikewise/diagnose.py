@@ -19,7 +19,7 @@ from spikewise import steps as analysis
 from spikewise.curve import BUDGET, Budget, Parts, parts_from, sizes
 from spikewise.detect import Detector, Update, course, forecast, overfitting, threshold
 from spikewise.findings import Findings
-from spikewise.moments import Counterfactuals
+from spikewise.moments import Counterfactuals, batch_moments
 from spikewise.probes import Network, Scene, Weights
 from spikewise.records import (
     STEP,
@@ -62,6 +62,8 @@ class _Epoch:
     average: Weights | None = None
     alternatives: np.ndarray | None = None
     """Moving statistics with other momenta (moments.Counterfactuals)."""
+    moments: np.ndarray | None = None
+    """[m], of all its batches together; None if they are unknown."""
     each: np.ndarray | None = None
     """[m], losses of the sampled training images; None after a resume."""
     loss_scale: float = np.nan
@@ -201,6 +203,7 @@ class Diagnostician:
                 weights,
                 average,
                 alternatives=self._counterfactuals.now,
+                moments=self._moments_of(trace),
                 each=np.array(sample, float),
                 loss_scale=self._loss_scale,
             )
@@ -233,6 +236,8 @@ class Diagnostician:
         arrays = {"recent": recent}
         for number, before in enumerate(self._before):
             arrays |= {f"{number}/losses": before.losses.astype(np.float32), f"{number}/steps": analysis.as_array(before.steps)}
+            if before.moments is not None:
+                arrays[f"{number}/moments"] = before.moments
         kept = {
             "detector": facts,
             "samples": self._samples,
@@ -259,7 +264,12 @@ class Diagnostician:
         self._budget.saved = facts["saved"]
         self._counterfactuals.restore(facts["followed"], arrays["counterfactuals"])
         self._before = [
-            _Epoch(arrays[f"{number}/losses"].astype(float), sample, analysis.from_array(arrays[f"{number}/steps"]))
+            _Epoch(
+                arrays[f"{number}/losses"].astype(float),
+                sample,
+                analysis.from_array(arrays[f"{number}/steps"]),
+                moments=arrays.get(f"{number}/moments"),
+            )
             for number, sample in enumerate(facts["before"])
         ]
         if at_epoch_end and self._before and self.detector.ordinary[-1:] == [self.detector.epoch]:
@@ -299,6 +309,13 @@ class Diagnostician:
 
         self.standing, new = standing.update(self.standing, names, parts.epoch, say)
         return parts, new
+
+    def _moments_of(self, trace: np.ndarray | None) -> np.ndarray | None:
+        """The moments [m] of all batches of an epoch together, from its moving statistics [s + 1, m]."""
+        kept = np.asarray(self.network.kept, float)
+        if trace is None or trace.shape[1:] != kept.shape or len(trace) < 2:
+            return None
+        return np.asarray(batch_moments(trace, kept).mean(0))
 
     @property
     def _earlier(self) -> np.ndarray:
@@ -399,6 +416,7 @@ class Diagnostician:
             trace=trace,
             alternatives=(self._counterfactuals.now, before.alternatives),
             followed=self._counterfactuals.steps,
+            usual=before.moments,
             sampled=before.sample,
             labels=self._labels,
         )

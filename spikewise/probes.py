@@ -130,6 +130,8 @@ class Scene:
     """Moving statistics [2, m] with a lower and a higher momentum, now and at the reference epoch (moments.Counterfactuals)."""
     followed: int = 0
     """Number of steps that these have followed."""
+    usual: np.ndarray | None = None
+    """Moments [m] of all batches of the reference epoch together; None if unknown."""
     sampled: float = np.nan
     """Mean loss of the sampled training images at the reference epoch."""
     labels: np.ndarray | None = None

@@ -75,3 +75,15 @@ def test_all_bad_batches_are_named_those_outside_of_the_steep_stretch_too(traini
 def test_batches_that_repeat_a_few_images_are_not_called_sorted(training):
     """The user would shuffle images that are shuffled, instead of enlarging the batch."""
     assert _found(training, lambda _, x, y: (np.resize(x[:2], x.shape), np.resize(y[:2], y.shape))) is None
+
+
+def test_moving_statistics_that_have_not_settled_are_no_change_of_the_training_data(training):
+    """In the first epochs they still hold their initial values; every early spike would be blamed on the data."""
+    scene = training.scene(*training.snapshots())
+    with training.network.untouched():
+        moments = training.network.moments(range(STEPS), dropout=True)
+        for i in training.network.statistics:
+            scene.reference[i] = scene.reference[i] + 500
+        assert batches.training_data(scene).facts["shifted"]
+        scene.usual = np.concatenate([values.mean(0) for values in moments])
+        assert not batches.training_data(scene).facts["shifted"]

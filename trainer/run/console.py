@@ -127,7 +127,8 @@ class RunLog:
         if manifest.ignored:
             self.warn(f"{manifest.ignored:,} objects at {manifest.source} belong to no class and are ignored")
         if manifest.junk:
-            self._console.say(f"data: {manifest.junk:,} other files are no images (.DS_Store, Thumbs.db, a run's own files ...)")
+            others = "other file is no image" if manifest.junk == 1 else "other files are no images"
+            self._console.say(f"data: {manifest.junk:,} {others} (hidden files, Thumbs.db, a run's own files ...)")
         if quarantined:
             first = quarantined[0]
             self.warn(

@@ -330,6 +330,8 @@ def momentum(scene: Scene) -> list[Probe]:
     kept = np.asarray(scene.network.kept, float)
     variances = np.concatenate([np.full(scene.now[i].size, bool(at % 2)) for at, i in enumerate(scene.network.statistics)])
     moments = batch_moments(scene.trace, kept)
+    if (moments[:, variances] < -1e-3 * np.abs(scene.trace[-1][variances]).max()).any():  # no batch has a negative variance
+        return []
     moved = [mover._asdict() for mover in movers(moments, kept, scene.trace[-1], variances)[:MOVERS]]
     found = []
     for name, tried, with_, was in zip(("lower_momentum", "higher_momentum"), alternatives(kept), now, before, strict=True):

@@ -18,7 +18,7 @@ from trainer.metrics import METRICS, Exporter
 
 pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
 
-RARE = {"Spikes by cause A", "Last spike A", "Rise A", "Explained A", "Spikes", "Restarts"}
+RARE = {"Standing causes A", "Spikes by cause A", "Last spike A", "Rise A", "Explained A", "Spikes", "Restarts"}
 """Queries without an answer in a run of one minute. A second exporter, filled by hand, answers them."""
 
 

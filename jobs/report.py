@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"The packed images of run {arguments.run} are no longer in {storage.url}/shards. "
                 "Fix: start a run on the same data, which packs them again."
             )
-        rows = open_rows(packed, storage, Path(settings.pipeline.cache_dir))
+        rows = open_rows(packed, storage, Path(settings.pipeline.cache_dir), settings.pipeline.cache_max_bytes)
         sides = split_rows(rows, packed.classes, data)
         folder = Path(settings.run.output, arguments.run)
         write(load(arguments.run, storage, packed, rows, sides), folder)

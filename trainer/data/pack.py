@@ -26,13 +26,15 @@ import numpy as np
 import pyarrow as pa
 
 from trainer import config
-from trainer.data.dataset import Image, Manifest, Pack, Quarantined, Shard
+from trainer.data.dataset import Image, Manifest, Pack, Quarantined
 from trainer.data.decode import DecodeError, decode
 from trainer.data.index import build_manifest
-from trainer.data.shards import PackError, ShardWriter, folder_name
+from trainer.data.pack_file import folder_name, read_pack
+from trainer.data.shards import PackError, ShardWriter
 from trainer.data.sources import Sources
 from trainer.storage import Exists, NotFound, Store, StoreError
 from trainer.storage.folder import FolderStore
+from trainer.storage.parsing import json_object
 
 BLOCK_BYTES, BLOCK_IMAGES = 32_000_000, 64
 """Maximum bytes of pixels, and number of images, that one task decodes."""
@@ -86,21 +88,12 @@ def images_of(run: str, sources: Sources, storage: Store, data: config.Data, pre
 def load_pack(storage: Store, manifest_digest: str, image_shape: tuple[int, ...]) -> Pack | None:
     """The pack of a data set for images of a shape (H, W, ...); None if it does not exist yet. Raises StoreError and PackError."""
     key = f"{_folder(manifest_digest, image_shape)}/pack.json"
+    wrong = (ValueError, KeyError, TypeError, AttributeError)
     try:
-        text = storage.get(key)
+        return storage.read_again(lambda: read_pack(json_object(storage.get(key)), manifest_digest, image_shape), NotFound, *wrong)
     except NotFound:
         return None
-    try:
-        found = json.loads(text)
-        return Pack(
-            digest=found["digest"],
-            classes=tuple(found["classes"]),
-            image_shape=tuple(found["image_shape"]),
-            shards=tuple(Shard(**shard) for shard in found["shards"]),
-            images=found["images"],
-            quarantined=tuple(Quarantined(**image) for image in found["quarantined"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+    except wrong as error:
         raise PackError(f"{storage.url}/{key} is damaged ({error!r}). Fix: delete it to pack the images again.") from None
 
 

@@ -7,7 +7,9 @@ may be started again under the same run name.
 """
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,13 +36,16 @@ from trainer.run.ray_train import WorkerGroup
 from trainer.run.signals import stop_signals
 from trainer.run.status import RunStatus
 from trainer.run.task import Task
-from trainer.storage import Store, open_store, results
-from trainer.storage.lease import Lease
+from trainer.storage import Store, StoreError, open_store, results
+from trainer.storage.lease import Lease, WaitStopped
 
 POLL_SECONDS = 0.3
 """Time between two reads of the mailbox."""
 END_SECONDS = 60.0
 """Longest wait for Ray Train to notice that a run has failed for good."""
+
+
+DAY = 86400.0
 
 
 class LaunchError(UserError):
@@ -89,7 +94,9 @@ def launch(settings: config.Settings, name: str, console: Console, module: Modul
             epochs=settings.training.epochs,
             workers=settings.launch.workers,
         )
-        with stop_signals() as stop, Lease(storage, name, settings.checkpoint.lease_seconds) as lease:
+        with stop_signals() as stop, _lease(storage, name, settings.checkpoint.lease_seconds, stop) as lease:
+            if lease is None:
+                return Outcome(name, "interrupted", Path(settings.run.output, name))
             run = _Run(name, settings, module, storage, log, monitoring, stop, lease)
             try:
                 outcome = run.execute()
@@ -107,6 +114,17 @@ def launch(settings: config.Settings, name: str, console: Console, module: Modul
         return outcome
     finally:
         exporter.close()
+
+
+@contextmanager
+def _lease(storage: Store, name: str, seconds: float, stop: threading.Event) -> Iterator[Lease | None]:
+    """The lease on the run's name; None if a stop was requested while it waited for another job's."""
+    with ExitStack() as stack:
+        try:
+            lease = stack.enter_context(Lease(storage, name, seconds, stop))
+        except WaitStopped:
+            lease = None
+        yield lease
 
 
 def _serve_metrics(exporter: Exporter, metrics: config.Metrics, log: RunLog) -> None:
@@ -135,6 +153,8 @@ class _Run:
     def __post_init__(self) -> None:
         self.status = RunStatus(self.settings.training.epochs)
         self.folder = Path(self.settings.run.output, self.name)
+        self.records = self.storage.guarded(self.lease.fence.check)
+        """The storage, for what only the holder of the lease may write."""
 
     @property
     def trained(self) -> bool:
@@ -143,6 +163,7 @@ class _Run:
 
     def execute(self) -> Outcome:
         settings, exporter = self.settings, self.monitoring.exporter
+        self._sweep()
         previous = results.get_run(self.storage, self.name)
         check_resumable(previous, settings, self.module, self.name)
         sources = open_sources(settings.data, settings.s3)
@@ -161,6 +182,7 @@ class _Run:
                 self.storage,
                 settings.data,
                 cache_dir=Path(settings.pipeline.cache_dir),
+                cache_max_bytes=settings.pipeline.cache_max_bytes,
                 batch_size=settings.training.batch_size,
                 log=self.log,
                 progress=self._packing,
@@ -174,7 +196,7 @@ class _Run:
             }
             if self.module:
                 facts["module"] = self.module.facts
-            results.put_run(self.storage, self.name, facts)
+            results.put_run(self.records, self.name, facts)
             exporter.describe_data(
                 train=len(data.split.training),
                 validation=len(data.split.validation),
@@ -185,6 +207,14 @@ class _Run:
             self._train(data, cores, logs)
         return self._close(data, facts)
 
+    def _sweep(self) -> None:
+        """Removes what killed jobs left: of this run all, since no one else may write to it; of other jobs what is a day old."""
+        try:
+            self.storage.sweep(f"runs/{self.name}/", 0)
+            self.storage.sweep("shards/", DAY)
+        except StoreError as error:
+            self.log.warn(f"unfinished uploads of killed jobs were not removed: {error}")
+
     def _packing(self, done: int, total: int) -> None:
         if self.stop.is_set():
             raise Stopped
@@ -194,7 +224,9 @@ class _Run:
     def _train(self, data: Prepared, cores: int, logs: Path) -> None:
         """Listens to the workers until they have ended or have failed for good; passes on a request to stop."""
         mailbox = start_mailbox()
-        task = Task(self.name, self.settings.as_dict(), data.pack, data.split, mailbox, cores, self.module)
+        self.lease.renewed = lambda until: mailbox.renew.remote(until)
+        mailbox.renew.remote(self.lease.fence.until)
+        task = Task(self.name, self.settings.as_dict(), data.pack, data.split, mailbox, cores, self.lease.fence.number, self.module)
         workers = WorkerGroup(task, self.settings.launch, Path(self.settings.run.output, ".ray"))
         asked = False
         while True:
@@ -242,7 +274,7 @@ class _Run:
         if finished and outcome != "interrupted":
             facts["epoch"] = finished.epoch
         try:
-            results.put_run(self.storage, self.name, facts)
+            results.put_run(self.records, self.name, facts)
             if self.status.history:
                 self._report(data, with_model=finished is not None and outcome != "interrupted")
         except Exception as error:  # whatever the error, the outcome of the run stands
@@ -258,4 +290,4 @@ class _Run:
             for name in ("model.keras", "model.json"):
                 self.storage.download(f"runs/{self.name}/{name}", self.folder / name)
         for name in ("report.html", "report.json", "loss.png"):
-            self.storage.upload(f"runs/{self.name}/{name}", self.folder / name)
+            self.records.upload(f"runs/{self.name}/{name}", self.folder / name)

@@ -1,9 +1,11 @@
-"""The mailbox: events go from the workers to the driver; a request to stop goes back with the answers.
+"""The mailbox: events go from the workers to the driver; a request to stop goes back with the answers. The driver also leaves there
+until when its lease is valid.
 
 The mailbox is a Ray actor beside the driver. Neither side ever waits for the other: a slow driver does not slow training down.
 """
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -11,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainer.run.events import Failed, Progress, Warned, WorkerEvent
+from trainer.storage.lease import clock
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,7 @@ class Mailbox:
         self._events: list[WorkerEvent] = []
         self._stop = False
         self._failed = False
+        self._lease_until = -math.inf
 
     def post(self, event: WorkerEvent) -> bool:
         """Adds an event. Returns whether the workers should stop."""
@@ -44,6 +48,14 @@ class Mailbox:
     def request_stop(self) -> None:
         """From now on, the answer to each post asks for a stop."""
         self._stop = True
+
+    def renew(self, until: float) -> None:
+        """`until`: end of the driver's right to write, in seconds of lease.clock on this machine."""
+        self._lease_until = until
+
+    def lease_left(self) -> float:
+        """Seconds until the driver's right to write ends; not positive once it has ended."""
+        return self._lease_until - clock()
 
 
 def start_mailbox() -> Any:

@@ -14,7 +14,6 @@ runs/<run>/test.npz           of the test set, if there is one: epoch, whose wei
 import io
 import json
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,8 +22,12 @@ import numpy as np
 from spikewise.records import Diagnosis, Overfitting, diagnosis_from
 from trainer import UserError
 from trainer.epoch import EpochReport
-from trainer.storage import NotFound, Store
+from trainer.storage import NotFound, Store, StoreError
+from trainer.storage.parsing import json_object
 from trainer.storage.store import list_keys
+
+LARGEST = 2**31
+"""Bytes of the arrays in one file, unpacked. A file that claims more is damaged."""
 
 
 class ResultsError(UserError):
@@ -39,16 +42,23 @@ def put_run(store: Store, run: str, facts: Mapping[str, Any]) -> None:
 def get_run(store: Store, run: str) -> dict[str, Any] | None:
     """What `put_run` stored; None for a run that never started. Raises ResultsError and StoreError."""
     key = f"runs/{run}/run.json"
-    try:
-        text = store.get(key)
-    except NotFound:
-        return None
-    try:
-        facts = json.loads(text)
+
+    def read() -> dict[str, Any]:
+        facts = json_object(store.get(key))
         if missing := {"config", "manifest", "environment"} - set(facts):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        config, environment, manifest = facts["config"], facts["environment"], facts["manifest"]
+        if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
+            raise ValueError("config has no sections")
+        if not isinstance(environment, dict) or not isinstance(manifest, str):
+            raise ValueError("environment or manifest is something else")
         return facts
-    except (ValueError, TypeError) as error:
+
+    try:
+        return store.read_again(read, NotFound, ValueError)
+    except NotFound:
+        return None
+    except ValueError as error:
         raise ResultsError(
             f"{store.url}/{key} is damaged ({error}). "
             "Fix: delete it to resume from the run's checkpoints, or choose another run.name."
@@ -62,7 +72,7 @@ def count_start(store: Store, run: str) -> int:
     """
     key = f"runs/{run}/starts"
     try:
-        before = int(store.get(key))
+        before = store.read_again(lambda: int(store.get(key)), NotFound, ValueError)
     except (NotFound, ValueError):
         before = 0
     store.put(key, str(before + 1).encode())
@@ -78,7 +88,11 @@ def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, 
 
 
 def _put_report(store: Store, run: str, report: EpochReport) -> None:
-    store.put(_key(run, report.epoch, "json"), json.dumps(report.as_dict()).encode(), content_type="application/json")
+    store.put(_key(run, report.epoch, "json"), _report_json(report), content_type="application/json")
+
+
+def _report_json(report: EpochReport) -> bytes:
+    return json.dumps(report.as_dict()).encode()
 
 
 def get_arrays(store: Store, run: str, epoch: int) -> dict[str, np.ndarray]:
@@ -100,14 +114,24 @@ def get_test(store: Store, run: str) -> dict[str, np.ndarray]:
 
 def _arrays(store: Store, key: str) -> dict[str, np.ndarray]:
     try:
-        content = store.get(key)
-    except NotFound:
+        return store.read_again(lambda: _read_arrays(store.get(key)), NotFound, ValueError)
+    except (NotFound, ValueError):
         return {}
+
+
+def _read_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, all of numbers. Raises ValueError for everything else, before it takes much memory."""
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if (size := sum(member.file_size for member in archive.infolist())) > LARGEST:
+                raise ValueError(f"its arrays have {size} bytes")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-        return {}
+            found = dict(arrays)
+    except Exception as error:  # NumPy and zipfile raise many kinds for damaged files
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if not all(isinstance(array, np.ndarray) and array.dtype.kind in "biuf" for array in found.values()):
+        raise ValueError("it holds something else than numbers")
+    return found
 
 
 def get_history(store: Store, run: str) -> list[EpochReport]:
@@ -115,21 +139,39 @@ def get_history(store: Store, run: str) -> list[EpochReport]:
     keys = [key for key in list_keys(store, f"runs/{run}/epochs/") if key.endswith(".json")]
     reports = []
     for key, body in store.get_many(keys):
-        if isinstance(body, Exception):
+        if isinstance(body, StoreError) and not isinstance(body, NotFound):
             raise body
         try:
-            reports.append(report_from(json.loads(body)))
-        except (ValueError, TypeError) as error:
+            reports.append(_first_or_again(store, run, key, body))
+        except (ValueError, TypeError, NotFound) as error:
             raise ResultsError(f"{store.url}/{key} is damaged ({error}). Fix: delete it to leave that epoch out.") from None
-        assert key == _key(run, reports[-1].epoch, "json")
     return reports
 
 
+def _first_or_again(store: Store, run: str, key: str, body: bytes | StoreError) -> EpochReport:
+    """The report in `body`; if that is missing or damaged, in what further reads find. Raises ValueError, TypeError, StoreError."""
+    answers = iter([body])
+
+    def read() -> EpochReport:
+        content = next(answers, None) or store.get(key)
+        if isinstance(content, StoreError):
+            raise content
+        report = report_from(json_object(content))
+        if key != _key(run, report.epoch, "json"):
+            raise ValueError(f"it is the report of epoch {report.epoch}")
+        return report
+
+    return store.read_again(read, ValueError, TypeError, NotFound)
+
+
 def replace_history(store: Store, run: str, history: Sequence[EpochReport]) -> None:
-    """Makes the stored epochs equal to `history`: stores missing reports and deletes later epochs. Raises StoreError."""
+    """Makes the stored epochs equal to `history`: stores reports that are missing or differ, since an earlier owner of the run may
+    have written them, and deletes later epochs. Raises StoreError."""
     stored = set(list_keys(store, f"runs/{run}/epochs/"))
-    for report in history:
-        if _key(run, report.epoch, "json") not in stored:
+    wanted = {_key(run, report.epoch, "json"): report for report in history}
+    there = dict(store.get_many(key for key in wanted if key in stored))
+    for key, report in wanted.items():
+        if there.get(key) != _report_json(report):
             _put_report(store, run, report)
     numbers = {key: key.rpartition("/")[2].partition(".")[0] for key in sorted(stored)}
     last = history[-1].epoch if history else 0
@@ -144,23 +186,31 @@ def put_diagnoses(store: Store, run: str, diagnoses: Sequence[Diagnosis], overfi
 
 def get_diagnoses(store: Store, run: str) -> tuple[list[Diagnosis] | None, Overfitting | None]:
     """The run's spikes and overfitting; (None, None) if none were ever stored. Raises ResultsError and StoreError."""
-    try:
-        text = store.get(f"runs/{run}/spikes.json")
-    except NotFound:
-        return None, None
-    try:
-        found = json.loads(text)
+    wrong = (ValueError, TypeError, KeyError, AttributeError)
+
+    def read() -> tuple[list[Diagnosis], Overfitting | None]:
+        found = json_object(store.get(f"runs/{run}/spikes.json"))
         trend = found["overfitting"]
         return [diagnosis_from(values) for values in found["spikes"]], trend and Overfitting(**trend)
-    except (ValueError, TypeError, KeyError) as error:
+
+    try:
+        return store.read_again(read, NotFound, *wrong)
+    except NotFound:
+        return None, None
+    except wrong as error:
         raise ResultsError(
             f"{store.url}/runs/{run}/spikes.json is damaged ({error}). Fix: delete it to leave the spikes out."
         ) from None
 
 
 def report_from(values: Mapping[str, Any]) -> EpochReport:
-    """Builds an EpochReport from its JSON. Fields that an older version did not store keep their defaults."""
+    """Builds an EpochReport from its JSON. Fields that an older version did not store keep their defaults. Raises ValueError for a
+    value of another type, TypeError for a missing one."""
     known = {name: values[name] for name in EpochReport.__dataclass_fields__ if name in values}
+    for name, value in known.items():
+        whole = EpochReport.__dataclass_fields__[name].type is int
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or (whole and not 0 <= value < 2**53):
+            raise ValueError(f"{name} = {value!r:.40} is not a number that it could have")
     return EpochReport(**known)
 
 

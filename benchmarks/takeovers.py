@@ -44,12 +44,12 @@ CONTEXT = multiprocessing.get_context("forkserver")
 class Stalling(FolderStore):
     """A folder on a network disk: now and then an operation takes effect late."""
 
-    def _write(self, path: Path, fill: Callable[[BinaryIO], Any], if_absent: bool = False) -> bool:
+    def _write(self, path: Path, fill: Callable[[BinaryIO], Any], if_absent: bool = False, *, durable: bool = False) -> bool:
         self._check_guard()
         if random.random() < 0.02:
             time.sleep(random.uniform(0, 3 * SECONDS))
-        other = FolderStore(self.root)
-        return other._write(path, fill, if_absent)
+        other = FolderStore(self.root)  # without the guard: the request is on its way
+        return other._write(path, fill, if_absent, durable=durable)
 
 
 def drive(url: str, endpoint: str | None, shaky: bool, seed: int, pipe: Connection) -> None:

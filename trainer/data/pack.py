@@ -32,9 +32,10 @@ from trainer.data.index import build_manifest
 from trainer.data.pack_file import folder_name, read_pack
 from trainer.data.shards import PackError, ShardWriter
 from trainer.data.sources import Sources
+from trainer.formatting import plain
 from trainer.storage import Exists, NotFound, Store, StoreError
 from trainer.storage.folder import FolderStore
-from trainer.storage.parsing import json_object
+from trainer.storage.parsing import Damaged, parsed
 
 BLOCK_BYTES, BLOCK_IMAGES = 32_000_000, 64
 """Maximum bytes of pixels, and number of images, that one task decodes."""
@@ -88,13 +89,14 @@ def images_of(run: str, sources: Sources, storage: Store, data: config.Data, pre
 def load_pack(storage: Store, manifest_digest: str, image_shape: tuple[int, ...]) -> Pack | None:
     """The pack of a data set for images of a shape (H, W, ...); None if it does not exist yet. Raises StoreError and PackError."""
     key = f"{_folder(manifest_digest, image_shape)}/pack.json"
-    wrong = (ValueError, KeyError, TypeError, AttributeError)
     try:
-        return storage.read_again(lambda: read_pack(json_object(storage.get(key)), manifest_digest, image_shape), NotFound, *wrong)
+        return storage.read_again(
+            lambda: parsed(storage.get(key), lambda document: read_pack(document, manifest_digest, image_shape)), NotFound, Damaged
+        )
     except NotFound:
         return None
-    except wrong as error:
-        raise PackError(f"{storage.url}/{key} is damaged ({error!r}). Fix: delete it to pack the images again.") from None
+    except Damaged as error:
+        raise PackError(f"{storage.url}/{key} is damaged ({plain(error)}). Fix: delete it to pack the images again.") from None
 
 
 def _folder(digest: str, image_shape: tuple[int, ...]) -> str:

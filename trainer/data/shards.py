@@ -27,6 +27,7 @@ import pyarrow as pa
 from trainer.data.cache import LOCK, evict, others_bytes, touch
 from trainer.data.dataset import DataError, Pack, Shard
 from trainer.data.pack_file import folder_name
+from trainer.formatting import plain
 from trainer.storage import NotFound, Store, StoreError
 from trainer.storage.files import scratch
 
@@ -196,7 +197,7 @@ def open_rows(pack: Pack, storage: Store, cache_dir: Path, cache_max_bytes: int 
             batches.append(_read(path, shard, pack))
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise PackError(
-                f"{storage.url}/{shard.key} is not a shard of its pack ({error}). Fix: {_repack(storage, shard)}."
+                f"{storage.url}/{shard.key} is not a shard of its pack ({plain(error)}). Fix: {_repack(storage, shard)}."
             ) from None
     return PackedRows(batches, pack.image_shape)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from trainer.formatting import one_line
 from trainer.storage.lease import Fence, clock, sleep
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,8 @@ class WorkerFence(Fence):
             asked = clock()  # the answer is younger, so that the end computed from it is early rather than late
             try:
                 self.extend(asked + ray.get(self._mailbox.lease_left.remote(), timeout=self._seconds))
-            except ray.exceptions.GetTimeoutError:
-                continue
-            except ray.exceptions.RayError:  # the mailbox died with its driver
+            except ray.exceptions.ActorDiedError:  # with its driver
                 self.lose()
+            except ray.exceptions.RayError as error:  # no answer in time: the right to write ends by itself
+                log.warning("the driver does not answer: %s", one_line(error)[:200])
             sleep(self._seconds / 10)

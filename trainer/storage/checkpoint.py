@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from trainer import UserError
+from trainer.formatting import plain
 from trainer.storage import Exists, NotFound, Store, StoreError
 from trainer.storage.files import scratch
 from trainer.storage.lineage import (
@@ -45,7 +46,7 @@ from trainer.storage.lineage import (
     read_listing,
     superseded,
 )
-from trainer.storage.parsing import json_object, sealed, unsealed
+from trainer.storage.parsing import Damaged, json_object, sealed, unsealed
 from trainer.storage.store import list_keys
 
 log = logging.getLogger(__name__)
@@ -211,8 +212,10 @@ class Checkpoints:
                 return Restored(save.step, load_file(local / STATE), json_object((local / META).read_bytes()))
         except NotFound as error:
             raise CheckpointError(f"{folder} is incomplete: {error}") from None
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} cannot be parsed: {type(error).__name__}: {error}") from None
+        except UserError:
+            raise
+        except (Damaged, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} cannot be parsed: {type(error).__name__}: {plain(error)}") from None
 
     def _take_ownership(self) -> None:
         """Puts the next claim under our lease. Raises CheckpointError when a later lease has claims."""
@@ -317,22 +320,19 @@ class Checkpoints:
         if owner not in self._keeps:
             key = f"{self._prefix}{owner_folder(owner)}{KEEPS}"
             try:
-                self._keeps[owner] = self._store.read_again(
-                    lambda: [str(folder) for folder in unsealed(self._store.get(key))["keeps"]],
-                    *(NotFound, ValueError, KeyError, TypeError),
-                )
-            except (NotFound, ValueError, KeyError, TypeError) as error:
+                found = self._store.read_again(lambda: unsealed(self._store.get(key)), NotFound, Damaged).get("keeps")
+            except (NotFound, Damaged) as error:
                 log.warning("%s cannot be read: %s", key, error)
                 return None
+            self._keeps[owner] = [str(folder) for folder in found] if isinstance(found, list) else []
         return self._keeps[owner]
 
     def _recorded_step(self) -> int:
         """The step of the last commit that the run has recorded; 0 if it has none."""
+        key = self._prefix + NEWEST
         try:
-            step = self._store.read_again(
-                lambda: unsealed(self._store.get(self._prefix + NEWEST)).get("step"), NotFound, ValueError
-            )
-        except (NotFound, ValueError):
+            step = self._store.read_again(lambda: unsealed(self._store.get(key)), NotFound, Damaged).get("step")
+        except (NotFound, Damaged):
             return 0
         return step if isinstance(step, int) else 0
 
@@ -352,8 +352,8 @@ class Checkpoints:
         """Reads the loss of a save unless it is known. False if it cannot be read, which proves nothing about the save."""
         if save not in self._losses:
             try:
-                self._losses[save] = self._store.read_again(lambda: self._read_loss(save), NotFound, ValueError)
-            except (NotFound, ValueError):
+                self._losses[save] = self._store.read_again(lambda: self._read_loss(save), NotFound, Damaged)
+            except (NotFound, Damaged):
                 return False
         return True
 

@@ -63,13 +63,13 @@ class FolderStore(Store):
     def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str | None = None) -> None:  # noqa: ARG002
         self._count("put")
         with self._explained(key):
-            if not self._write(self._path(key), lambda file: file.write(data), if_absent):
+            if not self._write(self._path(key), lambda file: file.write(data), if_absent, durable=if_absent):
                 raise Exists(f"{self._where(key)}: already exists")
 
     def upload(self, key: str, path: Path, *, content_type: str | None = None) -> None:  # noqa: ARG002
         self._count("put")
         with self._explained(key), path.open("rb") as file:
-            self._write(self._path(key), lambda copy: shutil.copyfileobj(file, copy, PART))
+            self._write(self._path(key), lambda copy: shutil.copyfileobj(file, copy, PART), durable=True)
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -106,6 +106,6 @@ class FolderStore(Store):
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFound(f"{self._where(key)}: no such file") from None
 
-    def _write(self, path: Path, fill: Callable[[BinaryIO], Any], if_absent: bool = False) -> bool:
-        # Every object is flushed to the disk: a commit object must not outlive the files that it vouches for.
-        return write_file(path, fill, if_absent, durable=True, guard=self._check_guard)
+    def _write(self, path: Path, fill: Callable[[BinaryIO], Any], if_absent: bool = False, *, durable: bool = False) -> bool:
+        # Files and commit objects are flushed to the disk: a commit object must not outlive the files that it vouches for.
+        return write_file(path, fill, if_absent, durable=durable, guard=self._check_guard)

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from trainer import UserError
 from trainer.storage import Exists, NotFound, Store, StoreError
-from trainer.storage.parsing import json_object
+from trainer.storage.parsing import Damaged, json_object
 from trainer.storage.store import list_keys
 
 log = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ class Lease:
         """The record of a lease object; None if it is missing or damaged."""
         try:
             return json_object(self._store.get(self._key(number)))
-        except (NotFound, ValueError):
+        except (NotFound, Damaged):
             return None
 
     def _put(self, number: int, if_absent: bool = False, **more: str) -> None:

@@ -2,20 +2,34 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 SEAL = "sha256"
 
 
+class Damaged(Exception):  # noqa: N818
+    """The content of an object is not what it must be. No ValueError: that is the base of all errors of storage."""
+
+
+def parsed(content: bytes, read: Callable[[dict[str, Any]], T]) -> T:
+    """`read` of the JSON object in `content`. Raises Damaged for other content, and for what `read` finds wrong."""
+    found = json_object(content)
+    try:
+        return read(found)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from None
+
+
 def json_object(content: bytes) -> dict[str, Any]:
-    """The JSON object in `content`. Raises ValueError for everything else, however deep or large it is."""
+    """The JSON object in `content`. Raises Damaged for everything else, however deep or large it is."""
     try:
         found = json.loads(content)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"no JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError("it is not a JSON object")
+        raise Damaged("it is not a JSON object")
     return found
 
 
@@ -25,10 +39,10 @@ def sealed(values: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(content: bytes) -> dict[str, Any]:
-    """What `sealed` was given; JSON without a digest, as earlier versions wrote it, as it is. Raises ValueError for damage."""
+    """What `sealed` was given; JSON without a digest, as earlier versions wrote it, as it is. Raises Damaged."""
     found = json_object(content)
     if found.pop(SEAL, None) not in (None, _digest(found)):
-        raise ValueError("it differs from what was written (SHA-256)")
+        raise Damaged("it differs from what was written (SHA-256)")
     return found
 
 

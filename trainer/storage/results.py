@@ -22,8 +22,9 @@ import numpy as np
 from spikewise.records import Diagnosis, Overfitting, diagnosis_from
 from trainer import UserError
 from trainer.epoch import EpochReport
+from trainer.formatting import plain
 from trainer.storage import NotFound, Store, StoreError
-from trainer.storage.parsing import json_object
+from trainer.storage.parsing import Damaged, parsed
 from trainer.storage.store import list_keys
 
 LARGEST = 2**31
@@ -43,26 +44,26 @@ def get_run(store: Store, run: str) -> dict[str, Any] | None:
     """What `put_run` stored; None for a run that never started. Raises ResultsError and StoreError."""
     key = f"runs/{run}/run.json"
 
-    def read() -> dict[str, Any]:
-        facts = json_object(store.get(key))
-        if missing := {"config", "manifest", "environment"} - set(facts):
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        config, environment, manifest = facts["config"], facts["environment"], facts["manifest"]
-        if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
-            raise ValueError("config has no sections")
-        if not isinstance(environment, dict) or not isinstance(manifest, str):
-            raise ValueError("environment or manifest is something else")
-        return facts
-
     try:
-        return store.read_again(read, NotFound, ValueError)
+        return store.read_again(lambda: parsed(store.get(key), _checked_facts), NotFound, Damaged)
     except NotFound:
         return None
-    except ValueError as error:
+    except Damaged as error:
         raise ResultsError(
-            f"{store.url}/{key} is damaged ({error}). "
+            f"{store.url}/{key} is damaged ({plain(error)}). "
             "Fix: delete it to resume from the run's checkpoints, or choose another run.name."
         ) from None
+
+
+def _checked_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    if missing := {"config", "manifest", "environment"} - set(facts):
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    config, environment, manifest = facts["config"], facts["environment"], facts["manifest"]
+    if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
+        raise ValueError("config has no sections")
+    if not isinstance(environment, dict) or not isinstance(manifest, str):
+        raise ValueError("environment or manifest is something else")
+    return facts
 
 
 def count_start(store: Store, run: str) -> int:
@@ -72,11 +73,17 @@ def count_start(store: Store, run: str) -> int:
     """
     key = f"runs/{run}/starts"
     try:
-        before = store.read_again(lambda: int(store.get(key)), NotFound, ValueError)
-    except (NotFound, ValueError):
+        before = store.read_again(lambda: _number(store.get(key)), NotFound, Damaged)
+    except (NotFound, Damaged):
         before = 0
     store.put(key, str(before + 1).encode())
     return before
+
+
+def _number(content: bytes) -> int:
+    if not (content.isdigit() and len(content) < 10):
+        raise Damaged("no count")
+    return int(content)
 
 
 def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, np.ndarray]) -> None:
@@ -114,13 +121,13 @@ def get_test(store: Store, run: str) -> dict[str, np.ndarray]:
 
 def _arrays(store: Store, key: str) -> dict[str, np.ndarray]:
     try:
-        return store.read_again(lambda: _read_arrays(store.get(key)), NotFound, ValueError)
-    except (NotFound, ValueError):
+        return store.read_again(lambda: _read_arrays(store.get(key)), NotFound, Damaged)
+    except (NotFound, Damaged):
         return {}
 
 
 def _read_arrays(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, all of numbers. Raises ValueError for everything else, before it takes much memory."""
+    """The arrays of an npz file, all of numbers. Raises Damaged for everything else, before it takes much memory."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if (size := sum(member.file_size for member in archive.infolist())) > LARGEST:
@@ -128,9 +135,9 @@ def _read_arrays(content: bytes) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             found = dict(arrays)
     except Exception as error:  # NumPy and zipfile raise many kinds for damaged files
-        raise ValueError(f"{type(error).__name__}: {error}") from None
+        raise Damaged(f"{type(error).__name__}: {error}") from None
     if not all(isinstance(array, np.ndarray) and array.dtype.kind in "biuf" for array in found.values()):
-        raise ValueError("it holds something else than numbers")
+        raise Damaged("it holds something else than numbers")
     return found
 
 
@@ -143,25 +150,28 @@ def get_history(store: Store, run: str) -> list[EpochReport]:
             raise body
         try:
             reports.append(_first_or_again(store, run, key, body))
-        except (ValueError, TypeError, NotFound) as error:
-            raise ResultsError(f"{store.url}/{key} is damaged ({error}). Fix: delete it to leave that epoch out.") from None
+        except (Damaged, NotFound) as error:
+            raise ResultsError(f"{store.url}/{key} is damaged ({plain(error)}). Fix: delete it to leave that epoch out.") from None
     return reports
 
 
 def _first_or_again(store: Store, run: str, key: str, body: bytes | StoreError) -> EpochReport:
-    """The report in `body`; if that is missing or damaged, in what further reads find. Raises ValueError, TypeError, StoreError."""
+    """The report in `body`; if that is missing or damaged, in what further reads find. Raises Damaged and StoreError."""
     answers = iter([body])
 
-    def read() -> EpochReport:
-        content = next(answers, None) or store.get(key)
-        if isinstance(content, StoreError):
-            raise content
-        report = report_from(json_object(content))
+    def checked(values: dict[str, Any]) -> EpochReport:
+        report = report_from(values)
         if key != _key(run, report.epoch, "json"):
             raise ValueError(f"it is the report of epoch {report.epoch}")
         return report
 
-    return store.read_again(read, ValueError, TypeError, NotFound)
+    def read() -> EpochReport:
+        content = next(answers, None)
+        if isinstance(content, StoreError):
+            raise content
+        return parsed(store.get(key) if content is None else content, checked)
+
+    return store.read_again(read, Damaged, NotFound)
 
 
 def replace_history(store: Store, run: str, history: Sequence[EpochReport]) -> None:
@@ -186,21 +196,18 @@ def put_diagnoses(store: Store, run: str, diagnoses: Sequence[Diagnosis], overfi
 
 def get_diagnoses(store: Store, run: str) -> tuple[list[Diagnosis] | None, Overfitting | None]:
     """The run's spikes and overfitting; (None, None) if none were ever stored. Raises ResultsError and StoreError."""
-    wrong = (ValueError, TypeError, KeyError, AttributeError)
-
-    def read() -> tuple[list[Diagnosis], Overfitting | None]:
-        found = json_object(store.get(f"runs/{run}/spikes.json"))
-        trend = found["overfitting"]
-        return [diagnosis_from(values) for values in found["spikes"]], trend and Overfitting(**trend)
-
+    key = f"runs/{run}/spikes.json"
     try:
-        return store.read_again(read, NotFound, *wrong)
+        return store.read_again(lambda: parsed(store.get(key), _diagnoses_from), NotFound, Damaged)
     except NotFound:
         return None, None
-    except wrong as error:
-        raise ResultsError(
-            f"{store.url}/runs/{run}/spikes.json is damaged ({error}). Fix: delete it to leave the spikes out."
-        ) from None
+    except Damaged as error:
+        raise ResultsError(f"{store.url}/{key} is damaged ({plain(error)}). Fix: delete it to leave the spikes out.") from None
+
+
+def _diagnoses_from(found: dict[str, Any]) -> tuple[list[Diagnosis], Overfitting | None]:
+    trend = found["overfitting"]
+    return [diagnosis_from(values) for values in found["spikes"]], trend and Overfitting(**trend)
 
 
 def report_from(values: Mapping[str, Any]) -> EpochReport:

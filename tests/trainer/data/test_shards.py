@@ -239,7 +239,6 @@ def hostile(rows, **columns):
         {"content": pa.array([b"\xff", b"", b""], pa.binary())},
         {"more": pa.array([1, 2, 3])},
     ],
-    ids=str,
 )
 def test_a_shard_with_other_contents_is_refused(store, tmp_path, columns):
     """Whoever can write to the bucket could crash the workers, or train a run on labels that do not exist."""

@@ -523,7 +523,7 @@ def test_every_crash_point_of_a_save(folder: FolderStore) -> None:
                 raise KeyboardInterrupt
 
     for step in (30, 20, 15):
-        for left in range(12):
+        for left in range(10):
             place = FolderStore(folder.root / f"{step}-{left}")
             with closing(Checkpoints(place, "a-run", 2, lease=1)) as first:
                 for earlier in (10, 20):
@@ -623,6 +623,6 @@ def test_any_saves_and_damages() -> None:
     """Some sequence of saves, fallbacks and damaged files would lose the newest or the best checkpoint, or keep too many."""
     logging.disable(logging.WARNING)  # one for each damaged checkpoint
     try:
-        run_state_machine_as_test(Saves, settings=settings(BOUNDED, max_examples=25, stateful_step_count=12))
+        run_state_machine_as_test(Saves, settings=settings(BOUNDED, max_examples=15, stateful_step_count=12))
     finally:
         logging.disable(logging.NOTSET)

@@ -59,7 +59,6 @@ def test_files_are_on_the_disk_before_their_names(tmp_path: Path, monkeypatch: p
     (tmp_path / "local").write_bytes(b"data")
     for write in (
         lambda: store.upload("a", tmp_path / "local"),
-        lambda: store.put("b", b"data"),
         lambda: store.put("c", b"data", if_absent=True),
     ):
         done.clear()

@@ -294,17 +294,17 @@ def test_the_right_to_write_ends_by_itself() -> None:
         fence.wait(1000)
 
 
-def test_a_guarded_store_changes_nothing_without_the_right(store: Store, tmp_path: Path) -> None:
+def test_a_guarded_store_changes_nothing_without_the_right(store: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A worker of a job that lost its run would overwrite the model, or delete the checkpoints, of its successor."""
-    fence = Fence(1)
-    (tmp_path / "file").write_bytes(b"mine")
+    fence, file = Fence(1), tmp_path_factory.mktemp("local") / "file"
+    file.write_bytes(b"mine")
     store.put("key", b"theirs")
     before = store.requests.total()
     guarded = store.guarded(fence.check)
     for change in (
         lambda: guarded.put("key", b"mine"),
         lambda: guarded.put("new", b"mine", if_absent=True),
-        lambda: guarded.upload("key", tmp_path / "file"),
+        lambda: guarded.upload("key", file),
         lambda: guarded.delete(["key"]),
     ):
         with pytest.raises(LeaseLost):
@@ -317,7 +317,7 @@ def test_a_guarded_store_changes_nothing_without_the_right(store: Store, tmp_pat
     fence.extend(clock() + 1000)
     guarded.put("key", b"mine")
     assert store.get("key") == b"mine"
-    assert not list(tmp_path.rglob(".spikewise-*"))
+    assert store.sweep("", -5) == 0
 
 
 @pytest.mark.integration

@@ -28,6 +28,7 @@ class WorkerFence(Fence):
         self._mailbox = mailbox
         self._seconds = lease_seconds
         threading.Thread(target=self._follow, name="fence", daemon=True).start()
+        self._extended.wait(lease_seconds)  # the first answer
 
     def pause(self) -> None:
         """Returns when this worker may write; meanwhile training pauses. Raises LeaseLost when the lease is over for good."""

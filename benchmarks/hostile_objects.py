@@ -31,6 +31,7 @@ from trainer.data.pack_file import folder_name
 from trainer.data.shards import ShardWriter, open_rows
 from trainer.epoch import EpochReport
 from trainer.storage import results
+from trainer.storage.results import report_from
 from trainer.storage.checkpoint import Checkpoints
 from trainer.storage.folder import FolderStore
 from trainer.storage.lease import Lease
@@ -87,7 +88,8 @@ class Bucket:
         results.put_run(store, "a-run", {"config": {"run": {"seed": 1}}, "manifest": DIGEST, "environment": {"python": "3"}})
         results.count_start(store, "a-run")
         for epoch in (1, 2):
-            report = EpochReport(epoch, 10 * epoch, *[0.5] * 12)
+            losses = dict.fromkeys([name for name, each in EpochReport.__dataclass_fields__.items() if each.type is float], 0.5)
+            report = report_from({"epoch": epoch, "step": 10 * epoch, **losses})
             results.put_epoch(
                 store, "a-run", report, {"losses": np.ones(4, np.float32), "probabilities": np.ones((4, 2), np.float32)}
             )

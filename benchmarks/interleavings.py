@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -95,6 +96,11 @@ def here() -> Process | None:
     return getattr(Process.current, "process", None)
 
 
+def _sleep(seconds: float) -> None:
+    if process := here():
+        process.sleep(seconds)
+
+
 class Memory(Store):
     """A store in memory; in a process, each request waits until that process is chosen."""
 
@@ -141,7 +147,10 @@ class Memory(Store):
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
-            self._change(lambda key=key: self.machine.objects.pop(key, None))  # type: ignore[misc]
+            self._change(partial(self._forget, key))
+
+    def _forget(self, key: str) -> None:
+        self.machine.objects.pop(key, None)
 
     def sweep(self, prefix: str, older: float) -> int:  # noqa: ARG002
         return 0
@@ -187,8 +196,7 @@ class Interleavings(RuleBasedStateMachine):
         self.acknowledged = 0
         self.claimed: dict[int, int] = {}
         """Number of the lease -> step from which it resumed."""
-        clocks = {"clock": lambda: self.now, "sleep": lambda seconds: (process := here()) and process.sleep(seconds)}
-        self.patch = mock.patch.multiple(lease_module, **clocks)
+        self.patch = mock.patch.multiple(lease_module, clock=lambda: self.now, sleep=_sleep)
         self.patch.start()
         logging.disable(logging.CRITICAL)
 

@@ -176,7 +176,7 @@ class Lease:
         self._extend(sent)
         now = self._read(former)
         self._store.delete([self._key(other) for other in self._numbers() if other < number])
-        self._store = self._store.impatient(self._seconds / 3)
+        self._store = self._store.impatient(self._seconds / 6)  # two attempts fit between two heartbeats
         self._thread.start()
         try:
             if not free and now and now != watched and not now.get("released"):

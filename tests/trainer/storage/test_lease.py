@@ -325,9 +325,9 @@ def test_a_hung_heartbeat_does_not_cost_the_name(s3_server: S3Server, bucket: st
     """One dead connection, given up only after s3.read_timeout, would hand a healthy run to the next contender."""
     with FaultProxy(s3_server.endpoint_url) as proxy:
         store = open_store(bucket, S3(endpoint_url=proxy.url, read_timeout=100, max_attempts=5))
-        with Lease(store, "a-run", 3) as lease:
+        with Lease(store, "a-run", 8) as lease:
             proxy.inject("hang", 1, matches=lambda method, path: method == "PUT" and "lease-" in path)
-            with pytest.raises(RunInUse), Lease(open_store(bucket, S3()), "a-run", 3):
+            with pytest.raises(RunInUse), Lease(open_store(bucket, S3()), "a-run", 8):
                 raise AssertionError("two holders")
             assert not lease.lost.is_set()
 

@@ -31,10 +31,10 @@ from trainer.data.pack_file import folder_name
 from trainer.data.shards import ShardWriter, open_rows
 from trainer.epoch import EpochReport
 from trainer.storage import results
-from trainer.storage.results import report_from
 from trainer.storage.checkpoint import Checkpoints
 from trainer.storage.folder import FolderStore
 from trainer.storage.lease import Lease
+from trainer.storage.results import report_from
 
 SHAPE, DIGEST, CLASSES = (8, 10, 3), "0123456789abcdef" * 4, ("authentic", "fake")
 RUN = "runs/a-run/"

@@ -19,11 +19,14 @@ S3_SERVER_IMAGE ?= localhost/spikewise-s3-server:$(VERSION)
 CONFIG ?= jobs/configs/$(if $(filter submit manifests,$(MAKECMDGOALS)),gpu,question).toml
 OVERLAY ?= gpu
 SHAPE ?= job
-ON_CLUSTER = $(NAMESPACE:%=--namespace %)
-SUBMIT = $(BIN)/python -m jobs.submit --config $(CONFIG) $(SET:%=--set %) --overlay $(OVERLAY) --shape $(SHAPE) --image $(IMAGE) \
-	$(SECRET:%=--secret %) $(ON_CLUSTER)
+# $(call option,set,SET): --set with the value of SET, quoted for the shell exactly as the user wrote it; nothing if SET is empty.
+option = $(if $(value $(2)),--$(1) $(call quoted,$(value $(2))))
+quoted = '$(subst ','\'',$(1))'
+ON_CLUSTER = $(call option,namespace,NAMESPACE)
+SUBMIT = $(BIN)/python -m jobs.submit --config $(call quoted,$(CONFIG)) $(call option,set,SET) --overlay $(call quoted,$(OVERLAY)) \
+	--shape $(SHAPE) --image $(call quoted,$(IMAGE)) $(call option,secret,SECRET) $(ON_CLUSTER)
 
-.PHONY: help install demo train test unit coverage lint format bench wheel lock clean
+.PHONY: help install demo train replay test unit coverage lint format bench wheel lock clean
 .PHONY: image image-s3-server cluster-data submit manifests status logs cancel e2e dashboard
 
 help: ## list these targets
@@ -35,7 +38,9 @@ $(READY): requirements-dev.lock pyproject.toml
 	@$(or $(PYTHON),false) -c $(IS_SUPPORTED) 2>/dev/null || { echo "$(if $(PYTHON),$(PYTHON) is not a Python 3.11 to 3.13 with venv,Found no Python 3.11 to 3.13 with venv). Fix:" \
 		"install one (Debian: apt install python3 python3-venv), or name one: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.13" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	@echo "installing $$(grep -c '^[a-z].*==' requirements-dev.lock) packages; this takes one to three minutes"
+	@set -o pipefail; $(PIP) install --require-hashes -r requirements-dev.lock | awk '/^Collecting/ {if (++n % 25 == 0) print "  " n \
+		" packages found"} /^Installing/ {print "  all found; installing them"} {fflush()}'
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -43,7 +48,11 @@ demo: $(READY) ## run the whole job on demo photographs with a local S3 server; 
 	$(BIN)/python -m jobs.demo
 
 train: $(READY) ## train on this machine: make train CONFIG=jobs/configs/question.toml SET="data.source=s3://my-bucket/images"
-	$(BIN)/python -m jobs.train --config $(CONFIG) $(SET:%=--set %)
+	$(BIN)/python -m jobs.train --config $(call quoted,$(CONFIG)) $(call option,set,SET)
+
+replay: $(READY) ## train a spike again, to prove its remedy: make replay RUN=first CONFIG=F SPIKE=46 [SET="model.momentum=0.9"]
+	$(BIN)/python -m jobs.replay --run $(RUN) $(if $(STORAGE),--storage $(STORAGE),--config $(CONFIG)) \
+		$(if $(EPOCH),--epoch $(EPOCH),--spike $(SPIKE)) $(SET:%=--set %)
 
 test: $(READY) lint ## lint, run the unit tests, then the integration tests (about 25 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 -m "not integration"
@@ -73,28 +82,28 @@ wheel: $(READY) ## build the library's wheel in dist/
 		&& $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist "$$copy" && ls dist/spikewise-*.whl
 
 image: ## build the image with docker, podman or buildah: make image IMAGE=registry.example/spikewise:1 [VARIANT=gpu]
-	docker/build $(IMAGE) $(VARIANT:%=--build-arg VARIANT=%) $(BUILD)
+	docker/build $(call quoted,$(IMAGE)) $(VARIANT:%=--build-arg VARIANT=%) $(BUILD)
 
 image-s3-server: ## build the image of the S3 server, for a cluster without a bucket
 	docker/build $(S3_SERVER_IMAGE) --target s3-server $(BUILD)
 
 cluster-data: $(READY) ## start that S3 server in the cluster and upload the demo's images
-	$(BIN)/python -m jobs.cluster_data --image $(S3_SERVER_IMAGE) $(ON_CLUSTER)
+	$(BIN)/python -m jobs.cluster_data --image $(call quoted,$(S3_SERVER_IMAGE)) $(ON_CLUSTER)
 
-submit: $(READY) ## train on a cluster: make submit CONFIG=F OVERLAY=local|gpu|spot|kueue [SHAPE=job|rayjob] IMAGE=I SET="run.name=first"
+submit: $(READY) ## train on a cluster: make submit CONFIG=F OVERLAY=local|cpu|gpu|spot|kueue [SHAPE=job|rayjob] IMAGE=I SET="run.name=first"
 	$(SUBMIT)
 
 manifests: $(READY) ## print what submit would apply, without applying it
 	@$(SUBMIT) --dry-run
 
 status: $(READY) ## show a run: make status RUN=first (default: the newest; STORAGE=s3://... once it has left the cluster)
-	@$(BIN)/python -m jobs.cluster status $(RUN:%=--run %) $(STORAGE:%=--storage %) $(ON_CLUSTER)
+	@$(BIN)/python -m jobs.cluster status $(call option,run,RUN) $(call option,storage,STORAGE) $(ON_CLUSTER)
 
 logs: $(READY) ## follow the driver's log: make logs RUN=first
-	@$(BIN)/python -m jobs.cluster logs $(RUN:%=--run %) $(ON_CLUSTER)
+	@$(BIN)/python -m jobs.cluster logs $(call option,run,RUN) $(ON_CLUSTER)
 
 cancel: $(READY) ## stop a run after it has saved a checkpoint: make cancel RUN=first
-	@$(BIN)/python -m jobs.cluster cancel $(RUN:%=--run %) $(ON_CLUSTER)
+	@$(BIN)/python -m jobs.cluster cancel $(call option,run,RUN) $(ON_CLUSTER)
 
 e2e: $(READY) ## test on the cluster of the current kubectl context (about half an hour; see docs/cluster.md)
 	SPIKEWISE_IMAGE=$(IMAGE) SPIKEWISE_S3_SERVER_IMAGE=$(S3_SERVER_IMAGE) $(BIN)/python -m pytest tests/e2e/run_on_cluster.py

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from spikewise.findings import Findings
+from spikewise.proof import Experiment
 from spikewise.records import Cause, Diagnosis, Spike
 from trainer import UserError
 from trainer.data.dataset import Pack
@@ -94,7 +96,12 @@ class Bucket:
                 store, "a-run", report, {"losses": np.ones(4, np.float32), "probabilities": np.ones((4, 2), np.float32)}
             )
         spike = Spike(2, 1.0, 0.6, 0.05, 0.2, 0.4, 0.3, 0.5, 0.05, 80)
-        results.put_diagnoses(store, "a-run", [Diagnosis(spike, (Cause("unexplained", 0.0, 0.0, 1.0, "seen.", "do."),))], None)
+        found = Diagnosis(spike, (Cause("unexplained", 0.0, 0.0, 1.0, "seen.", "do."),))
+        results.put_findings(store, "a-run", Findings((found,)))
+        results.put_start(store, "a-run", 0, {"settings": {}, "machine": {}})
+        results.put_experiment(store, "a-run", Experiment(2, 1.0, 1, (2,), (1.0,)))
+        back = {"epoch": 2, "found": 2, "what": "it", "settings": "", "before": {}, "to_epoch": 1, "to_step": 10}
+        results.put_roll_backs(store, "a-run", [back])
         results.put_test(store, "a-run", 2, np.ones(3, np.float32), np.ones((3, 2), np.float32))
         checkpoints = Checkpoints(store, "a-run", 2, lease=1)
         for step in (10, 20):
@@ -118,7 +125,10 @@ class Bucket:
         return {
             "run.json": lambda: results.get_run(store, "a-run"),
             "starts": lambda: results.count_start(store, "a-run"),
-            "spikes.json": lambda: results.get_diagnoses(store, "a-run"),
+            "spikes.json": lambda: results.get_findings(store, "a-run"),
+            "0000.json": lambda: results.get_start(store, "a-run", 0),
+            "proof.json": lambda: results.get_experiments(store, "a-run"),
+            "roll_backs.json": lambda: results.get_roll_backs(store, "a-run"),
             "test.npz": lambda: results.get_test(store, "a-run"),
             "0001.npz": lambda: results.get_arrays(store, "a-run", 1),
             "0002.npz": lambda: results.get_arrays(store, "a-run", 2),

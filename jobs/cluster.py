@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from jobs.command_line import add_namespace, say
+from jobs.command_line import add_namespace, report_error, say
 from jobs.kubernetes import pods, runs
 from jobs.kubernetes.kubectl import Kubectl, KubernetesError, KubernetesObject
 from jobs.kubernetes.manifests import LABEL
@@ -26,18 +26,20 @@ def main(argv: list[str] | None = None) -> int:
         choices=["status", "logs", "cancel"],
         help="status: pods and progress; logs: the driver's log; cancel: save a checkpoint, then remove the run from the cluster",
     )
-    parser.add_argument("--run", metavar="NAME", help="name of the run (default: the newest in the namespace)")
+    parser.add_argument("--run", metavar="NAME", help="name of the run (default, except for cancel: the newest in the namespace)")
     add_namespace(parser)
-    parser.add_argument("--storage", metavar="URL", help="for status: run.storage of a run that is no longer on the cluster")
+    parser.add_argument("--storage", metavar="URL", help="for status: run.storage, read if the cluster does not have the run")
     arguments = parser.parse_args(argv)
     try:
-        kubectl = Kubectl(arguments.namespace)
+        if arguments.command == "cancel" and not arguments.run:
+            raise UserError("cancel ends a run, so it must be named. Fix: make cancel RUN=NAME; make status shows the newest run.")
         try:
+            kubectl = Kubectl(arguments.namespace)
             found = runs.find(kubectl, arguments.run)
-        except runs.RunNotFoundError as error:
+        except KubernetesError as error:
             if not (arguments.command == "status" and arguments.run and arguments.storage):
                 raise
-            say(f"{error} From its bucket:")
+            say(f"{error} From the bucket:")
             # Most S3 servers other than AWS need the bucket's name in the path.
             say(stored(arguments.run, arguments.storage, config.S3(path_style="AWS_ENDPOINT_URL" in os.environ)))
             return 0
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             case "cancel":
                 cancel(kubectl, kind, run)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report_error(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -68,6 +70,7 @@ def status(kubectl: Kubectl, kind: str, run: str) -> int:
         say(f"{'failed: ' * bool(ended.code)}{ended.line}")
         try:
             settings = runs.settings(kubectl, run)
+            say(f"results: {settings.run.storage}/runs/{run}")
             say(stored(run, settings.run.storage, settings.s3))
         except UserError as error:
             say(f"no training results: {error}")
@@ -85,13 +88,18 @@ def status(kubectl: Kubectl, kind: str, run: str) -> int:
 
 
 def cancel(kubectl: Kubectl, kind: str, run: str) -> None:
-    """Ends the run after its driver has saved a checkpoint. Prints the rest of the log. Raises KubernetesError."""
+    """Ends the run after its driver has saved a checkpoint. Prints the rest of the log. Of a run that has ended, removes the
+    objects. Raises KubernetesError."""
     storage = runs.settings(kubectl, run).run.storage
+    if ended := pods.end(*runs.look(kubectl, kind, run)):
+        runs.remove(kubectl, run)
+        say(f"run {run} had already ended ({ended.line}) and is removed from the cluster; its results stay in {storage}/runs/{run}")
+        return
     watch = Watch(kubectl, run, kind, say)
     watch.follow_log()
     runs.remove(kubectl, run)
     watch.finish(5)
-    say(f"run {run} is cancelled; its checkpoints stay in {storage}. To resume it, submit it again under the same name.")
+    say(f"run {run} is cancelled; its checkpoints stay in {storage}/runs/{run}. To resume it, submit it again under the same name.")
 
 
 def progress(text: str) -> str:

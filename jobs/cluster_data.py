@@ -17,8 +17,9 @@ from contextlib import contextmanager
 
 import yaml
 
-from jobs.command_line import add_namespace
+from jobs.command_line import add_namespace, report_error
 from jobs.demo import SOURCE, images
+from jobs.demo.s3_server import without_proxy
 from jobs.kubernetes.kubectl import Kubectl, KubernetesError, kustomize
 from jobs.kubernetes.manifests import FOLDER
 from trainer import UserError
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             os.environ |= environment
             return images.main(["--images", str(arguments.images), "--size", str(arguments.size), SOURCE])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report_error(error)
         return 2
 
 
@@ -86,7 +87,7 @@ def forwarded(kubectl: Kubectl) -> Iterator[dict[str, str]]:
         port = line.split(":")[1].split(" ")[0]
         # kubectl prints a line for each connection, and would block once the pipe is full.
         threading.Thread(target=deque, args=(process.stdout, 0), daemon=True, name="port-forward").start()
-        yield values | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+        yield values | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"} | without_proxy("127.0.0.1")
     finally:
         process.terminate()
         process.wait()

@@ -1,9 +1,11 @@
 """Owns the arguments and the output that several commands share."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from trainer import config
+from trainer import UserError, config
+from trainer.formatting import one_line, printable
 from trainer.model import module
 
 
@@ -11,7 +13,12 @@ def add_configuration(parser: argparse.ArgumentParser, about: str) -> None:
     """Adds --config and --set, as `config.load` takes them. `about`: the help text of --config."""
     parser.add_argument("--config", required=True, metavar="FILE", help=about)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one value; may be repeated"
+        "--set",
+        action="extend",
+        type=config.split_overrides,
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override one value, or several with spaces in between; may be repeated",
     )
 
 
@@ -29,4 +36,9 @@ def add_namespace(parser: argparse.ArgumentParser) -> None:
 
 def say(line: str) -> None:
     """Prints a line at once, also into a pipe."""
-    print(line, flush=True)
+    print(printable(line), flush=True)
+
+
+def report_error(error: Exception | str) -> None:
+    """Prints the line of an error that ends the command."""
+    print(printable(f"error: {error if isinstance(error, str | UserError) else one_line(error)}"), file=sys.stderr)

@@ -4,13 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.command_line import add_configuration
+from jobs.command_line import add_configuration, report_error, say
 from trainer import UserError, config
-from trainer.data.pack import load_pack
-from trainer.data.shards import open_rows
-from trainer.data.split import split_rows
-from trainer.formatting import one_line
-from trainer.report.load import load
+from trainer.report.load import load, open_images
 from trainer.report.write import write
 from trainer.storage import open_store, results
 
@@ -26,21 +22,13 @@ def main(argv: list[str] | None = None) -> int:
         facts = results.get_run(storage, arguments.run)
         if facts is None:
             raise UserError(f"No run {arguments.run} in {storage.url}. Fix: correct --run or run.storage.")
-        data = config.parse(facts["config"], f"run {arguments.run}").data
-        packed = load_pack(storage, facts["manifest"], (*data.image_size, 3))
-        if packed is None:
-            raise UserError(
-                f"The packed images of run {arguments.run} are no longer in {storage.url}/shards. "
-                "Fix: start a run on the same data, which packs them again."
-            )
-        rows = open_rows(packed, storage, Path(settings.pipeline.cache_dir), settings.pipeline.cache_max_bytes)
-        sides = split_rows(rows, packed.classes, data)
+        packed, rows, sides = open_images(storage, arguments.run, facts, settings.pipeline)
         folder = Path(settings.run.output, arguments.run)
         write(load(arguments.run, storage, packed, rows, sides), folder)
     except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        report_error(error)
         return 2
-    print(f"report: {folder / 'report.html'}")
+    say(f"report: {folder / 'report.html'}")
     return 0
 
 

@@ -8,11 +8,12 @@ import argparse
 import json
 import sys
 
-from jobs.command_line import add_configuration, add_namespace, find_module, say
+from jobs.command_line import add_configuration, add_namespace, find_module, report_error, say
 from jobs.kubernetes import manifests, runs
 from jobs.kubernetes.kubectl import ForbiddenError, Kubectl, KubernetesError, KubernetesObject
 from jobs.kubernetes.watch import StartError, Watch
 from trainer import UserError, config
+from trainer.formatting import masked
 from trainer.model.module import Module
 
 OLDEST = (1, 33)
@@ -43,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         kubectl = Kubectl(arguments.namespace)
         _check_cluster(kubectl, main)
-        if _check_secrets(kubectl, main):
-            _check_bucket(settings, run, module)
+        if _check_secrets(kubectl, main) and _check_bucket(settings, run, module):
+            return 0
         say(
             f"run {run}: {settings.launch.workers} worker{'s' * (settings.launch.workers > 1)}, image {arguments.image}, overlay "
             f"{arguments.overlay}, {main['kind']} {main['metadata']['name']}"
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         runs.create(kubectl, objects, run, say)
         return _watch(kubectl, arguments.shape, run, settings)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report_error(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -89,9 +90,10 @@ def _check_gpus(gpu: bool, main: KubernetesObject, overlay: str) -> None:
 
 
 def _check_cluster(kubectl: Kubectl, main: KubernetesObject) -> None:
-    """Raises KubernetesError if the cluster does not answer, is too old, or lacks the queue."""
+    """Raises KubernetesError if the cluster does not answer, is too old, or lacks the namespace or the queue."""
     server = json.loads(kubectl.run("version", "-o", "json"))["serverVersion"]
-    say(f"context {kubectl.context} ({kubectl.server}), namespace {kubectl.namespace}, Kubernetes {server['gitVersion']}")
+    say(f"context {kubectl.context} ({masked(kubectl.server)}), namespace {kubectl.namespace}, Kubernetes {server['gitVersion']}")
+    kubectl.check_namespace()
     version = int(server["major"]), int(server["minor"].rstrip("+"))
     if main["kind"] == "Job" and version < OLDEST:
         raise KubernetesError(
@@ -135,22 +137,29 @@ def _keys(kubectl: Kubectl, secret: str) -> list[str] | None:
     return found[1:] if found else None
 
 
-def _check_bucket(settings: config.Settings, run: str, module: Module | None) -> None:
-    """Prints the plan of the run, from what the bucket holds. Raises UserError for errors that the pods would meet as well."""
-    from trainer.run.plan import plan
+def _check_bucket(settings: config.Settings, run: str, module: Module | None) -> bool:
+    """Prints the plan of the run, from what the bucket holds. Returns whether the run is complete, so that it needs no pods.
+
+    Raises UserError for errors that the pods would meet as well.
+    """
+    from trainer.run.plan import finished, plan
     from trainer.storage import StoreError
     from trainer.storage.s3 import has_credentials
 
     if not has_credentials():
         say("the bucket is not checked: this environment has no AWS credentials")
-        return
+        return False
     impatient = settings.model_copy(update={"s3": settings.s3.model_copy(update={"max_attempts": 2})})
     try:
+        if settings.run.name and (line := finished(impatient, run)):
+            say(line)
+            return True
         say(plan(impatient, run, module))
     except StoreError as error:
         if not error.transient:
             raise
         say(f"warning: the bucket is not checked: {error}")  # it may be reachable from the cluster only
+    return False
 
 
 def _watch(kubectl: Kubectl, shape: str, run: str, settings: config.Settings) -> int:
@@ -164,7 +173,7 @@ def _watch(kubectl: Kubectl, shape: str, run: str, settings: config.Settings) ->
         say(f"run {run} continues on the cluster: make status RUN={run}, make logs RUN={run}, make cancel RUN={run}")
         raise
     if ended.code:
-        print(f"error: run {run}: {ended.line}", file=sys.stderr)
+        report_error(f"run {run}: {ended.line}")
     else:
         say(f"run {run}: {ended.line}; report and model are at {settings.run.storage}/runs/{run}")
     return ended.code

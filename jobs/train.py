@@ -10,8 +10,9 @@ import os
 import sys
 import traceback
 
-from jobs.command_line import add_configuration, find_module
+from jobs.command_line import add_configuration, find_module, report_error, say
 from trainer import UserError, config
+from trainer.formatting import LogFormatter, printable
 from trainer.run.console import Console
 
 
@@ -23,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
         "--retried", action="store_true", help=f"exit with {os.EX_TEMPFAIL} after a failure after which a retry may succeed"
     )
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("warning: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         settings = config.load(arguments.config, arguments.set)
         name = config.run_name(settings, arguments.config)
@@ -31,24 +34,24 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.dry_run:
             from trainer.run.plan import plan
 
-            print(plan(settings, name, module))
+            say(plan(settings, name, module))
             return 0
         from trainer.run.driver import launch
 
         with Console() as console:
             outcome = launch(settings, name, console, module)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report_error(error)
         return os.EX_TEMPFAIL if error.transient and arguments.retried else 2
     except Exception:  # an error of Ray, or a bug: another attempt costs little
         if not arguments.retried:
             raise
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), file=sys.stderr)
         return os.EX_TEMPFAIL
     if outcome.failed:
-        print(f"error: run {outcome.run} {outcome.outcome}", file=sys.stderr)
+        report_error(f"run {outcome.run} {outcome.outcome}")
         return os.EX_TEMPFAIL if outcome.transient and arguments.retried else 1
-    print(f"run {outcome.run}: {outcome.outcome}", file=sys.stdout if outcome.succeeded else sys.stderr)
+    print(printable(f"run {outcome.run}: {outcome.outcome}"), file=sys.stdout if outcome.succeeded else sys.stderr)
     return 0 if outcome.succeeded else 143
 
 

@@ -20,6 +20,7 @@ suspects   the individual images behind a rise
 causes     what probes and steps found -> ranked causes with evidence and remedy, one module per cause
 diagnose   the Diagnostician, which joins all of this for one run
 describe   diagnoses as text
+proof      the verdict on a remedy that was tried
 keras      the callback, and the adapters to Keras
 compare    explain
 """

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from spikewise import probes
 from spikewise.causes import kind_of
 from spikewise.causes.kind import percent as percent
-from spikewise.detect import PATIENCE
-from spikewise.records import Cause, Diagnosis, Overfitting, Spike
+from spikewise.detect import JUMP, PATIENCE
+from spikewise.records import Cause, Course, Diagnosis, Overfitting, Spike
 
 WIDTH = 110
 """Characters of a line in the log."""
@@ -19,22 +19,28 @@ SHOWN = 3
 """Number of causes in the log, and of remedies in a summary."""
 LISTED = 5
 """Number of epochs listed for one cause."""
+VISIBLE = 0.25
+"""A rise of this fraction of the expected loss is seen by anybody who looks at the curve."""
 NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 
 probe = probes.title
 """The name of a probe for people."""
 
 
-def summary(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epochs: int) -> str:
+def summary(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epochs: int, course: Course | None = None) -> str:
     """What happened to the validation loss in `epochs` epochs: the spikes, their causes, how they ended, and what to do."""
-    return " ".join(sentences(diagnoses, overfitting, epochs))
+    return " ".join(sentences(diagnoses, overfitting, epochs, course))
 
 
-def sentences(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epochs: int) -> list[str]:
-    """The sentences of `summary`. The first one gives the number of spikes."""
+def sentences(
+    diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epochs: int, course: Course | None = None
+) -> list[str]:
+    """The sentences of `summary`. The first one gives the number of spikes. `course`: the rest of the curve, if it is known."""
+    course = course or Course()
     trend = [_trend(overfitting)] if overfitting else []
+    unseen, rest = _unseen(course, alarms=bool(diagnoses)), [*_restless(course), *_guessing(course)]
     if not diagnoses:
-        return [f"No spike in {_amount(epochs, 'epoch')}.", *trend]
+        return [f"No {'alarm' if unseen else 'spike'} in {_amount(epochs, 'epoch')}.", *unseen, *rest, *trend]
     found: dict[str, list[Diagnosis]] = {}
     for diagnosis in diagnoses:
         found.setdefault(name(diagnosis), []).append(diagnosis)
@@ -48,7 +54,8 @@ def sentences(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, e
         spikes = [f"{count}."]
         for why, same in groups:
             spikes.append(f"{_counted(len(same))} {'was' if len(same) == 1 else 'were'} {why} ({_epochs(same)}).")
-    return [*spikes, *_ends(diagnoses), *trend, *_advice([same for _, same in groups], overfitting)]
+    sound = overfitting is None and not rest
+    return [*spikes, *_ends(diagnoses), *unseen, *rest, *trend, *_advice([same for _, same in groups], sound=sound)]
 
 
 def name(diagnosis: Diagnosis) -> str:
@@ -124,6 +131,35 @@ def _fraction(cause: Cause) -> str:
     return f": {fraction} of the rise" + (f" ({low} to {high})" if low != high else "")
 
 
+def _unseen(course: Course, *, alarms: bool) -> list[str]:
+    """The largest rise that raised no alarm, if a person would see it in the curve: if it is at least VISIBLE of the loss expected
+    then. Smaller ones are in every run, and are not worth a sentence."""
+    largest = course.largest
+    if largest is None or largest.rise < VISIBLE * largest.expected:
+        return []
+    which = "Largest rise without an alarm" if alarms else "Largest rise"
+    return [f"{which}: {largest.rise:+.2f} in epoch {largest.epoch}; an alarm needs {largest.limit:+.2f}."]
+
+
+def _restless(course: Course) -> list[str]:
+    """The epochs in which the loss kept jumping. Spikes do not say so: while one is open, and after a level shift, the epochs that
+    follow are not spikes of their own."""
+    return [
+        f"From epoch {part.first} to {part.last} the loss was restless: in {part.jumps} of these {part.last - part.first + 1} "
+        f"epochs it rose by more than {percent(JUMP)} in one epoch, at most by {part.largest:.2f}."
+        for part in course.restless
+    ]
+
+
+def _guessing(course: Course) -> list[str]:
+    """A loss that was never below that of guessing."""
+    if not course.lowest >= course.guess > 0:  # NaN or infinite: unknown; 0: a single class
+        return []
+    return [
+        f"The loss never got below that of guessing the class frequencies: {course.lowest:.3f} at best, against {course.guess:.3f}."
+    ]
+
+
 def _trend(overfitting: Overfitting) -> str:
     return (
         f"Apart from spikes, the validation loss has climbed by {overfitting.climb:.3f} per epoch since epoch "
@@ -151,8 +187,9 @@ def _ends(diagnoses: Sequence[Diagnosis]) -> list[str]:
     return ends
 
 
-def _advice(groups: Sequence[Sequence[Diagnosis]], overfitting: Overfitting | None) -> list[str]:
-    """Whether the model is fine, and what to do about the most frequent causes, judged by the last spike of each."""
+def _advice(groups: Sequence[Sequence[Diagnosis]], *, sound: bool) -> list[str]:
+    """Whether the model is fine, and what to do about the most frequent causes, judged by the last spike of each. `sound`: nothing
+    else is wrong with the curve."""
     diagnoses = [diagnosis for same in groups for diagnosis in same]
     groups = sorted(groups, key=lambda same: not _harmful(same[-1]))  # harmful causes first
     fine = all(not _harmful(d) and d.spike.outcome == "recovered" for d in diagnoses)
@@ -161,10 +198,12 @@ def _advice(groups: Sequence[Sequence[Diagnosis]], overfitting: Overfitting | No
         verdict = same[-1].verdict
         if verdict.name == "few_examples":
             advice.append(f"look at the images of {_epochs(same)}")
+        elif (kind := kind_of(verdict.name)) and kind.advice:
+            advice.append(kind.advice(same))
         elif verdict.name != "unexplained":
             advice.append((verdict.short_remedy or verdict.remedy).rstrip("."))
     text = "; ".join(printable(one) for one in advice[:SHOWN])
-    if fine and not overfitting:
+    if fine and sound:
         return [f"Your model is fine; {text}."]
     if fine:
         return [f"The spikes did the model no harm; {text}."]

@@ -2,8 +2,9 @@
 
 An epoch is a spike if its mean loss lies above the trend of the earlier epochs by more than MULTIPLE times the run's own noise
 scale, and by enough to matter. The trend is a robust line that follows overfitting upwards but does not extrapolate an
-improvement. The noise scale is measured on second differences, which a trend does not affect. It starts from a prior, so the
-second epoch can already be judged. MULTIPLE is calibrated: see benchmarks/false_alarms.py.
+improvement. The noise scale is the smaller of two: what the loss varies by around a straight trend, and how far it rose so far. The
+second is what a short run with a steep or restless start can be judged by. Both start from a prior, so the second epoch can already
+be judged. The constants are calibrated: see benchmarks/false_alarms.py and benchmarks/short_runs.py.
 
 Shapes: n validation images, k epochs, r resamples; "..." stands for any number of runs at once.
 """
@@ -14,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spikewise.records import Outcome, Overfitting, Spike
+from spikewise.errors import UserError
+from spikewise.records import Course, Outcome, Overfitting, Restless, Rise, Spike
 
-MULTIPLE = 8.0
+MULTIPLE = 9.0
 """A rise above this many noise scales is a spike. With it, at most 5 % of healthy runs of 100 epochs raise an alarm, including runs
 with autocorrelated noise, an overfitting trend and occasional excursions (benchmarks/false_alarms.py)."""
 BACK = 3.0
@@ -34,8 +36,19 @@ MEMORY = 30
 """Number of differences that the noise scale is measured on."""
 PRIOR = 0.06
 """The noise scale assumed before any is measured, as a fraction of the loss."""
+EARLY = 0.12
+"""What is added to PRIOR in the second epoch; BatchNormalization's statistics and the first long steps make the first epochs
+noisier than all others."""
+SETTLING = 4.0
+"""Epochs in which this falls to a third."""
+FLOOR = 0.05
+"""Nats added to a loss before its logarithm is taken: near 0, single images decide, and a loss varies by more than its size."""
 PRIOR_WEIGHT = 3.0
 """Number of measured differences that the prior counts for."""
+FIRST, FIRST_WEIGHT = 3, 0.3
+"""Rises in the epochs up to FIRST count only so much."""
+RISES = 0.66
+"""Factor of the noise scale that is measured on rises, so that MULTIPLE suits it. With k > WINDOW epochs it grows as k / WINDOW."""
 REFERENCES = 3
 """Number of ordinary epochs before a spike whose mean per-image loss is the reference for its rise."""
 FEW = 0.02
@@ -46,33 +59,67 @@ CERTAIN = 3.3
 """A rise below this many standard errors may be chance. An alarm is the worst of up to 100 epochs, and chance alone produces a
 rise of this size in 5 % of runs."""
 RESAMPLES = 1000
+JUMP = 0.15
+"""A rise by more than this fraction from one epoch to the next is a jump."""
+JUMPS = 5
+"""From this many jumps on, a stretch of epochs is restless."""
+CALM = 8
+"""Jumps more than this many epochs apart belong to different stretches."""
+SENSITIVITY = (0.1, 10.0)
+"""Bounds of the sensitivity."""
 
 Values = np.ndarray | float
 
 
 def forecast(epochs: np.ndarray, losses: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the mean losses [..., k] of earlier `epochs` [k], k >= 1, predict for `epoch`: baseline and noise scale, both [...]."""
-    x, y = np.asarray(epochs, float)[-WINDOW:], losses[..., -WINDOW:]
-    slope, level = line(x, y)
-    baseline = np.maximum(level + np.maximum(slope, 0) * (epoch - x[-1]), 0) if len(x) > 2 else y.mean(-1)
-    prior, k = PRIOR * baseline, losses.shape[-1] - 2
+    """What the mean losses [..., k] of earlier `epochs` [k], k >= 1, predict for `epoch`: baseline and noise scale, both [...].
+
+    Both are found on a logarithmic scale: a loss varies in proportion to its size."""
+    x, y, k = np.asarray(epochs, float), np.log(losses + FLOOR), losses.shape[-1]
+    slope, level = line(x[-WINDOW:], y[..., -WINDOW:])
+    expected = y.mean(-1)
+    if k > 2:
+        # A line through a fall that flattens ends too low: the last epochs count as well.
+        expected = np.maximum(level + np.maximum(slope, 0) * (epoch - x[-1]), (np.median(y[..., -3:], -1) + y[..., -1]) / 2)
+    baseline = np.maximum(np.exp(expected) - FLOOR, 0)
+    prior = PRIOR + EARLY * np.exp((2 - epoch) / SETTLING)
+    variance = np.full(baseline.shape, prior**2)
+    if k > 1:
+        variance = np.minimum(_variance_of_rises(x, y, prior), _variance_around_trend(y, prior))
+    return baseline, np.sqrt(variance) * (baseline + FLOOR)
+
+
+def _variance_of_rises(x: np.ndarray, y: np.ndarray, prior: float) -> np.ndarray:
+    """Variance [...] of log losses y [..., k], k > 1, at epochs x [k], from their rises alone: a fall is no noise, however uneven.
+    A rise is measured from the median of the three epochs before it. The first epochs are noisier than those that follow and count
+    less. With many epochs, single large rises would decide, so it is weighted up and the other estimate is the smaller one."""
+    last = [np.concatenate([np.repeat(y[..., :1], lag, -1), y[..., : -1 - lag]], -1)[..., : y.shape[-1] - 1] for lag in range(3)]
+    rises = np.maximum(y[..., 1:] - np.median(last, 0), 0)[..., -MEMORY:]
+    weights = np.where(x[1:] <= FIRST, FIRST_WEIGHT, 1.0)[-MEMORY:]
+    factor = RISES * max(1.0, y.shape[-1] / WINDOW)
+    # Half of the differences of symmetric noise are rises: hence 2.
+    return np.asarray((PRIOR_WEIGHT * prior**2 + factor**2 * 2 * (weights * rises**2).sum(-1)) / (PRIOR_WEIGHT + weights.sum()))
+
+
+def _variance_around_trend(y: np.ndarray, prior: float) -> np.ndarray:
+    """Variance [...] of log losses y [..., k] around a straight trend, from second differences."""
+    k = min(y.shape[-1] - 2, MEMORY)
     if k < 1:
-        return baseline, prior
+        return np.full(y.shape[:-1], np.inf)
     # If the last epochs are calmer than those before, only they count, so that a wild start is soon forgotten.
-    noise_scale = np.minimum(_noise_scale(losses, MEMORY), 1.5 * _noise_scale(losses, WINDOW))
-    k = min(k, MEMORY)
-    return baseline, np.sqrt((PRIOR_WEIGHT * prior**2 + k * noise_scale**2) / (PRIOR_WEIGHT + k))
+    noise_scale = np.minimum(_noise_scale(y, MEMORY), 1.5 * _noise_scale(y, WINDOW))
+    return np.asarray((PRIOR_WEIGHT * prior**2 + k * noise_scale**2) / (PRIOR_WEIGHT + k))
 
 
-def _noise_scale(losses: np.ndarray, memory: int) -> np.ndarray:
-    """Standard deviation [...] of losses [..., k], k > 2, around a straight trend, from the last `memory` second differences."""
+def _noise_scale(y: np.ndarray, memory: int) -> np.ndarray:
+    """Standard deviation [...] of values y [..., k], k > 2, around a straight trend, from the last `memory` second differences."""
 
     def deviation(lag: int) -> np.ndarray:
-        differences = losses[..., 2 * lag :] - 2 * losses[..., lag:-lag] + losses[..., : -2 * lag]
+        differences = y[..., 2 * lag :] - 2 * y[..., lag:-lag] + y[..., : -2 * lag]
         return np.asarray(1.4826 * np.median(np.abs(differences[..., -memory:]), -1) / np.sqrt(6))
 
     # Neighbouring differences miss autocorrelated noise; distant ones mistake a fall that flattens for noise.
-    return np.minimum(deviation(2), 2 * deviation(1)) if losses.shape[-1] > 4 else deviation(1)
+    return np.minimum(deviation(2), 2 * deviation(1)) if y.shape[-1] > 4 else deviation(1)
 
 
 def line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,9 +131,9 @@ def line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return slope, np.median(y + slope[..., None] * (x[-1] - x), -1)
 
 
-def threshold(baseline: Values, scale: Values, smallest_fraction: float = SMALLEST_FRACTION, multiple: float = MULTIPLE) -> Values:
+def threshold(baseline: Values, scale: Values, multiple: float = MULTIPLE, sensitivity: float = 1.0) -> Values:
     """The rise [...] above which an epoch is a spike, given the expected loss and the noise scale [...]."""
-    return np.maximum(np.maximum(multiple * scale, smallest_fraction * baseline), SMALLEST_RISE)
+    return np.maximum(np.maximum(multiple * scale, SMALLEST_FRACTION * baseline), SMALLEST_RISE) / sensitivity
 
 
 class Resampler:
@@ -119,23 +166,31 @@ class Update(NamedTuple):
 
     spike: Spike | None
     """A new spike."""
-    resolved: Spike | None
-    """An earlier spike whose outcome is now known."""
+    resolved: tuple[Spike, ...]
+    """Earlier spikes whose outcome is now known, the earliest first."""
 
 
 class Detector:
     """Judges one epoch after another. Everything it knows is in `state`, so a resumed run finds what an undisturbed one would."""
 
-    def __init__(self, groups: Sequence[Hashable] | None = None, *, smallest_fraction: float = SMALLEST_FRACTION) -> None:
-        """`groups` [n]: see Resampler; `smallest_fraction`: a rise below this fraction of the expected loss does not matter."""
+    def __init__(self, groups: Sequence[Hashable] | None = None, *, sensitivity: float = 1.0) -> None:
+        """`groups` [n]: see Resampler. `sensitivity`: every limit is divided by it; with 2, half the rise is an alarm. Raises
+        UserError if it is not between SENSITIVITY."""
+        if not SENSITIVITY[0] <= sensitivity <= SENSITIVITY[1]:
+            raise UserError(
+                f"sensitivity = {sensitivity!r} is not between {SENSITIVITY[0]:g} and {SENSITIVITY[1]:g}. "
+                "Fix: use 1, or 2 for alarms at half the rise."
+            )
         self.means: list[float] = []
         self.spikes: list[Spike] = []
         self.ordinary: list[int] = []
         """Numbers of the epochs that the trend is fitted to."""
+        self.largest: Rise | None = None
+        """Of the rises that raised no alarm, the largest compared with the loss expected then."""
         self._recent: dict[int, np.ndarray] = {}
         """Losses [n] of the last ordinary epochs, by epoch."""
         self._groups = groups
-        self._smallest_fraction = smallest_fraction
+        self._sensitivity = sensitivity
         self._resampler: Resampler | None = None
 
     @property
@@ -144,9 +199,14 @@ class Detector:
         return len(self.means)
 
     @property
+    def open(self) -> list[Spike]:
+        """The spikes whose outcome is not known yet, the earliest first. A second fault may come while the first is open."""
+        return [spike for spike in self.spikes if spike.outcome == "open"]
+
+    @property
     def due(self) -> bool:
-        """Whether the open spike must be resolved by the next epoch: as recovered, a level shift or a divergence."""
-        return bool(self.spikes) and self.spikes[-1].outcome == "open" and self.epoch + 1 - self.spikes[-1].epoch >= PATIENCE
+        """Whether an open spike must be resolved by the next epoch: as recovered, a level shift or a divergence."""
+        return any(self.epoch + 1 - spike.epoch >= PATIENCE for spike in self.open)
 
     def update(self, losses: np.ndarray, *, lost: bool | None = None) -> Update:
         """Judges the next epoch from the loss of each validation image [n], the images in the same order every time. `lost` counts
@@ -154,23 +214,26 @@ class Detector:
         divergence; None if unknown."""
         losses = np.asarray(losses, float)
         self.means.append(float(np.mean(losses)))
-        open_ = self.spikes[-1] if self.spikes and self.spikes[-1].outcome == "open" else None
-        spike = self._judge(losses, MULTIPLE if open_ is None else BACK)
-        resolved = None
-        if open_ is not None:
-            outcome = self._outcome(open_, spike, lost)
-            if outcome == "open":
-                return Update(None, None)
-            self.spikes[-1] = resolved = replace(open_, outcome=outcome, outcome_epoch=self.epoch)
-            spike = None
-            if outcome != "recovered":
-                self.ordinary = [e for e in range(open_.epoch, self.epoch) if np.isfinite(self.means[e - 1])]
-                self._recent = {}
-        if self.epoch > 1 and not np.isfinite(self.means[-2:]).any():
-            spike = None  # the epoch before reported it already
+        expected, scale = self._expected()
+        before = self.open
+        ends = {spike.epoch: self._outcome(spike, losses, expected, lost) for spike in before}
+        self.spikes = [
+            replace(spike, outcome=ends[spike.epoch], outcome_epoch=self.epoch)
+            if ends.get(spike.epoch, "open") != "open"
+            else spike
+            for spike in self.spikes
+        ]
+        resolved = tuple(spike for spike in self.spikes if spike.epoch in ends and spike.outcome != "open")
+        if lasting := [spike for spike in resolved if spike.outcome != "recovered"]:
+            self._restart(lasting[0].epoch)
+        spike = None
+        if not before:
+            spike = self._judge(losses, expected, scale)
+        elif ends[before[0].epoch] != "recovered":  # the loss is high since then: a second fault lies above that as well
+            spike = self._judge(losses, *self._expected_above(before[0], expected))
         if spike is not None:
             self.spikes.append(spike)
-        elif np.isfinite(self.means[-1]):
+        elif np.isfinite(self.means[-1]) and not self.open:
             self.ordinary.append(self.epoch)
             self._recent[self.epoch] = losses
             self._recent = dict(sorted(self._recent.items())[-REFERENCES:])
@@ -193,6 +256,7 @@ class Detector:
             "ordinary": self.ordinary,
             "recent": list(self._recent),
             "spikes": [asdict(s) for s in self.spikes],
+            "largest": self.largest and asdict(self.largest),
         }
         return facts, np.array(list(self._recent.values()), np.float32)
 
@@ -200,26 +264,47 @@ class Detector:
         """Restores a `state`."""
         self.means, self.ordinary = list(facts["means"]), list(facts["ordinary"])
         self.spikes = [Spike(**values) for values in facts["spikes"]]
+        self.largest = Rise(**facts["largest"]) if facts.get("largest") else None  # checkpoints of earlier versions have none
         self._recent = dict(zip(facts["recent"], recent.astype(float), strict=True))
 
-    def _judge(self, losses: np.ndarray, multiple: float) -> Spike | None:
-        """The newest epoch as a spike, if its rise exceeds `multiple` noise scales."""
+    def _expected(self) -> tuple[float, float]:
+        """The loss that the ordinary epochs predict for the newest epoch, and the noise scale; NaN without ordinary epochs."""
+        if not self.ordinary:
+            return np.nan, np.nan
+        history = np.array([self.means[epoch - 1] for epoch in self.ordinary])
+        baseline, scale = forecast(np.array(self.ordinary), history, self.epoch)
+        return float(baseline), float(scale)
+
+    def _expected_above(self, first: Spike, expected: float) -> tuple[float, float]:
+        """The loss that a second fault must exceed while the spike `first` lasts, and the noise scale at that loss: the highest
+        loss since then, and as much more as the last epoch added. It is infinite if the loss has jumped in every epoch since
+        then: that is one divergence, and only a loss that is not finite is news."""
+        since = np.array(self.means[first.epoch - 1 : -1])
+        if len(since) > 1 and np.all(np.diff(since) > JUMP * since[:-1]):
+            return np.inf, 0.0
+        steps = np.diff(self.means[-3:-1])
+        highest = np.max(since[np.isfinite(since)], initial=np.fmax(expected, 0))
+        level = float(highest + np.max(steps[np.isfinite(steps)], initial=0))
+        relative = first.scale / first.baseline if first.baseline > 0 else PRIOR
+        return level, relative * level
+
+    def _judge(self, losses: np.ndarray, expected: float, scale: float) -> Spike | None:
+        """The newest epoch as a spike, if it lies far enough above the `expected` loss."""
         loss = self.means[-1]
-        baseline = scale = limit = np.nan
-        if self.ordinary:
-            history = np.array([self.means[epoch - 1] for epoch in self.ordinary])
-            baseline, scale = (float(value) for value in forecast(np.array(self.ordinary), history, self.epoch))
-            limit = float(threshold(baseline, scale, self._smallest_fraction, multiple))
-        if loss - baseline <= limit or (not self.ordinary and np.isfinite(loss)):
+        limit = float(threshold(expected, scale, sensitivity=self._sensitivity))
+        rise = loss - expected
+        if np.isfinite(loss) and not rise > limit:
+            if rise > 0 and (self.largest is None or rise * self.largest.expected > self.largest.rise * expected):
+                self.largest = Rise(self.epoch, rise, expected, limit)
             return None
+        if self.epoch > 1 and not np.isfinite(self.means[-2:]).any():
+            return None  # the epoch before reported it already
         spike = Spike(
-            self.epoch, loss, baseline, scale, limit, rise=np.inf, low=np.inf, high=np.inf, error=np.inf, images=len(losses)
+            self.epoch, loss, expected, scale, limit, rise=np.inf, low=np.inf, high=np.inf, error=np.inf, images=len(losses)
         )
         if not np.isfinite(loss):
-            lost = np.mean(~np.isfinite(losses)) > FEW
-            return replace(spike, outcome="divergence", outcome_epoch=self.epoch) if lost else spike
-        rise = loss - baseline
-        change = losses - reference if (reference := self.reference()) is not None else losses - baseline
+            return replace(spike, outcome="divergence", outcome_epoch=self.epoch) if _broken(losses) else spike
+        change = losses - reference if (reference := self.reference()) is not None else losses - expected
         resampler = self.resampler(len(losses))
         draws = rise + resampler.means(change) - change.mean()
         low, high = (float(value) for value in np.quantile(draws, [0.025, 0.975]))
@@ -227,17 +312,58 @@ class Detector:
         spike = replace(spike, groups=resampler.groups, group=group, group_fraction=fraction)
         return replace(spike, rise=rise, low=low, high=high, error=float(draws.std()))
 
-    def _outcome(self, spike: Spike, now: Spike | None, lost: bool | None) -> Outcome:
-        """What has become of an open spike; `now`: the newest epoch, if it still counts as high."""
-        if now is None:
+    def _outcome(self, spike: Spike, losses: np.ndarray, expected: float, lost: bool | None) -> Outcome:
+        """What has become of an open spike. `expected`: the loss that the ordinary epochs predict, which may climb."""
+        loss, baseline = self.means[-1], float(np.fmax(spike.baseline, expected))
+        rise = loss - baseline
+        if np.isfinite(loss) and not rise > threshold(baseline, spike.scale, BACK, self._sensitivity):
             return "recovered"
-        if now.outcome == "divergence":
+        if not np.isfinite(loss) and _broken(losses):
             return "divergence"
         if self.epoch - spike.epoch < PATIENCE:
             return "open"
         if lost is None:
-            lost = not now.rise < 2 * spike.rise
+            lost = not np.fmin(rise, self.means[-2] - baseline) < 2 * spike.rise  # a second fault alone is no divergence
         return "divergence" if lost else "level shift"
+
+    def _restart(self, first: int) -> None:
+        """Makes the epochs since `first` the ordinary ones, except those of spikes after it."""
+        later = [spike for spike in self.spikes if spike.epoch > first]
+        among = [e for e in range(first, self.epoch) if not any(s.epoch <= e < (s.outcome_epoch or self.epoch) for s in later)]
+        self.ordinary = [epoch for epoch in among if np.isfinite(self.means[epoch - 1])]
+        self._recent = {}
+
+
+def _broken(losses: np.ndarray) -> bool:
+    """Whether more than a few of the losses [n] are not finite."""
+    return bool(np.mean(~np.isfinite(losses)) > FEW)
+
+
+def replay(means: Sequence[float], sensitivity: float = 1.0) -> Detector:
+    """A detector that has seen these mean losses, epoch by epoch. It has no intervals."""
+    detector = Detector(sensitivity=sensitivity)
+    for mean in means:
+        detector.update(np.array([mean]))
+    return detector
+
+
+def course(detector: Detector, guess: float = np.nan) -> Course:
+    """What there is to say about the curve besides its spikes. `guess`: the loss of predicting the class frequencies, if known."""
+    means = np.array(detector.means)
+    lowest = float(np.min(means[np.isfinite(means)], initial=np.inf))
+    return Course(lowest if np.isfinite(lowest) else np.nan, guess, detector.largest, restless(means))
+
+
+def restless(means: np.ndarray) -> tuple[Restless, ...]:
+    """The stretches of epochs in which the mean losses [k] kept jumping: at least JUMPS rises by more than JUMP, not more than CALM
+    epochs apart. This asks what a person sees in the curve, whatever the detector took for noise, a spike or a new level."""
+    before, rises = means[:-1], np.diff(means)
+    with np.errstate(invalid="ignore"):
+        epochs = np.flatnonzero((rises > np.maximum(JUMP * before, SMALLEST_RISE)) & np.isfinite(rises)) + 2
+    parts = np.split(epochs, np.flatnonzero(np.diff(epochs) > CALM) + 1)
+    return tuple(
+        Restless(int(part[0]), int(part[-1]), len(part), float(rises[part - 2].max())) for part in parts if len(part) >= JUMPS
+    )
 
 
 def overfitting(epochs: Sequence[int], validation: np.ndarray, training: np.ndarray) -> Overfitting | None:

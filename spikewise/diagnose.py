@@ -8,19 +8,23 @@ Shapes: n validation images, m sampled training images, s steps of an epoch.
 """
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from spikewise import causes, probes
+from spikewise import batches, causes, measure, outputs, probes, standing
 from spikewise import steps as analysis
-from spikewise.detect import SMALLEST_FRACTION, Detector, overfitting
+from spikewise.curve import BUDGET, Budget, Parts, parts_from, sizes
+from spikewise.detect import Detector, Update, course, forecast, overfitting, threshold
+from spikewise.findings import Findings
+from spikewise.moments import Counterfactuals
 from spikewise.probes import Network, Scene, Weights
 from spikewise.records import (
     STEP,
     Case,
+    Course,
     Diagnosis,
     Event,
     Hyperparameters,
@@ -30,10 +34,13 @@ from spikewise.records import (
     Training,
     diagnosis_from,
 )
+from spikewise.standing import Standing, standing_from
 from spikewise.suspects import suspects
 
 SNAPSHOTS = 8
 """Number of parts that an epoch is divided into by copies of the weights."""
+MOVED = 0.1
+"""A loss that changed by more than this fraction since the epoch before has moved."""
 RECENT = 2
 """Number of epochs for which a raised learning rate remains a possible cause: its harm may come a little later."""
 
@@ -53,6 +60,11 @@ class _Epoch:
     """[s], dtype STEP."""
     weights: Weights | None = None
     average: Weights | None = None
+    alternatives: np.ndarray | None = None
+    """Moving statistics with other momenta (moments.Counterfactuals)."""
+    each: np.ndarray | None = None
+    """[m], losses of the sampled training images; None after a resume."""
+    loss_scale: float = np.nan
 
 
 class News(NamedTuple):
@@ -60,8 +72,12 @@ class News(NamedTuple):
 
     diagnosis: Diagnosis | None
     """Diagnosis of a new spike."""
-    resolved: Diagnosis | None
-    """Diagnosis of an earlier spike whose outcome is now known. A divergence changes its verdict."""
+    resolved: tuple[Diagnosis, ...]
+    """Diagnoses of earlier spikes whose outcome is now known. A divergence changes its verdict."""
+    parts: Parts | None = None
+    """What the validation loss is made of; None if that was not measured in this epoch."""
+    standing: tuple[Standing, ...] = ()
+    """Standing causes that are new."""
 
 
 class Diagnostician:
@@ -79,17 +95,32 @@ class Diagnostician:
         momentum: float = np.nan,
         dropout: float = np.nan,
         validation_fraction: float = np.nan,
-        smallest_fraction: float = SMALLEST_FRACTION,
+        sensitivity: float = 1.0,
+        budget: float = BUDGET,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """`batch_size`: images of a global batch. `groups`, `keys`, `labels` [n]: source, name and class number of each validation
-        image. `momentum`, `dropout`, `validation_fraction`: as in records.Hyperparameters, for the remedies. `smallest_fraction`: a
-        rise below this fraction of the expected loss does not matter."""
+        image. `momentum`, `dropout`, `validation_fraction`, `settings`: as in records.Hyperparameters, for the remedies.
+        `sensitivity`: as for Detector. `budget`: fraction of the training time that measuring the parts of the loss may take."""
         self.network = network
-        self.detector = Detector(groups, smallest_fraction=smallest_fraction)
+        self.detector = Detector(groups, sensitivity=sensitivity)
         self.diagnoses: list[Diagnosis] = []
+        self.parts: list[Parts] = []
+        """What the validation loss is made of, for each epoch in which that was measured."""
+        self.standing: list[Standing] = []
+        """The standing causes so far."""
+        self._budget = Budget(budget)
+        self._counterfactuals = Counterfactuals()
         self._hyperparameters = Hyperparameters(
-            batch_size=batch_size, momentum=momentum, dropout=dropout, validation_fraction=validation_fraction
+            batch_size=batch_size,
+            momentum=momentum,
+            dropout=dropout,
+            validation_fraction=validation_fraction,
+            settings=settings or {},
         )
+        self._labels = labels
+        self.case: Case | None = None
+        """What was known about the last spike; for benchmarks, which judge it again by other rules."""
         self._keys = keys
         self._guess = _guessing(labels)
         self._samples: list[float] = []
@@ -121,40 +152,67 @@ class Diagnostician:
         learning_rate: float = np.nan,
         events: Sequence[Event] = (),
         predict: Predict | None = None,
+        trace: np.ndarray | None = None,
+        asked: bool = False,
     ) -> News:
         """Judges an epoch after its evaluation. On a spike, it probes the network and leaves it unchanged.
 
         `losses` [n] of the validation images and `sample` [m] of the sampled training images are in inference mode. `steps` [s] is
         any structured array with the fields of records.STEP. `learning_rate`: the configured one, for the remedies (NaN if it is
         unknown); with a schedule, the steps have others. `events`: what happened to the run since the last epoch ended. A schedule
-        of the learning rate is no event.
+        of the learning rate is no event. `trace` [s + 1, m]: the moving statistics before the first and after each step, those of
+        `network.statistics` one after the other; None if they are unknown. `asked`: diagnose the epoch also if it raises no
+        alarm, as long as its loss is above the expected one.
         """
         steps = steps[list(STEP.names or ())].astype(STEP)
         sampled = float(np.mean(sample)) if len(sample) else np.nan
         self._samples.append(sampled)
-        update = self.detector.update(losses, lost=self._lost(sampled, len(steps)) if self.detector.due else None)
+        as_asked = self._as_spike(np.asarray(losses, float)) if asked else None
+        trains = analysis.lost(steps, self._earlier, self._guess) is False
+        lost = False if trains else self._lost(sampled, len(steps)) if self.detector.due else None
+        update = self.detector.update(losses, lost=lost)
+        if trains:
+            update = self._not_lost(update)
         epoch = self.detector.epoch
         self.snapshot(len(steps))
-        resolved = self._resolve(update.resolved) if update.resolved else None
+        resolved = tuple(one for spike in update.resolved if (one := self._resolve(spike, steps)))
+        self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
+        self._counterfactuals.update(trace, np.asarray(self.network.kept, float))
         diagnosis = None
-        if update.spike is not None:
+        if (spike := update.spike or as_asked) is not None:
             began = time.perf_counter()
-            case = self._case(update.spike, losses, sampled, steps, learning_rate, events, predict)
+            self.case = case = self._case(spike, losses, np.asarray(sample), steps, events, predict, trace)
             ranked = causes.attribute(case)
             diagnosis = Diagnosis(
-                update.spike, ranked, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
+                spike, ranked, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
             )
             self.diagnoses.append(diagnosis)
+        parts, new = self._measure(losses, steps, spike=update.spike is not None)
         self._rate = next((event for event in reversed(events) if event.kind == "learning_rate"), self._rate)
         if self.detector.ordinary[-1:] == [epoch]:
             average = probes.average(self._path) if len(self._path) > 1 else None
             weights = self._path[-1][1]
             for older in self._before:
-                older.weights = older.average = None
-            self._before = [*self._before[-1:], _Epoch(np.array(losses, float), sampled, steps, weights, average)]
+                older.weights = older.average = older.alternatives = None
+            before = _Epoch(
+                np.array(losses, float),
+                sampled,
+                steps,
+                weights,
+                average,
+                alternatives=self._counterfactuals.now,
+                each=np.array(sample, float),
+                loss_scale=self._loss_scale,
+            )
+            self._before = [*self._before[-1:], before]
         self._path = []
         self._rate_before = float(steps["learning_rate"][-1]) if len(steps) else self._rate_before
-        return News(diagnosis, resolved)
+        return News(diagnosis, resolved, parts, tuple(new))
+
+    @property
+    def course(self) -> Course:
+        """What there is to say about the curve so far besides its spikes."""
+        return course(self.detector, self._guess)
 
     @property
     def overfitting(self) -> Overfitting | None:
@@ -162,6 +220,11 @@ class Diagnostician:
         ordinary = self.detector.ordinary
         means = [self.detector.means[epoch - 1] for epoch in ordinary]
         return overfitting(ordinary, np.array(means), np.array([self._samples[epoch - 1] for epoch in ordinary]))
+
+    @property
+    def findings(self) -> Findings:
+        """Everything found so far."""
+        return Findings(tuple(self.diagnoses), self.overfitting, tuple(self.parts), tuple(self.standing))
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The state as JSON types and plain float arrays, without weights. A resumed run that restores both continues as an
@@ -177,7 +240,11 @@ class Diagnostician:
             "rate": self._rate.as_dict() if self._rate else None,
             "rate_before": self._rate_before if np.isfinite(self._rate_before) else None,
             "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses],
+            "parts": [parts.as_dict() for parts in self.parts],
+            "standing": [one.as_dict() for one in self.standing],
+            "saved": self._budget.saved,
         }
+        kept["followed"], arrays["counterfactuals"] = self._counterfactuals.state()
         return kept, arrays
 
     def restore(self, facts: dict[str, Any], arrays: dict[str, np.ndarray], *, at_epoch_end: bool) -> None:
@@ -187,12 +254,69 @@ class Diagnostician:
         self._rate = Event(**facts["rate"]) if facts.get("rate") else None
         self._rate_before = np.nan if facts["rate_before"] is None else facts["rate_before"]
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
+        self.parts = [parts_from(values) for values in facts["parts"]]
+        self.standing = [standing_from(values) for values in facts["standing"]]
+        self._budget.saved = facts["saved"]
+        self._counterfactuals.restore(facts["followed"], arrays["counterfactuals"])
         self._before = [
             _Epoch(arrays[f"{number}/losses"].astype(float), sample, analysis.from_array(arrays[f"{number}/steps"]))
             for number, sample in enumerate(facts["before"])
         ]
         if at_epoch_end and self._before and self.detector.ordinary[-1:] == [self.detector.epoch]:
             self._before[-1].weights = self.network.weights()
+            self._before[-1].alternatives = self._counterfactuals.now
+
+    def _measure(self, losses: np.ndarray, steps: np.ndarray, *, spike: bool) -> tuple[Parts | None, list[Standing]]:
+        """What the loss of this epoch is made of, if that is measured now, and the standing causes that are new."""
+        means, size = self.detector.means, self._hyperparameters.batch_size
+        moved = len(means) > 1 and abs(means[-1] - means[-2]) > MOVED * means[-2]
+        images = len(steps) * size
+        if (
+            not self._budget.due(images, moved=moved, spike=spike)
+            or not np.isfinite(losses).all()
+            or not np.isfinite(steps["loss"]).all()
+        ):
+            return None, []
+        path, chosen = self._path, sizes(images)
+        with self.network.untouched():
+            parts, tried = measure.parts(
+                self.network, self.detector.epoch, losses, path, float(np.mean(steps["loss"])), size, chosen
+            )
+            self.parts.append(parts)
+            names = standing.find(self.parts, self._guess)
+            if "statistics" in names:
+                tried = replace(tried, momenta=measure.momenta(self.network, path[-1][1], self._counterfactuals, chosen))
+                self._budget.charge(len(tried.momenta) * chosen.losses)
+            unseen = measure.unseen(self.network, path, size, chosen) if parts.epoch == 1 else None
+            self._budget.charge(chosen.statistics + 2 * chosen.losses if unseen else 0)
+        if unseen and standing.differs(unseen):
+            names.add("preparation")
+
+        def say(name: str) -> standing.Text:
+            return standing.say(name, parts, self._hyperparameters, self._guess, tried, unseen)
+
+        self.standing, new = standing.update(self.standing, names, parts.epoch, say)
+        return parts, new
+
+    @property
+    def _earlier(self) -> np.ndarray:
+        """The steps [e] of ordinary epochs before."""
+        return np.concatenate([epoch.steps for epoch in self._before]) if self._before else np.zeros(0, STEP)
+
+    @property
+    def _loss_scale(self) -> float:
+        """The factor of the loss in float16 training; NaN without one."""
+        return self.network.loss_scale if isinstance(self.network, outputs.UsesAdam) else np.nan
+
+    def _not_lost(self, update: Update) -> Update:
+        """The update of a network whose training goes on as ever: a validation loss that is not finite is then no divergence."""
+        spike = update.spike
+        if spike is not None and spike.outcome == "divergence":
+            spike = self.detector.spikes[-1] = replace(spike, outcome="open", outcome_epoch=None)
+        resolved = [replace(one, outcome="level shift") if one.outcome == "divergence" else one for one in update.resolved]
+        known = {one.epoch: one for one in resolved}
+        self.detector.spikes = [known.get(one.epoch, one) for one in self.detector.spikes]
+        return Update(spike, tuple(resolved))
 
     def _lost(self, sampled: float, steps: int) -> bool | None:
         """Whether the network has lost more than half of what it knew about its training images; None if unknown. If lagging
@@ -205,14 +329,33 @@ class Diagnostician:
                 sampled = probes.training_loss(self.network, steps, self._hyperparameters.batch_size)
         return not sampled < limit
 
-    def _resolve(self, spike: Spike) -> Diagnosis | None:
-        """Updates the diagnosis of a spike whose outcome became known."""
+    def _as_spike(self, losses: np.ndarray) -> Spike | None:
+        """The next epoch, with these losses [n], as a spike whatever the detector says; None if its loss is not above the expected
+        one, or if that is unknown."""
+        detector, loss = self.detector, float(np.mean(losses))
+        if not detector.ordinary:
+            return None
+        epochs, means = np.array(detector.ordinary), np.array([detector.means[epoch - 1] for epoch in detector.ordinary])
+        baseline, scale = (float(value) for value in forecast(epochs, means, detector.epoch + 1))
+        rise, resampler, reference = loss - baseline, detector.resampler(len(losses)), detector.reference()
+        if not 0 < rise < np.inf:
+            return None
+        change = losses - (baseline if reference is None else reference)
+        draws = rise + resampler.means(change) - change.mean()
+        low, high = (float(value) for value in np.quantile(draws, [0.025, 0.975]))
+        limit, error = float(threshold(baseline, scale)), float(draws.std())
+        spike = Spike(detector.epoch + 1, loss, baseline, scale, limit, rise, low, high, error, len(losses))
+        return replace(spike, groups=resampler.groups)
+
+    def _resolve(self, spike: Spike, steps: np.ndarray) -> Diagnosis | None:
+        """Updates the diagnosis of a spike whose outcome became known after `steps` [s]."""
         number = next((i for i, d in enumerate(self.diagnoses) if d.spike.epoch == spike.epoch), None)
         if number is None:
             return None
         diagnosis = replace(self.diagnoses[number], spike=spike)
         if spike.outcome == "divergence":
-            case = Case(spike, hyperparameters=self._hyperparameters)
+            training = replace(diagnosis.training, **self._in_training_mode(steps))
+            self.case = case = Case(spike, training=training, hyperparameters=self._hyperparameters)
             first = causes.attribute(case)[0]
             diagnosis = replace(diagnosis, causes=(first, *(c for c in diagnosis.causes if c.name != first.name)))
         self.diagnoses[number] = diagnosis
@@ -222,21 +365,22 @@ class Diagnostician:
         self,
         spike: Spike,
         losses: np.ndarray,
-        sampled: float,
+        sample: np.ndarray,
         steps: np.ndarray,
-        learning_rate: float,
         events: Sequence[Event],
         predict: Predict | None,
+        trace: np.ndarray | None,
     ) -> Case:
         """Everything that is known about the spike. Makes the probes."""
         if self._rate and spike.epoch - self._rate.epoch <= RECENT:
             events = [*events, replace(self._rate, step=0)]
-        self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
+        beta_2 = self.network.beta_2 if isinstance(self.network, outputs.UsesAdam) else np.nan
+        self._hyperparameters = replace(self._hyperparameters, beta_2=beta_2)
         case = Case(spike, hyperparameters=self._hyperparameters, events=events, keys=self._keys, overfitting=self.overfitting)
+        case = replace(case, training=Training(**self._in_training_mode(steps)))
         if not self._before or spike.outcome == "divergence":
             return case
         before = self._before[-1]
-        earlier = np.concatenate([epoch.steps for epoch in self._before])
         scene = Scene(
             network=self.network,
             spike=spike,
@@ -247,27 +391,55 @@ class Diagnostician:
             path=self._path,
             reference_average=before.average,
             steps=steps,
-            earlier=earlier,
+            earlier=self._earlier,
             batch_size=self._hyperparameters.batch_size,
             rate_before=self._rate_before,
+            trace=trace,
+            alternatives=(self._counterfactuals.now, before.alternatives),
+            followed=self._counterfactuals.steps,
+            sampled=before.sample,
+            labels=self._labels,
         )
         if before.weights is not None and self.detector.ordinary[-1] == spike.epoch - 1:
             scene.path = [(0, before.weights), *self._path]
         found = self._probe(scene, events)
         training = case.training
         if np.isfinite(spike.loss):
-            training = self._training(scene, events, sampled - before.sample, before.sample)
-            training = replace(training, validation_rise=float(scene.rise.mean()))
+            training = self._training(scene, events)
+            rise = float(np.mean(sample)) - before.sample if len(sample) else np.nan
+            paired = before.each is not None and before.each.shape == sample.shape
+            error = float(np.std(sample - before.each) / np.sqrt(len(sample))) if paired and len(sample) else np.nan
+            training = replace(
+                training,
+                **self._in_training_mode(steps),
+                train_rise=rise,
+                train_loss=before.sample,
+                train_error=error,
+                validation_rise=float(scene.rise.mean()),
+                loss_scale=(before.loss_scale, self._loss_scale) if before.loss_scale > 0 else None,
+            )
         few = found.get("few_examples")
         images = [entry["image"] for entry in few.facts["images"]] if few else []
         return replace(case, probes=found, training=training, predicted=predict(images) if predict and images else {})
 
-    def _training(self, scene: Scene, events: Sequence[Event], rise: float, loss: float) -> Training:
-        """What was unusual about the training in the epoch; `rise`, `loss`: those of the sampled training images."""
+    def _in_training_mode(self, steps: np.ndarray) -> dict[str, Any]:
+        """The facts about the losses of the training batches, as fields of Training."""
+        earlier = self._earlier
+        return {
+            "batch_loss": float(np.median(analysis.last_losses(steps))) if len(steps) else np.nan,
+            "usual_batch_loss": float(np.median(earlier["loss"])) if len(earlier) else np.nan,
+            "lost": analysis.lost(steps, earlier, self._guess),
+        }
+
+    def _training(self, scene: Scene, events: Sequence[Event]) -> Training:
+        """What was unusual about the steps of the epoch."""
         if not len(scene.steps) or not len(scene.earlier):
-            return Training(train_rise=rise, train_loss=loss)
+            return Training()
         lengths, norms = scene.lengths, scene.earlier["gradient_norm"]
         trainable = [i for i in range(len(scene.now)) if i not in set(self.network.statistics)]
+        weights = sum(scene.now[i].size for i in trainable)
+        strides, usual = (analysis.strides(values, weights) for values in (scene.steps, scene.earlier))
+        adam = bool(np.isfinite(self._hyperparameters.beta_2))
         return Training(
             length=float(lengths.max()),
             length_at=int(lengths.argmax()),
@@ -279,13 +451,17 @@ class Diagnostician:
             ordinary_gradient=float(np.quantile(norms, 0.95)) if np.ptp(norms) else np.nan,  # all equal: they are unknown
             straightness=analysis.straightness(scene.path, trainable),
             foreign=analysis.foreign(scene.path, scene.steps, trainable),
-            train_rise=rise,
-            train_loss=loss,
+            stride=float(strides.max()) if adam else np.nan,
+            usual_stride=float(np.median(usual)) if adam else np.nan,
+            stride_at=int(strides.argmax()),
         )
 
     def _probe(self, scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:
         """The results of all probes that are possible, by name."""
         found: list[Probe | None] = [probes.few_examples(scene.spike, scene.losses, scene.reference_losses)]
+        if scene.reference and scene.path and not np.isfinite(scene.spike.loss):
+            with self.network.untouched():
+                found.append(outputs.precision(scene))
         if scene.reference and scene.path and np.isfinite(scene.spike.loss):
             with self.network.untouched():
                 found += probes.evaluation(scene)
@@ -294,12 +470,16 @@ class Diagnostician:
                 found += [
                     where,
                     probes.statistics(scene),
+                    *probes.momentum(scene),
                     probes.variance_shift(scene),
                     probes.line(scene),
                     probes.averaged(scene),
+                    outputs.precision(scene),
+                    outputs.temperature(scene),
+                    batches.training_data(scene),
                 ]
                 first, last = (where.facts["first"], where.facts["last"]) if where else (0, len(scene.steps))
-                found.append(probes.bad_batches(scene, first, last))
+                found.append(batches.bad_batches(scene, first, last))
         return {probe.name: probe for probe in found if probe is not None}
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from spikewise import steps as analysis
 from spikewise.detect import FEW, Resampler
+from spikewise.moments import alternatives, batch_moments, movers
 from spikewise.records import Event, Probe, Spike
 
 Weights = list[np.ndarray]
@@ -26,8 +27,8 @@ Weights = list[np.ndarray]
 
 IMAGES = 1000
 """Approximate number of training images that moving statistics are re-estimated on."""
-COMPARED = 12
-"""Number of batches that a suspicious batch is compared with."""
+MOVERS = 5
+"""Number of batches listed that moved the statistics."""
 
 TITLES = {
     "few_examples": "without the images that rose most",
@@ -36,10 +37,15 @@ TITLES = {
     "path": "within the steepest stretch of steps",
     "before_event": "with the weights from before the event",
     "statistics": "BatchNorm statistics re-estimated",
+    "lower_momentum": "with a lower momentum of BatchNorm",
+    "higher_momentum": "with a higher momentum of BatchNorm",
     "variance_shift": "without dropout's effect on the statistics",
     "line": "with steps of the usual length",
     "averaged": "weights averaged over the epoch",
     "bad_batches": "without the batches that stand out",
+    "precision": "evaluated in float32",
+    "temperature": "with the outputs at one temperature",
+    "training_data": "with the weights from before the training data changed",
 }
 """The name of each probe for people."""
 
@@ -58,6 +64,11 @@ class Network(Protocol):
         """Indices of the moving statistics among the Weights; empty without BatchNormalization."""
 
     @property
+    def kept(self) -> Sequence[float]:
+        """The fraction of each of the m single moving statistics that a training step keeps (the momentum), in the order of
+        `statistics`."""
+
+    @property
     def drops(self) -> bool:
         """Whether the network has dropout."""
 
@@ -66,6 +77,12 @@ class Network(Protocol):
 
     def evaluate(self) -> np.ndarray:
         """Loss of each validation image [n] in inference mode, exactly as the run itself evaluates."""
+
+    def evaluate_part(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [v] of about `most` validation images, the same ones each time, and their losses [v], as `evaluate` does."""
+
+    def sample_part(self, most: int) -> np.ndarray:
+        """Losses [t] of about `most` training images in inference mode, the same ones each time."""
 
     def weights(self) -> Weights:
         """A copy of the weights."""
@@ -107,6 +124,16 @@ class Scene:
     """Images of a global batch."""
     rate_before: float = np.nan
     """Learning rate of the last step before this epoch; NaN if unknown."""
+    trace: np.ndarray | None = None
+    """Moving statistics [s + 1, m] before the first and after each step of this epoch; None if unknown."""
+    alternatives: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    """Moving statistics [2, m] with a lower and a higher momentum, now and at the reference epoch (moments.Counterfactuals)."""
+    followed: int = 0
+    """Number of steps that these have followed."""
+    sampled: float = np.nan
+    """Mean loss of the sampled training images at the reference epoch."""
+    labels: np.ndarray | None = None
+    """[n], class numbers of the validation images; None if unknown."""
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -162,6 +189,9 @@ class Scene:
 
     def probe(self, name: str, left: np.ndarray, *, noise: float = 0.0, passes: int = 0, **facts: Any) -> Probe:
         """The result of a probe. `left` [n]: the remaining rise of each image under the changed condition."""
+        if not np.isfinite(self.rise.mean()):
+            gone = float(np.isfinite(left).all() and left.mean() <= self.spike.threshold)
+            return Probe(name, gone, gone, gone, noise, passes, facts)
         rise, remains = self.resampler.means(self.rise), self.resampler.means(left)
         fraction = 1 - float(left.mean() / self.rise.mean())
         draws = 1 - remains / np.where(np.abs(rise) < 1e-9, 1e-9, rise)
@@ -286,6 +316,41 @@ def statistics(scene: Scene) -> Probe | None:
     )
 
 
+def momentum(scene: Scene) -> list[Probe]:
+    """Evaluates the weights with the moving statistics that training with a lower and with a higher momentum would have given them:
+    exactly, because training in batch mode never reads them. Two passes each."""
+    now, before = scene.alternatives
+    if scene.trace is None or now is None or before is None or now.shape != before.shape:
+        return []
+    current = np.concatenate([scene.now[i].ravel() for i in scene.network.statistics])
+    if not np.allclose(current, scene.trace[-1], rtol=1e-3, atol=1e-6):  # something other than training wrote them
+        return []
+    kept = np.asarray(scene.network.kept, float)
+    variances = np.concatenate([np.full(scene.now[i].size, bool(at % 2)) for at, i in enumerate(scene.network.statistics)])
+    moments = batch_moments(scene.trace, kept)
+    moved = [mover._asdict() for mover in movers(moments, kept, scene.trace[-1], variances)[:MOVERS]]
+    found = []
+    for name, tried, with_, was in zip(("lower_momentum", "higher_momentum"), alternatives(kept), now, before, strict=True):
+        if np.allclose(tried, kept) or scene.followed * (1 - tried.max()) < 1:
+            continue  # nothing new, or statistics that still consist of those that the run began with
+        there = scene.raw(with_statistics(scene.network, scene.now, with_))
+        then = scene.raw(with_statistics(scene.network, scene.reference, was))
+        single = float(tried[0]) if np.ptp(tried) == 0 else None
+        facts: dict[str, Any] = {"momentum": single, "now": float(there.mean()), "before": float(then.mean()), "movers": moved}
+        found.append(scene.probe(name, there - then, passes=2, **facts))
+    return found
+
+
+def with_statistics(network: Network, weights: Weights, values: np.ndarray) -> Weights:
+    """These weights with the moving statistics `values` [m]."""
+    weights, at = list(weights), 0
+    for position in network.statistics:
+        size = weights[position].size
+        weights[position] = values[at : at + size].reshape(weights[position].shape).astype(weights[position].dtype)
+        at += size
+    return weights
+
+
 def variance_shift(scene: Scene) -> Probe | None:
     """How much dropout distorts the statistics: the loss with statistics estimated with dropout minus the loss with statistics
     estimated without it, now, minus the same effect at the reference epoch. Two passes."""
@@ -318,39 +383,6 @@ def averaged(scene: Scene) -> Probe | None:
         return None
     now, before = scene.cleaned(average(scene.path[1:])), scene.cleaned(scene.reference_average)
     return scene.probe("averaged", now - before, noise=scene.noise, passes=2, now=float(now.mean()), before=float(before.mean()))
-
-
-def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
-    """Looks for batches whose loss, gradient or activations stand out, among those that can have caused a rise between steps
-    `first` and `last`. A batch counts if it also stands out under the reference weights, before any harm was done. The fraction is
-    what undoing the steps from the first of these batches on removes. One pass; None if no batch stands out."""
-    network = scene.network
-    window = list(range(max(0, first - analysis.TAIL), last))
-    flagged = np.any([analysis.outliers(scene.steps[name], scene.earlier[name]) for name in ("loss", "gradient_norm")], 0)
-    suspects = {i for i in window if flagged[i]}
-    network.assign(scene.reference)
-    others = [int(i) for i in np.linspace(0, len(scene.steps) - 1, 4 * COMPARED) if not flagged[int(i)]]
-    looked = sorted({*window[-max(IMAGES // scene.batch_size, 4) :], *others[::4]})
-    odd: set[int] = set()
-    if network.statistics:
-        odd = {looked[i] for i in np.flatnonzero(strange(network.moments(looked, dropout=False)))} & set(window)
-        network.assign(scene.reference)
-    chosen = sorted(odd) + sorted(suspects - odd, key=lambda i: -scene.steps["loss"][i])
-    if not chosen:
-        return None
-    usual = [float(network.batch_losses(i).mean()) for i in dict.fromkeys(others) if i not in odd | suspects][:COMPARED]
-    each = {i: network.batch_losses(i) for i in chosen[:6]}
-    losses = {i: float(values.mean()) for i, values in each.items()}
-    limit = max(2 * max(usual, default=np.inf), np.quantile(scene.earlier["loss"], 0.99))
-    bad = sorted(i for i in losses if i in odd or losses[i] > limit)
-    if not bad:
-        return None
-    before = [weights for step, weights in scene.path if step <= bad[0]] or [scene.reference]
-    after = next((weights for step, weights in scene.path if step >= bad[-1] + 10), scene.now)
-    undone = scene.cleaned([now - (b - a) for now, a, b in zip(scene.now, before[-1], after, strict=True)])
-    facts = {"batches": bad, "losses": [losses[i] for i in bad], "usual": float(np.median(usual or [np.nan])), "odd": sorted(odd)}
-    facts["each"] = [each[i].tolist() for i in bad]
-    return scene.probe("bad_batches", undone - scene.clean_reference, noise=scene.noise, passes=1, **facts)
 
 
 def before_event(scene: Scene, event: Event) -> Probe | None:

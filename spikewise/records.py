@@ -59,6 +59,44 @@ class Spike:
 
 
 @dataclass(frozen=True, slots=True)
+class Rise:
+    """A rise of the validation loss that raised no alarm."""
+
+    epoch: int
+    rise: float
+    expected: float
+    """The loss expected in that epoch."""
+    limit: float
+    """The rise that would have raised an alarm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restless:
+    """A stretch of epochs in which the validation loss kept jumping."""
+
+    first: int
+    last: int
+    """Epochs of the first and the last jump."""
+    jumps: int
+    """Number of epochs in which it rose by more than detect.JUMP."""
+    largest: float
+    """The largest of these rises, in nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What there is to say about the validation loss of a run besides its spikes."""
+
+    lowest: float = float("nan")
+    """NaN if it was never finite."""
+    guess: float = float("nan")
+    """The loss of always predicting the class frequencies; NaN if they are unknown."""
+    largest: Rise | None = None
+    """The largest rise that raised no alarm."""
+    restless: tuple[Restless, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Overfitting:
     """A trend rather than a spike: since `epoch` the validation loss climbs while the loss on training images, in inference mode,
     falls."""
@@ -80,12 +118,26 @@ class Overfitting:
 class Event:
     """A change to the run that its caller knows about."""
 
-    kind: Literal["restart", "optimizer_reset", "learning_rate", "world_size", "batch_size", "data"]
+    kind: Literal[
+        "restart",
+        "optimizer_reset",
+        "learning_rate",
+        "world_size",
+        "batch_size",
+        "data",
+        "frozen_layers",
+        "loss",
+        "optimizer",
+    ]
+    """`optimizer_reset`: its state was lost. `frozen_layers`: the number of variables that train changed. `loss`, `optimizer`:
+    another one is used from there on. A schedule of the learning rate is no event."""
     epoch: int
     step: int = 0
     """Step of that epoch, from 0, before which it happened."""
     before: float | None = None
     after: float | None = None
+    detail: str | None = None
+    """What exactly changed, as a phrase: "8 more variables train, BatchNormalization among them"."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -141,8 +193,26 @@ class Training:
     """Rise of the loss on the sampled training images, in inference mode, since the reference epoch; nats."""
     train_loss: float = float("nan")
     """Their loss at the reference epoch."""
+    train_error: float = float("nan")
+    """Standard error of `train_rise` over other draws of the sampled training images; NaN if it is unknown."""
     validation_rise: float | None = None
     """Rise of the validation loss since the reference epoch; None if it equals the spike's rise."""
+    batch_loss: float = float("nan")
+    """Median loss of the last tenth of the epoch's batches, in training mode."""
+    usual_batch_loss: float = float("nan")
+    """Median loss of the batches of earlier epochs, in training mode."""
+    lost: bool | None = None
+    """Whether the network has lost its training images in training mode as well: `batch_loss` is not finite, or lies more than half
+    of the way from the usual loss to guessing. None if it is unknown."""
+    stride: float = float("nan")
+    """Of the longest step: by how many learning rates it moved each weight (root mean square). NaN unless the optimizer is Adam or
+    one of its relatives."""
+    usual_stride: float = float("nan")
+    """The same for the median step of earlier epochs."""
+    stride_at: int = 0
+    """Step with that length, from 0."""
+    loss_scale: tuple[float, float] | None = None
+    """Factor of the loss in float16 training at the reference epoch and now; None without one."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -207,6 +277,10 @@ class Hyperparameters:
     """The highest dropout rate."""
     validation_fraction: float = float("nan")
     """Fraction of the images, or of their groups, that validate."""
+    beta_2: float = float("nan")
+    """Adam's decay of the second moments; NaN unless the optimizer is Adam or one of its relatives."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of the training job as `section.key` -> value, so that no remedy asks for what is set; empty outside of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +302,25 @@ class Case:
     def fraction(self, name: str) -> float:
         """The fraction of the rise that a probe removes; 0 if the probe was not made."""
         return self.probes[name].fraction if name in self.probes else 0.0
+
+    @property
+    def rise(self) -> float:
+        """Rise of the validation loss over the same epochs as `training.train_rise`."""
+        rise = self.training.validation_rise
+        return self.spike.rise if rise is None else rise
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types, for `case_from`."""
+        return {
+            "spike": self.spike.as_dict(),
+            "probes": [probe.as_dict() for probe in self.probes.values()],
+            "training": self.training.as_dict(),
+            "hyperparameters": asdict(self.hyperparameters),
+            "events": [event.as_dict() for event in self.events],
+            "overfitting": self.overfitting and self.overfitting.as_dict(),
+            "keys": self.keys and list(self.keys),
+            "predicted": [[image, *values] for image, values in self.predicted.items()],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,15 +347,34 @@ class Diagnosis:
 
 def diagnosis_from(values: Mapping[str, Any]) -> Diagnosis:
     """The inverse of `Diagnosis.as_dict`, also after a round trip through JSON."""
-    training = dict(values["training"])
-    training |= {name: tuple(training[name]) for name in ("length_after", "jumps") if name in training}
-    if training.get("foreign") is not None:
-        training["foreign"] = tuple(training["foreign"])
     return Diagnosis(
         spike=Spike(**values["spike"]),
         causes=tuple(Cause(**{**cause, "settings": tuple(cause.get("settings", ()))}) for cause in values["causes"]),
         probes=tuple(Probe(**probe) for probe in values["probes"]),
-        training=Training(**training),
+        training=_training_from(values["training"]),
         seconds=values["seconds"],
         suspects=tuple(Suspect(**suspect) for suspect in values.get("suspects", ())),
     )
+
+
+def case_from(values: Mapping[str, Any]) -> Case:
+    """The inverse of `Case.as_dict`, also after a round trip through JSON."""
+    overfitting, keys = values["overfitting"], values["keys"]
+    return Case(
+        Spike(**values["spike"]),
+        probes={probe["name"]: Probe(**probe) for probe in values["probes"]},
+        training=_training_from(values["training"]),
+        hyperparameters=Hyperparameters(**values["hyperparameters"]),
+        events=tuple(Event(**event) for event in values["events"]),
+        overfitting=Overfitting(**overfitting) if overfitting else None,
+        keys=keys,
+        predicted={image: (label, prediction, probability) for image, label, prediction, probability in values["predicted"]},
+    )
+
+
+def _training_from(values: Mapping[str, Any]) -> Training:
+    training = dict(values)
+    for name in ("length_after", "jumps", "foreign", "loss_scale"):
+        if training.get(name) is not None:
+            training[name] = tuple(training[name])
+    return Training(**training)

@@ -87,12 +87,49 @@ def unexplained_lengths(steps: np.ndarray, earlier: np.ndarray, before: float = 
     return np.asarray(paces[len(earlier) :] / (np.median(paces[: len(earlier)]) + 1e-12) / recent)
 
 
+def strides(steps: np.ndarray, weights: int) -> np.ndarray:
+    """By how many learning rates each step [s] moved each of the network's `weights` (root mean square). Adam's steps stay below
+    about 1; 0 where the learning rate is 0."""
+    rates = np.where(steps["learning_rate"] > 0, steps["learning_rate"], np.inf)
+    return np.asarray(steps["update_norm"] / (rates * np.sqrt(max(weights, 1))))
+
+
+def last_losses(steps: np.ndarray) -> np.ndarray:
+    """The training losses of the last tenth of the batches, at least 5."""
+    return np.asarray(steps["loss"][-max(len(steps) // 10, 5) :])
+
+
+def lost(steps: np.ndarray, earlier: np.ndarray, guess: float) -> bool | None:
+    """Whether the network has lost its training images in training mode: the median loss of the last tenth of the batches is not
+    finite, or lies more than half of the way from the usual loss to `guess`, the loss of guessing, which may be infinite: unknown.
+    None if it cannot be said."""
+    if not len(steps):
+        return None
+    now = float(np.median(last_losses(steps)))
+    if not np.isfinite(now):
+        return True
+    if not len(earlier):
+        return None
+    usual = float(np.median(earlier["loss"]))
+    if not np.isfinite(guess):
+        return False if now < 2 * usual else None
+    return now >= ((usual + guess) / 2 if usual < guess else 2 * usual)
+
+
+def spread(steps: np.ndarray, earlier: np.ndarray) -> float:
+    """How many times as much the losses of successive batches differ as in earlier epochs (root mean square)."""
+    if len(steps) < 8 or len(earlier) < 8:
+        return 1.0
+    now, usual = (float(np.sqrt(np.mean(np.diff(values["loss"]) ** 2))) for values in (steps, earlier))
+    return now / (usual + 1e-12)
+
+
 def astray(steps: np.ndarray, earlier: np.ndarray) -> float:
     """How many standard deviations the median training loss of the last tenth of the batches lies above that of earlier batches.
     Lagging statistics do not raise it, because training uses batch statistics; weights that were led astray do."""
     usual = np.median(earlier["loss"])
     deviation = 1.4826 * np.median(np.abs(earlier["loss"] - usual)) + 1e-3 * usual + 1e-12
-    return float((np.median(steps["loss"][-max(len(steps) // 10, 5) :]) - usual) / deviation)
+    return float((np.median(last_losses(steps)) - usual) / deviation)
 
 
 def jump(path: Path, step: int, statistics: Sequence[int]) -> float:

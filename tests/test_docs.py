@@ -9,7 +9,7 @@ import pytest
 
 from spikewise import causes, probes
 from trainer import config
-from trainer.config import Augmentation, Data, Model, Optimizer, Settings, Training
+from trainer.config import Augmentation, Data, Diagnosis, Model, Optimizer, Settings, Training
 from trainer.model.module import find
 
 DIAGNOSIS = Path("docs/diagnosis.md").read_text(encoding="utf-8")
@@ -114,6 +114,7 @@ def _first_column(document: str, heading: str = "") -> list[str]:
         (Data, "docs/data.md", ""),
         (Model, "docs/networks.md", "All keys of `[model]`"),
         (Optimizer, "docs/networks.md", "All keys of `[optimizer]`"),
+        (Diagnosis, "docs/diagnosis.md", "Settings"),
     ],
 )
 def test_the_tables_of_settings_are_those_of_the_code(section, document, heading):
@@ -134,7 +135,7 @@ def test_the_documents_name_keys_that_exist(document):
     text = Path(document).read_text(encoding="utf-8")
     sections = {name: set(field.annotation.model_fields) for name, field in Settings.model_fields.items()}
     named = re.findall(rf"(?<![\w./:-])({'|'.join(sections)})\.([a-z_0-9]+)\b(?![(/])", text)
-    others = {"json", "keras", "md", "py", "fit"}  # names of files, and model.fit
+    others = {"json", "keras", "md", "py", "fit", "verdict"}  # names of files, model.fit, and diagnosis.verdict in an example
     assert not {f"{section}.{key}" for section, key in named if key not in sections[section] | others}
 
 

@@ -37,7 +37,7 @@ FACES = {"spikewise": "spikewise.compare"}
 """Packages whose `__init__` re-exports names from higher rooms: the `__init__` belongs to the room given here."""
 DOORS = {
     "boto3": {"trainer.storage.s3"},
-    "botocore": {"trainer.storage.s3"},
+    "botocore": {"trainer.storage.s3", "trainer.storage.s3_errors"},
     "jinja2": {"trainer.report.page"},
     "keras": {"spikewise.keras", "trainer.model", "trainer.engine", "benchmarks"},
     "matplotlib": {"trainer.report.charts", "trainer.report.picture"},
@@ -48,6 +48,7 @@ DOORS = {
     "ray": {"trainer.run", "trainer.data.pack", "jobs.kubernetes.entrypoint"},
     "rich": {"trainer.run.console"},
     "safetensors": {"trainer.storage.checkpoint"},
+    "pi_heif": {"trainer.data.decode"},
     "simplejpeg": {"trainer.data.decode"},
     "tensorflow": {"spikewise.keras", "trainer.data", "trainer.model", "trainer.engine", "benchmarks"},
     "tf.distribute": {"trainer.engine.group"},

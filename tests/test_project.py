@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -87,6 +88,31 @@ def test_every_dependency_of_the_job_is_used(group):
     used = set().union(*(_imported(path) for folder in ("spikewise", "trainer", "jobs") for path in Path(folder).rglob("*.py")))
     unused = _names(GROUPS[group]) - used - NOT_IMPORTED
     assert not unused, f"nothing imports {sorted(unused)}. Fix: remove them from the group {group} in pyproject.toml."
+
+
+@pytest.mark.parametrize(
+    ("target", "variables", "option"),
+    [
+        ("train", {"SET": r"data.class_pattern=^(?P<class>[^/]+)/(\w+)$ run.name=it's a.b=$HOME"}, "--set"),
+        ("submit", {"SET": 'data.group_by="(a b)" x.y=`z`; "'}, "--set"),
+        ("status", {"RUN": "a b;c"}, "--run"),
+        ("status", {"STORAGE": "s3://bucket/my (runs)"}, "--storage"),
+        ("submit", {"SECRET": "a b"}, "--secret"),
+        ("train", {"CONFIG": "my configs/a.toml"}, "--config"),
+    ],
+)
+def test_values_survive_make_and_the_shell(target, variables, option):
+    """Patterns with parentheses, and names with spaces, would end in a syntax error of the shell, or be run by it."""
+    (value,) = variables.values()
+    assigned = [f"{name}={text}" for name, text in variables.items()]
+    done = subprocess.run(
+        ["make", "--silent", "-n", target, "READY=/dev/null", "PYTHON=python3", *assigned],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = shlex.split(done.stdout.splitlines()[-1])
+    assert words[words.index(option) + 1] == value
 
 
 def test_every_target_is_described():

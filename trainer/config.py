@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainer import UserError
+from trainer.formatting import masked
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -24,7 +25,7 @@ Bytes = Annotated[int, Field(ge=1)]
 LocalFolder = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
-FREE_TO_CHANGE = {"s3", "launch", "checkpoint", "metrics"}
+FREE_TO_CHANGE = {"s3", "launch", "checkpoint", "metrics", "diagnosis"}
 """Sections that a resumed run may change, because they do not affect what is learned."""
 KEYS_FREE_TO_CHANGE = {
     ("run", "name"),
@@ -43,6 +44,7 @@ KEYS_FREE_TO_CHANGE = {
     ("optimizer", "clip_norm"),
     ("training", "early_stopping"),
     ("training", "keep"),
+    ("diagnosis", "sensitivity"),
     ("data", "min_validation"),
     ("data", "max_quarantined"),
 }
@@ -151,6 +153,12 @@ class S3(Section):
     """Region of the bucket. Default: that of the AWS SDK."""
     path_style: bool = False
     """Use `endpoint/bucket/key` instead of `bucket.endpoint/key`. Most servers other than AWS need it."""
+    anonymous: list[str] = []
+    """Names of public buckets, which are read without credentials."""
+    requester_pays: bool = False
+    """Agree to pay for requests to buckets whose owner demands it."""
+    kms_key: str | None = None
+    """ID or ARN of the KMS key that encrypts what is written. Default: the bucket's own encryption."""
     connect_timeout: Seconds = 10.0
     """Seconds to wait for a connection, up to 1e6."""
     read_timeout: Seconds = 60.0
@@ -291,6 +299,25 @@ class Training(Section):
     loss."""
 
 
+class Diagnosis(Section):
+    """How the run explains its validation loss, and what it does about it (docs/diagnosis.md)."""
+
+    sensitivity: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    """How small a rise of the validation loss is an alarm, 0.1 to 10: every limit is divided by it. With 2, half the rise is an
+    alarm; healthy runs then raise alarms more often."""
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Fraction of the training time, 0 to 1, that measuring what the validation loss is made of may take. 0 turns it off; spikes
+    are explained all the same."""
+    prove: Annotated[float, Field(ge=0, le=100)] = 0.1
+    """Time for proving the remedies of the worst spikes after the last epoch, as a fraction of the time that the run has trained; 0
+    proves none. A fraction costs a short and a long run alike, and nothing if there was no spike."""
+    on_divergence: Literal["none", "stop", "roll_back"] = "none"
+    """What to do when training diverges. `none`: go on while the loss is finite. `stop`: end the run. `roll_back`: go back to the
+    checkpoint before, with the settings of the remedy (a lower learning rate)."""
+    max_roll_backs: Positive = 2
+    """Number of times that `roll_back` goes back, over all starts of the run. After that, a divergence ends the run."""
+
+
 class Launch(Section):
     workers: Positive = 1
     """Number of workers."""
@@ -310,13 +337,16 @@ class Launch(Section):
 class Checkpoint(Section):
     keep_last: Positive = 2
     """Number of newest checkpoints to keep. The best one is always kept as well."""
+    keep_spikes: Annotated[int, Field(ge=0)] = 3
+    """Number of spikes, the newest and the worst ones, before which the checkpoint is kept as well: to train them again, or to go
+    back."""
     lease_seconds: Seconds = 15.0
     """Seconds without a heartbeat after which a run's driver counts as dead and another job may take over, up to 1e6."""
 
 
 class Metrics(Section):
     host: str = "0.0.0.0"
-    """Address on which the driver serves its metrics to Prometheus."""
+    """Address on which the driver serves its metrics to Prometheus. 0.0.0.0: all addresses, of IPv6 too."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9400
     """Port of that endpoint, 0 to 65535; 0 picks a free one."""
     linger: Annotated[float, Field(ge=0, le=1e6)] = 60.0
@@ -336,6 +366,7 @@ class Settings(Section):
     training: Training = Training()
     launch: Launch = Launch()
     checkpoint: Checkpoint = Checkpoint()
+    diagnosis: Diagnosis = Diagnosis()
     metrics: Metrics = Metrics()
 
     @model_validator(mode="after")
@@ -391,6 +422,39 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
     return parse(values, str(path), {_override(values, override): override for override in overrides})
 
 
+def split_overrides(text: str) -> list[str]:
+    """Splits `section.key=value section.key=value`, the SET of the Makefile. Values may contain spaces.
+
+    A value ends where white space and the next `section.key=` follow. A value that is valid TOML as a whole, such as a quoted
+    string or a table, may contain even that.
+    """
+    starts = [0, *(match.end() for match in _NEXT_OVERRIDE.finditer(text)), len(text)]
+    found, first = [], 0
+    while first < len(starts) - 1:
+        ends = range(first + 1, len(starts))
+        last = next((end for end in ends if _is_toml(text[starts[first] : starts[end]])), first + 1)
+        found.append(text[starts[first] : starts[last]].strip())
+        first = last
+    return found
+
+
+_NEXT_OVERRIDE = re.compile(r"\s+(?=[A-Za-z_]\w*(\.[\w-]+)+\s*=)")
+
+
+def _is_toml(override: str) -> bool:
+    try:
+        tomllib.loads(f"value = {override.partition('=')[2]}")
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
+
+
+def changed(settings: Settings, overrides: Sequence[str]) -> Settings:
+    """`settings` with `section.key=value` overrides. Raises ConfigError as `load` does."""
+    values = settings.as_dict()
+    return parse(values, "the run's settings", {_override(values, override): override for override in overrides})
+
+
 def run_name(settings: Settings, path: str | Path) -> str:
     """`run.name`, or a name made of the configuration file's name and the time; at most 43 characters, as a RayJob allows."""
     stem = re.sub("[^a-z0-9]+", "-", Path(path).stem.lower())[:27].strip("-") or "run"
@@ -404,6 +468,7 @@ def parse(
 
     Raises ConfigError, which names `origin`, or the override that the value comes from. `overrides`: key path -> override.
     """
+    _check_no_credentials(values, origin, overrides or {})
     try:
         return Settings.model_validate_json(json.dumps(values, default=str))  # str: TOML's dates
     except ValidationError as error:
@@ -443,6 +508,22 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     return tuple(path)
 
 
+def _check_no_credentials(value: Any, origin: str, overrides: Mapping[tuple[str, ...], str], path: tuple[str, ...] = ()) -> None:
+    """Raises ConfigError for a URL with credentials: they would be stored with the run and shown in its report."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_no_credentials(inner, origin, overrides, (*path, str(name)))
+    elif isinstance(value, list):
+        for inner in value:
+            _check_no_credentials(inner, origin, overrides, path)
+    elif isinstance(value, str) and masked(value) != value:
+        where = "--set" if any(path[: len(known)] == known for known in overrides) else origin
+        raise ConfigError(
+            f"{where}: {'.'.join(path)} = {masked(value)!r} contains credentials. Fix: remove them; those of S3 belong in "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+
+
 def _concerns(problem: dict[str, Any]) -> bool:
     """Whether a problem is with the branch of a union that the user meant: the name for a string, the table for a table."""
     union = str(problem["loc"][-1] if problem["loc"] else "").startswith(UNION)
@@ -450,16 +531,30 @@ def _concerns(problem: dict[str, Any]) -> bool:
 
 
 def _line(problem: dict[str, Any], origin: str, overrides: Mapping[tuple[str, ...], str]) -> str:
-    loc, message = problem["loc"], _message(problem)
-    for path, override in overrides.items():
-        if loc[: len(path)] == path:
-            return f"--set {override}: {message}."
-    if any(path[: len(loc)] == loc for path in overrides):  # a check of several values, some of them overridden
-        origin += " with --set"
-    key = ".".join(str(part) for part in loc if not str(part).startswith(UNION))
+    """A problem for the user. It names the overrides that it comes from, and otherwise `origin`."""
+    message = _message(problem)
+    loc = tuple(str(part) for part in problem["loc"] if not str(part).startswith(UNION))
+    guilty = [override for path, override in overrides.items() if loc[: len(path)] == path]
+    if not guilty and loc and problem["type"] == "extra_forbidden":  # a section that only overrides name
+        inside = [path for path in overrides if path[: len(loc)] == loc]
+        guilty = [overrides[path] for path in inside] if len(inside) == _leaves(problem["input"]) else []
+    if not guilty:  # a check of several values, which names them
+        guilty = [
+            override
+            for path, override in overrides.items()
+            if path[: len(loc)] == loc and re.search(rf"\b(?:{re.escape('.'.join(path))}|{re.escape(path[-1])})\b", message)
+        ]
+    if guilty:
+        return f"--set {masked(' '.join(guilty))}: {message}."
+    key = ".".join(loc)
     if not isinstance(problem["input"], dict) or problem["type"] == "extra_forbidden":
         key += f" = {problem['input']!r}"
     return f"{origin}: {key}: {message}." if key else f"{origin}: {message}."
+
+
+def _leaves(value: Any) -> int:
+    """Number of values in nested dicts."""
+    return sum(map(_leaves, value.values())) if isinstance(value, dict) else 1
 
 
 def _message(problem: dict[str, Any]) -> str:

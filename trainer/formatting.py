@@ -1,5 +1,9 @@
-"""Numbers and errors as text for people."""
+"""Numbers, errors and other people's names as text for people."""
 
+import logging
+import re
+
+from spikewise import describe
 from trainer import UserError
 
 
@@ -30,5 +34,27 @@ def one_line(error: BaseException) -> str:
     the file."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename!r}" if error.filename else "")
-    text = " ".join(str(error).split())
+    text = masked(" ".join(str(error).split()))
     return text if isinstance(error, UserError) else text.removesuffix(".")
+
+
+_SECRET_PARAMETER = re.compile(r"([?&](?:[\w-]*(?:signature|credential|token|accesskeyid|password))=)[^&\s'\"]+", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """The text without the credentials of its URLs: user and password, and the signature of a presigned URL."""
+    text = re.sub(r"(?<=://)[^/?#\s'\"]*@", "***@", text)
+    return _SECRET_PARAMETER.sub(r"\1***", text)
+
+
+def printable(text: str) -> str:
+    """The text as it may be written to a terminal or a log, whoever chose the names in it: escape sequences and other invisible
+    characters except line breaks become visible, and credentials in URLs are masked."""
+    return masked("\n".join(describe.printable(line) for line in text.split("\n")))
+
+
+class LogFormatter(logging.Formatter):
+    """Writes each record through `printable`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))

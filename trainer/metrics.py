@@ -7,6 +7,7 @@ Only `spikewise_run_info` carries the run's name as a label. The series of one j
 `spikewise_loss * on (instance, job) group_left (run) spikewise_run_info` adds the name where a query needs it.
 """
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,10 @@ from prometheus_client.registry import Collector
 
 import trainer
 from spikewise.causes import NAMES as CAUSES
+from spikewise.curve import PARTS, Parts
 from spikewise.records import Diagnosis, Overfitting
+from spikewise.standing import TITLES as STANDING
+from spikewise.standing import Standing
 from trainer.epoch import EpochReport
 
 State = Literal["starting", "packing", "training", "completed", "failed", "interrupted"]
@@ -53,6 +57,9 @@ METRICS: dict[str, Definition] = {
     "spikewise_workers": Definition("gauge", "", "Workers of the run."),
     "spikewise_restarts_total": Definition("counter", "", "Restarts of the run's workers, over all drivers."),
     "spikewise_restart_timestamp_seconds": Definition("gauge", "seconds", "Unix time of the last restart."),
+    "spikewise_roll_backs_total": Definition(
+        "counter", "", "Times that the run went back to a checkpoint before a divergence, over all drivers."
+    ),
     "spikewise_dataset_images": Definition("gauge", "", "Images on each side of the split.", ("split",)),
     "spikewise_quarantined_images": Definition("gauge", "", "Images left out because they cannot be decoded."),
     "spikewise_epoch": Definition("gauge", "", "Last finished epoch, from 1."),
@@ -80,6 +87,15 @@ METRICS: dict[str, Definition] = {
     "spikewise_overfitting_epochs": Definition(
         "gauge", "", "Epochs since the best one if the model overfits (validation loss rises, training loss falls), else 0."
     ),
+    "spikewise_validation_loss_part": Definition(
+        "gauge",
+        "nats per image",
+        "What the validation loss is made of, as last measured. statistics: BatchNorm's moving averages. wandering: the last "
+        "steps' to and fro. generalization: what does not carry over to unseen images. fit: the loss on training images.",
+        ("part",),
+    ),
+    "spikewise_validation_loss_measured_epoch": Definition("gauge", "", "Epoch in which the parts were measured."),
+    "spikewise_standing_cause": Definition("gauge", "", "1 if the cause was found in the last measurement, else 0.", ("cause",)),
     "spikewise_validation_spikes_total": Definition(
         "counter", "", "Spikes of the validation loss, by their first cause.", ("cause",)
     ),
@@ -110,7 +126,10 @@ METRICS: dict[str, Definition] = {
     "spikewise_checkpoint_duration_seconds": Definition("gauge", "seconds", "Duration of the last successful save."),
     "spikewise_checkpoint_failures_total": Definition("counter", "", "Saves that failed after all retries."),
     "spikewise_storage_requests_total": Definition(
-        "counter", "", "Requests to the run's storage, including retries.", ("operation",)
+        "counter",
+        "",
+        "Requests to storage and data sources: get, put, list or delete. Retries are included, except those of image reads.",
+        ("operation",),
     ),
     "spikewise_storage_retries_total": Definition("counter", "", "Requests to the run's storage that were retried."),
     "spikewise_storage_errors_total": Definition("counter", "", "Operations on the run's storage that failed after all retries."),
@@ -216,6 +235,12 @@ class Exporter(Collector):
             self._set("spikewise_restarts_total", max(restarts, known))
             self._updates += 1
 
+    def update_roll_backs(self, total: int) -> None:
+        """How often the run has gone back to a checkpoint before a divergence."""
+        with self._changed:
+            self._advance({"spikewise_roll_backs_total": total})
+            self._updates += 1
+
     def update(
         self,
         report: EpochReport,
@@ -285,6 +310,16 @@ class Exporter(Collector):
                 self._set("spikewise_validation_spike_explained_ratio", last.verdict.fraction)
             self._updates += 1
 
+    def update_parts(self, parts: Parts | None, standing: Sequence[Standing]) -> None:
+        """Sets what the loss of an epoch is made of, if it was measured in it, and the standing causes of the run so far."""
+        with self._changed:
+            if parts is not None:
+                self._values["spikewise_validation_loss_part"] = {(name,): float(getattr(parts, name)) for name in PARTS}
+                self._set("spikewise_validation_loss_measured_epoch", parts.epoch)
+            found = {one.name for one in standing if not one.over}
+            self._values["spikewise_standing_cause"] = {(name,): float(name in found) for name in STANDING}
+            self._updates += 1
+
     def update_test(self, *, loss: float, accuracy: float) -> None:
         """The test set is evaluated, after the last epoch."""
         with self._changed:
@@ -324,9 +359,13 @@ class Exporter(Collector):
             self._updates += 1
 
     def serve(self, host: str, port: int) -> int:
-        """Opens the endpoint and returns its port; `port` 0 takes a free one. Raises MetricsError if the address cannot be used."""
+        """Opens the endpoint and returns its port; `port` 0 takes a free one. `host` 0.0.0.0 means all addresses, of IPv6 too.
+
+        Raises MetricsError if the address cannot be used.
+        """
         try:
-            self._server, _ = start_http_server(port, host, self.registry)
+            everywhere = host == "0.0.0.0" and socket.has_dualstack_ipv6()
+            self._server, _ = start_http_server(port, "::" if everywhere else host, self.registry)
         except (OSError, OverflowError) as error:
             raise MetricsError(
                 f"Metrics endpoint {host}:{port} cannot be opened ({error}). Fix: set another metrics.port; 0 takes a free one."

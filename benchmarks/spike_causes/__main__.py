@@ -4,9 +4,11 @@
     python -m benchmarks.spike_causes --quick                  a small part of it: a few minutes
     python -m benchmarks.spike_causes --set tune               the set on which thresholds were tuned
     python -m benchmarks.spike_causes --injections my_file.py  your own injections instead (see README.md)
+    python -m benchmarks.spike_causes --rules                  judges the finished tasks again, by changed rules: seconds
 
 Each finished task is stored under --cache and is not repeated, so an interrupted benchmark resumes. After a change to the
-diagnosis, use a new --cache folder. The tuning and reporting sets differ in data, seeds and strengths.
+detection or the probes, use a new --cache folder; after a change to the rules, --rules is enough. The tuning and reporting sets
+differ in data, seeds and strengths.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.spike_causes.tasks import PLANS, Task, perform, tasks
+from benchmarks.spike_causes.tasks import PLANS, Task, judge_again, perform, tasks
 
 
 def main() -> None:
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="run a small part of the reporting set")
     parser.add_argument("--injections", metavar="FILE", help="a Python file that defines INJECTIONS")
     parser.add_argument("--only", metavar="NAME", help="only this injection, or only injections of this cause")
+    parser.add_argument("--rules", action="store_true", help="train nothing: judge the stored cases by the present rules")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="worker processes (default: one per core)")
     parser.add_argument("--cache", type=Path, default=Path(".cache/spike_causes"), help="folder of finished tasks")
     arguments = parser.parse_args()
@@ -44,6 +47,8 @@ def main() -> None:
             waiting.append(task)
     arguments.cache.mkdir(parents=True, exist_ok=True)
     print(f"{len(waiting)} tasks to do, {len(results)} results known", file=sys.stderr)
+    if arguments.rules:
+        results, waiting = [judge_again(result) for result in results], []
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         running = {pool.submit(perform, task): task for task in waiting}
         for number, future in enumerate(as_completed(running), 1):

@@ -84,6 +84,10 @@ class Injection:
         """Replaces the evaluation: losses [n] of the validation images. None evaluates as usual. The diagnosis uses it too."""
         return None
 
+    def evaluate_in_float32(self, run: "Run") -> np.ndarray | None:  # noqa: ARG002
+        """Losses [n] in float32, if the injection evaluates in lower precision; None otherwise."""
+        return None
+
 
 def question(shape: tuple[int, ...], classes: int, momentum: float) -> keras.Model:
     """The question's network: convolution, ReLU, BatchNormalization; dropout after each pooling and after the dense layer."""
@@ -144,6 +148,15 @@ def images(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return DATA[name](count, seed)
 
 
+class _Network(KerasNetwork):
+    """A network whose evaluation in float32 is the injection's, if that evaluates in lower precision."""
+
+    exact: Callable[[], np.ndarray | None] = staticmethod(lambda: None)
+
+    def evaluate_in_float32(self) -> np.ndarray | None:
+        return self.exact()
+
+
 class Run:
     """A training run. An injection may read every public field and may change those marked "May be changed"."""
 
@@ -160,12 +173,15 @@ class Run:
         self.model = ARCHITECTURES[config.architecture](pixels.shape[1:], self.classes, config.momentum)
         self.optimizer = keras.optimizers.Adam(config.learning_rate)
         self.optimizer.build(self.model.trainable_variables)
+        self.model.compile(self.optimizer)  # for the diagnosis, which looks at the optimizer
         layers = list(self.model._flatten_layers(include_self=False, recursive=True))
         self.norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
         self.dropouts = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
         """The dropout layers. Their `rate` may be changed."""
         self.gradient_sign = 1.0
         """Factor of the gradient. May be changed."""
+        self.logit_scale = 1.0
+        """Factor of the logits in the training loss. May be changed."""
         self.batches: list[tuple[np.ndarray, np.ndarray]] = []
         """Images and labels of this epoch's batches. May be changed in `Injection.begin`."""
         self.events: list[Event] = []
@@ -178,13 +194,15 @@ class Run:
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._forward = tf.function(self._losses, reduce_retracing=True)
         self._injection: Injection | None = None
-        self.network = KerasNetwork(
+        self.network = _Network(
             self.model,
             self.evaluate,
             self._batch,
             keras.losses.SparseCategoricalCrossentropy(True, reduction=None),
             self.optimizer.variables,
+            self._probabilities,
         )
+        self.network.exact = lambda: self._injection.evaluate_in_float32(self) if self._injection else None
         self.diagnostician = Diagnostician(
             self.network, batch_size=config.batch_size, labels=self.validation[1], momentum=config.momentum
         )
@@ -255,6 +273,7 @@ class Run:
         diagnostician.detector = Detector()
         for losses in self.history:
             diagnostician.detector.update(losses)
+        diagnostician._labels = labels[chosen]
         for epoch in diagnostician._before:
             epoch.losses = epoch.losses[chosen]
 
@@ -263,6 +282,12 @@ class Run:
         pixels, labels = self.validation
         fractions = keras.ops.convert_to_numpy(keras.ops.softmax(self.model(_pixels(pixels[numbers]), training=False)))
         return {int(i): (str(labels[i]), str(p.argmax()), float(p.max())) for i, p in zip(numbers, fractions, strict=True)}
+
+    def _probabilities(self) -> np.ndarray:
+        """Probabilities of the classes [n, K] for the validation images."""
+        pixels, _ = self.validation
+        parts = [self.model(_pixels(pixels[i : i + 100]), training=False) for i in range(0, len(pixels), 100)]
+        return np.concatenate([keras.ops.convert_to_numpy(keras.ops.softmax(part)) for part in parts])
 
     def save(self) -> dict[str, Any]:
         """Returns a copy of everything that an epoch can change."""
@@ -283,7 +308,7 @@ class Run:
         self.epoch, self.validation, self.history = saved["epoch"], saved["validation"], list(saved["history"])
         for layer, rate in zip(self.dropouts, saved["rates"], strict=True):
             layer.rate = rate
-        self.gradient_sign, self._injection = 1.0, None
+        self.gradient_sign, self.logit_scale, self._injection = 1.0, 1.0, None
         self.rng = np.random.default_rng([self.config.seed, 2])
 
     def _variables(self) -> list[keras.Variable]:
@@ -294,8 +319,8 @@ class Run:
         return _pixels(pixels), labels
 
     def _train(self) -> Callable[..., Any]:
-        """The compiled training step, one for each combination of dropout rates and gradient sign, which are constants in it."""
-        key = (*(layer.rate for layer in self.dropouts), self.gradient_sign)
+        """The compiled training step, one for each combination of dropout rates and factors, which are constants in it."""
+        key = (*(layer.rate for layer in self.dropouts), self.gradient_sign, self.logit_scale)
         if key not in self._compiled:
             self._compiled[key] = tf.function(self._step)
         return self._compiled[key]
@@ -303,7 +328,7 @@ class Run:
     def _step(self, pixels: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         weights = [v.value for v in self.model.trainable_variables]
         with tf.GradientTape() as tape:
-            logits = self.model(pixels, training=True)
+            logits = self.logit_scale * self.model(pixels, training=True)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         gradients = [self.gradient_sign * g for g in tape.gradient(loss, weights)]
         before, rate = [tf.identity(w) for w in weights], tf.identity(self.optimizer.learning_rate.value)

@@ -54,7 +54,7 @@ class Task:
     injections: tuple[str, ...] = ()
     """Names of Injection classes."""
     file: str | None = None
-    """The file that defines them, if not injections.py."""
+    """The file that defines them, if not the benchmark's own."""
 
     @property
     def name(self) -> str:
@@ -150,10 +150,10 @@ def _disturb(run: Any, injection: Any) -> dict[str, Any]:
             break
     about = {"name": injection.name, "cause": injection.cause, "value": injection.strength, "decoy": decoy}
     if diagnosis is None:
-        return {**about, "detected": False}
+        return {**about, "detected": False, "losses": [round(float(epoch.mean()), 4) for epoch in run.history[-8:]]}
     for _ in range(6 if injection.cause == "divergence" and diagnosis.spike.outcome == "open" else 0):
         if resolved := run.train_epoch(injection).resolved:
-            diagnosis = resolved
+            diagnosis = resolved[0]
             break
     return {
         **about,
@@ -164,4 +164,18 @@ def _disturb(run: Any, injection: Any) -> dict[str, Any]:
         "seconds": diagnosis.seconds,
         "epoch_seconds": epoch_seconds,
         "diagnosis": diagnosis.as_dict(),
+        "case": run.diagnostician.case.as_dict(),
     }
+
+
+def judge_again(result: dict[str, Any]) -> dict[str, Any]:
+    """The result of a detected injection under the present rules, from its stored case; any other result as it is. Probes that
+    were not made then are missing."""
+    from spikewise.causes import attribute
+    from spikewise.records import case_from
+
+    if "case" not in result:
+        return result
+    ranked = attribute(case_from(result["case"]))
+    fractions = {cause.name: round(cause.fraction, 3) for cause in ranked}
+    return {**result, "verdict": ranked[0].name, "causes": [cause.name for cause in ranked], "fractions": fractions}

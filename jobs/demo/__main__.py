@@ -12,6 +12,7 @@ from jobs import train
 from jobs.demo import GROUPS, SOURCE, images
 from jobs.demo.s3_server import local_s3_server
 from trainer import UserError
+from trainer.formatting import printable
 
 CONFIG = Path(__file__).parents[1] / "configs/demo.toml"
 FOLDER = Path(".cache/demo")
@@ -34,7 +35,7 @@ def main() -> int:
             code = images.main(["--images", str(arguments.images), "--size", "128", SOURCE])
             return code or train.main(["--config", arguments.config, *overrides, *rest])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
 
 

@@ -22,6 +22,7 @@ import PIL
 
 from jobs.demo.forgeries import PHOTOGRAPHS, key, make_pair, photograph
 from trainer import UserError, __version__, config
+from trainer.formatting import printable
 from trainer.run.console import Console
 from trainer.storage import NotFound, Store, open_store
 
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         with Console() as console:
             made = write(store, arguments.images, arguments.size, arguments.seed, console)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     count = f"{arguments.images:,} images of {len(PHOTOGRAPHS)} photographs, half of them forged"
     print(f"{store.url}: {count}" if made else f"{store.url}: {count} (already there)")

@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.formatting import printable
 from trainer.storage import StoreError
 
 _ROLES = ("master", "volume", "filer", "s3", "admin")
@@ -45,13 +46,21 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables with which an S3 client uses the server."""
+        """The environment variables with which an S3 client uses the server, without the proxy of this environment."""
         return {
+            **without_proxy("127.0.0.1"),
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
         }
+
+
+def without_proxy(host: str) -> dict[str, str]:
+    """The environment variables with which requests to `host` go around the proxy that the environment may name."""
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    hosts = ",".join(filter(None, [known, host]))
+    return {"NO_PROXY": hosts, "no_proxy": hosts}  # programs differ in which of them they read
 
 
 @contextmanager
@@ -196,7 +205,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 0
     except (StoreError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
 
 

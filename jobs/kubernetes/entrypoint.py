@@ -24,12 +24,15 @@ import traceback
 from typing import Any, NoReturn
 
 from trainer import UserError, config
+from trainer.formatting import printable
 
 CONFIG = "/etc/spikewise/config.toml"
 PORT = 6379
 """Port of Ray's head."""
 LOST_SECONDS = 10
 """A worker leaves a head that has not answered for this long; Ray itself waits a minute."""
+REMIND_SECONDS = 30
+"""Longest silence while workers are awaited."""
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -51,10 +54,10 @@ def main(argv: list[str] | None = None) -> int:
         else:
             follow(launch.object_store_bytes)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return os.EX_TEMPFAIL if error.transient else 2
     except Exception:  # such as those of Ray when the head is lost
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), file=sys.stderr)
         return os.EX_TEMPFAIL
     except _Terminated:
         pass
@@ -63,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def lead(workers: int, object_store_bytes: int) -> NoReturn:
     """Starts Ray's head, then becomes the driver. Raises UserError if the head does not start."""
-    address = f"{_environment('POD_IP')}:{PORT}"
+    address = _join(_environment("POD_IP"), PORT)
     command = [*_ray_start(object_store_bytes), "--head", f"--port={PORT}", "--include-dashboard=false"]
     started = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if started.returncode:
@@ -81,12 +84,12 @@ def drive(workers: int) -> NoReturn:
     """Waits until as many pods have joined as there are workers, then becomes the driver."""
     import ray
 
-    reported = -1
+    reported, said = -1, 0.0
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR)
     signal.signal(signal.SIGTERM, _terminate)  # ray.init has replaced the handler
     while (joined := _joined(ray.nodes())) < workers:
-        if joined != reported:
-            reported = joined
+        if joined != reported or time.monotonic() - said > REMIND_SECONDS:
+            reported, said = joined, time.monotonic()
             print(f"waiting for workers: {joined} of {workers} pods have joined", flush=True)
         time.sleep(1)
     ray.shutdown()
@@ -100,7 +103,7 @@ def follow(object_store_bytes: int) -> NoReturn:
     while True:
         address = _await_head(head)
         print(f"joining Ray's head at {head} ({address})", flush=True)
-        command = [*_ray_start(object_store_bytes), f"--address={address}:{PORT}", "--block"]
+        command = [*_ray_start(object_store_bytes), f"--address={_join(address, PORT)}", "--block"]
         node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             reason = _watch(node, head, address)
@@ -145,6 +148,10 @@ def _await_head(head: str) -> str:
             reported = True
         time.sleep(1)
     return address
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _reach(head: str) -> str | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import UserError
+from trainer.formatting import masked
 
 KubernetesObject = dict[str, Any]
 """An object as Kubernetes' API represents it in JSON."""
@@ -79,6 +80,15 @@ class Kubectl:
         """Raises KubernetesError."""
         return bool(self.run("get", kind, name, "--ignore-not-found", "-o", "name").strip())
 
+    def check_namespace(self) -> None:
+        """Raises KubernetesError if the namespace does not exist. Without the permission to look, it counts as there."""
+        try:
+            there = self.exists("namespace", self.namespace)
+        except ForbiddenError:
+            return
+        if not there:
+            raise self._no_namespace()
+
     def apply(self, objects: Sequence[KubernetesObject], *, dry_run: bool = False) -> list[str]:
         """Applies the objects on the server, in their order, and returns the server's warnings. Raises KubernetesError.
 
@@ -107,7 +117,11 @@ class Kubectl:
         return done.stdout, done.stderr
 
     def _cluster(self) -> str:
-        return f"The cluster of context {self.context} ({self.server})"
+        return f"The cluster of context {self.context} ({masked(self.server)})"
+
+    def _no_namespace(self) -> KubernetesError:
+        fix = f"run `kubectl create namespace {self.namespace}`, or choose another --namespace"
+        return KubernetesError(f"{self._cluster()} has no namespace {self.namespace}. Fix: {fix}.")
 
     def _explain(self, stderr: str) -> KubernetesError:
         """kubectl's error output as one line with a fix."""
@@ -115,8 +129,7 @@ class Kubectl:
         if _UNREACHABLE.search(line):
             return KubernetesError(f"{self._cluster()} does not answer ({line}). Fix: start it, or choose another in KUBECONFIG.")
         if re.search(r'namespaces "[^"]*" not found', line):
-            fix = f"run `kubectl create namespace {self.namespace}`, or choose another --namespace"
-            return KubernetesError(f"{self._cluster()} has no namespace {self.namespace}. Fix: {fix}.")
+            return self._no_namespace()
         if kind := re.search(r'no matches for kind "(\w+)"|doesn\'t have a resource type "(\w+)"', stderr):
             return KubernetesError(_not_installed(next(filter(None, kind.groups()))))
         if denied := re.search(r'User "([^"]*)" cannot (\w+) resource "([^"]*)"', line):

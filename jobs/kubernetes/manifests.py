@@ -4,6 +4,7 @@ Owns which values are filled in: names, image, number of workers, configuration,
 Everything else is in the YAML files. Pure functions, except that `render` runs kustomize.
 """
 
+import secrets as random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,14 @@ def fit(
         for source in container.get("envFrom", ()) if secret else ():
             source["secretRef"] = {"name": secret}
     return fitted
+
+
+def token(run: str) -> KubernetesObject:
+    """A Secret with a new random token. Ray's ports answer only those who know it (k8s/job gives it to the run's pods)."""
+    labels = {"app.kubernetes.io/name": "spikewise", LABEL: run}
+    values = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": random.token_hex(32)}
+    metadata = {"name": object_name(run), "labels": labels}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": values}
 
 
 def owner(objects: list[KubernetesObject]) -> KubernetesObject:

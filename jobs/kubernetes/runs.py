@@ -5,9 +5,10 @@ Owns the order of creation and deletion. A failed start leaves nothing behind, a
 
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 
 from jobs.kubernetes import manifests, pods
-from jobs.kubernetes.kubectl import Kubectl, KubernetesError, KubernetesObject
+from jobs.kubernetes.kubectl import ForbiddenError, Kubectl, KubernetesError, KubernetesObject
 from jobs.kubernetes.manifests import LABEL, SHAPES, object_name
 from trainer import config
 
@@ -29,6 +30,7 @@ def find(kubectl: Kubectl, run: str | None) -> KubernetesObject:
     if run:
         mains = [each for each in mains if each["metadata"]["name"] == object_name(run)]
     if not mains:
+        kubectl.check_namespace()
         what = f"no run {run}" if run else "no run"
         raise RunNotFoundError(f"Namespace {kubectl.namespace} of context {kubectl.context} has {what}.")
     return max(mains, key=lambda each: each["metadata"]["creationTimestamp"])
@@ -56,11 +58,14 @@ def settings(kubectl: Kubectl, run: str) -> config.Settings:
 
 
 def create(kubectl: Kubectl, objects: list[KubernetesObject], run: str, say: Callable[[str], None]) -> None:
-    """Removes an ended run of this name, lets the server validate everything, then creates the objects of `manifests.fit`.
+    """Removes an ended run of this name, lets the server validate everything, then creates the objects of `manifests.fit`, and a
+    Job's Secret with the token of its Ray cluster.
 
     Raises KubernetesError, also if a run of this name is still running. After an error nothing is left behind.
     """
     main = manifests.owner(objects)
+    if main["kind"] == "Job":  # for a RayJob, KubeRay does this
+        objects = [manifests.token(run), *objects]
     _make_way(kubectl, run)
     for warning in kubectl.apply(objects, dry_run=True):
         say(f"warning: {warning}")
@@ -83,6 +88,8 @@ def remove(kubectl: Kubectl, run: str, timeout: float = 300) -> None:
     if kubectl.run("api-resources", "--api-group=ray.io", "-o", "name").strip():
         kinds = f"rayjob,{kinds}"
     kubectl.run("delete", kinds, "-l", selector, "--cascade=foreground", waiting, timeout=timeout)
+    with suppress(ForbiddenError):  # it usually goes with its Job. By name: a selector needs the permission to list Secrets
+        kubectl.run("delete", "secret", object_name(run), "--ignore-not-found", "--wait=false")
     kubectl.run("wait", "pod", "-l", selector, "--for=delete", waiting, timeout=timeout)
 
 

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from jobs.kubernetes import pods, runs
 from jobs.kubernetes.kubectl import Kubectl, KubernetesError, KubernetesObject, Log
 from jobs.kubernetes.manifests import object_name
+from trainer.formatting import duration
 
 POLL_SECONDS = 2.0
+REMIND_SECONDS = 30.0
+"""How long a starting run may be silent, for example while the nodes pull the image."""
 UNREACHABLE_SECONDS = 120.0
 """How long the cluster may be unreachable while a run is watched."""
 UNMANAGED_SECONDS = 30.0
@@ -36,6 +39,8 @@ class Watch:
         self._say = say
         self._log = Log(kubectl, say)
         self._summary = ""
+        self._said = 0.0
+        """When the summary was last printed, in seconds of the monotonic clock."""
         self._lost: set[str] = set()
         self._started = False
         self._since: dict[str, float] = {}
@@ -81,10 +86,15 @@ class Watch:
         self._log.finish(seconds)
 
     def _report(self, main: KubernetesObject, found: list[KubernetesObject], refused: str | None) -> None:
-        line = pods.summary(main, found, refused)
+        line, now = pods.summary(main, found, refused), time.monotonic()
         if line != self._summary:
-            self._summary = line
+            self._summary, self._said = line, now
+            self._since.pop("summary", None)
+            self._lasts("summary", line)
             self._say(line)
+        elif not self._started and now - self._said >= REMIND_SECONDS:
+            self._said = now
+            self._say(f"{line}, for {duration(self._lasts('summary', line))}")
         for lost in pods.lost(found):
             if lost not in self._lost:
                 self._lost.add(lost)

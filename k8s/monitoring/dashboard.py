@@ -111,6 +111,20 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
             "{{run}}": of_run("spikewise_learning_rate")
         },
     },
+    "What the validation loss is made of": {
+        (
+            "Parts of the validation loss",
+            "Statistics: what BatchNorm's moving statistics add. Wandering: what the last steps' to and fro adds. Generalization: "
+            "what does not carry over to unseen images. Fit: the loss on training images. Measured in some of the epochs.",
+            *("suffix:nats", "lines", 16),
+        ): {"{{run}} {{part}}": of_run("spikewise_validation_loss_part", "run, part")},
+        ("Standing causes", "Found in the last measurement.", "none", "bars", 5): {
+            "{{run}} {{cause}}": of_run("spikewise_standing_cause", "run, cause") + " > 0"
+        },
+        ("Measured", "Epoch of the last measurement.", "none", "number", 3): {
+            "{{run}}": of_run("spikewise_validation_loss_measured_epoch")
+        },
+    },
     "Spikes of the validation loss": {
         ("Spikes by cause", "Spikes so far, by the first cause of their diagnosis.", "none", "bars", 12): {
             "{{run}} {{cause}}": of_run("spikewise_validation_spikes_total", "run, cause") + " > 0"
@@ -205,7 +219,7 @@ def _number() -> stat.Panel:
 
 
 def _bars() -> bargauge.Panel:
-    return bargauge.Panel().height(6).reduce_options(_last()).min(0).no_value("no spike")
+    return bargauge.Panel().height(6).reduce_options(_last()).min(0).no_value("none")
 
 
 def _states() -> statetimeline.Panel:

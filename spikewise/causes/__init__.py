@@ -5,8 +5,9 @@ claim decides; the other causes follow in order of their fraction of the rise. W
 through which it acted: with steps ten times as long, BatchNormalization's statistics lag behind the weights, and re-estimating them
 removes most of the rise; yet the steps are the cause.
 
-A claim based on a probe decides if the probe removes at least half of the rise and its 95 % interval, its own noise included, lies
-above 0.
+A claim based on a probe decides if the probe removes at least half of the rise, its 95 % interval, its own noise included, lies
+above 0, and no measured fact contradicts the cause. Each rule names the facts that do; a claim that removes half of the rise and
+does not decide says in its evidence which fact that was.
 
 To add a cause, write a module like those beside this one, put its CAUSE into PRECEDENCE, and describe it in the table of
 docs/diagnosis.md (a test compares the table with PRECEDENCE).
@@ -14,38 +15,53 @@ docs/diagnosis.md (a test compares the table with PRECEDENCE).
 
 from spikewise.causes import (
     bad_batch,
+    batchnorm_lag,
+    batchnorm_shock,
     batchnorm_statistics,
     distribution_shift,
     divergence,
     few_examples,
     gradient_noise,
     nondeterministic_evaluation,
+    overconfidence,
     overfitting,
     overshoot,
+    precision,
     run_event,
     sampling_noise,
+    stale_optimizer_state,
+    training_data_changed,
     unexplained,
     variance_shift,
 )
-from spikewise.causes.kind import CauseKind
+from spikewise.causes.kind import CauseKind, Claim, is_set
 from spikewise.records import Case, Cause
+from spikewise.suspects import HALF
 
 PRECEDENCE: tuple[CauseKind, ...] = (
     divergence.CAUSE,
     nondeterministic_evaluation.CAUSE,
+    precision.CAUSE,
     run_event.CAUSE,
     few_examples.CAUSE,
     sampling_noise.CAUSE,
     distribution_shift.CAUSE,
+    training_data_changed.CAUSE,
     bad_batch.CAUSE,
+    stale_optimizer_state.CAUSE,
+    batchnorm_shock.CAUSE,
     variance_shift.CAUSE,
     overshoot.CAUSE,
     gradient_noise.CAUSE,
+    batchnorm_shock.MOMENTUM_ONLY,
+    batchnorm_lag.CAUSE,
     batchnorm_statistics.CAUSE,
     gradient_noise.OSCILLATION,
     sampling_noise.FEW_GROUPS_ONLY,
+    overconfidence.CAUSE,
     overfitting.CAUSE,
     distribution_shift.ONLY_VALIDATION_ROSE,
+    precision.LOSS_SCALE,
     unexplained.CAUSE,
 )
 """All kinds of causes, in order of precedence. A cause with two rules is listed twice, under the same name."""
@@ -60,10 +76,12 @@ LISTED = 0.1
 def attribute(case: Case) -> tuple[Cause, ...]:
     """The ranked causes of a spike, the verdict first; never empty."""
     claims = [(kind, claim) for kind in PRECEDENCE if (claim := kind.rule(case)) is not None]
-    verdict = next((kind, claim) for kind, claim in claims if claim.decides)
-    ranked = {verdict[0].name: verdict}
+    first, verdict = next((kind, claim) for kind, claim in claims if claim.decides)
+    if first is unexplained.CAUSE:
+        verdict = unexplained.with_reasons(verdict, (claim for _, claim in claims))
+    ranked = {first.name: (first, verdict)}
     for kind, claim in sorted(claims, key=lambda pair: -pair[1].fraction):
-        if claim.fraction >= LISTED:
+        if claim.fraction >= LISTED and claim.listed:
             ranked.setdefault(kind.name, (kind, claim))
     return tuple(
         Cause(
@@ -71,14 +89,24 @@ def attribute(case: Case) -> tuple[Cause, ...]:
             claim.fraction,
             claim.low,
             claim.high,
-            evidence=kind.evidence(case, claim),
+            evidence=_evidence(kind, case, claim),
             remedy=kind.remedy(case, claim),
             event=claim.event.kind if claim.event else None,
             short_remedy=kind.short_remedy(case, claim) if kind.short_remedy else None,
-            settings=kind.settings(case, claim),
+            settings=tuple(
+                line for line in kind.settings(case, claim) if not all(is_set(case, setting) for setting in line.split())
+            ),
         )
         for kind, claim in ranked.values()
     )
+
+
+def _evidence(kind: CauseKind, case: Case, claim: Claim) -> str:
+    """The sentence of evidence, with the fact that speaks against a claim that explains half of the rise and does not decide."""
+    evidence = kind.evidence(case, claim)
+    if claim.decides or claim.against is None or claim.fraction < HALF:
+        return evidence
+    return f"{evidence.removesuffix('.')}; it is not the verdict, because {claim.against}."
 
 
 def kind_of(name: str) -> CauseKind | None:

@@ -1,28 +1,92 @@
-"""BatchNormalization's moving statistics lag behind the weights."""
+"""BatchNormalization's moving statistics do not fit the weights: they lag behind, or a few batches shocked them, or it is not known
+which of both.
+
+Lag is a bias: the weights move faster than the statistics follow, so a lower momentum helps. Shock is a variance: the average holds
+too few batches for units that fire rarely, so a higher momentum helps. Re-estimating the statistics removes both; only the sign of
+the momentum's effect tells them apart.
+"""
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, percent, recovers
-from spikewise.records import Case, Hyperparameters
+from spikewise.causes.kind import CauseKind, Claim, claim_from, is_set, no_step_needed, percent, too_high
+from spikewise.records import Case, Hyperparameters, Probe
+from spikewise.suspects import HALF
 
 ASTRAY = 3.0
 """If the training loss of the last batches lies this many standard deviations above the usual one, the weights themselves are to
 blame."""
-LOWEST = 0.8
-"""The lowest momentum that is suggested."""
+CLEAR = 0.25
+"""One momentum is better than the other if it removes more of the rise by at least this fraction."""
+
+
+def _momentum(case: Case) -> tuple[Probe | None, Probe | None]:
+    return case.probes.get("lower_momentum"), case.probes.get("higher_momentum")
+
+
+def which(case: Case) -> str:
+    """What the momenta tell: lag, shock, or statistics if they do not."""
+    lower, higher = _momentum(case)
+    if lower is not None and lower.fraction >= HALF and lower.fraction - (higher.fraction if higher else 0) >= CLEAR:
+        return "lag"
+    if higher is not None and higher.fraction >= HALF and higher.fraction - (lower.fraction if lower else 0) >= CLEAR:
+        return "shock"
+    return "statistics"
+
+
+def claim(case: Case) -> Claim | None:
+    """The stronger of the two measurements: statistics estimated anew, and the better momentum."""
+    probe, (lower, higher) = case.probes.get("statistics"), _momentum(case)
+    better = {"lag": lower, "shock": higher, "statistics": None}[which(case)]
+    facts = [no_step_needed(case), (case.training.astray >= ASTRAY, "the training loss of the last batches was unusually high")]
+    claims = [claim_from(one, unless=[*facts, too_high(case, one)]) for one in (probe, better)]
+    return max((claim for claim in claims if claim), key=lambda claim: (claim.decides, claim.fraction), default=None)
 
 
 def _rule(case: Case) -> Claim | None:
-    probe = case.probes.get("statistics")
-    return claim_from(probe, given=case.training.astray < ASTRAY and recovers(case, probe)) if probe else None
+    return claim(case) if which(case) == "statistics" else None
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
-    probe = case.probes["statistics"]
-    return (
-        f"With moving statistics re-estimated on training batches the loss is {probe.facts['now']:.3f}: "
-        f"{percent(probe.fraction)} of the rise disappears."
+    rise = case.spike.rise if case.training.validation_rise is None else case.training.validation_rise
+    tested = [_tested(name, probe) for name, probe in _measured(case).items()]
+    evidence = (
+        f"With the moving statistics as they are, the loss went from {case.spike.loss - rise:.3f} to {case.spike.loss:.3f}; with "
+        f"the same weights, {_joined(tested)}."
     )
+    if which(case) == "shock" and (mover := _mover(case)):
+        step, units = mover
+        several = f"{units} units" if units > 1 else "a unit"
+        evidence += f" Batch {step + 1} of {case.hyperparameters.steps} alone makes up more than half of the variance of {several}."
+    return evidence
+
+
+def _measured(case: Case) -> dict[str, Probe]:
+    """The conditions with other statistics that were measured, by their name in a sentence."""
+    found = {}
+    for probe in _momentum(case):
+        if probe is not None:
+            value = probe.facts["momentum"]
+            which = "lower" if probe.name == "lower_momentum" else "higher"
+            found[f"a {which} momentum" if value is None else f"a momentum of {value:g}"] = probe
+    if "statistics" in case.probes:
+        found["statistics estimated anew"] = case.probes["statistics"]
+    return found
+
+
+def _tested(condition: str, probe: Probe) -> str:
+    gone = f"{percent(probe.fraction)} of the rise is gone"
+    return f"from {probe.facts['before']:.3f} to {probe.facts['now']:.3f} with {condition} ({gone})"
+
+
+def _joined(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _mover(case: Case) -> tuple[int, int] | None:
+    """The batch that alone makes up most of the most variances, and how many."""
+    _, higher = _momentum(case)
+    movers = higher.facts["movers"] if higher else []
+    return (movers[0]["step"], movers[0]["units"]) if movers else None
 
 
 def _half_life(momentum: float) -> float:
@@ -30,35 +94,52 @@ def _half_life(momentum: float) -> float:
     return float(np.log(0.5) / np.log(momentum))
 
 
-def _better(now: Hyperparameters) -> str | None:
-    """A lower momentum that suits the epoch; None if the present one is unknown, differs between layers, or is low already."""
-    if not (now.momentum > LOWEST and now.steps > 0):  # a momentum of NaN is not above LOWEST
-        return None
-    return f"{next((m for m in (0.99, 0.97, 0.9) if m < now.momentum and _half_life(m) < now.steps / 5), LOWEST):g}"
-
-
-def _short_remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
-    again = "re-estimate BatchNormalization's statistics on training batches before evaluating"
-    better = _better(case.hyperparameters)
-    return f"{again}, or set its momentum to {better}" if better else again
-
-
-def _remedy(case: Case, claim: Claim) -> str:
-    now, short = case.hyperparameters, _short_remedy(case, claim)
-    if not _better(now):
-        return f"{short}."
-    lag = f"at {now.momentum:g} the statistics need {_half_life(now.momentum):.0f} steps to follow half of a change"
-    return f"{short} ({lag}; an epoch has {now.steps})."
+def _options(case: Case) -> list[tuple[float, str]]:
+    """Loss now and setting of each tried condition that lowers the loss, the lowest first."""
+    found = [
+        (probe.facts["now"], f"model.momentum={probe.facts['momentum']:g}")
+        for probe in _momentum(case)
+        if probe is not None and probe.facts["momentum"] is not None and probe.fraction >= HALF
+    ]
+    if "statistics" in case.probes:
+        found.append((case.probes["statistics"].facts["now"], "model.statistics=precise"))
+    return sorted(option for option in found if not is_set(case, option[1]))
 
 
 def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
-    better = _better(case.hyperparameters)
-    return ("model.statistics=precise", *((f"model.momentum={better}",) if better else ()))
+    return tuple(setting for _, setting in _options(case))
+
+
+def _short_remedy(case: Case, claim: Claim) -> str:
+    words = []
+    for setting in _settings(case, claim):
+        name, _, value = setting.partition("=")
+        words.append(
+            f"set BatchNormalization's momentum to {value}"
+            if name == "model.momentum"
+            else "re-estimate BatchNormalization's statistics on training batches before evaluating"
+        )
+    return ", or ".join(words) or "re-estimate BatchNormalization's statistics on training batches before evaluating"
+
+
+def _remedy(case: Case, claim: Claim) -> str:
+    now = case.hyperparameters
+    return f"{_short_remedy(case, claim)}{_reason(which(case), now)}."
+
+
+def _reason(kind: str, now: Hyperparameters) -> str:
+    if kind == "statistics" or not (np.isfinite(now.momentum) and now.steps):
+        return ""
+    if kind == "lag":
+        half = f"{_half_life(now.momentum):.0f} steps to follow half of a change"
+        return f" (at {now.momentum:g} the statistics need {half}; an epoch has {now.steps})"
+    batches = 1 / (1 - now.momentum)
+    return f" (at {now.momentum:g} the statistics average over about {batches:.0f} batches, too few for units that fire rarely)"
 
 
 CAUSE = CauseKind(
     "batchnorm_statistics",
-    "lagging BatchNorm statistics",
+    "BatchNorm statistics that do not fit the weights",
     harms_training=False,
     rule=_rule,
     evidence=_evidence,

@@ -1,4 +1,4 @@
-"""Divergence: the loss is not finite, or never recovered."""
+"""Divergence: the loss is not finite or never recovered, in training mode as well as on the validation images."""
 
 import numpy as np
 
@@ -7,11 +7,18 @@ from spikewise.records import Case
 
 
 def _rule(case: Case) -> Claim | None:
-    return Claim(1.0, 1.0, 1.0, decides=True) if case.spike.outcome == "divergence" else None
+    if case.spike.outcome != "divergence" or case.training.lost is False:
+        return None
+    return Claim(1.0, 1.0, 1.0, decides=True)
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
-    return "The loss has not recovered." if np.isfinite(case.spike.loss) else "The loss is not finite."
+    what = "The loss has not recovered" if np.isfinite(case.spike.loss) else "The loss is not finite"
+    now, usual = case.training.batch_loss, case.training.usual_batch_loss
+    if case.training.lost is None or not np.isfinite(usual):
+        return f"{what}."
+    batches = f"from {usual:.2f} to {now:.2f}" if np.isfinite(now) else f"from {usual:.2f} to a value that is not finite"
+    return f"{what}, and the loss of the training batches went {batches}."
 
 
 def _rate(case: Case) -> str | None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from
+from spikewise.causes.kind import CauseKind, Claim, claim_from, training_images_share
 from spikewise.causes.overshoot import LONGER
 from spikewise.records import Case, Diagnosis
 from spikewise.suspects import HALF, look, suspects
@@ -16,8 +16,15 @@ def _rule(case: Case) -> Claim | None:
     if probe is None:
         return None
     # Steps that are too long hurt a few images first, unless the images themselves changed.
-    own = case.training.length < LONGER or case.fraction("earlier_weights") >= HALF
-    return claim_from(probe, given=own and probe.facts["left"] <= case.spike.threshold)
+    changed = case.fraction("earlier_weights") >= HALF
+    return claim_from(
+        probe,
+        unless=[
+            (probe.facts["left"] > case.spike.threshold, "without them there would still be an alarm"),
+            (case.training.length >= LONGER and not changed, "the steps were so long that these images suffered first"),
+            (training_images_share(case, HALF) and not changed, "training images rose as well"),
+        ],
+    )
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, percent, recovers
+from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed, percent, too_high
 from spikewise.records import Case
 
 LARGER = 2.0
@@ -20,20 +20,29 @@ def _rule(case: Case) -> Claim | None:
 
 
 def _oscillation_rule(case: Case) -> Claim | None:
-    # An average contains little of a change that comes late in the epoch, so it would prove nothing.
+    return _averaged(case, noisy=case.training.straightness <= STRAIGHT and not _late(case))
+
+
+def _late(case: Case) -> bool:
+    """Whether the rise came in the second half of the epoch. An average contains little of so late a change, and proves nothing."""
     path = case.probes.get("path")
-    late = path is not None and path.facts["first"] > case.hyperparameters.steps / 2
-    return _averaged(case, noisy=case.training.straightness <= STRAIGHT and not late)
+    return path is not None and path.facts["first"] > case.hyperparameters.steps / 2
 
 
 def _averaged(case: Case, *, noisy: bool) -> Claim | None:
     probe = case.probes.get("averaged")
-    return claim_from(probe, given=noisy and recovers(case, probe)) if probe else None
+    why = "the rise came too late for an average over the epoch to show it" if _late(case) else "the weights did not oscillate"
+    return claim_from(
+        probe, unless=[no_step_needed(case), too_high(case, probe), (not noisy, f"gradients were not unusual, and {why}")]
+    )
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
-    larger = case.training.gradient
-    evidence = f"With weights averaged over the epoch, {percent(case.fraction('averaged'))} of the rise disappears"
+    larger, facts = case.training.gradient, case.probes["averaged"].facts
+    evidence = (
+        f"With weights averaged over the epoch, the loss went from {facts['before']:.3f} to {facts['now']:.3f}: "
+        f"{percent(case.fraction('averaged'))} of the rise disappears"
+    )
     return evidence + (f"; gradients were {larger:.1f} times as large as before." if larger >= MENTIONED else ".")
 
 
@@ -52,13 +61,21 @@ def _rate(case: Case) -> str | None:
 def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
     batch, decay, rate = case.hyperparameters.batch_size, _decay(case), _rate(case)
     average = "average the weights" + (f" with a decay of {decay}" if decay else "")
-    larger = f"a batch of {4 * batch} instead of {batch} images" if batch else "a larger batch"
-    return f"{average}, use {larger}, or halve the learning rate{f' to {rate}' if rate else ''}."
+    larger = f"use a batch of {4 * batch} instead of {batch} images" if batch else "use a larger batch"
+    halve = f"halve the learning rate{f' to {rate}' if rate else ''}"
+    if _averages(case):
+        return f"{larger}, or {halve}."
+    return f"{average}, {larger}, or {halve}."
+
+
+def _averages(case: Case) -> bool:
+    """Whether the run averages its weights already."""
+    return case.hyperparameters.settings.get("optimizer.ema") is not None
 
 
 def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
     batch, decay, rate = case.hyperparameters.batch_size, _decay(case), _rate(case)
-    average = (f"optimizer.ema={decay}",) if decay else ()
+    average = (f"optimizer.ema={decay}",) if decay and not _averages(case) else ()
     larger = (f"training.batch_size={4 * batch}",) if batch else ()
     return (*average, *larger, *((f"optimizer.learning_rate={rate}",) if rate else ()))
 

@@ -4,12 +4,17 @@ Each module beside this one defines one kind: its CAUSE, and, if a second rule w
 a second constant. `spikewise.causes` puts them in order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from spikewise.records import Case, Diagnosis, Event, Probe
 from spikewise.suspects import HALF
+
+SHARED = 0.2
+"""Training images share a rise if they rise by more than this fraction of it."""
 
 
 class Claim(NamedTuple):
@@ -23,6 +28,12 @@ class Claim(NamedTuple):
     """Whether the evidence is sufficient for a verdict."""
     event: Event | None = None
     """The event that caused the rise."""
+    against: str | None = None
+    """The measured fact that keeps it from deciding, as a clause: "no step was long"."""
+    probe: str | None = None
+    """The probe that measured it."""
+    listed: bool = True
+    """Whether it may be listed behind another verdict."""
 
 
 Rule = Callable[[Case], Claim | None]
@@ -51,17 +62,59 @@ class CauseKind:
     """The remedy without its explanation; None if the remedy is short already."""
     settings: SettingsOf = lambda *_: ()
     """The same remedy, with the same numbers, as settings of the training job. Default: no setting does it."""
+    advice: Callable[[Sequence[Diagnosis]], str] | None = None
+    """What to do after several spikes with this verdict, for a summary; None: the remedy of the last one."""
     specific_title: Callable[[Diagnosis], str | None] = lambda _: None
     """A more specific title for a diagnosis whose verdict this is, or None."""
 
 
-def claim_from(probe: Probe | None, *, given: bool = True, event: Event | None = None) -> Claim | None:
+Fact = tuple[bool, str]
+"""Whether a fact holds, and the fact as a clause."""
+
+
+def claim_from(
+    probe: Probe | None, *, unless: Sequence[Fact] = (), event: Event | None = None, listed: bool = True
+) -> Claim | None:
     """Claims the fraction that a probe removes; None without the probe. It decides if the fraction is at least half, its interval
-    lies above 0, and the further condition `given` holds."""
+    lies above 0, and no fact in `unless` holds."""
     if probe is None:
         return None
-    decides = probe.fraction >= HALF and probe.low > 0 and given
-    return Claim(probe.fraction, probe.low, probe.high, decides, event)
+    against = next((clause for holds, clause in (*unless, (probe.low <= 0, "its interval includes 0")) if holds), None)
+    decides = probe.fraction >= HALF and against is None
+    return Claim(probe.fraction, probe.low, probe.high, decides, event, against, probe.name, listed)
+
+
+def training_images_share(case: Case, fraction: float = SHARED) -> bool:
+    """Whether training images, in inference mode, certainly rose by more than this fraction of the validation rise, and noticeably
+    for their own loss. False if it is unknown."""
+    training = case.training
+    certain = training.train_rise - 1.64 * np.nan_to_num(training.train_error)
+    return bool(certain > fraction * case.rise and training.train_rise > 0.1 * max(training.train_loss, 0.05))
+
+
+def no_step_needed(case: Case) -> Fact:
+    """The fact that rules out every cause that acts through training steps."""
+    return case.fraction("earlier_weights") >= HALF, "the earlier weights, evaluated again, show the rise too"
+
+
+def too_high(case: Case, probe: Probe | None) -> Fact:
+    """The fact that the loss under the changed condition is not acceptable."""
+    return probe is not None and not recovers(case, probe), "the loss would still be far too high"
+
+
+def is_set(case: Case, setting: str) -> bool:
+    """Whether the run has this setting, `section.key=value`, already."""
+    key, _, value = setting.partition("=")
+    known = case.hyperparameters.settings.get(key)
+    return known is not None and (str(known).lower() == value.lower() or _number(known) == _number(value))
+
+
+def _number(value: Any) -> float:
+    """The value as a number; NaN, which equals nothing, if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return np.nan
 
 
 def recovers(case: Case, probe: Probe) -> bool:

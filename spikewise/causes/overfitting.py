@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim
+from spikewise.causes.kind import SHARED, CauseKind, Claim, is_set, no_step_needed
 from spikewise.records import Case
 from spikewise.suspects import HALF
 
-SHARED = 0.2
-"""If the training images rise by at most this fraction of the validation rise, they do not share it."""
 PATIENCE = 10
 """Epochs without a better one after which to stop, as suggested."""
 SHIFT = 4
@@ -16,7 +14,7 @@ SHIFT = 4
 
 def only_validation_rose(case: Case) -> Claim | None:
     """A claim if training images, in inference mode, do not show the rise; None if they do or are not known."""
-    training, rise = case.training, _validation_rise(case)
+    training, rise = case.training, case.rise
     if rise < HALF * case.spike.rise:  # most of the rise happened before the epoch that training images are compared with
         return None
     shared = training.train_rise / rise
@@ -30,17 +28,12 @@ def rises(case: Case) -> str:
     """A sentence with the rise on training images and that on validation images."""
     change = case.training.train_rise
     did = f"rose by {change:.3f}" if change > 0 else f"fell by {-change:.3f}"
-    rise = _validation_rise(case)
+    rise = case.rise
     return f"In inference mode, the loss on training images {did} while that on validation images rose by {rise:.3f}."
 
 
-def _validation_rise(case: Case) -> float:
-    rise = case.training.validation_rise
-    return case.spike.rise if rise is None else rise
-
-
 def _rule(case: Case) -> Claim | None:
-    return only_validation_rose(case) if case.overfitting else None
+    return only_validation_rose(case) if case.overfitting and not no_step_needed(case)[0] else None
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
@@ -49,14 +42,26 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
 
 def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
     best = f"the best epoch (so far {case.overfitting.epoch})" if case.overfitting else "the best epoch"
-    return (
-        f"keep {best} and stop {PATIENCE} epochs after it, or shift the training images at random by up to {SHIFT} pixels; "
-        "more training images, which no setting adds, help most."
-    )
+    ways = [f"keep {best} and stop {PATIENCE} epochs after it"] if not _stops(case) else []
+    ways += [f"shift the training images at random by up to {SHIFT} pixels"] if not _shifts(case) else []
+    if not ways:
+        return "add training images, which no setting does."
+    return f"{', or '.join(ways)}; more training images, which no setting adds, help most."
+
+
+def _stops(case: Case) -> bool:
+    """Whether the run keeps its best epoch and stops early already."""
+    return is_set(case, "training.keep=best") and bool(case.hyperparameters.settings.get("training.early_stopping", 0) > 0)
+
+
+def _shifts(case: Case) -> bool:
+    """Whether the run shifts its training images as far already."""
+    return bool(case.hyperparameters.settings.get("augmentation.shift", 0) >= SHIFT)
 
 
 def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
-    return (f"training.keep=best training.early_stopping={PATIENCE}", f"augmentation.shift={SHIFT}")
+    stop = () if _stops(case) else (f"training.keep=best training.early_stopping={PATIENCE}",)
+    return (*stop, *(() if _shifts(case) else (f"augmentation.shift={SHIFT}",)))
 
 
 CAUSE = CauseKind(

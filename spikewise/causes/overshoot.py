@@ -4,9 +4,11 @@ A step is judged by its length per unit of its own learning rate, so that warm-u
 learning rate that rises abruptly makes the steps too long (steps.raised).
 """
 
+from typing import Any
+
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from
+from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed
 from spikewise.records import Case
 
 LONGER = 2.0
@@ -16,16 +18,27 @@ WARMUP = 3
 
 
 def _rule(case: Case) -> Claim | None:
-    return claim_from(case.probes.get("line")) if case.training.length >= LONGER else None
+    usual = case.training.length < LONGER
+    unless = [
+        no_step_needed(case),
+        (usual, "no step was twice as long as its gradient and the schedule of the learning rate explain"),
+    ]
+    return claim_from(case.probes.get("line"), unless=unless, listed=not usual)
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
     facts, training = case.probes["line"].facts, case.training
     rose = f", where the learning rate had risen {training.raised:.3g}-fold at once" if training.raised >= LONGER else ""
+    before, usual = loss_at(facts, 0.0), loss_at(facts, facts["at"])
     return (
         f"Steps were up to {training.length:.1f} times as long as their gradients explain (step {training.length_at + 1}{rose}); "
-        f"with steps of the usual length the loss would be {facts['losses'][facts['at']]:.3f}."
+        f"with steps of the usual length the loss would have gone from {before:.3f} to {usual:.3f}."
     )
+
+
+def loss_at(facts: dict[str, Any], at: float) -> float:
+    """The loss at this part of the way from the earlier weights to the current ones. JSON turns the keys into text."""
+    return next(float(loss) for part, loss in facts["losses"].items() if float(part) == at)
 
 
 def _rate(case: Case) -> str | None:
@@ -35,9 +48,10 @@ def _rate(case: Case) -> str | None:
 
 
 def _norm(case: Case) -> str | None:
-    """The gradient norm to clip at; None if it is unknown, or if the steps were long although gradients were as usual."""
-    norm = case.training.ordinary_gradient
-    return f"{norm:.2g}" if norm > 0 and case.training.raised < LONGER else None  # False for NaN
+    """The gradient norm to clip at; None if it is unknown, if the steps were long although gradients were as usual, or if the run
+    clips at it already."""
+    norm, clipped = case.training.ordinary_gradient, case.hyperparameters.settings.get("optimizer.clip_norm") or np.inf
+    return f"{norm:.2g}" if norm > 0 and case.training.raised < LONGER and norm < clipped else None  # False for NaN
 
 
 def _remedy(case: Case, claim: Claim) -> str:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, percent
+from spikewise.causes.kind import CauseKind, Claim, claim_from, is_set, no_step_needed, percent
 from spikewise.records import Case, Diagnosis, Event
 from spikewise.steps import JUMP
 from spikewise.suspects import HALF
@@ -13,6 +13,8 @@ TRACE = 1.5
 """An event left a trace if the steps after it were this many times longer than their gradients explain."""
 WARMUP = 3
 """Epochs of warm-up that are suggested."""
+SYNCHRONIZED = "model.batch_normalization=synchronized"
+"""The setting with which BatchNormalization's statistics are those of all workers' images together."""
 RAISED = 1.2
 """A learning rate counts as raised above this multiple of the earlier one."""
 
@@ -45,7 +47,7 @@ WORDING = {
         "a changed number of workers",
         "The number of workers was changed",
         "synchronize BatchNorm across workers.",
-        ("model.batch_normalization=synchronized",),
+        (SYNCHRONIZED,),
     ),
     "batch_size": _Wording(
         "a changed batch size",
@@ -54,19 +56,42 @@ WORDING = {
         ("training.batch_size={before:g}",),
     ),
     "data": _Wording("changed training data", "The training data were changed", "compare the new data with the old."),
+    "frozen_layers": _Wording(
+        "layers frozen or unfrozen",
+        "The number of variables that train was changed",
+        "train the new ones at a learning rate ten times lower, and keep BatchNormalization of a pretrained base frozen (call the "
+        "base with training=False).",
+    ),
+    "loss": _Wording(
+        "another loss function",
+        "The loss function was changed",
+        "compare losses of the same function only: start a new callback, or judge this run from here on.",
+    ),
+    "optimizer": _Wording(
+        "another optimizer",
+        "The optimizer was changed",
+        f"go back to the one before, or warm the new one up over {WARMUP} epochs: it has no state yet.",
+        (f"optimizer.warmup_epochs={WARMUP}",),
+    ),
 }
 
 
 def _rule(case: Case) -> Claim | None:
-    if case.fraction("earlier_weights") >= HALF:  # the earlier weights show the rise too, so the event did not cause it
+    for event in case.events:
+        if event.kind == "loss":  # losses of two functions do not compare, whatever the probes say
+            return Claim(1.0, 1.0, 1.0, decides=True, event=event)
+    if no_step_needed(case)[0]:  # the event did not cause it
         return None
     if case.training.foreign is not None and case.fraction("bad_batches") < HALF:
         return Claim(1.0, 1.0, 1.0, decides=True)
-    for number, event in sorted(enumerate(case.events), key=lambda pair: _turn(case, *pair)):
-        probe = case.probes.get("before_event")
-        if probe is not None and probe.facts["step"] == event.step and _left_a_trace(case, event, number):
+    probe = case.probes.get("before_event")
+    if probe is None:
+        return None
+    there = [(number, event) for number, event in enumerate(case.events) if probe.facts["step"] == event.step]
+    for number, event in sorted(there, key=lambda pair: _turn(case, *pair)):
+        if _left_a_trace(case, event, number):
             return claim_from(probe, event=event)
-    return None
+    return claim_from(probe, unless=[(True, "the event left no trace in the steps after it")], listed=False)
 
 
 def _turn(case: Case, number: int, event: Event) -> int:
@@ -95,7 +120,11 @@ def _evidence(case: Case, claim: Claim) -> str:
         return f"Between steps {start} and {stop} the weights moved {excess:.3g} farther than these steps account for."
     values = f" from {event.before:g} to {event.after:g}" if event.before is not None and event.after is not None else ""
     when = f"before step {event.step + 1} of the epoch" if event.epoch == case.spike.epoch else f"in epoch {event.epoch}"
-    evidence = f"{WORDING[event.kind].what}{values} {when}; {percent(case.fraction('before_event'))} of the rise came afterwards"
+    detail = f" ({event.detail})" if event.detail else ""
+    evidence = f"{WORDING[event.kind].what}{values} {when}{detail}"
+    if event.kind == "loss":
+        return f"{evidence}, so the loss before and after it does not compare."
+    evidence += f"; {percent(case.fraction('before_event'))} of the rise came afterwards"
     number = list(case.events).index(event)
     if (longer := case.training.length_after[number]) >= TRACE:
         evidence += f", with steps up to {longer:.1f} times as long as their gradients explain"
@@ -104,19 +133,25 @@ def _evidence(case: Case, claim: Claim) -> str:
     return f"{evidence}."
 
 
-def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
+def _remedy(case: Case, claim: Claim) -> str:
     if claim.event is None:
         return "find what else writes the weights: a restore, a callback, another process, faulty memory."
     wording, (before, after) = WORDING[claim.event.kind], _values(claim.event)
+    if claim.event.kind == "world_size" and is_set(case, SYNCHRONIZED):
+        return (
+            "undo the change." if np.isnan(before) else f"go back to {before:g} workers: their statistics are synchronized already."
+        )
     if np.isnan(before) and "{before" in wording.remedy:
         return "undo the change."
     return wording.remedy.format(before=before, after=after)
 
 
-def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
+def _settings(case: Case, claim: Claim) -> tuple[str, ...]:
     if claim.event is None:
         return ()
     before, after = _values(claim.event)
+    if claim.event.kind == "world_size" and is_set(case, SYNCHRONIZED):
+        return () if np.isnan(before) else (f"launch.workers={before:g}",)
     found = [line.format(before=before, after=after) for line in WORDING[claim.event.kind].settings]
     return tuple(line for line in found if "nan" not in line)
 

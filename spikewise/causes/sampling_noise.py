@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, percent
+from spikewise.causes.kind import CauseKind, Claim, percent, training_images_share
 from spikewise.detect import CERTAIN, FEW_GROUPS
 from spikewise.records import Case, Spike
 from spikewise.suspects import HALF
@@ -16,19 +16,22 @@ MOST = 0.5
 
 
 def _rule(case: Case) -> Claim | None:
-    return None if _from_few_groups(case.spike) or case.training.length >= FAR_LONGER else _chance(case.spike)
+    return None if _from_few_groups(case.spike) or case.training.length >= FAR_LONGER else _chance(case)
 
 
 def _few_groups_rule(case: Case) -> Claim | None:
-    return _chance(case.spike) if _from_few_groups(case.spike) else None
+    return _chance(case) if _from_few_groups(case.spike) else None
 
 
 def _from_few_groups(spike: Spike) -> bool:
     return spike.groups is not None and spike.groups < min(FEW_GROUPS, spike.images)
 
 
-def _chance(spike: Spike) -> Claim | None:
-    if not np.isfinite(spike.error) or spike.rise >= CERTAIN * spike.error:
+def _chance(case: Case) -> Claim | None:
+    """A claim if the rise is within what another draw of the validation images may give, and training images do not share it: an
+    accident of the validation draw does not happen to them."""
+    spike = case.spike
+    if not np.isfinite(spike.error) or spike.rise >= CERTAIN * spike.error or training_images_share(case):
         return None
     chance = float(np.clip(1.96 * spike.error / spike.rise, 0, 1))
     return Claim(chance, chance, chance, decides=True)

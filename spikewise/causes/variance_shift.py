@@ -1,17 +1,29 @@
 """Dropout before BatchNormalization gives its statistics another variance in training than in inference."""
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from
+from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed
 from spikewise.records import Case
+from spikewise.suspects import HALF
 
 
 def _rule(case: Case) -> Claim | None:
-    return claim_from(case.probes.get("variance_shift"))
+    probe = case.probes.get("variance_shift")
+    if probe is None:
+        return None
+    # Statistics of changed images also differ from earlier ones; then dropout makes no difference between the two losses of today.
+    effect = probe.facts["with_dropout"] - probe.facts["without"]
+    none = effect < HALF * case.rise
+    return claim_from(
+        probe,
+        unless=[no_step_needed(case), (none, f"dropout raises the loss by {max(effect, 0):.3f} only")],
+        listed=effect > 0,
+    )
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
     facts = case.probes["variance_shift"].facts
     return (
-        f"The loss is {facts['without']:.3f} with statistics estimated without dropout, {facts['with_dropout']:.3f} with dropout."
+        f"The loss is {facts['with_dropout']:.3f} with statistics estimated with dropout, {facts['without']:.3f} with statistics "
+        f"estimated without it, which gave {facts['before']:.3f} before."
     )
 
 

@@ -1,9 +1,10 @@
-"""Checks what a Keras user passes to the diagnosis (examples and a compiled model) and brings it into one form.
+"""Checks the examples that a Keras user passes to the diagnosis, and brings them into one form.
 
 Shapes: n examples, b examples of a batch, K outputs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -12,149 +13,153 @@ import tensorflow as tf
 
 from spikewise.errors import UserError
 
-BATCH = 128
-"""Batch size in which arrays are read."""
+BATCH = 32
+"""Batch size in which arrays are evaluated, unless another is given: that of `model.evaluate`."""
 DATA = "arrays (x, y), a batched tf.data.Dataset or a keras.utils.PyDataset"
-
-Loss = Callable[[Any, Any], Any]
-"""(labels, outputs) of a batch -> loss of each example [b]."""
 
 
 class Examples:
     """Labelled examples that can be read repeatedly, in the same order each time."""
 
-    def __init__(self, data: Any, what: str) -> None:
-        """`data`: arrays (x, y), a batched tf.data.Dataset or a keras.utils.PyDataset. `what`: its name in errors.
+    def __init__(self, data: Any, what: str, batch_size: int = BATCH) -> None:
+        """`data`: arrays (x, y) or (x, y, sample_weight), a batched tf.data.Dataset or a keras.utils.PyDataset. `what`: its name in
+        errors. `batch_size`: that of arrays.
 
         Raises UserError for anything else.
         """
         self.what = what
-        self._data = data
+        self.weighted = False
+        """Whether the examples have weights; known once they were read."""
+        self._data, self._size = data, batch_size
         if isinstance(data, (tuple, list)):
             self._data = _arrays(data, what)
         elif isinstance(data, tf.data.Dataset):
             if data.cardinality() == tf.data.INFINITE_CARDINALITY:
                 raise UserError(f"{what} is a dataset that never ends. Fix: leave out repeat(), or add take(...).")
-        elif not isinstance(data, keras.utils.PyDataset):
+        elif isinstance(data, keras.utils.PyDataset):
+            if data.num_batches is None:
+                raise UserError(f"{what} is a PyDataset that never ends. Fix: return its number of batches from __len__.")
+        else:
             once = ", which can be read only once" if isinstance(data, Iterator) else ""
             raise UserError(f"{what} is of type {type(data).__name__}{once}. Fix: pass {DATA}.")
 
-    def batches(self) -> Iterator[tuple[Any, Any]]:
-        """Examples and labels of each batch. Raises UserError for a batch without labels."""
+    def batches(self) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]]:
+        """Examples, labels and sample weights (None without them) of each batch. Raises UserError for a batch without labels."""
+        for batch in self._read():
+            x, y, weights = labelled(batch, self.what)
+            self.weighted = weights is not None
+            yield x, y, weights
+
+    def check_order(self, before: bytes) -> None:
+        """Reads all labels once more. Raises UserError if their digest is not the one from `before`."""
         if isinstance(self._data, tuple):
-            x, y = self._data
-            yield from ((x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(x), BATCH))
             return
-        source = self._data if isinstance(self._data, tf.data.Dataset) else (self._data[i] for i in range(len(self._data)))
-        for batch in source:
-            yield labelled(batch, self.what)
+        digest = self.digest()
+        for _, y, _ in self.batches():
+            digest.update(np.asarray(y).tobytes())
+        if digest.digest() != before:
+            raise UserError(
+                f"{self.what} is in a different order each time it is read. Fix: add .cache() to the dataset, or leave out "
+                "shuffle() where it is made. Do not combine shuffle=False with validation_split: that leaves only the last classes."
+            )
 
-    def evaluate(self, infer: Callable[[Any], Any], loss: Loss) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Losses [n], outputs [n, ...] and labels [n, ...]. Raises UserError if the model cannot evaluate the examples."""
-        results = []
-        for x, y in self.batches():
-            try:
-                outputs = infer(tf.convert_to_tensor(x))
-                losses = np.asarray(loss(tf.convert_to_tensor(y), outputs), float)
-            except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-                shapes = f"x of shape {np.shape(x)} and y of shape {np.shape(y)}"
-                raise UserError(
-                    f"The model cannot evaluate a batch of {self.what} with {shapes}: {str(error).splitlines()[0]}. "
-                    "Fix: pass batches in the form that the model is trained on."
-                ) from error
-            if losses.shape != (len(y),):
-                raise UserError(
-                    f"The model's loss on {self.what} has shape {losses.shape} for {len(y)} examples. "
-                    "Fix: use a loss that is computed for each example."
-                )
-            results.append((losses, np.asarray(outputs), np.asarray(y)))
-        if not results:
-            raise UserError(f"{self.what} contains no batch. Fix: pass at least one labelled example.")
-        losses, outputs, labels = (np.concatenate(values) for values in zip(*results, strict=True))
-        return losses, outputs, labels
+    def unfit(self, x: Any, y: Any, why: str) -> UserError:
+        """The error that the model cannot evaluate a batch."""
+        shapes = f"x of shape {np.shape(x)} and y of shape {np.shape(y)}"
+        return UserError(
+            f"The model cannot evaluate a batch of {self.what} with {shapes}: {_first_line(why)}. "
+            "Fix: pass batches in the form that the model is trained on."
+        )
+
+    @staticmethod
+    def digest() -> "hashlib.blake2b":
+        """A digest to be updated with the labels of each batch."""
+        return hashlib.blake2b(digest_size=16)
+
+    def _read(self) -> Iterator[Any]:
+        data = self._data
+        if isinstance(data, tuple):
+            for i in range(0, len(data[0]), self._size):
+                yield tuple(_as_keras_reads(part[i : i + self._size]) for part in data)
+        elif isinstance(data, tf.data.Dataset):
+            yield from data
+        else:  # as Keras reads it
+            data.on_epoch_begin()
+            for i in range(data.num_batches):
+                yield data[i]
+            data.on_epoch_end()
 
 
-def _arrays(data: Sequence[Any], what: str) -> tuple[np.ndarray, np.ndarray]:
-    """The arrays (x, y), checked; raises UserError."""
+def _first_line(text: str) -> str:
+    return next((line.strip().rstrip(".") for line in text.splitlines() if line.strip()), "no reason given")
+
+
+def _as_keras_reads(values: np.ndarray) -> np.ndarray:
+    """Keras converts all floating-point arrays to one precision."""
+    return values.astype(keras.backend.floatx()) if values.dtype.kind == "f" else values
+
+
+def _arrays(data: Sequence[Any], what: str) -> tuple[np.ndarray, ...]:
+    """The arrays (x, y) or (x, y, sample_weight), checked; raises UserError."""
     if len(data) not in (2, 3):
-        raise UserError(f"{what} has {len(data)} parts. Fix: pass (x, y).")
+        raise UserError(f"{what} has {len(data)} parts. Fix: pass (x, y) or (x, y, sample_weight).")
     try:
-        x, y = (np.asarray(values) for values in data[:2])
-        numeric = x.dtype != object and y.dtype != object
+        arrays = tuple(np.asarray(values) for values in data if values is not None)
+        numeric = len(arrays) > 1 and all(values.dtype != object for values in arrays)
     except ValueError:  # lists of different lengths
         numeric = False
     if not numeric:
         raise UserError(
-            f"{what} does not consist of two arrays of numbers; only models with one input and one output are supported. "
+            f"{what} does not consist of arrays of numbers; only models with one input and one output are supported. "
             "Fix: pass x and y as one numeric array each."
         )
-    if not x.ndim or len(x) != len(np.atleast_1d(y)) or not len(x):
+    if not all(values.ndim for values in arrays) or len({len(values) for values in arrays}) != 1 or not len(arrays[0]):
+        parts = zip(("x", "y", "sample_weight"), arrays, strict=False)
+        shapes = " and ".join(f"{name} of shape {values.shape}" for name, values in parts)
+        raise UserError(f"{what} has {shapes}. Fix: pass equally many examples, labels and weights, at least 1.")
+    return arrays
+
+
+def labelled(batch: Any, what: str) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """Examples, labels and sample weights (or None) of a batch as a dataset yields it. Raises UserError without labels, or with
+    several inputs or outputs."""
+    parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+    x, y, weights = (*parts, None, None)[:3]
+    kinds = (dict, list, tuple, tf.RaggedTensor, tf.SparseTensor)
+    if len(parts) > 3 or y is None or any(isinstance(part, kinds) for part in (x, y, weights)):
         raise UserError(
-            f"{what} has x of shape {x.shape} and y of shape {y.shape}. Fix: pass equally many examples and labels, at least 1."
+            f"The batches of {what} are not pairs (x, y) of one dense array each; only models with one input and one output are "
+            "supported. Fix: yield (x, y) or (x, y, sample_weight)."
         )
-    return x, y
+    return tf.convert_to_tensor(x), tf.convert_to_tensor(y), None if weights is None else tf.convert_to_tensor(weights)
 
 
-def labelled(batch: Any, what: str) -> tuple[Any, Any]:
-    """Examples and labels of a batch as a dataset yields it. Raises UserError without labels, or with several inputs or outputs."""
-    x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-    if y is None or isinstance(x, (dict, list, tuple)) or isinstance(y, (dict, list, tuple)):
-        raise UserError(
-            f"The batches of {what} are not pairs (x, y) of one array each; only models with one input and one output are "
-            "supported. Fix: yield (x, y)."
-        )
-    return x, y
-
-
-def loss_of(model: keras.Model) -> Loss:
-    """The per-example loss that `model` was compiled with, averaged over further axes. Raises UserError without exactly one."""
-    if not isinstance(model, keras.Model):
-        raise UserError(f"model is of type {type(model).__name__}. Fix: pass a keras.Model.")
-    given = getattr(model, "loss", None)
-    if given is None or isinstance(given, (dict, list, tuple)):
-        raise UserError(
-            f"The model was not compiled with exactly one loss, but with {given!r}. "
-            "Fix: compile it with one loss, such as loss='sparse_categorical_crossentropy'."
-        )
-    found = keras.losses.get(given)
-    each = found.call if isinstance(found, keras.losses.Loss) else found
-
-    def loss(labels: Any, outputs: Any) -> Any:
-        if labels.ndim == outputs.ndim - 1 and outputs.shape[-1] == 1:
-            labels = labels[..., None]
-        values = tf.convert_to_tensor(each(labels, outputs))
-        return tf.reduce_mean(tf.reshape(values, [tf.shape(values)[0], -1]), -1)
-
-    return loss
-
-
-def classes(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray | None:
-    """Class number of each example [n]; None if `labels` are not classes. `labels` [n, ...], `outputs` [n, K or 1]."""
-    if outputs.ndim != 2:
+def classes(labels: np.ndarray, outputs: Sequence[int]) -> np.ndarray | None:
+    """Class number of each example [b]; None if `labels` [b, ...] are not classes. `outputs`: shape of the model's outputs."""
+    if len(outputs) != 2 or not np.issubdtype(labels.dtype, np.number):
         return None
-    if labels.shape == outputs.shape and outputs.shape[1] > 1:
+    if labels.shape == tuple(outputs) and outputs[1] > 1:
         return labels.argmax(1) if np.allclose(labels.sum(1), 1) else None
-    if labels.size != len(outputs):
+    if labels.size != outputs[0]:
         return None
     flat = labels.reshape(-1)
-    fits = np.all(flat == np.round(flat)) and flat.min() >= 0 and flat.max() < max(outputs.shape[1], 2)
+    fits = np.all(flat == np.round(flat)) and flat.min() >= 0 and flat.max() < max(outputs[1], 2)
     return flat.astype(int) if fits else None
 
 
-def predicted(numbers: Sequence[int], known: np.ndarray | None, outputs: np.ndarray) -> dict[int, tuple[str, str, float]]:
-    """Label, predicted class and its probability of single examples; empty if they have no classes. `known`: from `classes`."""
-    if known is None or not len(numbers):
-        return {}
-    p = _probabilities(outputs[list(numbers)])
-    return {i: (str(known[i]), str(row.argmax()), float(row.max())) for i, row in zip(numbers, p, strict=True)}
+def predicted(known: np.ndarray | None, found: dict[int, np.ndarray]) -> dict[int, tuple[str, str, float]]:
+    """Label, predicted class and its probability of single examples; empty without classes. `known`: from `classes`; `found`: class
+    probabilities [K], by example."""
+    return {i: (str(known[i]), str(p.argmax()), float(p.max())) for i, p in found.items()} if known is not None else {}
 
 
-def _probabilities(outputs: np.ndarray) -> np.ndarray:
-    """Class probabilities [n, K] from a network's outputs [n, K or 1], which are probabilities or logits."""
+def probabilities(outputs: np.ndarray) -> np.ndarray:
+    """Class probabilities [b, K] from a network's outputs [b, K or 1], which are probabilities or logits."""
+    outputs = outputs.astype(float)
     if outputs.shape[1] == 1:
-        p = outputs if outputs.min() >= 0 and outputs.max() <= 1 else 1 / (1 + np.exp(-outputs.astype(float)))
+        p = outputs if outputs.min() >= 0 and outputs.max() <= 1 else 1 / (1 + np.exp(-outputs))
         return np.concatenate([1 - p, p], 1)
     if outputs.min() >= 0 and np.allclose(outputs.sum(1), 1, atol=1e-2):
         return outputs
-    powers = np.exp(outputs.astype(float) - outputs.max(1, keepdims=True))
+    powers = np.exp(outputs - outputs.max(1, keepdims=True))
     return np.asarray(powers / powers.sum(1, keepdims=True))

@@ -1,46 +1,88 @@
-"""Watches `model.fit` from outside: sees each batch on its way to the training step, and measures the step by the change it makes
-to weights and optimizer. The step itself stays Keras' own, and so do its numbers.
+"""Watches `model.fit`: sees each step before and after, evaluates each epoch, and passes both to a Diagnostician.
+
+Owns what lasts from one `fit` to the next. tap.py leads here, recorder.py measures the steps, loss.py evaluates as Keras does.
 
 Shapes: n validation examples, b examples of a batch, s steps of an epoch.
 """
 
 import logging
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, cast
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from spikewise import describe
+from spikewise import describe, describe_curve
+from spikewise.curve import shares
 from spikewise.diagnose import Diagnostician
 from spikewise.errors import UserError
-from spikewise.keras.data import Examples, classes, labelled, loss_of, predicted
-from spikewise.keras.network import KerasNetwork
-from spikewise.records import STEP, Diagnosis, Event
-from spikewise.steps import ABRUPT, raised
+from spikewise.findings import Findings
+from spikewise.keras.data import Examples, labelled, predicted
+from spikewise.keras.loss import CompiledNetwork, Evaluation, Losses
+from spikewise.keras.recorder import EpochBatches, StepRecorder, raises, size_of
+from spikewise.keras.setup import Setup, check, setup_of
+from spikewise.keras.tap import BatchTap, take_off, tap_on
+from spikewise.probes import Network
+from spikewise.records import Diagnosis, Event
 
 log = logging.getLogger(__name__)
 
 SAMPLE = 500
 """Number of training examples whose loss in inference mode is followed: the first ones of the first epoch."""
+TRACE_BYTES = 2**28
+"""The statistics of BatchNormalization after every step of an epoch are kept if they take at most this many bytes."""
+SAMPLED = 4
+"""The sample takes at most one part in SAMPLED of the memory."""
 
 
 class Watch:
     """Connects the training of one model with a Diagnostician. The callback calls its methods in the order of `fit`."""
 
-    def __init__(self, validation_data: Any, names: Mapping[str, Sequence[Any]], *, smallest_fraction: float, memory: int) -> None:
+    def __init__(
+        self,
+        validation_data: Any,
+        names: Mapping[str, Sequence[Any]],
+        *,
+        sensitivity: float,
+        budget: float,
+        batch_size: int,
+        memory: int,
+    ) -> None:
         """`names`: `keys` and `groups` [n], if known; the rest as for SpikeDiagnosis. Raises UserError."""
         self.bad_batches: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
         """Examples and labels of bad batches, by epoch and number."""
-        self._examples = Examples(validation_data, "validation_data")
+        self._examples = Examples(validation_data, "validation_data", batch_size)
         self._names = names
-        self._smallest_fraction = smallest_fraction
+        self._sensitivity, self._budget = sensitivity, budget
+        self._memory = memory
         self._batches = EpochBatches(memory)
-        self._diagnostician: Diagnostician | None = None
+        self._sample: list[tuple[Any, Any, Any]] = []
         self._model: keras.Model | None = None
-        self._sample: list[tuple[Any, Any]] = []
+        self._diagnostician: Diagnostician | None = None
+        self._recorder: StepRecorder | None = None
+        self._tap: BatchTap | None = None
+        self._function: Any = None
+        """The training function that the recorder and the network were made for."""
+        self._setup: Setup | None = None
+        """How the model was compiled in the last epoch."""
+        self._events: list[Event] = []
+        self._last: np.ndarray | None = None
+        """Losses [n] at the end of the last epoch."""
+        self._trace: list[Any] | None = None
+        """Statistics of BatchNormalization before the first and after each step of the epoch; None if they are not kept."""
+        self._order = b""
+        self._classes: np.ndarray | None = None
+        self._first = self._ready = False
+        """Whether the next step is the first of this `fit`, and whether the epoch has begun."""
+        self._offset: int | None = None
+        """What is added to Keras' number of an epoch; None before the first epoch of a `fit`."""
+        self._number = 0
+        """The running epoch, from 1."""
+        self._watched = 0
+        """Number of epochs that were finished."""
         self._steps = 0
         """Number of steps of the last epoch."""
         self._rate = np.nan
@@ -54,130 +96,267 @@ class Watch:
         return self._diagnostician.diagnoses if self._diagnostician else []
 
     @property
-    def epochs(self) -> int:
-        """Number of finished epochs."""
-        return self._diagnostician.detector.epoch if self._diagnostician else 0
-
-    @property
     def summary(self) -> str:
         """What happened to the validation loss, in plain words."""
-        if self._diagnostician is None:
+        if self._diagnostician is None or not self._watched:
             return "No epoch was finished."
-        return describe.summary(self.diagnoses, self._diagnostician.overfitting, self.epochs)
+        return " ".join(describe_curve.explained(self.findings, self._watched, self._diagnostician.course))
+
+    @property
+    def findings(self) -> Findings:
+        """Everything found so far."""
+        return self._diagnostician.findings if self._diagnostician else Findings()
 
     def as_dict(self) -> dict[str, Any]:
         """The results as JSON types."""
-        trend = self._diagnostician.overfitting if self._diagnostician else None
         spikes = [{**d.as_dict(), "name": describe.name(d), "headline": describe.headline(d.spike)} for d in self.diagnoses]
-        return {"summary": self.summary, "spikes": spikes, "overfitting": trend and trend.as_dict()}
+        return {**self.findings.as_dict(), "summary": self.summary, "spikes": spikes, "shares": shares(self.findings.parts)}
 
     def begin(self, model: keras.Model) -> None:
-        """Taps the training function of `model`. Raises UserError if the model, the data or their names do not fit."""
-        if self._model not in (None, model):
+        """Begins a `fit`. Raises UserError if the model, the data or their names do not fit."""
+        check(model)
+        take_off(model)
+        self._connect(model)
+        found = self._losses.evaluate(self._examples)
+        if self._model is None:
+            self._examples.check_order(found.order)
+        if self._last is not None and len(found.losses) != len(self._last):
+            raise UserError(
+                f"This SpikeDiagnosis has watched {len(self._last)} validation examples, and validation_data has "
+                f"{len(found.losses)}. Fix: pass the same examples, or create a new SpikeDiagnosis."
+            )
+        if self._model not in (None, model) and self._last is not None and not _same(found.losses, self._last):
             raise UserError("This SpikeDiagnosis watches another model. Fix: create a new SpikeDiagnosis for this model.")
-        _check(model)
-        self._model = model
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-        self._loss = loss_of(model)
-        self._network = KerasNetwork(model, lambda: self._evaluate()[0], self._batches, self._loss)
-        losses, outputs, self._labels = self._evaluate()
-        self._classes = classes(self._labels, outputs)
         for name, values in self._names.items():
-            if len(values) != len(losses):
-                raise UserError(f"{name} has {len(values)} entries for {len(losses)} validation examples. Fix: pass one for each.")
-        if self._diagnostician:
-            self._diagnostician.network = self._network
-        self._recorder = StepRecorder(model)
-        inner = model.train_function
-        model.train_function = BatchTap(inner.inner if isinstance(inner, BatchTap) else inner, self._step, eager=model.run_eagerly)
+            if len(values) != len(found.losses):
+                raise UserError(
+                    f"{name} has {len(values)} entries for {len(found.losses)} validation examples. Fix: pass one for each."
+                )
+        self._model, self._classes, self._order = model, found.classes, found.order
+        self._offset, self._first = None, True
 
-    def begin_epoch(self) -> None:
-        """Forgets what an interrupted epoch left behind, and prints what is due."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Forgets what an interrupted epoch left behind, and prints what is due. `epoch`: Keras' number, from 0."""
         self._print()
-        self._batches.clear()
-        self._recorder.clear()
+        seen = self._diagnostician.detector.epoch if self._diagnostician else 0
+        if self._offset is None:  # epochs go on where this callback has seen more of them than this fit counts
+            self._offset = max(seen - epoch, 0)
+        self._number = epoch + 1 + self._offset
+        self._batches = EpochBatches(self._memory - self._memory // SAMPLED)
+        self._ready = False
         self._snapshots: frozenset[int] = frozenset()
+        if self._recorder:
+            self._recorder.clear()
         if self._diagnostician:
             self._diagnostician.discard_epoch()
             self._snapshots = self._diagnostician.snapshots(self._steps)
+        if not self._watched:
+            self._sample = []
 
-    def close_epoch(self) -> float | None:
-        """Evaluates and diagnoses the epoch. Returns the validation loss, None for an epoch without steps. Raises UserError if the
-        order of the validation data changed."""
-        steps = self._recorder.steps()
-        self._steps = len(steps)
+    def expect_step(self) -> None:
+        """Puts the tap on for the next step."""
+        self._tap = tap_on(cast(keras.Model, self._model), self._tap)
+        self._tap.put_on(self)
+
+    def step(self, data: Any, train: Callable[[], dict[str, Any]], iterator: Any) -> dict[str, Any]:
+        """Runs and records one training step on the batch `data`."""
+        x, y, weights = labelled(data, "training data")
+        if not self._ready:
+            self._prepare(len(x))
+            weakref.finalize(iterator, self._batches.clear)  # an interrupted fit must not hold this memory
+        self._keep(x, y, weights)
+        recorder, diagnostician = cast(StepRecorder, self._recorder), cast(Diagnostician, self._diagnostician)
+        if not recorder.count:
+            self._trace = []
+            self._trace_statistics()
+        logs = recorder.record(train)
+        self._trace_statistics()
+        if (done := recorder.count) in self._snapshots:
+            diagnostician.snapshot(done)
+        return logs
+
+    def interrupted(self) -> None:
+        """Frees the memory of an epoch that will not be finished."""
+        self._batches.clear()
+
+    def close_epoch(self, logs: dict[str, Any]) -> None:
+        """Evaluates and diagnoses the epoch, and adds `val_loss` and the other metrics to `logs` unless `fit` did. Nothing that
+        fails here ends the training."""
+        steps = self._recorder.steps() if self._recorder else np.zeros(0)
         if self._diagnostician is None or not len(steps):
-            return None
-        rates = steps["learning_rate"]
-        before, self._rate = self._rate, float(rates[-1])
-        losses, outputs, labels = self._evaluate()
-        if labels.shape != self._labels.shape or not np.array_equal(labels, self._labels):
-            raise UserError(
-                "validation_data is in a different order each time. "
-                "Fix: leave out shuffle(), or set reshuffle_each_iteration=False."
-            )
-        sample = np.concatenate([np.asarray(self._loss(y, self._network.infer(x))) for x, y in self._sample])
+            self._lines.append(f"warning: SpikeDiagnosis saw no training step in epoch {self._number}.")
+            return
+        self._steps = len(steps)
         try:
-            news = self._diagnostician.close_epoch(
-                losses,
-                sample,
-                steps,
-                learning_rate=np.nan if self._recorder.scheduled else self._rate,
-                events=[] if self._recorder.scheduled else _raises(before, rates, self.epochs + 1),
-                predict=lambda numbers: predicted(numbers, self._classes, outputs),
-            )
-        except Exception as error:  # a failed diagnosis must not end the training
-            log.exception("The diagnosis of epoch %d failed.", self.epochs)
-            self._lines.append(f"warning: the diagnosis of epoch {self.epochs} failed: {error!r}")
-            return float(losses.mean())
-        if news.diagnosis:
-            self._lines.append(describe.block(news.diagnosis))
-            self._keep_bad_batches(news.diagnosis)
-        if news.resolved:
-            self._lines.append(describe.headline(news.resolved.spike))
-        return float(losses.mean())
+            found = self._losses.evaluate(self._examples, metrics="val_loss" not in logs)
+            sample = self._sample_losses()
+            for name, value in {"loss": float(found.losses.mean()), **found.logs}.items():
+                logs.setdefault(f"val_{name}", value)
+            self._diagnose(self._diagnostician, found, sample, steps)
+        except Exception as error:
+            log.exception("The diagnosis of epoch %d failed.", self._number)
+            self._lines.append(f"warning: the diagnosis of epoch {self._number} failed: {error!r}")
+        self._batches.clear()
+        if self._recorder:
+            self._recorder.clear()
 
     def end(self) -> None:
-        """Prints the summary and takes the tap off."""
+        """Ends a `fit`: prints the summary."""
         self._lines.append(self.summary)
         self._print()
         self._batches.clear()
-        if self._model is not None and isinstance(self._model.train_function, BatchTap):
-            self._model.train_function = self._model.train_function.inner
 
-    def _evaluate(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self._examples.evaluate(self._network.infer, self._loss)
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The state after the last epoch as JSON types and arrays. Raises UserError before the first epoch was finished."""
+        if self._diagnostician is None or self._setup is None or self._last is None:
+            raise UserError("There is nothing to save: no epoch was finished. Fix: save after an epoch.")
+        facts, arrays = self._diagnostician.state()
+        named = {f"diagnostician/{name}": values for name, values in arrays.items()} | {"last": self._last}
+        for i, (x, y, weights) in enumerate(self._sample):
+            named |= {f"sample/{i}/x": x, f"sample/{i}/y": y, **({} if weights is None else {f"sample/{i}/weights": weights})}
+        for epoch, batches in self.bad_batches.items():
+            for number, (x, y) in batches.items():
+                named |= {f"bad/{epoch}/{number}/x": x, f"bad/{epoch}/{number}/y": y}
+        mine = {
+            "diagnostician": facts,
+            "setup": asdict(self._setup),
+            "watched": self._watched,
+            "steps": self._steps,
+            "rate": self._rate if np.isfinite(self._rate) else None,
+        }
+        return mine, named
 
-    def _step(self, data: Any, train: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Runs and records one training step on the batch `data`."""
-        x, y = labelled(data, "training data")
-        if self._diagnostician is None:
-            self._diagnostician = self._begin(len(x))
-        if sum(len(labels) for _, labels in self._sample) < SAMPLE and not self.epochs:
-            self._sample.append((x, y))
-        self._batches.add(x, y)
-        logs = self._recorder.record(len(x), lambda: train(data))
-        if (done := self._recorder.count) in self._snapshots:
-            self._diagnostician.snapshot(done)
-        return logs
+    def restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Restores a `state`. The next `fit` continues from there."""
+        self._setup, self._last = Setup(**facts["setup"]), arrays["last"]
+        self._watched, self._steps = facts["watched"], facts["steps"]
+        self._rate = np.nan if facts["rate"] is None else facts["rate"]
+        self._sample, self.bad_batches = [], {}
+        while f"{(name := f'sample/{len(self._sample)}')}/x" in arrays:
+            self._sample.append((arrays[f"{name}/x"], arrays[f"{name}/y"], arrays.get(f"{name}/weights")))
+        for name in (name.removesuffix("/x") for name in arrays if name.startswith("bad/") and name.endswith("/x")):
+            _, epoch, number = name.split("/")
+            self.bad_batches.setdefault(int(epoch), {})[int(number)] = (arrays[f"{name}/x"], arrays[f"{name}/y"])
+        self._diagnostician = self._new_diagnostician(None, self._setup.batch_size)
+        prefix = "diagnostician/"
+        known = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+        self._diagnostician.restore(facts["diagnostician"], known, at_epoch_end=False)
+        self._model = self._function = None
 
-    def _begin(self, batch_size: int) -> Diagnostician:
+    def _connect(self, model: keras.Model) -> None:
+        """Looks at the model anew if it was compiled again."""
+        if model.train_function is not self._function:
+            self._losses = Losses(model)
+            self._recorder = None
+            self._function = model.train_function
+
+    def _prepare(self, batch_size: int) -> None:
+        """Before the first step of an epoch: looks for what has changed since the last one."""
+        model = cast(keras.Model, self._model)
+        self._connect(model)
+        compiled, first = self._recorder is None, self._first
+        self._ready, self._first, self._events = True, False, []
+        if self._recorder is None:  # the model has been built, at the latest by its first evaluation
+            self._network = CompiledNetwork(
+                model, self._losses, self._examples, lambda number: self._batches(number), self._sample_losses
+            )
+            if not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
+            self._recorder = StepRecorder(model)
+        missed = self._number - 1 - (self._diagnostician.detector.epoch if self._diagnostician else 0)
+        if not compiled and not missed and self._setup and not (first and batch_size != self._setup.batch_size):
+            return
+        now, losses = setup_of(model, batch_size), None
+        if self._last is not None or missed:
+            losses = self._losses.evaluate(self._examples).losses
+        same = losses is not None and self._last is not None and _same(losses, self._last)
+        if self._setup is not None:  # losses that are the same for every example come from the same loss function
+            self._events = [e for e in now.events(self._setup, self._number) if not (same and e.kind == "loss")]
+        elif missed and not now.iterations:
+            self._events = [Event("optimizer_reset", self._number, detail="the optimizer has not made a step yet")]
+        state = self._diagnostician.state() if self._diagnostician else None
+        self._diagnostician = self._new_diagnostician(self._network, batch_size)
+        facts, arrays = state or self._diagnostician.state()
+        if missed:
+            _skip(facts, arrays, missed, losses)
+        self._diagnostician.restore(facts, arrays, at_epoch_end=same)
+        self._setup = now
+
+    def _diagnose(self, diagnostician: Diagnostician, found: Evaluation, sample: np.ndarray, steps: np.ndarray) -> None:
+        """Passes the epoch to the Diagnostician."""
+        recorder = cast(StepRecorder, self._recorder)
+        before, self._rate = self._rate, float(steps["learning_rate"][-1])
+        if found.order != self._order:
+            self._lines.append(
+                f"warning: validation_data came in another order in epoch {self._number}, which was not diagnosed. "
+                "Fix: add .cache() to the dataset."
+            )
+            return
+        scheduled = recorder.scheduled
+        self._network.also_restore(self._tap.variables if self._tap else [])
+        news = diagnostician.close_epoch(
+            found.losses,
+            sample,
+            steps,
+            learning_rate=np.nan if scheduled else self._rate,
+            events=[*self._events, *([] if scheduled else raises(before, steps["learning_rate"], self._number))],
+            predict=lambda numbers: predicted(self._classes, self._losses.predictions(self._examples, list(numbers))),
+            trace=None if self._trace is None else self._network.select(np.array([np.asarray(row) for row in self._trace])),
+        )
+        self._watched, self._last = self._watched + 1, found.losses
+        if self._setup:
+            self._setup = replace(self._setup, iterations=int(recorder.optimizer.iterations))
+        if news.diagnosis:
+            self._lines.append(describe.block(news.diagnosis))
+            self._keep_bad_batches(news.diagnosis)
+        self._lines += [describe.headline(resolved.spike) for resolved in news.resolved]
+        self._lines += [describe_curve.block(one) for one in news.standing]
+
+    def _sample_losses(self, most: float = np.inf) -> np.ndarray:
+        """Losses [m] of the sample of training examples, or of its first batches with about `most` examples."""
+        # Where validation examples have no weights, the training examples that they are compared with have none either.
+        weighted, found, count = self._examples.weighted, [], 0
+        for x, y, w in self._sample:
+            if count < most:
+                found.append(self._losses(x, y, w if weighted else None))
+                count += len(found[-1])
+        return np.concatenate(found) if found else np.zeros(0)
+
+    def _trace_statistics(self) -> None:
+        """Keeps a copy of BatchNormalization's statistics, as long as that takes little memory."""
+        values = None if self._trace is None else self._network.norm_values()
+        if values is None or self._trace is None or 4 * len(values) * (len(self._trace) + 1) > TRACE_BYTES:
+            self._trace = None
+        else:
+            self._trace.append(values)
+
+    def _new_diagnostician(self, network: CompiledNetwork | None, batch_size: int) -> Diagnostician:
+        """`network`: None if nothing will be asked of it."""
         return Diagnostician(
-            self._network,
+            cast(Network, network),
             batch_size=batch_size,
             labels=self._classes,
-            momentum=self._network.momentum,
-            dropout=self._network.dropout,
-            smallest_fraction=self._smallest_fraction,
+            momentum=network.momentum if network else np.nan,
+            dropout=network.dropout if network else np.nan,
+            sensitivity=self._sensitivity,
+            budget=self._budget,
             keys=self._names.get("keys"),
             groups=self._names.get("groups"),
         )
 
+    def _keep(self, x: Any, y: Any, weights: Any) -> None:
+        """Keeps a batch for the probes, and the first ones as the sample."""
+        steps = cast(StepRecorder, self._recorder).count
+        few = len(self._sample) == steps and sum(len(labels) for _, labels, _ in self._sample) < SAMPLE
+        taken = sum(size_of(*batch) for batch in self._sample) + size_of(x, y, weights)
+        if not self._watched and few and (taken <= self._memory // SAMPLED or not self._sample):
+            self._sample.append((x, y, weights))
+        self._batches.add(x, y, weights)
+
     def _keep_bad_batches(self, diagnosis: Diagnosis) -> None:
         if diagnosis.verdict.name == "bad_batch":
             numbers = next(probe.facts["batches"] for probe in diagnosis.probes if probe.name == "bad_batches")
-            batches = {number: self._batches(number) for number in numbers}
+            batches = {number: self._batches(number)[:2] for number in numbers}
             self.bad_batches[diagnosis.spike.epoch] = {number: (np.asarray(x), np.asarray(y)) for number, (x, y) in batches.items()}
 
     def _print(self) -> None:
@@ -188,168 +367,20 @@ class Watch:
         self._lines = []
 
 
-def _check(model: keras.Model) -> None:
-    """Raises UserError if the model is not trained one step at a time on one device."""
-    if model.steps_per_execution != 1:
-        raise UserError(
-            f"SpikeDiagnosis looks at every step, but the model was compiled with steps_per_execution={model.steps_per_execution}. "
-            "Fix: compile it with steps_per_execution=1."
-        )
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if (accumulated := optimizer.gradient_accumulation_steps or 1) != 1:
-        raise UserError(
-            f"SpikeDiagnosis compares single steps, but the optimizer has gradient_accumulation_steps={accumulated}. "
-            "Fix: set it to None."
-        )
-    if (replicas := model.distribute_strategy.num_replicas_in_sync) > 1:
-        raise UserError(f"SpikeDiagnosis watches one device, but the model trains on {replicas}. Fix: train on one device.")
+def _same(losses: np.ndarray, others: np.ndarray) -> bool:
+    """Whether two evaluations [n] used the same weights and the same loss."""
+    scale = float(np.mean(np.abs(others)))
+    return losses.shape == others.shape and np.allclose(losses, others, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
 
 
-class BatchTap:
-    """Replaces Keras' training function, and passes each batch through `step` on its way."""
-
-    def __init__(self, inner: Callable[[Any], Any], step: Callable[..., Any], *, eager: bool) -> None:
-        """`step(batch, train)` calls `train(batch)` and returns its result; `eager`: do not compile."""
-        self.inner = inner
-        self._step = step
-        self._eager = eager
-        self._compiled: Callable[[Any], Any] | None = None
-
-    def __call__(self, iterator: Any) -> Any:
-        if self._compiled is None:
-            # Compiled for the shapes that the iterator declares, as Keras does, not for those of its first batch: with a known
-            # batch size TensorFlow chooses other kernels, and the last bits differ.
-            compiled = tf.function(self._one, input_signature=[iterator.element_spec], autograph=False)
-            self._compiled = self._one if self._eager else compiled
-        return self._step(next(iterator), self._compiled)
-
-    def _one(self, data: Any) -> Any:
-        return self.inner(iter([data]))
-
-
-class EpochBatches:
-    """Examples and labels of the running epoch's batches, by number. When they exceed `memory` bytes, every second one is dropped,
-    repeatedly, and the nearest remaining batch stands in for a dropped one."""
-
-    def __init__(self, memory: int) -> None:
-        self._memory = memory
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets all batches and counts from 0 again."""
-        self._kept: dict[int, tuple[Any, Any]] = {}
-        self._seen, self._stride, self._bytes = 0, 1, 0
-
-    def add(self, x: Any, y: Any) -> None:
-        """Keeps the next batch, or drops it if its number does not fit the current stride."""
-        number, self._seen = self._seen, self._seen + 1
-        if number % self._stride:
-            return
-        self._kept[number] = (x, y)
-        self._bytes += _bytes(x, y)
-        while self._bytes > self._memory and len(self._kept) > 1:
-            self._stride *= 2
-            self._kept = {i: batch for i, batch in self._kept.items() if not i % self._stride}
-            self._bytes = sum(_bytes(*batch) for batch in self._kept.values())
-
-    def __len__(self) -> int:
-        """Number of batches kept."""
-        return len(self._kept)
-
-    def __call__(self, number: int) -> tuple[Any, Any]:
-        """Examples and labels of the batch kept nearest to `number`."""
-        return self._kept[min(self._kept, key=lambda kept: abs(kept - number))]
-
-
-class StepRecorder:
-    """Measures each step of an epoch from outside: loss, gradient norm, length and learning rate."""
-
-    def __init__(self, model: keras.Model) -> None:
-        """`model`: compiled, its optimizer built."""
-        self._model = model
-        optimizer = model.optimizer
-        self._watched = [variable.value for variable in model.trainable_variables]
-        moments = [variable.value for variable in optimizer.variables if variable.path.endswith("_momentum")]
-        decay = optimizer.beta_1 if isinstance(optimizer, keras.optimizers.Adam) else getattr(optimizer, "momentum", None)
-        known = isinstance(optimizer, (keras.optimizers.Adam, keras.optimizers.SGD)) and len(moments) in (0, len(self._watched))
-        self._moments, self._decay = (moments, decay) if known else ([], None)
-        self._before = [tf.Variable(variable, trainable=False) for variable in (*self._watched, *self._moments)]
-        self._measure = tf.function(self._measured)
-        self._synchronize()
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets the steps so far."""
-        self._losses: list[Any] = []
-        self._sizes: list[int] = []
-        self._measurements: list[Any] = []
-
-    @property
-    def count(self) -> int:
-        """Number of steps so far."""
-        return len(self._sizes)
-
-    def record(self, size: int, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Calls `train`, which makes one step on a batch of `size` examples, and returns its logs."""
-        rate = tf.convert_to_tensor(self._model.optimizer.learning_rate, tf.float32)
-        if not self._sizes:  # another callback may have written the weights between two epochs
-            self._synchronize()
-        logs = train()
-        self._losses.append(logs.get("loss", 0.0))
-        self._sizes.append(size)
-        self._measurements.append(self._measure(rate))
-        return logs
-
-    @property
-    def scheduled(self) -> bool:
-        """Whether the optimizer was compiled with a schedule, so that changes of the learning rate are declared."""
-        optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
-        return isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
-
-    def steps(self) -> np.ndarray:
-        """The step records [s] of the epoch, dtype STEP."""
-        seen = np.cumsum(self._sizes)
-        totals = np.array([float(loss) for loss in self._losses]) * seen  # Keras reports the mean since the epoch began
-        measured = np.array([np.asarray(values) for values in self._measurements]).reshape(-1, 3)
-        steps = np.zeros(len(seen), STEP)
-        steps["loss"] = np.diff(totals, prepend=0) / self._sizes if len(seen) else 0
-        for number, name in enumerate(("gradient_norm", "update_norm", "learning_rate")):
-            steps[name] = measured[:, number]
-        return steps
-
-    def _measured(self, rate: tf.Tensor) -> tf.Tensor:
-        """Gradient norm, step length, learning rate. If the optimizer does not reveal the gradient, its norm is 1."""
-        now, count = [*self._watched, *self._moments], len(self._watched)
-        changes = [tf.convert_to_tensor(a) - b for a, b in zip(now, self._before, strict=True)]
-        length = tf.linalg.global_norm(changes[:count])
-        gradient = tf.ones(())
-        if self._decay is not None:  # recover the gradient from what the step added to the optimizer's moving mean
-            if isinstance(self._model.optimizer, keras.optimizers.Adam):
-                pairs = zip(self._before[count:], changes[count:], strict=True)
-                gradient = tf.linalg.global_norm([b + change / (1 - self._decay) for b, change in pairs])
-            elif self._moments:
-                pairs = zip(self._before[count:], changes[count:], strict=True)
-                gradient = tf.linalg.global_norm([(self._decay - 1) * b - change for b, change in pairs]) / rate
-            else:
-                gradient = length / rate
-        with tf.control_dependencies([length, gradient]):
-            self._synchronize()
-        return tf.stack([gradient, length, rate])
-
-    def _synchronize(self) -> None:
-        for before, now in zip(self._before, [*self._watched, *self._moments], strict=True):
-            before.assign(now)
-
-
-def _raises(before: float, rates: np.ndarray, epoch: int) -> list[Event]:
-    """The abrupt raise of the learning rate in the epoch, if there was one, as an event; a warm-up is none. `before`: the last
-    learning rate of the epoch before."""
-    factors = raised(rates, before)
-    at = int(np.argmax(factors))
-    rate, factor = float(rates[at]), float(factors[at])
-    return [Event("learning_rate", epoch, at, rate / factor, rate)] if factor > ABRUPT else []
-
-
-def _bytes(*arrays: Any) -> int:
-    """Size of arrays or tensors."""
-    return sum(int(np.prod(one.shape)) * np.dtype(getattr(one.dtype, "as_numpy_dtype", one.dtype)).itemsize for one in arrays)
+def _skip(facts: dict[str, Any], arrays: dict[str, np.ndarray], epochs: int, losses: np.ndarray | None) -> None:
+    """Counts epochs that were not watched in the state of a Diagnostician. If it knows of no epoch at all, the losses [n] with
+    which this `fit` begins stand for the last of them, so that a rise in the first epoch is seen."""
+    detector = facts["detector"]
+    detector["means"] = [*detector["means"], *[np.nan] * epochs]
+    facts["samples"] = [*facts["samples"], *[np.nan] * epochs]
+    facts["followed"], arrays["counterfactuals"] = 0, np.zeros((0, 0))
+    if losses is not None and not detector["ordinary"] and np.isfinite(losses).all():
+        number = len(detector["means"])
+        detector["means"][-1] = facts["samples"][-1] = float(losses.mean())
+        detector["ordinary"], detector["recent"], arrays["recent"] = [number], [number], losses[None].astype(np.float32)

@@ -41,22 +41,21 @@ def probed(
     if missing := [name for name, value in given.items() if value is None]:
         raise UserError(f"explain was given a model, but not {' and '.join(missing)}. Fix: pass all four, or the losses alone.")
     require_tensorflow("explain with a model")
-    from spikewise.keras.data import Examples, classes, loss_of, predicted  # imports TensorFlow
-    from spikewise.keras.network import KerasNetwork
+    from spikewise.keras.data import Examples, predicted  # imports TensorFlow
+    from spikewise.keras.loss import CompiledNetwork, Losses
 
     reference, (before, now) = list(earlier or []), losses
-    loss, validation = loss_of(model), Examples(validation_data, "validation_data")
-    batches = _batches(training_data, Examples(training_data, "training_data"))
-    network = KerasNetwork(
-        model, lambda: validation.evaluate(network.infer, loss)[0], lambda number: batches[number % len(batches)], loss
-    )
+    found_by, validation = Losses(model), Examples(validation_data, "validation_data")
+    batches = list(islice(Examples(_mixed(training_data), "training_data", BATCH).batches(), 2 * IMAGES // BATCH))
+    network = CompiledNetwork(model, found_by, validation, lambda number: batches[number % len(batches)])
     current = network.weights()
     if [np.shape(weight) for weight in reference] != [weight.shape for weight in current]:
         raise UserError("earlier does not fit the model. Fix: pass what its get_weights() returned before the rise.")
-    evaluated, outputs, labels = validation.evaluate(network.infer, loss)
-    if len(evaluated) != len(now):
+    evaluation = found_by.evaluate(validation)
+    if len(evaluation.losses) != len(now):
         raise UserError(
-            f"validation_data holds {len(evaluated)} examples, but there are {len(now)} losses. Fix: pass the same examples."
+            f"validation_data holds {len(evaluation.losses)} examples, but there are {len(now)} losses. "
+            "Fix: pass the same examples."
         )
     steps = np.ones(len(batches), STEP)  # unknown: no step stands out
     scene = Scene(
@@ -86,14 +85,13 @@ def probed(
         probes=known,
         training=Training(train_rise=means[1] - means[0], train_loss=means[0]),
         hyperparameters=Hyperparameters(momentum=network.momentum, dropout=network.dropout),
-        predicted=predicted(listed, classes(labels, outputs), outputs),
+        predicted=predicted(evaluation.classes, found_by.predictions(validation, listed)),
     )
 
 
-def _batches(data: Any, examples: Any) -> list[tuple[Any, Any]]:
-    """Enough training batches for two estimates of BatchNormalization's statistics; from arrays, a random choice."""
-    if isinstance(data, (tuple, list)):
-        x, y = (np.asarray(values) for values in data[:2])
-        chosen = np.random.default_rng(0).permutation(len(x))[: 2 * IMAGES]
-        return [(x[chosen[i : i + BATCH]], y[chosen[i : i + BATCH]]) for i in range(0, len(chosen), BATCH)]
-    return list(islice(examples.batches(), 2 * IMAGES // BATCH))
+def _mixed(data: Any) -> Any:
+    """Enough training examples for two estimates of BatchNormalization's statistics: from arrays, a random choice."""
+    if not isinstance(data, (tuple, list)) or not len(data):
+        return data
+    chosen = np.random.default_rng(0).permutation(len(data[0]))[: 2 * IMAGES]
+    return [np.asarray(values)[chosen] for values in data if values is not None]

@@ -100,7 +100,7 @@ def test_a_folder_becomes_shards(source, tmp_path, capfd):
     assert {entry.key: entry.reason.split(":")[0] for entry in made.quarantined} == {
         "Au/cut.jpg": "cannot be decoded",
         "Tp/empty.jpg": "is empty (0 bytes)",
-        "Tp/text.jpg": "is not a JPEG, PNG, WebP, TIFF, BMP or GIF image (it starts with b'not an image')",
+        "Tp/text.jpg": "is not a JPEG, PNG, WebP, AVIF, HEIC, TIFF, BMP or GIF image (it starts with b'not an image')",
     }
     folder = f"shards/{manifest.digest[:16]}-16x24x3"
     listed = json.loads(storage.get(f"{folder}/quarantine.json"))
@@ -110,7 +110,7 @@ def test_a_folder_becomes_shards(source, tmp_path, capfd):
         *(shard.key for shard in made.shards),
         f"{folder}/quarantine.json",
     ]
-    assert steps == [(min(done, 49), 49) for done in range(4, 53, 4)]
+    assert list(dict.fromkeys(step for step in steps if step[0])) == [(min(done, 49), 49) for done in range(4, 53, 4)]
     opened = open_rows(made, storage, tmp_path / "cache")
     check(opened, images())
     sides = split_rows(opened, made.classes, DATA.model_copy(update={"validation_fraction": 0.4, "min_validation": 1}))

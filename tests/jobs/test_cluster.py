@@ -1,9 +1,13 @@
 """jobs.cluster without a cluster: what `status` prints from the driver's metrics and from the bucket."""
 
+import os
+
 import pytest
 from prometheus_client import generate_latest
 
 from jobs import cluster
+from jobs.kubernetes import manifests
+from tests.jobs.kubernetes.objects import job
 from trainer import UserError, config
 from trainer.epoch import EpochReport
 from trainer.metrics import Exporter
@@ -27,6 +31,58 @@ def test_status_from_the_metrics():
     exporter.update(report, best=report, images=320)
     text = cluster.progress(generate_latest(exporter.registry).decode())
     assert text.splitlines() == ["training, 25% done, 1m00s left", *LINES]
+
+
+def test_cancel_names_its_run(capsys, monkeypatch):
+    """`make cancel` without RUN= would end the newest run of the namespace, whoever started it."""
+    monkeypatch.setattr(cluster, "Kubectl", lambda _: pytest.fail("the cluster was asked"))
+    assert cluster.main(["cancel"]) == 2
+    assert capsys.readouterr().err.startswith("error: cancel ends a run, so it must be named. Fix: make cancel RUN=NAME")
+
+
+def test_status_needs_no_kubeconfig(capsys, monkeypatch, tmp_path):
+    """A colleague who may read the bucket, but has no access to the cluster, could not see how a run ended."""
+    monkeypatch.setenv("KUBECONFIG", os.devnull)
+    facts = {"config": {"training": {"epochs": 8}}, "manifest": "m", "environment": {}, "outcome": "failed: \x1b[2Jno"}
+    results.put_run(open_store(str(tmp_path), config.S3()), "first", facts)
+    assert cluster.main(["status", "--run", "first", "--storage", str(tmp_path)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("The kubeconfig names no cluster")
+    assert second == "failed: \\x1b[2Jno"
+    assert cluster.main(["status", "--run", "first"]) == 2
+
+
+class _Ended:
+    """A cluster with a run that has completed."""
+
+    namespace, context = "training", "here"
+
+    def __init__(self, storage: str) -> None:
+        settings = config.load("jobs/configs/demo.toml", ["run.name=first", f"run.storage={storage}"])
+        self.data = {"config.toml": manifests.to_toml(settings)}
+        self.removed = False
+
+    def get(self, kind: str, *_: str) -> object:
+        if kind == "configmap":
+            return {"data": self.data}
+        main = job({"type": "Complete", "status": "True"})
+        main["metadata"] |= {"creationTimestamp": "2026-01-01T00:00:00Z"}
+        return main if kind == "job" else {"items": []}
+
+    def run(self, *arguments: str, timeout: float = 0) -> str:  # noqa: ARG002
+        self.removed |= arguments[0] == "delete"
+        return ""
+
+
+def test_a_run_that_has_ended(capsys, tmp_path):
+    """`make cancel` would claim to have stopped a completed run; `make status` would not say where its results are."""
+    ended = _Ended(str(tmp_path))
+    assert cluster.status(ended, "job", "first") == 0
+    assert f"results: {tmp_path}/runs/first" in capsys.readouterr().out.splitlines()
+    cluster.cancel(ended, "job", "first")
+    assert ended.removed
+    line = f"run first had already ended (completed) and is removed from the cluster; its results stay in {tmp_path}/runs/first"
+    assert capsys.readouterr().out.splitlines() == [line]
 
 
 def test_status_from_the_bucket(tmp_path):

@@ -14,6 +14,9 @@ from jobs import submit
 from jobs.kubernetes import manifests
 from jobs.kubernetes.kubectl import ForbiddenError, KubernetesError
 from trainer import UserError, config
+from trainer.epoch import EpochReport
+from trainer.storage import results
+from trainer.storage.folder import FolderStore
 
 DEMO = ["--config", "jobs/configs/demo.toml", "--image", "registry.example/spikewise:1"]
 
@@ -75,7 +78,10 @@ def test_names_that_yaml_reads_otherwise(capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--overlay", "nowhere"], "error: --overlay nowhere: .* does not exist. Fix: use gpu, kueue, local, spot, or the path"),
+        (
+            ["--overlay", "nowhere"],
+            "error: --overlay nowhere: .* does not exist. Fix: use cpu, gpu, kueue, local, spot, or the path",
+        ),
         (["--overlay", "gpu"], "error: launch.gpu = false, but --overlay gpu requests a GPU for each pod. Fix: "),
         (
             ["--overlay", "local", "--set", "launch.gpu=true"],
@@ -154,10 +160,28 @@ def test_a_bucket_that_only_the_cluster_reaches(capsys, monkeypatch):
     monkeypatch.setattr(s3, "has_credentials", lambda: True)
     monkeypatch.setattr(plan, "plan", refuse)
     settings = config.load("jobs/configs/demo.toml")
-    submit._check_bucket(settings, "first", None)
+    assert not submit._check_bucket(settings, "first", None)
     assert capsys.readouterr().out == "warning: the bucket is not checked: no answer\n"
     with pytest.raises(UserError, match="no such bucket"):
         submit._check_bucket(settings, "first", None)
+
+
+def test_a_complete_run_starts_no_pods(capsys, monkeypatch, tmp_path):
+    """Pods would be scheduled, and would "resume in epoch 16 of 15"."""
+    from trainer.storage import s3
+
+    settings = config.load("jobs/configs/demo.toml", ["run.name=first", f"run.storage={tmp_path}"])
+    store = FolderStore(tmp_path)
+    facts = {"config": settings.as_dict(), "manifest": "m", "environment": {}, "outcome": "completed"}
+    results.put_run(store, "first", facts)
+    for epoch in range(1, settings.training.epochs + 1):
+        report = EpochReport(**dict.fromkeys(EpochReport.__dataclass_fields__, 0.5) | {"epoch": epoch})
+        results.put_epoch(store, "first", report, {})
+    monkeypatch.setattr(s3, "has_credentials", lambda: True)
+    assert submit._check_bucket(settings, "first", None)
+    out = capsys.readouterr().out
+    assert out.startswith(f"Run first is complete: completed after 12 epochs; its report and model are in {tmp_path}/runs/first. ")
+    assert "raise training.epochs (now 12)" in out
 
 
 def test_help_needs_no_tensorflow():

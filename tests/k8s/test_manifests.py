@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from jobs import cluster_data
-from jobs.kubernetes import entrypoint, manifests
+from jobs.kubernetes import alive, entrypoint, manifests
 from jobs.kubernetes.kubectl import KubernetesObject, kustomize
 from trainer import config
 from trainer.model.module import Module
@@ -116,6 +116,8 @@ def test_rights_of_submitters(objects):
         assert found["apiVersion"].rpartition("/")[0] in kinds["apiGroups"]
         assert resource in kinds["resources"]
     assert {"get", "list", "watch", "create", "patch", "delete"} == set(kinds["verbs"])
+    verbs = {verb for rule in role["rules"] if "secrets" in rule["resources"] for verb in rule["verbs"]}
+    assert verbs == {"create", "patch", "delete"}  # of the token; nobody needs to read Secrets
 
 
 def test_patch_for_the_operators_namespace():
@@ -223,9 +225,51 @@ def test_ray_knows_its_settings(objects):
     """With a new version of Ray, nodes would not drain, or workers would notice half a minute late."""
     package = Path(importlib.util.find_spec("ray").origin).parent
     constants = "".join((package / file).read_text() for file in ("_private/ray_constants.py", "train/v2/_internal/constants.py"))
+    program = (package / "_raylet.so").read_bytes()
     for container in manifests.containers(objects[-1]):
         for variable in container["env"]:
-            assert not variable["name"].startswith("RAY_") or f'"{variable["name"]}"' in constants
+            name = variable["name"]
+            assert not name.startswith("RAY_") or f'"{name}"' in constants or name.encode() in program
+
+
+def test_ray_asks_for_the_token():
+    """Anyone who reaches Ray's ports, for example without a plugin that enforces policies, could run code in the pods."""
+    for overlay in manifests.overlays():
+        (container,) = manifests.containers(_main(overlay, "job"))
+        values = {each["name"]: each.get("valueFrom", {}).get("secretKeyRef") for each in container["env"]}
+        given = manifests.token("first")
+        assert given["metadata"]["name"] == "run-first"
+        for name in given["stringData"]:  # optional: manifests that are applied without `make submit` have no Secret
+            assert values[name] == {"name": "run-first", "key": name, "optional": True}
+        assert _main(overlay, "rayjob")["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    kubernetes_validate.validate(given, VERSION, strict=True)
+
+
+def test_a_node_that_hangs_is_replaced():
+    """A pod whose Ray node hangs would stay for two days; or a worker that waits for a new head would be killed."""
+    (container,) = manifests.containers(_main("local", "job"))
+    probe = container["livenessProbe"]
+    assert probe["exec"]["command"] == ["python", "-m", alive.__name__]
+    assert probe["timeoutSeconds"] > 5  # the program's own limit
+    ready = container["readinessProbe"]["httpGet"]
+    assert (ready["port"], ready["path"]) == (alive.PORT, alive.PATH)
+
+
+def test_the_driver_knows_its_pod(objects):
+    """The log would give addresses that are useless outside the pod."""
+    for container in manifests.containers(objects[-1]):
+        names = {each["name"] for each in container["env"]}
+        assert container["name"] == "submitter" or {"POD_NAME", "POD_NAMESPACE"} <= names
+
+
+def test_base_images_are_pinned():
+    """The same source would give another image tomorrow, or a changed tag would bring somebody else's program into the cluster."""
+    texts = [Path("docker/Dockerfile").read_text(), Path("docker/compose.yaml").read_text()]
+    images = [name for text in texts for name in re.findall(r"^(?:FROM|ARG BASE=|\s+image:) ?(\S+)", text, re.MULTILINE)]
+    stages = set(re.findall(r"^FROM .* AS (\S+)", texts[0], re.MULTILINE)) | {"$BASE"}
+    outside = [name for name in images if name not in stages]
+    assert len(outside) == 3
+    assert all(re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", name) for name in outside), outside
 
 
 def test_gpu_requests_equal_limits():

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 
 from spikewise import describe
 from spikewise.causes import NAMES
-from spikewise.records import Cause, Diagnosis, Event, Overfitting, Probe, Spike, Suspect, Training
+from spikewise.records import (
+    Cause,
+    Course,
+    Diagnosis,
+    Event,
+    Overfitting,
+    Probe,
+    Restless,
+    Rise,
+    Spike,
+    Suspect,
+    Training,
+)
 
 HOSTILE = "Tp/\x1b[2J\n\u202egnp.exe"
 
@@ -32,7 +44,7 @@ def spike(epoch: int = 4, outcome: str = "recovered", **values: float) -> Spike:
 def statistics(epoch: int, outcome: str = "recovered") -> Diagnosis:
     short = "set BatchNormalization's momentum to 0.9"
     remedy = f"{short} (at 0.99 the statistics need 69 steps to follow half of a change; an epoch has 50)."
-    return Diagnosis(spike(epoch, outcome), (Cause("batchnorm_statistics", 0.92, 0.85, 0.98, "Evidence.", remedy, None, short),))
+    return Diagnosis(spike(epoch, outcome), (Cause("batchnorm_lag", 0.92, 0.85, 0.98, "Evidence.", remedy, None, short),))
 
 
 def images(epoch: int, keys: list[str] | None = None) -> Diagnosis:
@@ -102,6 +114,40 @@ def test_summary(diagnoses: list[Diagnosis], overfitting: Overfitting | None, te
     assert describe.summary(diagnoses, overfitting, 100) == text
 
 
+@pytest.mark.parametrize(
+    ("diagnoses", "course", "text"),
+    [
+        (
+            [],
+            Course(largest=Rise(8, 3.57, 1.88, 4.5)),
+            "No alarm in 100 epochs. Largest rise: +3.57 in epoch 8; an alarm needs +4.50.",
+        ),
+        ([], Course(largest=Rise(8, 0.1, 0.7, 0.3)), "No spike in 100 epochs."),
+        (
+            [of("overshoot", 9, "level shift")],
+            Course(largest=Rise(30, 0.4, 0.7, 0.5), restless=(Restless(21, 65, 13, 0.62),)),
+            "1 spike in 100 epochs: steps that were too long (epoch 9). "
+            "After epoch 9 the loss stayed high for at least 5 epochs (a level shift). "
+            "Largest rise without an alarm: +0.40 in epoch 30; an alarm needs +0.50. "
+            "From epoch 21 to 65 the loss was restless: in 13 of these 45 epochs it rose by more than 15% in one epoch, "
+            "at most by 0.62. "
+            "Do this.",
+        ),
+        (
+            [],
+            Course(lowest=0.8, guess=0.693),
+            "No spike in 100 epochs. "
+            "The loss never got below that of guessing the class frequencies: 0.800 at best, against 0.693.",
+        ),
+        ([], Course(lowest=0.3, guess=np.inf), "No spike in 100 epochs."),
+        ([], Course(lowest=0.3, guess=0.0), "No spike in 100 epochs."),
+    ],
+)
+def test_the_rest_of_the_curve_is_summarized(diagnoses: list[Diagnosis], course: Course, text: str) -> None:
+    """A user who sees a rise, forty restless epochs or a loss worse than guessing in the curve would read "No spike"."""
+    assert describe.summary(diagnoses, None, 100, course) == text
+
+
 def test_only_a_healthy_model_is_called_fine() -> None:
     """Otherwise a user would deploy a network that overfits, diverged, or was harmed."""
     for text in (
@@ -110,6 +156,8 @@ def test_only_a_healthy_model_is_called_fine() -> None:
         describe.summary([statistics(100, "open")], None, 100),
         describe.summary([statistics(4), of("bad_batch")], None, 100),
         describe.summary([of("unexplained")], None, 100),
+        describe.summary([statistics(4)], None, 100, Course(lowest=0.8, guess=0.693)),
+        describe.summary([statistics(4)], None, 100, Course(restless=(Restless(21, 65, 13, 0.62),))),
     ):
         assert "fine" not in text
 
@@ -124,7 +172,7 @@ def test_only_a_healthy_model_is_called_fine() -> None:
 )
 def test_percentages_lie_between_0_and_100(fraction: float, low: float, high: float, text: str) -> None:
     """\"127% of the rise\" above a line that says \"100% of the rise disappears\" would confuse the reader."""
-    one = Cause("batchnorm_statistics", fraction, low, high, "seen.", "do.")
+    one = Cause("batchnorm_lag", fraction, low, high, "seen.", "do.")
     assert text in describe.block(replace(of("unexplained"), causes=(one,)))
 
 
@@ -251,3 +299,14 @@ def test_headline(outcome: str, end: str) -> None:
         "After epoch 4 the validation loss was 0.900 where 0.500 was expected: 0.400 more (95 %: 0.310 to 0.490)."
     )
     assert text.endswith(end)
+
+
+def test_after_two_spikes_the_summary_names_the_bad_batches_of_both():
+    """The user would clean the batches of the last spike, and keep those of the first."""
+
+    def bad(epoch: int, batches: list[int]) -> Diagnosis:
+        probe = Probe("bad_batches", 0.9, 0.8, 1.0, facts={"batches": batches})
+        return Diagnosis(spike(epoch), (Cause("bad_batch", 0.9, 0.8, 1.0, "Evidence.", "look at them."),), (probe,))
+
+    summary = describe.summary([bad(4, [0, 1, 2]), bad(9, [30])], None, 20)
+    assert summary.endswith("Look at the images and labels of batches 1-3 of epoch 4 and batch 31 of epoch 9.")

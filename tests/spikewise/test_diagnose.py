@@ -37,7 +37,9 @@ class _Training(SmallTraining):
 
         steps = self.epoch(after=after)
         rate = float(self.optimizer.learning_rate)
-        return self.diagnostician.close_epoch(self.evaluate(), self.sample(), steps, learning_rate=rate, events=events)
+        return self.diagnostician.close_epoch(
+            self.evaluate(), self.sample(), steps, learning_rate=rate, events=events, trace=np.array(self.trace)
+        )
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_a_network_whose_statistics_lag_for_long_is_not_called_lost(training):
         training.norm.moving_variance.assign(training.norm.moving_variance * 400)
 
     news = [training.close(spoil) for _ in range(PATIENCE + 1)]
-    assert [found.resolved.spike.outcome for found in news if found.resolved] == ["level shift"]
+    assert [resolved.spike.outcome for found in news for resolved in found.resolved] == ["level shift"]
 
 
 def test_a_network_that_forgot_its_images_is_called_lost(training):
@@ -85,7 +87,7 @@ def test_a_network_that_forgot_its_images_is_called_lost(training):
             variable.assign(np.random.default_rng(number).normal(0, 3 * variable.numpy().std(), variable.shape))
 
     news = [training.close(destroy) for _ in range(PATIENCE + 1)]
-    resolved = [found.resolved for found in news if found.resolved]
+    resolved = [diagnosis for found in news for diagnosis in found.resolved]
     assert [diagnosis.verdict.name for diagnosis in resolved] == ["divergence"]
 
 
@@ -130,6 +132,7 @@ class _OneWeight:
     """A network whose only weight is the number of the epoch; the losses of each epoch are given."""
 
     statistics: tuple[int, ...] = ()
+    kept: tuple[float, ...] = ()
     drops = False
 
     def __init__(self, losses) -> None:
@@ -146,6 +149,12 @@ class _OneWeight:
 
     def evaluate(self):
         return self.losses[round(self.weight)]
+
+    def evaluate_part(self, most):
+        return np.arange(len(self.evaluate()))[:most], self.evaluate()[:most]
+
+    def sample_part(self, most):
+        return np.full(min(most, 8), 0.3)
 
     def batch_losses(self, batch):  # noqa: ARG002
         return np.full(8, 0.3)
@@ -201,12 +210,71 @@ def test_images_without_a_finite_loss_are_named():
     assert describe.name(found) == "2 images, probably mislabelled"
 
 
+@pytest.mark.parametrize(("batch", "verdict"), [(0.3, "unexplained"), (np.nan, "divergence")])
+def test_a_validation_loss_that_is_not_finite_is_a_divergence_only_if_training_is_lost_too(batch, verdict):
+    """A user would go back to an earlier checkpoint and lower the learning rate, although training goes on as ever."""
+    losses = np.full((9, 300), 0.5) + 0.01 * np.sin(np.arange(9))[:, None]
+    losses[-2:] = np.nan
+    network = _OneWeight(losses)
+    diagnostician = Diagnostician(network, batch_size=8)
+    found = []
+    for number, epoch in enumerate(losses):
+        network.weight = float(number)
+        steps = np.array([(batch if number > 6 else 0.3, 1, 2, 1e-3)] * 10, STEP)
+        found.append(diagnostician.close_epoch(epoch, np.full(8, 0.3), steps))
+    assert found[7].diagnosis.verdict.name == verdict
+    assert (diagnostician.diagnoses[0].spike.outcome == "divergence") == (verdict == "divergence")
+    assert len(diagnostician.diagnoses) == 1
+    assert "diverged" not in describe.headline(diagnostician.diagnoses[0].spike) or verdict == "divergence"
+    assert json.loads(json.dumps(diagnostician.state()[0]))["diagnoses"][0]["causes"][0]["name"] == verdict
+
+
+def test_a_rise_that_training_images_share_is_not_called_chance():
+    """The user would collect validation images for a spike that the network made."""
+    r = np.random.default_rng(0)
+    losses = np.full((9, 40), 0.5) + 0.01 * np.sin(np.arange(9))[:, None]
+    losses[-1] += np.where(np.arange(40) % 8, 0.0, 3.0) * r.uniform(0.5, 1.5, 40)
+    sampled = np.array([*(0.4 + 0.01 * np.sin(np.arange(8))), 0.8])
+    assert _last_diagnosis(losses, sampled).verdict.name != "sampling_noise"
+    assert _last_diagnosis(losses, np.full(9, 0.4)).verdict.name == "sampling_noise"
+
+
 def test_a_first_epoch_without_a_finite_loss_is_diagnosed():
     """Otherwise a run that was broken from the start would have no diagnosis, or one that expected a loss of nan."""
     found = _last_diagnosis(np.full((1, 300), np.nan), [np.nan])
     assert found.verdict.name == "divergence"
     assert "nan" not in describe.block(found)
     assert found.verdict.remedy == "restart with a tenth of the learning rate."
+
+
+def test_an_epoch_without_an_alarm_is_diagnosed_when_asked():
+    """A user could not learn why the loss rose by a third, because an alarm needs half."""
+    losses = np.full((8, 300), 0.5) + 0.01 * np.sin(np.arange(8))[:, None] + np.random.default_rng(0).normal(0, 0.02, 300)
+    losses[-1, :3] += 5.0
+    steps = np.array([(0.3, 1, 2, 1e-3)] * 10, STEP)
+    for asked in (False, True):
+        network = _OneWeight(losses)
+        diagnostician = Diagnostician(network, batch_size=8)
+        for number in range(8):
+            network.weight = float(number)
+            before = diagnostician.state()[0]["detector"]["spikes"]
+            news = diagnostician.close_epoch(losses[number], np.full(8, 0.3), steps, asked=asked and number == 7)
+        assert (news.diagnosis is not None) == asked
+        assert diagnostician.detector.spikes == before == []  # the detector judges as ever
+    spike = news.diagnosis.spike
+    assert spike.epoch == 8
+    assert 0 < spike.rise < spike.threshold
+    assert spike.low <= spike.rise <= spike.high
+    assert sorted(one.image for one in news.diagnosis.suspects) == [0, 1, 2]
+
+
+def test_an_epoch_that_did_not_rise_has_nothing_to_explain():
+    """Otherwise fractions of a fall would be reported as causes."""
+    losses = np.full((4, 300), 0.5) - 0.1 * np.arange(4)[:, None]
+    network = _OneWeight(losses)
+    diagnostician = Diagnostician(network, batch_size=8)
+    steps = np.array([(0.3, 1, 2, 1e-3)] * 10, STEP)
+    assert all(diagnostician.close_epoch(epoch, np.full(8, 0.3), steps, asked=True).diagnosis is None for epoch in losses)
 
 
 def test_a_discarded_epoch_leaves_no_snapshots():

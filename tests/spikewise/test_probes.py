@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from spikewise import probes
+from spikewise import batches, outputs, probes
 from spikewise.detect import Resampler
 from spikewise.keras.network import KerasNetwork
 from spikewise.probes import Scene
@@ -56,6 +56,7 @@ class _Training(SmallTraining):
             steps=steps,
             earlier=self.earlier,
             batch_size=BATCH,
+            labels=self.y[self.validation],
         )
 
 
@@ -89,13 +90,14 @@ PROBES = {
     "variance_shift": probes.variance_shift,
     "line": probes.line,
     "averaged": probes.averaged,
-    "bad_batches": lambda scene: probes.bad_batches(scene, 18, STEPS),
+    "bad_batches": lambda scene: batches.bad_batches(scene, 18, STEPS),
+    "temperature": outputs.temperature,
     "before_event": lambda scene: probes.before_event(scene, Event("restart", 9, 12)),
 }
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_a_probe_leaves_everything_bit_for_bit_and_takes_at_most_three_passes(disturbed, name):
+def test_a_probe_leaves_everything_bit_for_bit_and_takes_at_most_three_passes(disturbed, name, monkeypatch):
     """Otherwise the diagnosis would change the run, or cost as much as an epoch of training."""
     training, scene = disturbed
     kept = training.variables()
@@ -113,7 +115,14 @@ def test_a_probe_leaves_everything_bit_for_bit_and_takes_at_most_three_passes(di
         if name != "statistics":
             with training.network.untouched():
                 getattr(scene, ready)
+
+    def counted_probabilities() -> np.ndarray:
+        nonlocal evaluations
+        evaluations += 1
+        return training.probabilities()
+
     training.network.evaluate = counted
+    monkeypatch.setattr(training.network, "probabilities", counted_probabilities)
     with training.network.untouched():
         found = PROBES[name](scene)
     found = found if isinstance(found, list) else [found]
@@ -193,7 +202,7 @@ def test_a_batch_out_of_scale_is_found_and_undone(disturbed):
     """Otherwise the user would not learn which images to look at."""
     _, scene = disturbed
     assert scene.rise.mean() > 0.05
-    found = probes.bad_batches(scene, 18, STEPS)
+    found = batches.bad_batches(scene, 18, STEPS)
     assert found.facts["batches"] == [20]
     assert found.fraction > 0.5
 
@@ -203,7 +212,7 @@ def test_an_epoch_of_ordinary_batches_has_no_bad_one(training):
     path, steps = training.snapshots()
     training.model.layers[-1].kernel.assign(-np.array(training.model.layers[-1].kernel.value))
     path[-1] = (STEPS, training.network.weights())
-    assert probes.bad_batches(training.scene(path, steps), 0, STEPS) is None
+    assert batches.bad_batches(training.scene(path, steps), 0, STEPS) is None
 
 
 def test_a_few_images_that_rise_are_named_and_no_others(training):

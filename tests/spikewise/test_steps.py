@@ -186,3 +186,46 @@ def test_bad_batches_stand_out_however_many_follow_each_other(bad):
 def test_an_ordinary_epoch_has_no_outliers():
     """Otherwise every diagnosis would search ordinary batches for a fault, at the cost of a pass each."""
     assert not any(analysis.outliers(_epoch()["loss"], _epoch()["loss"]).any() for _ in range(50))
+
+
+@pytest.mark.parametrize(
+    ("factor", "guess", "lost"),
+    [
+        (1, 2.3, False),
+        (2, 2.3, False),
+        (4, 2.3, True),
+        (np.nan, 2.3, True),
+        (np.inf, np.inf, True),
+        (4, np.inf, None),
+        (1, np.inf, False),
+        (3, 0.3, True),
+    ],
+)
+def test_training_is_lost_if_its_own_batches_are(factor, guess, lost):
+    """Otherwise lagging statistics would be called a divergence while the training loss falls as ever."""
+    assert analysis.lost(_epoch(loss=factor), _epoch(100), guess) is lost
+
+
+def test_without_steps_nothing_is_said_about_training():
+    """A resumed run without earlier epochs would be called lost, or alive."""
+    assert analysis.lost(_epoch(0), _epoch(), 2.3) is None
+    assert analysis.lost(_epoch(), _epoch(0), 2.3) is None
+
+
+def test_a_stride_is_measured_in_learning_rates_per_weight():
+    """Adam's second moments could not be called too small: the length of a step also depends on the number of weights."""
+    steps = _trained(np.full(50, 1e-3))
+    steps["update_norm"][7] = 0.3
+    found = analysis.strides(steps, 10_000)
+    assert found[7] == pytest.approx(0.3 / (1e-3 * 100))
+    assert np.median(found) == pytest.approx(0.1, rel=0.1)
+    assert not analysis.strides(_trained(np.zeros(5)), 10_000).any()
+
+
+def test_losses_of_sorted_batches_vary_more_than_those_of_shuffled_ones():
+    """Images that are in the same order in every epoch would be called sorted anew."""
+    wild = _epoch()
+    wild["loss"] *= 1 + 0.8 * np.sin(np.arange(50))
+    assert analysis.spread(wild, _epoch(100)) > 3
+    assert 0.6 < analysis.spread(_epoch(100), _epoch(100)) < 1.6
+    assert analysis.spread(_epoch(3), _epoch()) == 1

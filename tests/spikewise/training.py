@@ -32,7 +32,17 @@ class SmallTraining:
         self.validation = slice(STEPS * BATCH, None)
         self.batches = [(self.x[i : i + BATCH], self.y[i : i + BATCH]) for i in range(0, STEPS * BATCH, BATCH)]
         self.loss = keras.losses.SparseCategoricalCrossentropy(True, reduction=None)
-        self.network = KerasNetwork(self.model, self.evaluate, self.batches.__getitem__, self.loss, self.optimizer.variables)
+        self.model.compile(self.optimizer)  # for the diagnosis, which looks at the optimizer
+        self.network = KerasNetwork(
+            self.model,
+            self.evaluate,
+            self.batches.__getitem__,
+            self.loss,
+            self.optimizer.variables,
+            self.probabilities,
+            part=self.part,
+            sample=lambda most: self.sample()[:most],
+        )
         self._compiled: dict[float, Callable[..., tf.Tensor]] = {}
 
     def variables(self) -> list[keras.Variable]:
@@ -47,19 +57,34 @@ class SmallTraining:
         """Losses [VALIDATION] of the validation examples."""
         return np.asarray(self.loss(self.y[self.validation], self._infer(self.x[self.validation])))
 
+    def part(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and losses of at most `most` validation examples."""
+        positions = np.arange(0, VALIDATION, -(-VALIDATION // most))
+        return positions, self.evaluate()[positions]
+
+    def probabilities(self) -> np.ndarray:
+        """Probabilities [VALIDATION, 2] of the classes of the validation examples."""
+        return np.asarray(tf.nn.softmax(self._infer(self.x[self.validation])))
+
     def sample(self) -> np.ndarray:
         """Losses of some training examples in inference mode."""
         return np.asarray(self.loss(self.y[:200], self._infer(self.x[:200])))
 
     def epoch(self, before: Callable[[int], None] = lambda _: None, after: Callable[[int], None] = lambda _: None) -> np.ndarray:
-        """Trains an epoch and returns its step records [STEPS]. `before` gets the number of each step, `after` the steps done."""
-        records = []
+        """Trains an epoch and returns its step records [STEPS]; `trace` then holds the statistics before and after each. `before`
+        gets the number of each step, `after` the steps done."""
+        records, self.trace = [], [self.statistics()]
         step = self._compiled.setdefault(self.dropout.rate, tf.function(self._step))  # the rate is a constant in it
         for number, (x, y) in enumerate(self.batches):
             before(number)
             records.append(tuple(step(x, y).numpy()))
+            self.trace.append(self.statistics())
             after(number + 1)
         return np.array(records, STEP)
+
+    def statistics(self) -> np.ndarray:
+        """The moving statistics [m], one after the other."""
+        return np.concatenate([variable.numpy() for variable in self.moving()])
 
     def _step(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         weights = [variable.value for variable in self.model.trainable_variables]

@@ -135,8 +135,8 @@ def test_data_that_cannot_be_labelled_is_refused(tmp_path, data, said):
         ("training.epochs=many", "--set training.epochs=many: should be a valid integer"),
         ("data.image_size=[4, 64]", "--set data.image_size=[4, 64]: should be greater than or equal to 8"),
         ("run.seed.x=1", "--set run.seed.x=1: run is not a section"),
-        ("launch.workers=3", "job.toml with --set: training.batch_size = 32 is not divisible by launch.workers = 3"),
-        ("data.class_pattern=x", "job.toml with --set: data: exactly one of classes, class_pattern and labels is needed"),
+        ("launch.workers=3", "--set launch.workers=3: training.batch_size = 32 is not divisible by launch.workers = 3"),
+        ("data.class_pattern=x", "--set data.class_pattern=x: exactly one of classes, class_pattern and labels is needed"),
     ],
 )
 def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path, override, said):
@@ -185,3 +185,69 @@ def test_a_run_without_a_name_gets_a_valid_one(tmp_path, file, name):
     assert made[:-16] == name
     assert config.load(path, [f"run.name={made}"]).run.name == made
     assert config.run_name(config.load(path, ["run.name=mine"]), path) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("run.name=a training.epochs=5", ["run.name=a", "training.epochs=5"]),
+        (r"data.group_by=^(\w+) x$  run.seed=1", [r"data.group_by=^(\w+) x$", "run.seed=1"]),
+        ("training.step_epochs=[3, 5] run.seed=1", ["training.step_epochs=[3, 5]", "run.seed=1"]),
+        ("data.class_pattern=[^_]+_(?P<class>x) run.seed=1", ["data.class_pattern=[^_]+_(?P<class>x)", "run.seed=1"]),
+        ("model.arguments={a = 1, x.y=2} run.name='b c.d=3'", ["model.arguments={a = 1, x.y=2}", "run.name='b c.d=3'"]),
+        ("run.name=a\nrun.seed=2", ["run.name=a", "run.seed=2"]),
+        ("run.storage=/my data/runs", ["run.storage=/my data/runs"]),
+        ("epochs=3", ["epochs=3"]),
+    ],
+)
+def test_several_overrides_in_one(text, overrides):
+    """SET of the Makefile could hold no pattern with parentheses and no path with spaces; or one value would swallow the next."""
+    assert config.split_overrides(text) == overrides
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (["trainnig.epochs=5"], ["--set trainnig.epochs=5: unknown key. Fix: use one of"]),
+        (["training.epohcs=5"], ["--set training.epohcs=5: unknown key. Fix: use one of"]),
+        (["training.class_weights.fake=-1"], ["--set training.class_weights.fake=-1: "]),
+        (["launch.workers=5"], ["--set launch.workers=5: training.batch_size = 32 is not divisible by launch.workers = 5. Fix:"]),
+        (["data.class_pattern=(?P<class>x)"], ["--set data.class_pattern=(?P<class>x): exactly one of classes, class_pattern"]),
+        (["optimizer.warmup_epochs=9", "training.epochs=5"], ["--set optimizer.warmup_epochs=9 training.epochs=5: "]),
+        (["run.seed=1"], None),
+    ],
+)
+def test_mistakes_in_overrides_are_not_blamed_on_the_file(tmp_path, overrides, lines):
+    """The user would search a file, which is right, for a mistake on the command line."""
+    with nullcontext() if lines is None else pytest.raises(config.ConfigError) as error:
+        _load(tmp_path, MINIMAL, *overrides)
+    for line, start in zip(str(error.value).splitlines() if lines else [], lines or [], strict=True):
+        assert line.startswith(start), line
+
+
+def test_mistakes_in_the_file_are_not_blamed_on_overrides(tmp_path):
+    """The user would change the command line again and again."""
+    with pytest.raises(config.ConfigError) as error:
+        _load(
+            tmp_path,
+            MINIMAL + "[training]\nbatch_size = 33\nepohcs = 2\n[launch]\nworkers = 2\n",
+            "run.seed=1",
+            "training.epochs=5",
+        )
+    assert "job.toml: training.epohcs = 2: unknown key" in str(error.value)
+    assert "--set" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("s3.endpoint_url='http://jane:secret@host'", "s3.endpoint_url = 'http://\\*\\*\\*@host'"),
+        ("data.source='s3://jane:secret@bucket/x'", "data.source"),
+        ("model.arguments={urls=['http://h/?X-Amz-Signature=secret']}", "model.arguments.urls"),
+    ],
+)
+def test_credentials_are_refused_and_not_repeated(tmp_path, override, key):
+    """A secret key would be stored with the run, in its ConfigMap and in its report."""
+    with pytest.raises(config.ConfigError, match=f"^--set: {key}.* contains credentials. Fix: ") as error:
+        _load(tmp_path, MINIMAL, override)
+    assert "secret" not in str(error.value)

@@ -2,10 +2,12 @@
 
 import math
 import re
+import socket
 import subprocess
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from spikewise.curve import Parts
 from spikewise.records import Cause, Diagnosis, Overfitting, Spike
+from spikewise.standing import Standing
 from trainer.epoch import EpochReport
 from trainer.metrics import METRICS, STATES, Exporter, MetricsError, Sample, samples
 
@@ -38,6 +42,10 @@ def report(epoch: int = 1, **changes: float) -> EpochReport:
     return EpochReport(**{**values, **changes})
 
 
+PARTS = Parts(3, 1.0, 0.4, -0.1, 0.3, 0.4)
+STANDING = Standing("statistics", "t", 1, 3, "Found.", "Seen.", "do.")
+
+
 def filled() -> Exporter:
     """An exporter in which every metric has a value."""
     exporter = Exporter()
@@ -50,8 +58,22 @@ def filled() -> Exporter:
     exporter.begin(1, steps=0, images=0)
     exporter.update_spikes([a_diagnosis("few_examples", 3)])
     exporter.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("unexplained", 4)])
+    exporter.update_parts(PARTS, [STANDING])
     exporter.enter("completed")
     return exporter
+
+
+def test_the_parts_of_the_loss_and_the_standing_causes_are_exported() -> None:
+    """The dashboard would show neither what the loss is made of, nor that a cause is over."""
+    exporter = filled()
+    parts = [value(exporter, "spikewise_validation_loss_part", part=name) for name in ("statistics", "wandering", "generalization")]
+    assert parts == [0.4, -0.1, 0.3]
+    assert value(exporter, "spikewise_validation_loss_measured_epoch") == 3
+    assert value(exporter, "spikewise_standing_cause", cause="statistics") == 1
+    assert value(exporter, "spikewise_standing_cause", cause="fit") == 0
+    exporter.update_parts(None, [replace(STANDING, over=True)])
+    assert value(exporter, "spikewise_standing_cause", cause="statistics") == 0
+    assert value(exporter, "spikewise_validation_loss_part", part="fit") == 0.4  # as last measured
 
 
 def a_diagnosis(cause: str, epoch: int) -> Diagnosis:
@@ -353,3 +375,25 @@ def test_spikes_are_counted_by_cause_and_never_uncounted() -> None:
     assert value(exporter, "spikewise_validation_spike_epoch") == 4
     exporter.update_spikes([a_diagnosis("divergence", 3), a_diagnosis("unexplained", 4), a_diagnosis("unexplained", 9)])
     assert [value(exporter, name, cause=cause) for cause in ("few_examples", "divergence", "unexplained")] == [1, 1, 2]
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_all_addresses_include_ipv6():
+    """On a cluster with IPv6 only, Prometheus could not reach the metrics."""
+    exporter = Exporter()
+    port = exporter.serve("0.0.0.0", 0)
+    try:
+        for host in ("127.0.0.1", "[::1]"):
+            assert b"spikewise_state" in urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10).read()
+    finally:
+        exporter.close()
+
+
+def test_roll_backs_are_counted_over_all_drivers() -> None:
+    """An alert on runs that go back again and again would never fire."""
+    exporter = Exporter()
+    value = exporter.registry.get_sample_value
+    assert value("spikewise_roll_backs_total") == 0
+    exporter.update_roll_backs(2)
+    exporter.update_roll_backs(1)
+    assert value("spikewise_roll_backs_total") == 2

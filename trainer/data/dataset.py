@@ -8,9 +8,22 @@ from typing import Any
 
 from trainer import UserError
 
+PIXELS_VERSION = 2
+"""Part of a data set's digest, to be raised with every change of decode.py that changes pixels: packs of another version are not
+used for new runs, and a run keeps its own pack when it is resumed."""
+
 
 class DataError(UserError):
     """The data cannot be trained on; the one-line message names the problem and the fix."""
+
+
+class DecodeError(ValueError):
+    """An image cannot be used; the one-line message follows the image's key in a sentence."""
+
+    def __init__(self, reason: str, max_pixels: int | None = None) -> None:
+        super().__init__(reason)
+        self.max_pixels = max_pixels
+        """The bound that the image exceeds, if that is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,10 @@ class Manifest:
     """SHA-256 (hex) of classes and images. Equal digests mean equal data."""
     ignored: int = 0
     """Number of objects below the sources that belong to no class."""
+    junk: int = 0
+    """Number of objects that are no images for their names, such as .DS_Store."""
+    archived: int = 0
+    """Number of images in an archive storage class: unreadable unless they have been restored."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,27 +1,45 @@
 """One image file -> the pixels used for training. Pure: equal bytes give equal pixels on every machine.
 
-Separation of concerns: this module knows image formats, but not stores, Ray or shards. It decides how an image looks:
-- It is stretched to the wanted height and width (the aspect ratio is not kept, nothing is cropped) with Pillow's BILINEAR,
-  a triangle filter that widens when it shrinks and so does not alias.
+Separation of concerns: this module knows how an image looks, jpeg_file.py and image_file.py know containers, and decoder.py runs
+this module in a process that may die. None knows stores, Ray or shards.
+- An image is stretched to the wanted height and width (the aspect ratio is not kept, nothing is cropped) with Pillow's BILINEAR,
+  a triangle filter that widens when it shrinks and so does not alias. What is more than GAP times as large is first shrunk by the
+  mean of whole pixels, which changes the result by at most one level and takes a fourth of the time. Every format is decoded at
+  full size before: a JPEG decoder that shrinks would leave other pixels than a PNG of the same picture has, and a class of JPEGs
+  would be known by its format.
 - The EXIF orientation is applied. Color profiles are not: values are taken as sRGB.
 - Transparent pixels become white, as a page or a viewer shows them. 16-bit samples are scaled to 8 bits, CMYK becomes RGB, and
-  only the first frame of an animation counts.
-- Damaged files are refused with a reason, as far as the format reveals the damage (raw pixels and lossy WebP cannot). No image
-  is half missing or contains pixels that a decoder made up.
+  only the first image of an animation or of a file of several counts.
+- The header is read first. What exceeds the bounds is refused before a pixel is decoded.
+- Damaged image data is refused with a reason, as far as the format reveals the damage (uncompressed pixels and most codecs without
+  checksums cannot). No image is half missing or contains pixels that a decoder made up. Damaged or odd metadata costs no image.
 
 Shapes: H W C the packed image, C = 3 (RGB).
 """
 
 import io
+import os
+import re
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
+import pi_heif
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import AvifImagePlugin, ExifTags, Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+from trainer.data import image_file, tiff_file
+from trainer.data.dataset import DecodeError
+from trainer.data.jpeg_file import Jpeg, read_jpeg
+from trainer.data.jpeg_scan import without_stray
+
+NAMES = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, BMP or GIF"
 """Pillow's other readers are not used: some start programs (EPS), and none is common for photographs."""
-
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+GAP = 3.0
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,82 +52,185 @@ TURNS = {
 """EXIF orientation -> the transposition that turns the image upright."""
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is the bound, checked below before decoding
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each core of the cluster decodes an image of its own
+pi_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
 
 
-class DecodeError(ValueError):
-    """An image cannot be used; the one-line message follows the image's key in a sentence."""
+@dataclass(frozen=True)
+class Opened:
+    """An image file whose header has been read and is within the bounds."""
 
-    def __init__(self, reason: str, max_pixels: int | None = None) -> None:
-        super().__init__(reason)
-        self.max_pixels = max_pixels
-        """The bound that the image exceeds, if that is the reason."""
+    form: str
+    """Pillow's name of the format."""
+    width: int
+    height: int
+    contents: Jpeg | Image.Image
+    orientation: int = 1
+    """A key of TURNS, or 1 for upright."""
 
 
 def decode(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
     """The image in `data` as uint8 [H, W, C] = `image_shape`. Raises DecodeError, also for more than `max_pixels` pixels."""
+    return pixels(open_image(data, max_pixels), image_shape)
+
+
+def open_image(data: bytes, max_pixels: int) -> Opened:
+    """Reads the header; decodes no pixel. Raises DecodeError, also for more than `max_pixels` pixels."""
     if not data:
         raise DecodeError("is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from Pillow, about broken metadata
-            return _decode(data, image_shape, max_pixels)
-    except DecodeError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise DecodeError(f"is not a JPEG, PNG, WebP, TIFF, BMP or GIF image (it starts with {data[:16]!r})") from None
-    except Exception as error:  # Pillow's readers raise exceptions of any type on damaged files
-        raise DecodeError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
+            return _open(data, max_pixels)
+    except Exception as error:
+        raise _refusal(error) from None
 
 
-def _decode(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
-    height, width, _ = image_shape
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > max_pixels:
-            raise DecodeError(f"has {image.width} x {image.height} pixels, above data.max_pixels = {max_pixels}", max_pixels)
-        if image.format == "PNG":
-            _verify(data)
-        turned = _orientation(image)
-        if turned >= 5:  # these swap height and width; turning the small image is cheaper
-            height, width = width, height
-        pixels = _jpeg(data, height, width) if image.format in ("JPEG", "MPO") else None
-        small = (_colors(image) if pixels is None else Image.fromarray(pixels)).resize((width, height), Image.Resampling.BILINEAR)
-    if small.mode == "RGBA":
-        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
-    return np.asarray(small if turned == 1 else small.transpose(TURNS[turned]))
-
-
-def _verify(data: bytes) -> None:
-    """Verifies the checksums of a PNG. Pillow's decoder does not, and leaves black what it cannot unpack."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        image.verify()
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation: a key of TURNS, or 1 for upright. Pillow itself turns a TIFF while loading it."""
+def pixels(image: Opened, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """The pixels of an opened image, uint8 [H, W, C] = `image_shape`. Raises DecodeError."""
     try:
-        value = 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _pixels(image, image_shape)
+    except Exception as error:
+        raise _refusal(error) from None
+
+
+def _refusal(error: Exception) -> DecodeError:
+    """Pillow's readers raise exceptions of any type on damaged files."""
+    if isinstance(error, DecodeError):
+        return error
+    if isinstance(error, MemoryError):
+        return DecodeError("cannot be decoded: it takes more memory than an image of its size needs")
+    return DecodeError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _format(data: bytes) -> str:
+    """Pillow's name of the format. Raises DecodeError for another one."""
+    if data.startswith(b"\xff\xd8"):
+        return "JPEG"
+    if data.startswith(image_file.PNG):
+        return "PNG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith(image_file.GIF):
+        return "GIF"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF"
+    if data.startswith(b"BM"):
+        return "BMP"
+    if data[4:8] == b"ftyp":
+        brands = data[8 : min(int.from_bytes(data[:4]), 256)]
+        if b"avif" in brands or b"avis" in brands:
+            return "AVIF"
+        if any(brand in brands for brand in (*HEIC_BRANDS, b"mif1", b"msf1")):
+            return "HEIF"
+    raise DecodeError(f"is not a {NAMES} image (it starts with {data[:16]!r})")
+
+
+def _open(data: bytes, max_pixels: int) -> Opened:
+    form = _format(data)
+    if form == "JPEG":
+        jpeg = read_jpeg(data)
+        image_file.check_pixels(jpeg.width, jpeg.height, max_pixels)
+        return Opened(form, jpeg.width, jpeg.height, jpeg, _orientation(jpeg.exif))
+    exif = b""
+    if form in READERS:
+        contents = READERS[form](data, max_pixels)
+        data, exif = contents.data, contents.exif
+    elif form in ("AVIF", "HEIF"):
+        data = image_file.without_exif(data)
+    image = Image.open(io.BytesIO(data), formats=(form,))
+    width, height = image.size
+    image_file.check_pixels(width, height, max_pixels)
+    if form == "AVIF":  # Pillow gives the container's orientation as one of EXIF; it turns a TIFF, and pi_heif a HEIC, by itself
+        return Opened(form, width, height, image, _orientation(image.info.get("exif", b"")))
+    return Opened(form, width, height, image, _orientation(exif))
+
+
+READERS = {"PNG": image_file.read_png, "WEBP": image_file.read_webp, "GIF": image_file.read_gif, "TIFF": tiff_file.read_tiff}
+
+
+def _orientation(exif: bytes) -> int:
+    found = Image.Exif()
+    try:
+        found.load(exif)
+        value = found.get(ExifTags.Base.Orientation, 1)
     except Exception:  # the metadata is unreadable, the pixels may not be
         return 1
     return value if value in TURNS else 1
 
 
-def _jpeg(data: bytes, height: int, width: int) -> np.ndarray | None:
-    """uint8 RGB pixels [h, w, 3], shrunk in eighths while decoding but to no less than twice the wanted height and width.
+def _pixels(image: Opened, image_shape: tuple[int, int, int]) -> np.ndarray:
+    height, width, _ = image_shape
+    if image.orientation >= 5:  # these swap height and width; turning the small image is cheaper
+        height, width = width, height
+    full = _jpeg(image.contents) if isinstance(image.contents, Jpeg) else image.contents
+    if full.format == "TIFF":
+        _check_tiff(full)
+        with _printed() as printed:
+            full.load()
+        if printed:
+            raise DecodeError(f"is damaged: {printed[0]}")
+    small = _colors(full).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=GAP)
+    if small.mode == "RGBA":
+        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
+    small = small.convert("RGB")
+    return np.asarray(small if image.orientation == 1 else small.transpose(TURNS[image.orientation]))
 
-    Returns None for the rare color subsamplings that only Pillow reads. Unlike Pillow's decoder, this one reports missing data.
-    """
 
-    def read(strict: bool) -> np.ndarray:
-        return simplejpeg.decode_jpeg(data, "RGB", False, False, 2 * height, 2 * width, strict=strict)
-
+def _jpeg(jpeg: Jpeg) -> Image.Image:
+    """The pixels of a JPEG. Unlike Pillow's, this decoder reports missing and derailed data. It lacks rare color subsamplings; of
+    those, only missing data is found."""
     try:
-        return read(strict=True)
+        rows = simplejpeg.decode_jpeg(jpeg.data, "RGBX", strict=True)
+        return Image.frombuffer("RGBX", (jpeg.width, jpeg.height), rows, "raw", "RGBX", 0, 1)  # without a copy
     except ValueError as error:
-        if "extraneous bytes before marker 0xd9" in str(error):  # some cameras pad the end of the file, after all pixels
-            return read(strict=False)
         if "subsampling" in str(error):
-            return None
+            both = (jpeg, jpeg.with_surplus(b"\xa5" * 64))
+            image, other = (Image.open(io.BytesIO(each.data), formats=("JPEG",)) for each in both)
+            if image.tobytes() != other.tobytes():
+                raise DecodeError("is damaged: a part of its pixels is missing") from None
+            return image
+        padding = re.search(r"(\d+) extraneous bytes before marker", str(error))
+        if padding and (shorter := jpeg.without_padding(int(padding[1])) or without_stray(jpeg)):
+            return _jpeg(shorter)
         raise
+
+
+@contextmanager
+def _printed() -> Iterator[list[str]]:
+    """The first line that this process prints to standard error: libtiff prints errors in image data, and goes on."""
+    printed: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield printed
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+        file.seek(0)
+        printed += file.read(1000).decode(errors="replace").splitlines()[:1]
+
+
+def _check_tiff(image: Image.Image) -> None:
+    """Raises DecodeError if a JPEG or a checksum in a TIFF reveals damage. libtiff does not."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    compression = tags.get(tiff_file.COMPRESSION)
+    if compression != tiff_file.JPEG and compression not in tiff_file.DEFLATE:
+        return
+    tiled = tiff_file.TILES in tags
+    offsets = tags[tiff_file.TILES if tiled else tiff_file.STRIPS]
+    sizes = tags[tiff_file.TILE_BYTES if tiled else tiff_file.STRIP_BYTES]
+    data = image.fp.getvalue()  # type: ignore[attr-defined]
+    for offset, size in zip(offsets, sizes, strict=True):
+        part = data[offset : offset + size]
+        if compression == tiff_file.JPEG:
+            tables = tags.get(tiff_file.TABLES, b"\xff\xd8\xff\xd9")
+            _jpeg(read_jpeg(tables[:-2] + part[2:]))
+        else:
+            tiff_file.check_deflate(part)
 
 
 def _colors(image: Image.Image) -> Image.Image:
@@ -118,7 +239,11 @@ def _colors(image: Image.Image) -> Image.Image:
         return _sixteen_bits(image).convert("RGB")
     if image.mode in ("I", "F"):
         raise DecodeError("has 32-bit or floating-point pixels, whose black and white are unknown: store 8 or 16 bits")
+    if image.mode == "RGBX":
+        return image
     image.load()
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")  # its writer left the fourth byte empty, and viewers ignore it
     mode = "RGBA" if image.has_transparency_data else "RGB"
     return image if image.mode == mode else image.convert(mode)
 

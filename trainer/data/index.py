@@ -10,23 +10,30 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from trainer import config
-from trainer.data.dataset import DataError, Image, Manifest
+from trainer.data.dataset import PIXELS_VERSION, DataError, Image, Manifest
+from trainer.data.junk import is_junk, prefix_of
 from trainer.data.labels import Label, Labels, read_labels
 from trainer.data.sources import Sources
-from trainer.storage import Object
+from trainer.formatting import printable
+from trainer.storage import Object, Store
 
 
-def build_manifest(sources: Sources, data: config.Data) -> Manifest:
+def build_manifest(sources: Sources, data: config.Data, storage: Store | None = None) -> Manifest:
     """Lists the sources and labels every object, by its key or by the labels file.
 
     Classes are numbered in the order of `data.classes`, or sorted by name if `data.class_pattern` or `data.labels` names them.
-    Objects of no class are counted. The digest is the SHA-256 of classes and images as canonical JSON. It depends neither on the
-    data's location nor on the time of the listing.
+    Objects of no class are counted, and so is junk: files of operating systems, and those that runs keep in `storage` if it lies
+    within a source. The digest is the SHA-256 of classes, images and the version of the decoder as canonical JSON. It depends
+    neither on the data's location nor on the time of the listing.
 
     Raises DataError for an empty source, a class without images in a source, fewer than two classes, an object that two sources
-    contain, or a labels file that does not fit; StoreError.
+    contain, a data.group_by that matches no key, a class name with control characters, or a labels file that does not fit;
+    StoreError.
     """
-    objects = {name: list(store.list()) for name, store in sources.images.items()}
+    own = {name: prefix_of(storage, store) for name, store in sources.images.items()}
+    everything = {name: list(store.list()) for name, store in sources.images.items()}
+    objects = {name: [entry for entry in listed if not is_junk(entry.key, own[name])] for name, listed in everything.items()}
+    junk = sum(map(len, everything.values())) - sum(map(len, objects.values()))
     for name, store in sources.images.items():
         if not objects[name]:
             raise DataError(f"data.{name} = {store.url} holds no objects. Fix: correct it or upload the images.")
@@ -45,6 +52,8 @@ def build_manifest(sources: Sources, data: config.Data) -> Manifest:
         raise DataError(f"{_where(sources)} has {labelled} for data.source, but at least two are needed. Fix: add the others.")
     for name in [name for name in found if name != "source"]:
         _check_other(name, sources.images[name].url, found[name], classes)
+    if disguised := [name for name in classes if printable(name) != name or "\n" in name]:
+        raise DataError(f"The class name {disguised[0]!r} contains control characters. Fix: rename it.")
     numbers = {name: number for number, name in enumerate(classes)}
     given = _validation_given(found)
     images = tuple(
@@ -55,10 +64,14 @@ def build_manifest(sources: Sources, data: config.Data) -> Manifest:
     )
     if labels is not None:
         _check_sides(images, classes, _where(sources))
-    # Hidden files such as .DS_Store are not worth a warning.
-    strays = [entry.key for each in found.values() for entry, label in each if label is None]
-    ignored = sum(not key.rpartition("/")[2].startswith(".") for key in strays)
-    return Manifest(sources.images["source"].url, classes, images, _digest(classes, images), ignored)
+    if data.group_by and not any(image.group for image in images):
+        raise DataError(
+            f"data.group_by = {data.group_by!r} matches none of the {len(images):,} keys, such as {images[0].key!r}. Fix: "
+            "correct the pattern, or remove data.group_by."
+        )
+    ignored = sum(label is None for each in found.values() for _, label in each)
+    archived = sum(entry.archived for each in found.values() for entry, label in each if label is not None)
+    return Manifest(sources.images["source"].url, classes, images, _digest(classes, images), ignored, junk, archived)
 
 
 Labelled = Sequence[tuple[Object, Label | None]]
@@ -71,7 +84,7 @@ def _labels(sources: Sources, objects: Mapping[str, Iterable[Object]], data: con
         return None
     labels, where = read_labels(*sources.labels), _where(sources)
     keys = {_name(name, entry.key) for name, listed in objects.items() for entry in listed}
-    if missing := [key for key in labels.of if key not in keys]:
+    if missing := [key for key in labels.of if key not in keys and not is_junk(key)]:
         raise DataError(
             f"{where} labels {len(missing)} of {len(labels.of)} keys that do not exist, such as {missing[0]!r} (an existing key: "
             f"{min(keys)!r}). Fix: correct the keys, which are relative to data.source, or delete these rows."
@@ -218,5 +231,5 @@ def _digest(classes: Sequence[str], images: Iterable[Image]) -> str:
         + ([image.source, image.side] if (image.source, image.side) != ("source", "") else [])
         for image in images
     ]
-    canonical = json.dumps({"classes": list(classes), "images": rows}, separators=(",", ":"))
+    canonical = json.dumps({"classes": list(classes), "images": rows, "pixels": PIXELS_VERSION}, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

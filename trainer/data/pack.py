@@ -1,6 +1,6 @@
 """Packs the images of a manifest into uint8 shards in storage. Every image is downloaded and decoded once, in parallel.
 
-Separation of concerns: decode.py knows image formats and shards.py knows shard files. This module knows where images come from,
+Separation of concerns: decoder.py knows images and shards.py knows shard files. This module knows where images come from,
 where they go, and when a pack exists. Ray Data decodes blocks of images on any core of the cluster. The driver keeps the order and
 writes one shard at a time, so its memory never holds the whole data set.
 
@@ -16,27 +16,34 @@ import hashlib
 import json
 import logging
 import socket
+import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from itertools import groupby
+from queue import Empty, Queue
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from trainer import config
-from trainer.data.dataset import Image, Manifest, Pack, Quarantined
-from trainer.data.decode import DecodeError, decode
+from trainer.data.dataset import DecodeError, Image, Manifest, Pack, Quarantined
+from trainer.data.decoder import Decoder, DecoderError
 from trainer.data.index import build_manifest
 from trainer.data.pack_file import folder_name, read_pack
 from trainer.data.shards import PackError, ShardWriter
 from trainer.data.sources import Sources
 from trainer.formatting import plain
-from trainer.storage import Exists, NotFound, Store, StoreError
+from trainer.storage import Archived, Exists, NotFound, Store, StoreError
 from trainer.storage.folder import FolderStore
 from trainer.storage.parsing import Damaged, parsed
 
+RETRIES = 3
+"""How often Ray repeats a task whose process or machine died. An image cannot cause that: decoder.py decodes in another process."""
+POLL_SECONDS, CLOSE_SECONDS = 0.5, 2.0
+"""Longest time between two calls of `progress`; longest wait for the block that is being decoded when packing is stopped."""
 BLOCK_BYTES, BLOCK_IMAGES = 32_000_000, 64
 """Maximum bytes of pixels, and number of images, that one task decodes."""
 READS, READ_BYTES = 8, 256_000_000
@@ -44,7 +51,7 @@ READS, READ_BYTES = 8, 256_000_000
 FILE_BYTES_PER_PIXEL, METADATA_BYTES = 8, 64_000_000
 """No uncompressed image needs more than four 16-bit channels and its metadata. Larger objects are not read."""
 FAILURE, TRANSIENT = "failure", "transient"
-"""Columns of the block that stands for a failed store: a StoreError's message and whether it is transient."""
+"""Columns of the block that stands for a failed store or machine: the error's message and whether it is transient."""
 
 
 def pack(
@@ -57,10 +64,11 @@ def pack(
 ) -> Pack:
     """Packs the images. If the pack exists already, returns it without reading an image or calling `progress`.
 
-    Ray must be initialized, unless the pack exists. Calls progress(images done, total images); an exception raised by `progress`
-    stops the packing. A pack with too many unusable images is kept, so that they are found and listed once.
+    Ray must be initialized, unless the pack exists. Calls progress(images done, total images) at least once a second, whether
+    images are done or not; an exception raised by `progress` stops the packing. A pack with too many unusable images is kept, so
+    that they are found and listed once.
 
-    Raises PackError when more than `data.max_quarantined` of the images cannot be used; StoreError.
+    Raises PackError when more than `data.max_quarantined` of the images cannot be used or Ray fails repeatedly; StoreError.
     """
     found = load_pack(storage, manifest.digest, (*data.image_size, 3))
     if found is None:
@@ -77,11 +85,12 @@ def images_of(run: str, sources: Sources, storage: Store, data: config.Data, pre
     """
     if previous and (known := load_pack(storage, previous["manifest"], (*data.image_size, 3))):
         return known
-    manifest = build_manifest(sources, data)
+    manifest = build_manifest(sources, data, storage)
     if previous and manifest.digest != previous["manifest"]:
         raise PackError(
-            f"Run {run} began with images other than those now in {manifest.source} (digest {previous['manifest'][:16]} then, "
-            f"{manifest.digest[:16]} now), and its packed images are gone. Fix: restore the source or choose another run.name."
+            f"Run {run} began with images other than those now in {manifest.source}, or with a version that decodes them to other "
+            f"pixels (digest {previous['manifest'][:16]} then, {manifest.digest[:16]} now), and its packed images are gone. Fix: "
+            "restore the source and the version, or choose another run.name."
         )
     return manifest
 
@@ -112,16 +121,17 @@ def _pack(
     done = 0
     with (
         ShardWriter(storage, folder, image_shape, manifest.classes) as writer,
-        closing(_decoded(manifest, sources, image_shape, data)) as blocks,
+        closing(_polled(_decoded(manifest, sources, image_shape, data))) as blocks,
     ):
         for block in blocks:
-            if FAILURE in block.column_names:
+            if block is not None and FAILURE in block.column_names:
                 failure = block.to_pylist()[0]
                 raise StoreError(failure[FAILURE], transient=failure[TRANSIENT])
-            bad = block.filter(block["reason"].is_valid())
-            quarantined += [Quarantined(**row) for row in bad.select(["key", "reason", "max_pixels"]).to_pylist()]
-            writer.add(block.filter(block["reason"].is_null()))
-            done += len(block)
+            if block is not None:
+                bad = block.filter(block["reason"].is_valid())
+                quarantined += [Quarantined(**row) for row in bad.select(["key", "reason", "max_pixels"]).to_pylist()]
+                writer.add(block.filter(block["reason"].is_null()))
+                done += len(block)
             if progress:
                 progress(done, len(manifest.images))
         shards = writer.finish()
@@ -165,6 +175,45 @@ def _check_quarantine(found: Pack, storage: Store, data: config.Data) -> None:
 
 _stores: dict[str, Store] = {}
 """The stores of this process by URL, kept so that connections outlive a block."""
+_decoders: dict[tuple[tuple[int, int, int], int], Decoder] = {}
+"""The decoder of this process by its image shape and max_pixels, kept for the same reason. It ends with this process."""
+
+
+def _polled(blocks: Generator[pa.Table]) -> Generator[pa.Table | None]:
+    """The blocks, and None whenever a second has passed without one. Ray Data waits for a block without end, deaf to signals."""
+    ready: Queue[pa.Table | BaseException | None] = Queue(1)
+    ended = threading.Event()
+
+    def read() -> None:
+        with closing(blocks):
+            try:
+                for block in blocks:
+                    ready.put(block)
+                    if ended.is_set():
+                        return
+                ready.put(None)
+            except BaseException as error:
+                ready.put(error)
+
+    reader = threading.Thread(target=read, name="packing", daemon=True)
+    reader.start()
+    try:
+        while True:
+            try:
+                block = ready.get(timeout=POLL_SECONDS)
+            except Empty:
+                yield None
+                continue
+            if isinstance(block, BaseException):
+                raise block
+            if block is None:
+                return
+            yield block
+    finally:
+        ended.set()
+        with suppress(Empty):
+            ready.get_nowait()
+        reader.join(CLOSE_SECONDS)
 
 
 def _decoded(manifest: Manifest, sources: Sources, image_shape: tuple[int, int, int], data: config.Data) -> Generator[pa.Table]:
@@ -181,15 +230,27 @@ def _decoded(manifest: Manifest, sources: Sources, image_shape: tuple[int, int, 
         dataset: Any = ray.data.from_arrow(blocks)
         dataset.context.enable_progress_bars = False
         dataset.context.execution_options.preserve_order = True
-        dataset = dataset.map_batches(
-            _decode_block,
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            num_cpus=1,
-            fn_kwargs={"stores": sources.images, "image_shape": image_shape, "max_pixels": data.max_pixels},
-        )
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # max_retries is deprecated as of Ray 2.60 and has no successor there
+            dataset = dataset.map_batches(
+                _decode_block,
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                num_cpus=1,
+                max_retries=RETRIES,
+                fn_kwargs={"stores": sources.images, "image_shape": image_shape, "max_pixels": data.max_pixels},
+            )
+        try:
+            yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        except ray.exceptions.RayError as error:
+            if isinstance(error, ray.exceptions.RayTaskError):  # raised by our own code
+                raise
+            raise PackError(
+                f"Packing ended because Ray lost a task {1 + RETRIES} times ({str(error).strip().splitlines()[0]}). Fix: see Ray's "
+                "logs; if machines ran out of memory, give them more or lower data.max_pixels.",
+                transient=True,
+            ) from None
 
 
 @contextmanager
@@ -223,8 +284,8 @@ def _decode_block(block: pa.Table, stores: Mapping[str, Store], image_shape: tup
     """Decodes a block of `_listed` from the `stores` of Sources. Columns of the result: image, label, key (Image.name), group, side
     and content; for an image that cannot be used reason and max_pixels instead of image and content.
 
-    A store that fails ends the job. The result then has the columns FAILURE and TRANSIENT, because Ray would print a raised
-    exception with several tracebacks.
+    A store that fails, or a machine that cannot start a decoder, ends the job. The result then has the columns FAILURE and
+    TRANSIENT, because Ray would print a raised exception with several tracebacks.
     """
     keys, sizes = block["key"].to_pylist(), block["size"].to_pylist()
     most = FILE_BYTES_PER_PIXEL * max_pixels + METADATA_BYTES
@@ -233,17 +294,22 @@ def _decode_block(block: pa.Table, stores: Mapping[str, Store], image_shape: tup
     setting = block["source"][0].as_py()
     source = _stores.setdefault(stores[setting].url, stores[setting])
     read = source.get_many(wanted, threads=max(1, min(READS, threads)))
+    if (image_shape, max_pixels) not in _decoders:
+        while _decoders:
+            _decoders.popitem()[1].close()
+        _decoders[image_shape, max_pixels] = Decoder(image_shape, max_pixels)
+    decoder = _decoders[image_shape, max_pixels]
     rows: list[tuple[bytes | None, str | None, str | None, int | None]] = []
     for size in sizes:
         try:
             if size > most:
                 raise DecodeError(f"has {size} bytes, too many for an image within data.max_pixels = {max_pixels}", max_pixels)
             content = _whole(next(read)[1], size, source, setting)
-            pixels = decode(content, image_shape, max_pixels).tobytes()
+            pixels = decoder.decode(content).tobytes()
             rows.append((pixels, hashlib.blake2b(content, digest_size=16).hexdigest(), None, None))
         except DecodeError as error:
             rows.append((None, None, str(error), error.max_pixels))
-        except StoreError as error:
+        except (StoreError, DecoderError) as error:
             return pa.table({FAILURE: [str(error)], TRANSIENT: [error.transient]})
     images, contents, reasons, bounds = zip(*rows, strict=True)
     return pa.table(
@@ -270,6 +336,8 @@ def _whole(found: bytes | StoreError, size: int, source: Store, setting: str) ->
         if isinstance(source, FolderStore) and _is_empty(source):  # otherwise the pack would lack these images forever
             raise StoreError(f"{source.url} is empty or missing on machine {machine}. Fix: mount data.{setting} on every machine.")
         raise DecodeError(f"was listed but is gone (seen from machine {machine})")
+    if isinstance(found, Archived):
+        raise DecodeError("is archived in its bucket (delete this pack's folder once it is restored, to pack the image as well)")
     if isinstance(found, StoreError):
         raise found
     if len(found) != size:

@@ -34,6 +34,7 @@ def split_rows(rows: PackedRows, classes: Sequence[str], data: config.Data) -> S
         validation_fraction=data.validation_fraction,
         min_validation=data.min_validation,
         group_near_duplicates=data.group_near_duplicates,
+        group_by=data.group_by,
     )
 
 
@@ -49,10 +50,12 @@ def split(
     validation_fraction: float,
     min_validation: int,
     group_near_duplicates: bool = False,
+    group_by: str | None = None,
 ) -> Split:
     """Splits the N packed rows. `given`: the side of each row, or "" if its hash decides.
 
-    A unit is a group, or all images without group that have the same pixels. With `group_near_duplicates`, units that contain
+    A unit is a group, or all images without group that have the same pixels.
+    `group_by`: the pattern that was to find the groups. With `group_near_duplicates`, units that contain
     copies or near copies of each other are one unit. A unit belongs to validation if its hash, as a fraction of all hashes, is
     below `validation_fraction` and none of its images is given for training. An image whose side is not given is left out if
     its group is in the given test set.
@@ -109,7 +112,7 @@ def split(
         "near_complete": copies.complete,
         "shared_groups": {**_shared(groups, grouped, sides, used), "left_out": int(outside.sum())},
     }
-    facts["warnings"] = _warnings(facts)
+    facts["warnings"] = _ungrouped(keys, groups, group_by) + _warnings(facts)
     training, validation, test = (tuple(np.flatnonzero(used & (sides == number)).tolist()) for number in range(len(SIDES)))
     return Split(training, validation, facts, test)
 
@@ -280,6 +283,16 @@ def _check_counts(
             )
     if missing := [name for name, count in counts.get("test", {}).items() if not count]:
         raise DataError(f"Class {missing[0]!r} has no test image. Fix: add images of it, or remove the test set.")
+
+
+def _ungrouped(keys: Sequence[str], groups: Sequence[str], group_by: str | None) -> list[str]:
+    without = [key for key, group in zip(keys, groups, strict=True) if not group] if group_by else []
+    if not without:
+        return []
+    return [
+        f"data.group_by = {group_by!r} does not match {len(without):,} of {len(keys):,} keys, such as {without[0]!r}: "
+        "each of these images is a group of its own. Fix: correct the pattern if they have a source in common with others."
+    ]
 
 
 def _warnings(facts: dict[str, Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """The threads and GPUs that TensorFlow uses in this process."""
 
+import os
+
 import tensorflow as tf
 
 from trainer import UserError
@@ -23,3 +25,14 @@ def configure(*, threads: int, gpu: bool) -> None:
         )
     for each in gpus:
         tf.config.experimental.set_memory_growth(each, True)
+
+
+def facts() -> dict[str, str]:
+    """What else of this process decides how results are rounded: the GPU, and the kernels of the CPU."""
+    gpus = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", "?") for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    return {
+        "gpu of a worker": ", ".join(gpus) or "none",
+        "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "as TensorFlow decides"),
+    }

@@ -3,13 +3,15 @@
 Shapes: n validation images, B images of a global batch, k batches, C channels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from spikewise.keras.network import beta_2
 from trainer.data.loader import Batch, Feed
+from trainer.engine.evaluate import evaluate
 from trainer.engine.step import Learner
 
 PRECISE_IMAGES = 10_000
@@ -25,12 +27,13 @@ class DistributedNetwork:
     those that are evaluated, and `evaluate` estimates their statistics first, so the moving statistics do not count.
     """
 
-    def __init__(self, learner: Learner, feed: Feed, evaluate: Callable[[], np.ndarray], *, precise: bool = False) -> None:
-        """`evaluate()`: losses [n] of the validation images with the model as it is, on all workers together. `precise`: whether
-        statistics are estimated anew before each evaluation; always so with averaged weights."""
+    def __init__(self, learner: Learner, feed: Feed, validation: np.ndarray, sample: np.ndarray, *, precise: bool = False) -> None:
+        """`validation` [n], `sample` [m]: row numbers of the validation images and of the fixed sample of training images.
+        `precise`: whether statistics are estimated anew before each evaluation; always so with averaged weights."""
         self._learner = learner
         self._feed = feed
-        self._evaluate = evaluate
+        self._validation = validation
+        self._sample = sample
         self._precise = precise or bool(learner.averages)
         self._variables = learner.model.weights
         self._epoch = 0
@@ -47,10 +50,50 @@ class DistributedNetwork:
         places = {id(variable): i for i, variable in enumerate(self._variables)}
         return [places[id(variable)] for variable, _ in self._learner.moving]
 
+    @property
+    def kept(self) -> Sequence[float]:
+        """The fraction of each of the m single moving statistics that a step keeps."""
+        if self._precise:
+            return []
+        return [momentum for variable, momentum in self._learner.moving for _ in range(int(np.prod(variable.shape)))]
+
     def evaluate(self) -> np.ndarray:
         """Losses [n] of the validation images, as the run evaluates them."""
         self._estimate_statistics()
-        return self._evaluate()
+        return evaluate(self._learner, self._feed, self._validation)[0]
+
+    def evaluate_part(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [v] of at most `most` validation images, the same ones each time, and their losses [v]; statistics that are
+        estimated anew are estimated on few batches."""
+        positions = _spread(len(self._validation), most)
+        self._estimate_statistics(most)
+        return positions, evaluate(self._learner, self._feed, self._validation[positions])[0]
+
+    def sample_part(self, most: int) -> np.ndarray:
+        """Losses [t] of at most `most` images of the fixed training sample, the same ones each time, with the model as it is."""
+        return evaluate(self._learner, self._feed, self._sample[_spread(len(self._sample), most)])[0]
+
+    def probabilities(self) -> np.ndarray:
+        """Probabilities of the classes [n, K] for the validation images, as the run evaluates them."""
+        self._estimate_statistics()
+        return evaluate(self._learner, self._feed, self._validation)[1]
+
+    def evaluate_in_float32(self) -> np.ndarray | None:
+        """Losses [n] of the validation images with all layers in float32; None if they compute in float32 anyway."""
+        if not self._learner.reduced:
+            return None
+        with self._learner.in_float32():
+            return self.evaluate()
+
+    @property
+    def beta_2(self) -> float:
+        """Decay of the second moments of Adam and its relatives; NaN with another optimizer."""
+        return beta_2(self._learner.optimizer)
+
+    @property
+    def loss_scale(self) -> float:
+        """NaN: the job does not train in float16."""
+        return np.nan
 
     @contextmanager
     def as_evaluated(self) -> Iterator[None]:
@@ -69,13 +112,13 @@ class DistributedNetwork:
             self._learner.restore(state)
         self._learner.statistics = found
 
-    def _estimate_statistics(self) -> None:
-        """Replaces the moving statistics by those of the epoch's training images under the current weights, without dropout: the
-        mean and the variance of all of them together (Wu & Johnson 2021, PreciseBN)."""
+    def _estimate_statistics(self, images: int = PRECISE_IMAGES) -> None:
+        """Replaces the moving statistics by those of at most `images` of the epoch's training images under the current weights,
+        without dropout: the mean and the variance of all of them together (Wu & Johnson 2021, PreciseBN)."""
         moving = [variable for variable, _ in self._learner.moving]
         if not self._precise or not moving:
             return
-        count = min(self._feed.steps, max(PRECISE_IMAGES // self._learner.batch_size, 1))
+        count = min(self._feed.steps, max(images // self._learner.batch_size, 1))
         batches = [int(i) for i in np.linspace(0, self._feed.steps - 1, count)]
         moments = self.moments(batches, dropout=False)
         for (mean, variance), (means, variances) in zip(_pairs(moving), _pairs(moments), strict=True):
@@ -131,6 +174,11 @@ class DistributedNetwork:
 
     def _batch(self, number: int) -> Batch:
         return next(self._feed.batches(self._epoch, number))
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers 0 to `count` - 1, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)) if count else np.zeros(0, int)
 
 
 def _pairs(values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

@@ -15,6 +15,9 @@ from trainer import UserError, config
 from trainer.formatting import one_line
 from trainer.model.module import Module
 
+IMPORT_SECONDS = 60.0
+"""What the new process may take to import TensorFlow (5 to 30 s on a busy machine), which is no part of the network's own time."""
+
 
 class NetworkRefusedError(UserError):
     """The job cannot train the network; the one-line message says why."""
@@ -55,7 +58,9 @@ def inspect(settings: config.Settings, classes: int, module: Module | None = Non
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     command, limit = [sys.executable, "-m", "trainer.engine.facts"], settings.launch.start_timeout
     try:
-        process = subprocess.run(command, input=json.dumps(request), env=environment, capture_output=True, text=True, timeout=limit)
+        process = subprocess.run(
+            command, input=json.dumps(request), env=environment, capture_output=True, text=True, timeout=IMPORT_SECONDS + limit
+        )
     except subprocess.TimeoutExpired:
         raise NetworkRefusedError(
             f"model.network = {settings.model.network!r} is not built after launch.start_timeout = {limit:g} s. Fix: find what "

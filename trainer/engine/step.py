@@ -9,13 +9,15 @@ Shapes: b images of this worker's part of a global batch, B images of the global
 H W C one image, K classes, N resident images, s steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from spikewise.keras.network import REDUCED, in_float32
 from trainer import UserError, config
 from trainer.data.augmentation import augment
 from trainer.data.loader import Batch
@@ -23,6 +25,10 @@ from trainer.engine.group import Group
 from trainer.model import load, optimizer
 from trainer.model.distribute import distribute
 from trainer.model.layers import Place
+
+
+class StateError(UserError):
+    """A state belongs to another model."""
 
 
 class StepStats(NamedTuple):
@@ -117,8 +123,30 @@ class Learner:
         self._traced = False
         self._train = tf.function(self._train_step, autograph=False)
         self._evaluate = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
+        self._evaluate_in_float32 = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
         self._forward = tf.function(self._forward_batch, autograph=False)
         self._infer = tf.function(self._infer_batch, autograph=False)
+        self._moving_values = tf.function(
+            lambda: tf.concat([tf.reshape(tf.cast(variable.value, tf.float32), [-1]) for variable, _ in self.moving], 0),
+            autograph=False,
+        )
+
+    @property
+    def reduced(self) -> list[keras.Layer]:
+        """The layers that compute with fewer bits than float32."""
+        layers = self.model._flatten_layers(include_self=True, recursive=True)
+        return [layer for layer in layers if layer.compute_dtype in REDUCED]
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """A context in which `evaluate` computes in float32; what training compiled stays as it is."""
+        kept = self._evaluate
+        self._evaluate = self._evaluate_in_float32
+        try:
+            with in_float32(self.reduced):
+                yield
+        finally:
+            self._evaluate = kept
 
     @property
     def moving(self) -> list[tuple[keras.Variable, float]]:
@@ -132,6 +160,11 @@ class Learner:
             if layer.moves
             for variable in (layer.moving_mean, layer.moving_variance)
         ]
+
+    def moving_values(self) -> tf.Tensor | None:
+        """A copy of the moving statistics of `moving`, one after the other, float32 [m], without waiting for it; None if there
+        are none."""
+        return self._moving_values() if self.moving else None
 
     def _trace(self) -> None:
         """Traces the model in training mode, without an update, so that the layers know whether they move."""
@@ -190,10 +223,20 @@ class Learner:
     def average_statistics(self) -> None:
         """Averages BatchNormalization's moving statistics over the workers where each worker keeps its own. All workers must call
         it together."""
-        if self.group.size > 1 and (not self._synchronized or self.network.own_statistics):
+        if self._separate:
             for variable in self.model.non_trainable_variables:
                 if "float" in variable.dtype:  # not the seeds of dropout
-                    variable.assign(self.group.sum(variable.numpy()) / self.group.size)
+                    variable.assign(self.average(variable.numpy()))
+
+    def average(self, statistics: np.ndarray) -> np.ndarray:
+        """The mean over the workers of moving statistics, where each worker keeps its own; else these statistics. All workers must
+        call it together."""
+        return self.group.sum(statistics) / self.group.size if self._separate else statistics
+
+    @property
+    def _separate(self) -> bool:
+        """Whether each worker keeps its own moving statistics."""
+        return self.group.size > 1 and (not self._synchronized or bool(self.network.own_statistics))
 
     def checksum(self) -> float:
         """Sum of the absolute values of all weights and moving statistics: differs between workers whose weights differ."""
@@ -208,15 +251,19 @@ class Learner:
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Restores a `state`. The learning rate is not part of it: it is a function of the step.
 
-        Raises UserError when the state belongs to another model.
+        Averages that the state lacks begin with the weights. Raises StateError when the state belongs to another model.
         """
         state = dict(state)
         statistics = [state.pop(name) for name in sorted(state) if name.startswith(EVALUATED)]
         variables = self._variables()
+        names = {id(variable): name for name, variable in variables.items()}
+        for variable, average in zip(self.model.trainable_variables, self.averages, strict=False):
+            if names[id(variable)] in state:
+                state.setdefault(names[id(average)], state[names[id(variable)]])
         wrong = [name for name in variables.keys() | state.keys() if _shape(variables.get(name)) != _shape(state.get(name))]
         if wrong:
             name = min(wrong)
-            raise UserError(
+            raise StateError(
                 f"The checkpoint belongs to another model: {name} has shape {_shape(state.get(name))} in the checkpoint and "
                 f"{_shape(variables.get(name))} in this run. Fix: use the configuration that the run began with, or choose another "
                 "run.name."

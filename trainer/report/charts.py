@@ -5,13 +5,17 @@ placed in percent of the box. Each chart is therefore crisp and legible on a pho
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 BOX = 1000
 MAX_POINTS = 600
 """Points of a curve; longer runs are thinned."""
+FLIP = 60
+"""Markers to the right of this percentage of the box have their text on the left."""
+WIDE, NARROW = 0.7, 2.2
+"""Width of a character in percent of the box, on a wide screen and on a phone."""
 MAX_HITS = 250
 """Hover areas of a chart; each covers several epochs of a longer run."""
 
@@ -176,10 +180,11 @@ def over_epochs(
         upper, lower = up[shaded[0]][chosen], up[shaded[1]][chosen]
         chart.areas.append(("gap", _area(across[chosen], upper, lower)))
     chart.rules = [Marker(0, rule.text, rule.style, _percent(1 - y(rule.y))) for rule in rules if rule.y is not None]
-    chart.markers = [
+    placed = [
         Marker(_percent(x(one.x)), one.text, one.style, None if one.y is None else _percent(1 - y(one.y)), one.details)
         for one in markers
     ]
+    chart.markers = apart(placed, chart.rules)
     half = 0.5 / max(1, len(epochs) - 1)
     edges = np.clip(np.stack([across - half, across + half]), 0, 1)
     for start, stop in _runs(~np.isfinite(together[0])):
@@ -191,6 +196,31 @@ def over_epochs(
         lines += [one.details for one in markers if one.details and epochs[columns[0]] <= one.x <= epochs[columns[-1]]]
         left, right = edges[0, columns[0]], edges[1, columns[-1]]
         chart.hits.append(HoverArea(_percent(left), _percent(right - left), "\n".join(lines)))
+    return chart
+
+
+def stacked(label: str, epochs: np.ndarray, layers: Sequence[Series], total: Series) -> Chart:
+    """Layers over the epochs [E], one on the other; those below 0 hang from the zero line. Together they are the `total`."""
+    values = np.stack([one.values for one in layers]).astype(float)
+    tops = np.cumsum(np.maximum(values, 0), 0)
+    bottoms = np.cumsum(np.minimum(values, 0), 0)
+    y = Scale(min(0.0, float(np.nanmin(bottoms))), float(np.nanmax(np.r_[tops[-1], total.values])), ticks=5)
+    x = Scale(epochs[0], epochs[-1], ticks=8, outward=False)
+    chart = Chart(label, x_name="epoch", legend=[(one.style, one.name) for one in (*layers, total)])
+    chart.y_ticks = [Tick(_percent(1 - y(tick)), name) for tick, name in zip(y.ticks, _ticks(y, False), strict=True)]
+    chart.x_ticks = [Tick(_percent(x(tick)), f"{tick:.0f}") for tick in x.ticks if tick == int(tick)]
+    chart.rules = [Marker(0, "", "zero", _percent(1 - y(0.0)))]
+    across = x(epochs)
+    for layer, one in enumerate(layers):
+        for edges, part in ((tops, np.maximum(values, 0)), (bottoms, np.minimum(values, 0))):
+            if np.any(part[layer]):
+                chart.areas.append((one.style, _area(across, 1 - y(edges[layer]), 1 - y(edges[layer] - part[layer]))))
+    chart.lines.append((total.style, _path(across, 1 - y(total.values))))
+    middles = np.r_[0, (across[1:] + across[:-1]) / 2, 1]
+    for i, epoch in enumerate(epochs):
+        lines = [f"Epoch {epoch}", f"{number(total.values[i])}  {total.name}"]
+        lines += [f"{number(one.values[i])}  {one.name}" for one in reversed(layers)]
+        chart.hits.append(HoverArea(_percent(middles[i]), _percent(middles[i + 1] - middles[i]), "\n".join(lines)))
     return chart
 
 
@@ -213,13 +243,32 @@ def measurements(
     return chart
 
 
-def text_fits(positions: Sequence[float], distance: float) -> list[bool]:
-    """Which of the ascending positions can carry a text: those at least `distance` after the last one that does."""
-    fits, last = [], -np.inf
-    for position in positions:
-        fits.append(position - last >= distance)
-        last = position if fits[-1] else last
-    return fits
+def apart(markers: Sequence[Marker], rules: Sequence[Marker] = (), widths: Sequence[float] = (WIDE, NARROW)) -> list[Marker]:
+    """The markers, positions in percent, without the texts that would cover others: those are shown on hover only.
+
+    Texts that have room on a wide screen but not on a phone get the style `crowded`, which a phone does not show. A text to the
+    right of FLIP is written to the left of its line, as the template does. `widths`: of a character, in percent of the box, that of
+    the widest screen first.
+    """
+    taken: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    for rule in rules:
+        row = "top" if rule.y is not None and rule.y < 8 else "bottom" if rule.y is not None and rule.y > 92 else ""
+        for width in widths:
+            taken[row, width] = [(100 - width * len(rule.text), 100)]
+    shown = {}
+    for index, one in sorted(enumerate(markers), key=lambda pair: pair[1].x):
+        row = "bottom" if "resumed" in one.style else "low" if "low" in one.style else "top"
+        fits = []
+        for width in widths:
+            length = width * len(one.text) + 1
+            left, right = (one.x - length, one.x) if one.x > FLIP else (one.x, one.x + length)
+            others = taken.setdefault((row, width), [])
+            fits.append(not one.text or all(right <= start or end <= left for start, end in others))
+            if fits[-1]:
+                others.append((left, right))
+        style = one.style if fits[-1] else f"{one.style} crowded"
+        shown[index] = one if all(fits) else replace(one, style=style, text=one.text if fits[0] else "")
+    return [shown[index] for index in range(len(markers))]
 
 
 def roc(label: str, curves: Sequence[tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]) -> Chart:

@@ -11,12 +11,12 @@ from spikewise import describe
 from trainer.report import charts
 from trainer.report.charts import Chart, Marker, Series, number, percent
 
+PARTS = ("fit", "generalization", "wandering", "statistics")
+"""The parts of the loss, from the lowest layer of the chart to the highest."""
 MAX_CURVES = 6
 """ROC curves in one chart."""
 NEIGHBOURS = 8
 """Epochs before and after a spike in its own chart."""
-TEXT_WIDTH = 0.18
-"""Width of a spike's text, as a fraction of the chart."""
 LEGENDS = {
     "validation_loss": ("validation", "validation"),
     "train_loss_inference": ("training, inference mode", "inference"),
@@ -43,12 +43,10 @@ def losses(history: list[dict[str, Any]]) -> list[Series]:
 
 
 def spike_markers(document: dict[str, Any]) -> list[Marker]:
-    """The spikes on the loss curve. A spike too close to the one before shows its cause on hover only."""
-    spikes = document["spikes"] or []
-    fits = charts.text_fits([one["spike"]["epoch"] for one in spikes], TEXT_WIDTH * len(document["history"]))
+    """The spikes on the loss curve."""
     return [
-        Marker(one["spike"]["epoch"], _short(one) if fit else "", "spike", one["spike"]["loss"], f"spike: {one['name']}")
-        for one, fit in zip(spikes, fits, strict=True)
+        Marker(one["spike"]["epoch"], _short(one), "spike", one["spike"]["loss"], f"spike: {one['name']}")
+        for one in document["spikes"] or []
     ]
 
 
@@ -71,6 +69,16 @@ def loss(document: dict[str, Any]) -> Chart | None:
         markers=best + resumes + spike_markers(document),
         ticks=6,
     )
+
+
+def parts(document: dict[str, Any]) -> Chart | None:
+    """What the validation loss of each measured epoch is made of; None with fewer than two."""
+    measured = [row for row in document["parts"] if row["loss"] is not None]
+    if len(measured) < 2:
+        return None
+    layers = [Series(name, f"part-{name}", _values(measured, name)) for name in PARTS]
+    total = Series("validation loss", "validation", _values(measured, "loss"))
+    return charts.stacked("What the validation loss is made of, by epoch", _epochs(measured), layers, total)
 
 
 def accuracy(document: dict[str, Any]) -> Chart | None:
@@ -125,8 +133,9 @@ def reliability(document: dict[str, Any]) -> Chart | None:
 def of_spike(document: dict[str, Any], spike: dict[str, Any]) -> list[tuple[str, str, Chart]]:
     """Title, caption and chart of what was measured around and inside a spike's epoch."""
     epoch, probes = spike["spike"]["epoch"], {probe["name"]: probe for probe in spike["probes"]}
+    replay = spike["replay"]
     near = [row for row in document["history"] if abs(row["epoch"] - epoch) <= NEIGHBOURS]
-    drawn = []
+    drawn = [_replayed(document, spike, near)] if replay and replay["proofs"] and near else []
     if near:
         baseline = spike["spike"]["baseline"]
         chart = charts.over_epochs(
@@ -152,6 +161,22 @@ def of_spike(document: dict[str, Any], spike: dict[str, Any]) -> list[tuple[str,
         text += f"Filled: {whole_percent(usual)}{reach}."
         drawn.append(("Along the epoch's update", text, chart))
     return drawn
+
+
+def _replayed(document: dict[str, Any], spike: dict[str, Any], near: list[dict[str, Any]]) -> tuple[str, str, Chart]:
+    """The recorded validation loss around a spike, and what it was with each remedy that was tried."""
+    replay, epochs = spike["replay"], _epochs(near)
+    before = {row["epoch"]: row["validation_loss"] for row in document["history"] if row["epoch"] == replay["epochs"][0] - 1}
+    series = [Series("as recorded", "validation", _values(near, "validation_loss"))]
+    for place, proof in enumerate(replay["proofs"][:MAX_CURVES]):
+        again = before | dict(zip(replay["epochs"], proof["losses"], strict=True))
+        values = np.array([np.nan if again.get(each) is None else again[each] for each in epochs.tolist()], float)
+        series.append(Series(proof["settings"], f"curve-{2 * place % MAX_CURVES}", values))
+    rules = [Marker(0, "", "guess", spike["spike"]["baseline"])]
+    chart = charts.over_epochs(f"Epoch {spike['spike']['epoch']} trained again", epochs, series, rules=rules, ticks=3)
+    begin = f"from the checkpoint after epoch {replay['start']}" if replay["start"] else "from the initial weights"
+    text = f"Validation loss, trained again {begin}. With nothing changed it is the same to the last bit."
+    return "Trained again", text, chart
 
 
 def whole_percent(fraction: float | None) -> str:

@@ -1,17 +1,34 @@
 """Reads what a run stored into a RunResult."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trainer import UserError
+from trainer import UserError, config
 from trainer.data.dataset import Pack, Split
 from trainer.data.order import epoch_generator, epoch_order
-from trainer.data.shards import PackedRows
+from trainer.data.pack import load_pack
+from trainer.data.shards import PackedRows, open_rows
+from trainer.data.split import split_rows
 from trainer.epoch import best
 from trainer.report.result import EvaluatedTest, RunResult, Trained
 from trainer.storage import Store, results
+
+
+def open_images(storage: Store, name: str, facts: Mapping[str, Any], pipeline: config.Pipeline) -> tuple[Pack, PackedRows, Split]:
+    """The images of run `name`, whose run.json is `facts`, and how they are split. Raises UserError if they are no longer stored,
+    StoreError."""
+    data = config.parse(facts["config"], f"run {name}").data
+    packed = load_pack(storage, facts["manifest"], (*data.image_size, 3))
+    if packed is None:
+        raise UserError(
+            f"The packed images of run {name} are no longer in {storage.url}/shards. "
+            "Fix: start a run on the same data, which packs them again."
+        )
+    rows = open_rows(packed, storage, Path(pipeline.cache_dir), pipeline.cache_max_bytes)
+    return packed, rows, split_rows(rows, packed.classes, data)
 
 
 def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split) -> RunResult:
@@ -26,7 +43,7 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
     if not history:
         raise UserError(f"Run {name} has not finished an epoch: nothing to report. Fix: wait for its first epoch.")
     arrays = [results.get_arrays(storage, name, report.epoch) for report in history]
-    diagnoses, overfitting = results.get_diagnoses(storage, name)
+    findings = results.get_findings(storage, name)
     exported = next((report for report in history if report.epoch == facts.get("epoch")), None)
     kept = best(history) if facts["config"]["training"]["keep"] == "best" else None
     chosen = history.index(exported or kept or history[-1])
@@ -35,7 +52,7 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
     classes = len(packed.classes)
     return RunResult(
         run=name,
-        outcome=facts.get("outcome", "interrupted"),
+        outcome=facts.get("outcome", "in progress"),
         config=facts["config"],
         environment=facts["environment"],
         network=facts.get("network", {}),
@@ -53,9 +70,10 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
         labels=rows.labels[validation],
         probabilities=arrays[chosen].get("probabilities", np.full((len(validation), classes), np.nan, np.float32)),
         losses=np.array([epoch.get("losses", missing) for epoch in arrays]),
-        diagnoses=diagnoses,
-        overfitting=overfitting,
+        findings=findings,
         thumbnail=lambda index: rows.images.take(validation[index : index + 1])[0],
+        experiments=results.get_experiments(storage, name),
+        roll_backs=results.get_roll_backs(storage, name),
         test=_test(name, storage, rows, sides, history[chosen].epoch),
         batch=lambda epoch, number: _batch(facts["config"], rows, sides, epoch, number),
     )

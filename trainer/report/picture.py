@@ -1,15 +1,18 @@
 """Draws loss.png, the loss curves as a picture, with matplotlib, for places that show no HTML."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from spikewise.describe import printable
-from trainer.report.charts import number, value_scale
+from trainer.report.charts import FLIP, apart, number, value_scale
 from trainer.report.figures import losses, spike_markers
 
 VALIDATION, INFERENCE, TRAINING, SPIKE = "#c2410c", "#0b6bab", "#9aa4ae", "#7a1f06"
+CHARACTER = 1.2
+"""Width of a character of a spike's text, in percent of the axes."""
 WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 """Background of a text, which keeps it legible where it crosses a line."""
 
@@ -26,12 +29,14 @@ def loss_png(document: dict[str, Any]) -> bytes:
     marker = "o" if len(epochs) == 1 else None
     for curve, colour, width in zip(curves, (VALIDATION, INFERENCE, TRAINING), (2.0, 1.6, 1.2), strict=True):
         axes.plot(epochs, curve.values, color=colour, linewidth=width, label=curve.name, marker=marker, zorder=width)
-    for spike in spike_markers(document):
+    spikes = spike_markers(document)
+    places = [replace(spike, x=100 * (spike.x - epochs[0]) / max(1, epochs[-1] - epochs[0])) for spike in spikes]
+    for spike, place in zip(spikes, apart(places, widths=(CHARACTER,)), strict=True):
         axes.axvline(spike.x, color=VALIDATION, linewidth=0.8, linestyle=":", zorder=1)
         if spike.y is not None:
             axes.plot(spike.x, spike.y, "v", color=SPIKE, markersize=7, markeredgecolor="white", zorder=5)
-        if spike.text:
-            left_half = spike.x < epochs[0] + 0.75 * (epochs[-1] - epochs[0])
+        if place.text:
+            left_half = place.x <= FLIP
             axes.annotate(
                 spike.text,
                 (spike.x, 1.0),

@@ -3,13 +3,14 @@
 Shapes: N validation images, K classes, E epochs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from spikewise.records import Diagnosis, Overfitting
+from spikewise.findings import Findings
+from spikewise.proof import Experiment
 from trainer.epoch import EpochReport
 
 
@@ -44,7 +45,7 @@ class RunResult:
 
     run: str
     outcome: str
-    """`completed`, `stopped early`, `interrupted` or `failed: <why>`."""
+    """`completed`, `stopped early`, `interrupted`, `failed: <why>`, or `in progress` while no driver has stored how it ended."""
     config: dict[str, Any]
     """The resolved settings, by section."""
     environment: dict[str, str]
@@ -68,10 +69,13 @@ class RunResult:
     """float32 [E, N], nats. Row i belongs to `history[i]`; NaN if it was not stored."""
     thumbnail: Callable[[int], np.ndarray]
     """Validation index -> uint8 [H, W, 3]."""
-    diagnoses: Sequence[Diagnosis] | None = None
-    """The spikes of the validation loss; None if the run was not diagnosed."""
+    findings: Findings | None = None
+    """What the diagnosis has found; None if the run was not diagnosed."""
     test: EvaluatedTest | None = None
     """None without a test set, and until it is evaluated at the end of the run."""
-    overfitting: Overfitting | None = None
+    experiments: Sequence[Experiment] = ()
+    """Spikes that were trained again."""
+    roll_backs: Sequence[Mapping[str, Any]] = ()
+    """The divergences from which the run went back (trainer.run.divergence.roll_back), the oldest first."""
     batch: Callable[[int, int], Sequence[Trained]] | None = None
     """(epoch, batch of that epoch from 0) -> its images; None if training images cannot be looked up."""

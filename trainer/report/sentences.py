@@ -64,6 +64,9 @@ def notes(document: dict[str, Any]) -> list[str]:
         found.append(f"Exact copies with different labels: {amount(copies, 'image')} (see Data).")
     if data["quarantined"]:
         found.append(f"Left out because they cannot be decoded: {amount(len(data['quarantined']), 'image')} (see Data).")
+    for back in document["roll_backs"]:
+        target = f"to the end of epoch {back['to_epoch']}" if back["to_epoch"] else "to the beginning"
+        found.append(f"{back['what']} The run went back {target}, with {back['settings']}.")
     if document["restarts"]:
         epochs = ", ".join(str(restart["epoch"]) for restart in document["restarts"])
         found.append(f"Training resumed from a checkpoint in epoch {epochs}.")
@@ -125,9 +128,14 @@ def _course(document: dict[str, Any]) -> str:
     if best >= len(history) - max(2, len(history) // 10):
         return f"{lowest}, close to the end: more epochs may lower it further."
     recent = float(np.median([losses[index] for index in finite[-5:]]))
+    last, median = losses[finite[-1]], f"{number(recent)} is the median of the last five epochs"
     if recent < 1.1 * losses[best]:
-        return f"{lowest}, and has stayed close to it since ({number(recent)} at the end): more epochs are unlikely to help."
-    risen = f"{lowest}. It has since risen to {number(recent)}"
+        return f"{lowest}, and has stayed close to it since ({median}): more epochs are unlikely to help."
+    risen = (
+        f"{lowest}. It has since risen to {number(last)}"
+        if last > 1.1 * losses[best]
+        else f"{lowest}. It has since risen ({median})"
+    )
     if document["overfitting"] is not None:  # the summary of the spikes says why
         return f"{risen}."
     start, end = history[best]["train_loss_inference"], history[-1]["train_loss_inference"]

@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from spikewise import describe
-from spikewise.records import Diagnosis
+from spikewise import describe, describe_curve, detect, proof
+from spikewise.curve import shares
+from spikewise.findings import Findings
+from spikewise.proof import Experiment
+from spikewise.records import Course, Diagnosis
 from trainer import __version__
 from trainer.epoch import EpochReport, best
 from trainer.report import scores, sentences
@@ -28,13 +31,14 @@ BATCHES = 3
 
 def summarize(result: RunResult) -> dict[str, Any]:
     """Computes the content of report.json: JSON types only; a number that is unknown or not finite is None."""
-    history, labels = result.history, np.asarray(result.labels, int)
+    history, labels, found = result.history, np.asarray(result.labels, int), result.findings
     cluster = scores.clusters(result.groups)
     kept = next((index for index, report in enumerate(history) if report.epoch == result.epoch), None)
     lowest = best(history)
     answered, predictions = _predictions(result.probabilities)
     right = predictions == labels
     losses = _losses(result, kept, labels)
+    validation = _side(result.classes, labels, cluster, losses, right, answered)
     document = {
         "spikewise": __version__,
         "run": result.run,
@@ -48,13 +52,15 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "images_per_second": float(np.median([report.images_per_second for report in history])) if history else None,
         "input_wait": float(np.median([report.input_wait for report in history])) if history else None,
         "restarts": _restarts(history),
-        "spikes_summary": None
-        if result.diagnoses is None or not history
-        else describe.sentences(result.diagnoses, result.overfitting, len(history)),
-        "spikes": None if result.diagnoses is None else [_spike(result, diagnosis) for diagnosis in result.diagnoses],
-        "overfitting": None if result.overfitting is None else result.overfitting.as_dict(),
+        "spikes_summary": None if found is None or not history else _explained(result, found, validation["guess_loss"]),
+        "spikes": None if found is None else [_spike(result, diagnosis) for diagnosis in found.diagnoses],
+        "overfitting": None if found is None or found.overfitting is None else found.overfitting.as_dict(),
+        "parts": [] if found is None else [parts.as_dict() for parts in found.parts],
+        "shares": None if found is None else shares(found.parts),
+        "standing": [] if found is None else [one.as_dict() for one in found.standing],
+        "roll_backs": [dict(one) for one in result.roll_backs],
         "generalization_gap": None if kept is None else history[kept].validation_loss - history[kept].train_loss_inference,
-        "validation": _side(result.classes, labels, cluster, losses, right, answered),
+        "validation": validation,
         "test": None if result.test is None else _tested(result.classes, result.test),
         "confusion": scores.confusion(labels[answered], predictions[answered], len(result.classes)).tolist(),
         "per_class": _per_class(result.classes, labels, predictions, cluster),
@@ -89,6 +95,17 @@ def _side(
         else None,
         "guess_loss": float(-sum(c / len(labels) * math.log(c / len(labels)) for c in counts if c)) if len(labels) else None,
     }
+
+
+def _explained(result: RunResult, found: Findings, guess: float | None) -> list[str]:
+    return describe_curve.explained(found, len(result.history), _course(result, guess), _proofs(result))
+
+
+def _course(result: RunResult, guess: float | None) -> Course:
+    """What there is to say about the curve besides its spikes."""
+    sensitivity = result.config.get("diagnosis", {}).get("sensitivity", 1.0)
+    detector = detect.replay([report.validation_loss for report in result.history], sensitivity)
+    return detect.course(detector, math.nan if guess is None else guess)
 
 
 def _tested(classes: tuple[str, ...], test: EvaluatedTest) -> dict[str, Any]:
@@ -131,8 +148,21 @@ def _spike(result: RunResult, diagnosis: Diagnosis) -> dict[str, Any]:
         }
         for one in suspects[:SUSPECTS]
     ]
-    words = {"name": describe.name(diagnosis), "headline": describe.headline(diagnosis.spike)}
+    experiment = _experiment(result, diagnosis)
+    replay = None if experiment is None else {**experiment.as_dict(), "sentences": proof.sentences(experiment)}
+    words = {"replay": replay, "name": describe.name(diagnosis), "headline": describe.headline(diagnosis.spike)}
     return {**diagnosis.as_dict(), **words, "images": images, "batches": _batches(result, diagnosis)}
+
+
+def _experiment(result: RunResult, diagnosis: Diagnosis) -> Experiment | None:
+    """What training this spike again found; None if it was not."""
+    return next((one for one in result.experiments if one.is_about(diagnosis.spike)), None)
+
+
+def _proofs(result: RunResult) -> list[str]:
+    """A sentence for the remedy that helps most of each spike that was trained again."""
+    found = [_experiment(result, diagnosis) for diagnosis in (result.findings.diagnoses if result.findings else ())]
+    return [proof.sentence(one, one.best) for one in found if one and one.best]
 
 
 def _batches(result: RunResult, diagnosis: Diagnosis) -> list[dict[str, Any]]:

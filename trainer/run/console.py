@@ -1,6 +1,8 @@
 """Owns what a person reads while a job runs: progress bars on a terminal, plain lines elsewhere. It decides nothing about the
 run."""
 
+import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,17 +13,17 @@ from typing import Self
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from spikewise import describe
+from spikewise import describe, describe_curve
 from spikewise.diagnose import News
 from trainer.data.dataset import Manifest, Quarantined
 from trainer.engine.facts import NetworkFacts
 from trainer.epoch import EpochReport
-from trainer.formatting import duration, size
+from trainer.formatting import duration, printable, size
 from trainer.run import events
 from trainer.run.status import RunStatus
 
 PLAIN_SECONDS = 10.0
-"""Shortest time between two plain progress lines."""
+"""Shortest time between two plain progress lines, and longest silence."""
 
 
 class Console:
@@ -32,23 +34,39 @@ class Console:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=self._out, transient=True)
         self._tasks: dict[str, TaskID] = {}
-        self._last_line = time.monotonic()
+        self._last_line = self._phase_began = time.monotonic()
+        self._phase = ""
+        self._ended = threading.Event()
 
     def __enter__(self) -> Self:
+        threading.Thread(target=self._break_silence, daemon=True, name="console").start()
         if self._out.is_terminal:
             self._bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
         if self._out.is_terminal:  # elsewhere this would print an empty line
             self._bars.stop()
 
     def say(self, line: str) -> None:
         self._last_line = time.monotonic()
-        self._out.print(line, markup=False)
+        self._out.print(printable(line), markup=False)
 
     def warn(self, line: str) -> None:
-        self._out.print(f"warning: {line}", markup=False, style="yellow")
+        self._last_line = time.monotonic()
+        self._out.print(printable(f"warning: {line}"), markup=False, style="yellow")
+
+    def phase(self, what: str) -> None:
+        """What is going on from now on; empty if other lines tell. It is printed with its duration after each PLAIN_SECONDS of
+        silence."""
+        self._phase, self._phase_began = what, time.monotonic()
+
+    def _break_silence(self) -> None:
+        while not self._ended.wait(PLAIN_SECONDS / 10):
+            now, what, began = time.monotonic(), self._phase, self._phase_began
+            if what and now - max(self._last_line, began) >= PLAIN_SECONDS:
+                self.say(f"{what} ({now - began:.0f} s so far)")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Shows that `done` of `total` units of `what` are done, as a bar or as a line every PLAIN_SECONDS."""
@@ -65,6 +83,10 @@ class Console:
             self._bars.remove_task(task)
 
 
+EVERYWHERE = ("0.0.0.0", "::")
+"""Hosts that mean all addresses of this machine."""
+
+
 class RunLog:
     """The lines about one run."""
 
@@ -72,10 +94,17 @@ class RunLog:
         self._console = console
         self._run = run
         self._epochs = epochs
-        self.warn = console.warn
+        self._pod = os.environ.get("POD_NAME")
+        """The pod in which the driver runs, in a cluster: addresses and paths of its own are useless to the reader."""
+        self.warn, self.say = console.warn, console.say
+        self.phase = console.phase
 
     def metrics_served(self, host: str, port: int) -> None:
-        self._console.say(f"run {self._run}: metrics at http://{host}:{port}/metrics")
+        url = f"http://{'localhost' if self._pod or host in EVERYWHERE else f'[{host}]' if ':' in host else host}:{port}/metrics"
+        if self._pod:
+            namespace = os.environ.get("POD_NAMESPACE", "default")
+            url = f"{url} after: kubectl port-forward -n {namespace} pod/{self._pod} {port}"
+        self._console.say(f"run {self._run}: metrics at {url}")
 
     def network(self, name: str, facts: NetworkFacts) -> None:
         frozen = facts.parameters - facts.trainable
@@ -84,17 +113,21 @@ class RunLog:
         )
 
     def packing(self, done: int, total: int) -> None:
+        self.phase("")
         self._console.progress("packing", done, total)
 
     def packed(self, manifest: Manifest, quarantined: Sequence[Quarantined], seconds: float | None) -> None:
         """`seconds`: what packing took; None if the images were packed before."""
         self._console.done("packing")
+        self.phase("reading the packed images and splitting them")
         how = "already packed: no image was read" if seconds is None else f"packed in {duration(seconds)}"
         counts = Counter(image.source for image in manifest.images)
         more = "".join(f", {counts[name]:,} in data.{name}" for name in ("validation", "test") if counts[name])
         self._console.say(f"data: {counts['source']:,} images at {manifest.source}{more} ({how})")
         if manifest.ignored:
             self.warn(f"{manifest.ignored:,} objects at {manifest.source} belong to no class and are ignored")
+        if manifest.junk:
+            self._console.say(f"data: {manifest.junk:,} other files are no images (.DS_Store, Thumbs.db, a run's own files ...)")
         if quarantined:
             first = quarantined[0]
             self.warn(
@@ -102,12 +135,24 @@ class RunLog:
                 "quarantine.json lists all of them"
             )
 
-    def split(self, training: int, validation: int, classes: Sequence[str], pixels: int, *, dropped: int, test: int = 0) -> None:
-        """`training`, `validation`, `test`: numbers of images. `pixels`: bytes of all. `dropped`: images that fill no batch."""
+    def split(
+        self,
+        training: int,
+        validation: int,
+        classes: Sequence[str],
+        pixels: int,
+        *,
+        dropped: int,
+        test: int = 0,
+        groups: int | None = None,
+    ) -> None:
+        """`training`, `validation`, `test`: numbers of images. `pixels`: bytes of all. `dropped`: images that fill no batch.
+        `groups`: number of groups, None if the images have none."""
         self._console.say(
             f"split: {training:,} training{',' if test else ' and'} {validation:,} validation {f'and {test:,} test ' * bool(test)}"
-            f"images of {len(classes)} classes ({', '.join(classes)}); "
-            f"{size(pixels)} of pixels"
+            f"images of {len(classes)} classes ({', '.join(classes)})"
+            + (f" in {groups:,} groups" if groups is not None else "")
+            + f"; {size(pixels)} of pixels"
         )
         if dropped:
             self._console.say(
@@ -136,19 +181,28 @@ class RunLog:
                 self.warn(event.message)
             case events.Finished(tested=events.Tested() as tested):
                 self._console.say(f"test: loss {tested.loss:.4f}  accuracy {tested.accuracy:.3f}  ({tested.images:,} images)")
-            case events.Failed() | events.Finished():  # the run's outcome is printed at its end
+            case events.Failed() | events.Finished() | events.Diverged():  # the run's outcome is printed at its end
                 pass
 
     def stop_requested(self) -> None:
         self._console.say("stop requested: saving a checkpoint")
 
     def report_written(self, page: Path) -> None:
-        self._console.say(f"report: {page}")
+        if not self._pod:
+            self._console.say(f"report: {page}")
+
+    def results_stored(self, url: str, *, with_model: bool) -> None:
+        """`url`: of the run in storage."""
+        self._console.say(f"stored: {url}/report.html" + (f" and {url}/model.keras" if with_model else ""))
+
+    def complete(self, line: str) -> None:
+        self._console.say(line)
 
     def report_incomplete(self, reason: str) -> None:
         self.warn(f"the report is incomplete (python -m jobs.report --config FILE --run {self._run} rebuilds it): {reason}")
 
     def _started(self, event: events.Started, *, again: bool) -> None:
+        self.phase("")
         if again:
             self.warn("a worker died; all workers were restarted")
         where = "in memory" if event.resident else "on the local disk"
@@ -169,8 +223,10 @@ class RunLog:
         )
 
     def _news(self, news: News) -> None:
+        for one in news.standing:
+            self._console.say(describe_curve.block(one, options=True))
         if news.diagnosis:
             self._console.say(describe.block(news.diagnosis, options=True))
-        if news.resolved:
-            spike = news.resolved.spike
+        for resolved in news.resolved:
+            spike = resolved.spike
             self._console.say(f"spike of epoch {spike.epoch}: {spike.outcome} in epoch {spike.outcome_epoch}")

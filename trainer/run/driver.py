@@ -7,14 +7,13 @@ may be started again under the same run name.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from trainer import UserError, config
 from trainer.data.class_weights import check_class_weights
@@ -26,21 +25,21 @@ from trainer.metrics import Exporter, MetricsError
 from trainer.model.module import Module
 from trainer.report.load import load
 from trainer.report.write import write
-from trainer.run import ray_cluster
+from trainer.run import divergence, ray_cluster
 from trainer.run.console import Console, RunLog
-from trainer.run.events import Requests
-from trainer.run.mailbox import start_mailbox
+from trainer.run.events import Requests, Started, WorkerEvent
+from trainer.run.mailbox import listen, start_mailbox
 from trainer.run.monitoring import Monitoring
-from trainer.run.preparation import Prepared, check_output, check_resumable, prepare
+from trainer.run.preparation import Prepared, check_output, check_resumable, complete, prepare
+from trainer.run.proving import Interrupted, Prover
 from trainer.run.ray_train import WorkerGroup
 from trainer.run.signals import stop_signals
 from trainer.run.status import RunStatus
 from trainer.run.task import Task
 from trainer.storage import Store, StoreError, open_store, results
+from trainer.storage.checkpoint import Checkpoints
 from trainer.storage.lease import Lease, WaitStopped
 
-POLL_SECONDS = 0.3
-"""Time between two reads of the mailbox."""
 END_SECONDS = 60.0
 """Longest wait for Ray Train to notice that a run has failed for good."""
 
@@ -108,6 +107,7 @@ def launch(settings: config.Settings, name: str, console: Console, module: Modul
                 exporter.enter("failed")
                 monitoring.wait_for_last_scrape(trained=run.trained)
                 raise
+        log.phase("waiting for Prometheus to read the last values (metrics.linger)")
         interrupted = outcome.outcome == "interrupted"
         exporter.enter("completed" if outcome.succeeded else "interrupted" if interrupted else "failed")
         monitoring.wait_for_last_scrape(trained=run.trained, interrupted=interrupted)
@@ -146,9 +146,15 @@ class _Run:
     monitoring: Monitoring
     stop: threading.Event
     lease: Lease
+    packed: int = 0
+    """Images packed so far."""
     status: RunStatus = field(init=False)
     folder: Path = field(init=False)
     """Local folder of the report."""
+    roll_backs: list[dict[str, Any]] = field(default_factory=list)
+    """The divergences from which the run went back, as divergence.roll_back describes them."""
+    start_seconds: float = 0.0
+    """How long the last start of the workers took."""
 
     def __post_init__(self) -> None:
         self.status = RunStatus(self.settings.training.epochs)
@@ -162,20 +168,31 @@ class _Run:
         return self.status.starts > 0
 
     def execute(self) -> Outcome:
+        self.roll_backs = results.get_roll_backs(self.storage, self.name)
+        self.settings = divergence.with_roll_backs(self.settings, self.roll_backs)
         settings, exporter = self.settings, self.monitoring.exporter
         self._sweep()
+        exporter.update_roll_backs(len(self.roll_backs))
         previous = results.get_run(self.storage, self.name)
         check_resumable(previous, settings, self.module, self.name)
+        if previous and (line := complete(previous, self.storage, settings, self.name)):
+            self.log.complete(line)
+            return Outcome(self.name, previous["outcome"], self.folder)
         sources = open_sources(settings.data, settings.s3)
+        self.log.phase("listing the images")
         images = images_of(self.name, sources, self.storage, settings.data, previous)
+        for name, store in sources.images.items():
+            self.monitoring.count_requests(f"data.{name}", Requests.of(store))
         check_class_weights(settings.training.class_weights, images.classes)
         check_output(settings.run.output)
+        self.log.phase("starting Ray and building the network")
         with ThreadPoolExecutor(1) as pool, ray_cluster.connect(settings.launch) as logs:
             inspected = pool.submit(inspect, settings, len(images.classes), self.module)  # about as long as Ray takes to start
             cores = ray_cluster.cores_for_a_worker(settings.launch)
             network = inspected.result()
             self.log.network(settings.model.network, network)
             exporter.enter("packing")
+            self.log.phase("preparing the images")
             data = prepare(
                 images,
                 sources,
@@ -204,7 +221,14 @@ class _Run:
                 test=len(data.split.test),
             )
             exporter.enter("training")
-            self._train(data, cores, logs)
+            self.log.phase("starting the workers, which import TensorFlow")
+            while True:
+                self._train(data, cores, logs)
+                if not self._goes_back():
+                    break
+                facts["config"] = self.settings.as_dict()
+                results.put_run(self.records, self.name, facts)
+            self._prove(data)
         return self._close(data, facts)
 
     def _sweep(self) -> None:
@@ -219,20 +243,21 @@ class _Run:
         if self.stop.is_set():
             raise Stopped
         self.log.packing(done, total)
-        self.monitoring.exporter.note_progress()
+        self.monitoring.count_requests("images", Requests({"get": done}, 0, 0))
+        if done > self.packed:
+            self.packed = done
+            self.monitoring.exporter.note_progress()
 
     def _train(self, data: Prepared, cores: int, logs: Path) -> None:
         """Listens to the workers until they have ended or have failed for good; passes on a request to stop."""
-        mailbox = start_mailbox()
-        self.lease.renewed = lambda until: mailbox.renew.remote(until)
-        mailbox.renew.remote(self.lease.fence.until)
+        mailbox = start_mailbox(self.lease)
         task = Task(self.name, self.settings.as_dict(), data.pack, data.split, mailbox, cores, self.lease.fence.number, self.module)
+        began = time.monotonic()
         workers = WorkerGroup(task, self.settings.launch, Path(self.settings.run.output, ".ray"))
         asked = False
-        while True:
-            running = workers.running  # read before the mailbox, so that events posted before the end are still taken
-            self._listen(mailbox)
-            if self.status.failure or not running:
+        for events in listen(mailbox, workers):
+            self._hear(events, began)
+            if self.status.failure:
                 break
             if self.lease.lost.is_set():
                 raise LaunchError(
@@ -246,23 +271,68 @@ class _Run:
                 self.log.stop_requested()
                 self.monitoring.exporter.enter("interrupted")  # now, because a drained node may leave no time for it later
                 mailbox.request_stop.remote()
-            workers.wait(POLL_SECONDS)
         if self.status.failure:
             workers.wait(END_SECONDS)  # Ray Train must end before its cluster does
         elif workers.failure:
             self.status.fail(workers.failure)
-        elif not self.status.finished:
+        elif not self.status.finished and not self.status.diverged:
             self.status.fail(
                 f"The workers exited without reporting an error. Their logs are in {logs} on each node. Fix: correct what the logs "
                 "show and run again under this name to resume."
             )
 
-    def _listen(self, mailbox: Any) -> None:
-        for event in ray.get(mailbox.take.remote()):
+    def _hear(self, events: list[WorkerEvent], began: float) -> None:
+        """`began`: when the workers were started, as time.monotonic()."""
+        for event in events:
+            if isinstance(event, Started):
+                self.start_seconds = time.monotonic() - began
             self.status.update(event)
             self.log.hear(event, self.status)
             self.monitoring.hear(event, self.status)
         self.monitoring.count_requests("driver", Requests.of(self.storage))
+
+    def _goes_back(self) -> bool:
+        """After a divergence, goes back to the checkpoint before it with other settings, unless it did so too often already.
+        Returns whether to train again. Raises StoreError."""
+        status, most = self.status, self.settings.diagnosis.max_roll_backs
+        if status.failure or status.diverged is None:
+            return False
+        if len(self.roll_backs) >= most:
+            again = f"It went back diagnosis.max_roll_backs = {most} times. "
+            status.fail(again + divergence.fix(status.diverged, self.settings.optimizer.learning_rate))
+            return False
+        checkpoints = Checkpoints(self.records, self.name, self.settings.checkpoint.keep_last, self.lease.fence.number)
+        back = divergence.roll_back(status.diverged, status.history, checkpoints.steps(), self.settings)
+        checkpoints.go_back(back["to_step"])
+        self.roll_backs.append(back)
+        results.put_roll_backs(self.records, self.name, self.roll_backs)
+        self.settings = divergence.with_roll_backs(self.settings, [back])
+        status.forget()
+        self.log.warn(divergence.line(back, len(self.roll_backs), most))
+        self.monitoring.exporter.update_roll_backs(len(self.roll_backs))
+        return True
+
+    def _prove(self, data: Prepared) -> None:
+        """Tries the remedies of the worst spikes within the time that diagnosis.prove allows. A failure to do so is only logged."""
+        finished, budget = self.status.finished, self.settings.diagnosis.prove * self._trained_seconds()
+        if not budget or not finished or finished.outcome == "interrupted":
+            return
+        groups = [data.rows.groups[row] for row in data.split.validation]
+        folder = Path(self.settings.run.output, ".ray")
+        prover = Prover(self.name, self.storage, data.pack, data.split, groups, self.module, folder, self.lease, stop=self.stop)
+        prover.hear, prover.say, prover.start_seconds = self._hear_replay, self.log.say, self.start_seconds
+        try:
+            prover.prove_worst(self.status.diagnoses, self._trained_seconds() / len(self.status.history), budget)
+        except Interrupted:
+            self.log.say("stop requested: no further remedy is tried")
+        except Exception as error:  # whatever the error, the run is complete
+            self.log.warn(f"no remedy is proven: {one_line(error) if isinstance(error, UserError) else repr(error)}")
+
+    def _trained_seconds(self) -> float:
+        return sum(report.seconds for report in self.status.history)
+
+    def _hear_replay(self, event: WorkerEvent) -> None:  # noqa: ARG002
+        self.monitoring.exporter.note_progress()
 
     def _close(self, data: Prepared, facts: dict[str, Any]) -> Outcome:
         """Stores how the run ended and writes the report. A failure to do so does not change the outcome."""
@@ -273,6 +343,7 @@ class _Run:
             facts["environment"] = facts["environment"] | {"peak memory of a worker": size(self.status.peak_memory)}
         if finished and outcome != "interrupted":
             facts["epoch"] = finished.epoch
+        self.log.phase("storing the results and writing the report")
         try:
             results.put_run(self.records, self.name, facts)
             if self.status.history:
@@ -291,3 +362,4 @@ class _Run:
                 self.storage.download(f"runs/{self.name}/{name}", self.folder / name)
         for name in ("report.html", "report.json", "loss.png"):
             self.records.upload(f"runs/{self.name}/{name}", self.folder / name)
+        self.log.results_stored(f"{self.storage.url}/runs/{self.name}", with_model=with_model)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from spikewise.diagnose import News
 from spikewise.records import Diagnosis, Overfitting
+from spikewise.standing import Standing
 from trainer.epoch import EpochReport
 from trainer.storage import Store
 from trainer.storage.checkpoint import SaveStats
@@ -15,7 +16,7 @@ class Requests:
     """Requests that a process has sent to the run's storage since it started."""
 
     by_operation: Mapping[str, int]
-    """Operation -> number of requests, retries included."""
+    """Operation (get, put, list, delete) -> number of requests, retries included."""
     retries: int
     errors: int
     """Operations that failed after all retries."""
@@ -75,6 +76,8 @@ class EpochFinished:
     news: News | None
     """What the diagnosis found; None when it failed."""
     overfitting: Overfitting | None
+    standing: tuple[Standing, ...]
+    """All standing causes so far."""
     checkpoint: SaveStats
     requests: Requests
     """Sent by worker 0."""
@@ -93,6 +96,22 @@ class Warned:
     """A worker logged a warning or an error that does not end training."""
 
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """Training has diverged, and the workers have ended so that the driver can go back."""
+
+    epoch: int
+    """The first epoch that has to be trained again."""
+    found: int
+    """The epoch whose end showed it."""
+    what: str
+    """What happened, as a sentence."""
+    settings: str
+    """The remedy: one or more `section.key=value`, separated by spaces."""
+    finite: bool
+    """Whether the weights are still finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,4 +146,4 @@ class Finished:
     """None without a test set, and for an interrupted run."""
 
 
-WorkerEvent = Started | Resumed | Progress | EpochFinished | CheckpointSaved | Warned | Failed | Finished
+WorkerEvent = Started | Resumed | Progress | EpochFinished | CheckpointSaved | Warned | Diverged | Failed | Finished

@@ -7,18 +7,30 @@ The mailbox is a Ray actor beside the driver. Neither side ever waits for the ot
 import logging
 import math
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainer.run.events import Failed, Progress, Warned, WorkerEvent
-from trainer.storage.lease import clock
+from trainer.storage.lease import Lease, clock
 
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 """Shortest time between two Progress events."""
+POLL_SECONDS = 0.3
+"""Time between two reads of the mailbox."""
+
+
+class Workers(Protocol):
+    """What `listen` needs of ray_train.WorkerGroup."""
+
+    @property
+    def running(self) -> bool: ...
+
+    def wait(self, seconds: float) -> None: ...
 
 
 class Mailbox:
@@ -58,10 +70,30 @@ class Mailbox:
         return self._lease_until - clock()
 
 
-def start_mailbox() -> Any:
-    """Starts a Mailbox as an actor on the caller's node, which runs the driver. Returns its handle."""
+def start_mailbox(lease: Lease | None = None) -> Any:
+    """Starts a Mailbox as an actor on the caller's node, which runs the driver. Returns its handle. From then on it learns of
+    each renewal of `lease`, and no earlier mailbox does."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
+
+    def renewed(until: float) -> None:
+        if ray.is_initialized():  # the lease outlives the cluster
+            mailbox.renew.remote(until)
+
+    if lease:
+        lease.renewed = renewed
+        renewed(lease.fence.until)
+    return mailbox
+
+
+def listen(mailbox: Any, workers: Workers, seconds: float = POLL_SECONDS) -> Iterator[list[WorkerEvent]]:
+    """What the workers have posted, about every `seconds`, until they have ended."""
+    while True:
+        running = workers.running  # read before the mailbox, so that events posted before the end are still taken
+        yield ray.get(mailbox.take.remote())
+        if not running:
+            return
+        workers.wait(seconds)
 
 
 class Outbox:

@@ -42,6 +42,7 @@ class Monitoring:
                 self.count_requests("worker 0", event.requests)
                 if event.news is not None:
                     exporter.update_spikes(status.diagnoses)
+                    exporter.update_parts(event.news.parts, event.standing)
                 self._saves(event.checkpoint)
             case CheckpointSaved() | Finished():
                 self._saves(event.checkpoint)

@@ -11,7 +11,7 @@ from trainer.data.split import SIDES
 from trainer.engine.facts import inspect
 from trainer.formatting import size
 from trainer.model.module import Module
-from trainer.run.preparation import check_batch_size, check_resumable
+from trainer.run.preparation import check_batch_size, check_resumable, complete
 from trainer.storage import open_store, results
 
 
@@ -23,6 +23,8 @@ def plan(settings: config.Settings, name: str, module: Module | None) -> str:
     storage = open_store(settings.run.storage, settings.s3)
     previous = results.get_run(storage, name) if settings.run.name else None
     check_resumable(previous, settings, module, name)
+    if line := complete(previous, storage, settings, name):
+        return line
     epochs = len(results.get_history(storage, name)) if previous else 0
     found = images_of(name, open_sources(settings.data, settings.s3), storage, settings.data, previous)
     classes = ", ".join(found.classes)
@@ -33,7 +35,9 @@ def plan(settings: config.Settings, name: str, module: Module | None) -> str:
         images, packed = len(found.images), load_pack(storage, found.digest, (*settings.data.image_size, 3)) is not None
         sizes = [image.size for image in found.images if image.source == "source"]
         data = f"{found.source}: {len(sizes):,} images of {size(sum(sizes))}, "
-        data += f"{found.ignored:,} other objects ignored"
+        data += f"{found.ignored:,} other objects ignored" + (f" besides {found.junk:,} like .DS_Store" if found.junk else "")
+        if found.archived:
+            data += f", {found.archived:,} archived (skipped unless they are restored first)"
         counts = Counter(image.label for image in found.images)
         classes = ", ".join(f"{each} {counts[label]:,}" for label, each in enumerate(found.classes))
     split, training = _split(found, settings.data)
@@ -65,9 +69,15 @@ def plan(settings: config.Settings, name: str, module: Module | None) -> str:
         "memory": f"in each worker: images {in_memory} (at most {size(bound)}); weights, gradients and optimizer {size(weights)}; "
         f"layers' outputs about {size(activations)}; and TensorFlow itself",
         "disk": f"{size(pixels)} in {settings.pipeline.cache_dir} on each machine",
-        "metrics": f"http://{settings.metrics.host}:{settings.metrics.port}/metrics",
+        "metrics": f"port {settings.metrics.port} of the driver's machine, {settings.metrics.host}",
     }
     return "\n".join(f"{what:<10} {line}" for what, line in lines.items())
+
+
+def finished(settings: config.Settings, name: str) -> str | None:
+    """A line for the user if the run is complete already, else None. Raises StoreError and ResultsError."""
+    storage = open_store(settings.run.storage, settings.s3)
+    return complete(results.get_run(storage, name), storage, settings, name)
 
 
 def _sources(found: Manifest | Pack, data: config.Data) -> dict[str, str]:

@@ -18,7 +18,7 @@ from trainer.data.split import split_rows
 from trainer.formatting import one_line
 from trainer.model.module import Module, check_unchanged
 from trainer.run.console import RunLog
-from trainer.storage import Store
+from trainer.storage import Store, results
 
 
 class OutputError(UserError):
@@ -57,7 +57,15 @@ def prepare(
     training, validation = len(sides.training), len(sides.validation)
     check_batch_size(batch_size, training)
     pixels = packed.images * int(np.prod(packed.image_shape))
-    log.split(training, validation, packed.classes, pixels, dropped=training % batch_size, test=len(sides.test))
+    log.split(
+        training,
+        validation,
+        packed.classes,
+        pixels,
+        dropped=training % batch_size,
+        test=len(sides.test),
+        groups=len(set(rows.groups) - {""}) if any(rows.groups) else None,
+    )
     for warning in sides.facts["warnings"]:
         log.warn(warning)
     return Prepared(packed, rows, sides)
@@ -71,6 +79,27 @@ def check_resumable(previous: Mapping[str, Any] | None, settings: config.Setting
     if previous:
         config.check_resumable(settings, previous["config"], name)
         check_unchanged(module, previous.get("module"), name)
+
+
+def complete(previous: Mapping[str, Any] | None, storage: Store, settings: config.Settings, name: str) -> str | None:
+    """A line for the user if run `name` has nothing left to do with these settings, else None. Raises StoreError.
+
+    `previous`: its run.json. A run that is to export another epoch (training.keep) is not complete.
+    """
+    if not previous or previous.get("outcome") not in ("completed", "stopped early"):
+        return None
+    before, now = previous["config"]["training"], settings.training
+    trained = len(results.get_history(storage, name))
+    early = previous["outcome"] == "stopped early" and trained < now.epochs
+    if early and (before["epochs"], before["early_stopping"]) != (now.epochs, now.early_stopping):
+        return None
+    if before["keep"] != now.keep or (trained < now.epochs and not early):
+        return None
+    key = f"training.early_stopping (now {now.early_stopping})" if early else f"training.epochs (now {now.epochs})"
+    return (
+        f"Run {name} is complete: {previous['outcome']} after {trained} epochs; its report and model are in "
+        f"{storage.url}/runs/{name}. To train it longer, raise {key}. For another run, choose another run.name."
+    )
 
 
 def check_batch_size(batch_size: int, training: int, about: str = "") -> None:

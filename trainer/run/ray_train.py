@@ -31,7 +31,7 @@ class WorkerGroup:
             train_loop_config={"task": task},
             scaling_config=ScalingConfig(num_workers=launch.workers, use_gpu=launch.gpu, resources_per_worker=resources),
             run_config=RunConfig(
-                name=task.run,
+                name=task.run.replace("/", "-"),  # of a replay
                 storage_path=str(folder.resolve()),
                 failure_config=FailureConfig(max_failures=launch.max_failures),
             ),
@@ -93,6 +93,9 @@ def _free_address() -> str:
 
 
 def _join(addresses: list[str], rank: int) -> None:
+    # TensorFlow's gRPC would look for other workers behind the HTTP proxy of the environment, and hang. It reads only this name.
+    hosts = {address.rpartition(":")[0].strip("[]") for address in addresses}
+    os.environ["no_grpc_proxy"] = ",".join(sorted(hosts))  # noqa: SIM112
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})
 
 

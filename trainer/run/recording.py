@@ -1,25 +1,17 @@
 """Stores a run's epochs for the report, in the background. A failure to store them never ends training."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from spikewise.records import Diagnosis, Overfitting
+from spikewise.findings import Findings
 from trainer.epoch import EpochReport
 from trainer.storage import Store, StoreError, results
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What the diagnosis has found since the start of the run."""
-
-    diagnoses: tuple[Diagnosis, ...]
-    overfitting: Overfitting | None
 
 
 class Recorder:
@@ -30,13 +22,16 @@ class Recorder:
         self._run = run
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="epoch-records")
 
-    def count_start(self) -> int:
-        """Counts a start of the run's workers. Returns the number of earlier starts; 0 when storage fails."""
+    def count_start(self, facts: Callable[[], Mapping[str, Any]]) -> int:
+        """Counts a start of the run's workers and stores its `facts`, as results.put_start takes them. Returns the number of
+        earlier starts; 0 when storage fails."""
+        number = 0
         try:
-            return results.count_start(self._store, self._run)
+            number = results.count_start(self._store, self._run)
+            results.put_start(self._store, self._run, number, facts())
         except StoreError as error:
             log.warning("this start of the workers was not counted: %s", error)
-            return 0
+        return number
 
     def record(self, report: EpochReport, arrays: Mapping[str, np.ndarray], findings: Findings | None) -> None:
         """Stores an epoch in the background. `findings`: None when the diagnosis failed. Never raises."""
@@ -51,7 +46,7 @@ class Recorder:
         try:
             results.replace_history(self._store, self._run, history)
             if findings is not None:
-                results.put_diagnoses(self._store, self._run, findings.diagnoses, findings.overfitting)
+                results.put_findings(self._store, self._run, findings)
         except StoreError as error:
             log.warning("the report may lack epochs: %s", error)
 
@@ -63,6 +58,6 @@ class Recorder:
         try:
             results.put_epoch(self._store, self._run, report, arrays)
             if findings is not None:
-                results.put_diagnoses(self._store, self._run, findings.diagnoses, findings.overfitting)
+                results.put_findings(self._store, self._run, findings)
         except StoreError as error:
             log.warning("the results of epoch %d were not stored: %s", report.epoch, error)

@@ -6,7 +6,7 @@ learner, the diagnosis and the position of the run into arrays and JSON, and bac
 Shapes: s steps of the current epoch so far.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ from trainer.storage.checkpoint import Checkpoints
 
 DIAGNOSIS = "diagnosis/"
 """Prefix of the arrays of the diagnosis in a checkpoint."""
+TRACE = "epoch/trace"
+"""Name of the moving statistics of the current epoch in a checkpoint."""
 STEPS = "epoch/steps/"
 """Prefix of the records of the current epoch's steps in a checkpoint, one array [s] for each field."""
 
@@ -34,16 +36,23 @@ class Position:
     """The current epoch."""
     steps: np.ndarray = field(default_factory=lambda: np.zeros(0, STEP_RECORD))
     """STEP_RECORD [s] of the current epoch."""
+    trace: np.ndarray | None = None
+    """Moving statistics float32 [s + 1, m] before the first and after each of these steps; None if they are not kept."""
     history: list[EpochReport] = field(default_factory=list)
     """One report for each finished epoch."""
 
-    def after(self, steps: np.ndarray) -> "Position":
-        """The position after these further steps, STEP_RECORD, of the current epoch."""
-        return Position(self.epoch, np.concatenate([self.steps, steps]), self.history)
+    def after(self, steps: np.ndarray, values: Sequence[Any] | None = None) -> "Position":
+        """The position after these further steps, STEP_RECORD, of the current epoch. `values`: the further rows of `trace`,
+        arrays or tensors [m]; None if they are not kept."""
+        trace = None
+        if values is not None:
+            rows = np.array([np.asarray(row) for row in values], np.float32)
+            trace = rows if self.trace is None else np.concatenate([self.trace, rows.reshape(-1, self.trace.shape[1])])
+        return Position(self.epoch, np.concatenate([self.steps, steps]), trace, self.history)
 
     def next_epoch(self, report: EpochReport) -> "Position":
         """The position at the beginning of the next epoch. `report`: of the current one."""
-        return Position(self.epoch + 1, self.steps[:0], [*self.history, report])
+        return Position(self.epoch + 1, self.steps[:0], None, [*self.history, report])
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ def to_checkpoint(
     ended; None inside an epoch."""
     diagnosis, memory = diagnostician.state()
     state = learner.state() | plain_steps(position.steps, STEPS) | {DIAGNOSIS + name: array for name, array in memory.items()}
+    if position.trace is not None:
+        state[TRACE] = position.trace
     history = [report.as_dict() for report in position.history]
     meta: dict[str, Any] = {"epoch": position.epoch, "history": history, "diagnosis": diagnosis}
     if validation_loss is not None:
@@ -82,25 +93,29 @@ def resume(
     *,
     chief: bool,
     broadcast: Callable[[int | None], int | None],
+    step: int | None = None,
 ) -> Resumption | None:
-    """Loads the newest intact checkpoint into `learner` and `diagnostician`; None if there is none.
+    """Loads the newest intact checkpoint into `learner` and `diagnostician`, or the one of `step`; None if there is none.
 
-    `broadcast`: returns rank 0's argument on all workers. Raises StoreError, and UserError for a checkpoint of another model.
+    `broadcast`: returns rank 0's argument on all workers. Raises StoreError, CheckpointError if the checkpoint of `step` is missing
+    or damaged, and UserError for a checkpoint of another model.
     """
     # Resume order:
-    # 1. Rank 0 claims the checkpoints and finds the newest one, so that all workers load the same one.
-    found = checkpoints.claim() if chief else None
-    step = broadcast(found.step if found else None)
+    # 1. Rank 0 claims the checkpoints and finds the newest one, so that all workers load the same one. A given step is only read.
+    found = None
+    if step is None:
+        found = checkpoints.claim() if chief else None
+        step = broadcast(found.step if found else None)
     if step is None:
         return None
     _, state, meta = found or checkpoints.load(step)
     # 2. Weights, moving statistics and optimizer; the optimizer's step count determines the dropout masks.
-    step_arrays, memory = _pop(state, STEPS), _pop(state, DIAGNOSIS)
+    step_arrays, memory, trace = _pop(state, STEPS), _pop(state, DIAGNOSIS), state.pop(TRACE, None)
     learner.restore(state)
     # 3. History, epoch and the steps already made in it, which determine the order of the images.
     try:
         steps = step_records(step_arrays)
-        position = Position(_epoch(meta), steps, [results.report_from(values) for values in meta["history"]])
+        position = Position(_epoch(meta), steps, trace, [results.report_from(values) for values in meta["history"]])
         # 4. The diagnosis, which copies the restored weights at the end of an epoch.
         diagnostician.restore(meta["diagnosis"], memory, at_epoch_end=not len(steps))
         return Resumption(step, position, dict(meta["settings"]))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from spikewise.diagnose import News
 from spikewise.records import Diagnosis
 from trainer.epoch import EpochReport, best
-from trainer.run.events import EpochFinished, Failed, Finished, Resumed, Started, WorkerEvent
+from trainer.run.events import Diverged, EpochFinished, Failed, Finished, Resumed, Started, WorkerEvent
 
 
 @dataclass
@@ -23,6 +23,8 @@ class RunStatus:
     failure: Failed | None = None
     """The first failure."""
     finished: Finished | None = None
+    diverged: Diverged | None = None
+    """The divergence from which the run has to go back."""
 
     @property
     def best(self) -> EpochReport | None:
@@ -41,10 +43,16 @@ class RunStatus:
                 self.peak_memory = event.peak_memory
                 if event.news is not None:
                     self._add(event.news)
+            case Diverged():
+                self.diverged = event
             case Failed():
                 self.fail(event.message, transient=event.transient)
             case Finished():
                 self.finished = event
+
+    def forget(self) -> None:
+        """Forgets all epochs: the workers start again, from the beginning or from a checkpoint, which `Resumed` describes."""
+        self.history, self.diagnoses, self.diverged = [], [], None
 
     def fail(self, message: str, *, transient: bool = False) -> None:
         """Records why the run failed, unless an earlier reason is known."""
@@ -60,5 +68,5 @@ class RunStatus:
     def _add(self, news: News) -> None:
         if news.diagnosis:
             self.diagnoses.append(news.diagnosis)
-        if resolved := news.resolved:
+        for resolved in news.resolved:
             self.diagnoses = [resolved if known.spike.epoch == resolved.spike.epoch else known for known in self.diagnoses]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -19,6 +20,7 @@ import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
 from spikewise.diagnose import Diagnostician, News
+from spikewise.findings import Findings
 from spikewise.records import Event
 from trainer import UserError, config
 from trainer.data.class_weights import class_weights
@@ -28,14 +30,15 @@ from trainer.engine import devices
 from trainer.engine.distributed_network import DistributedNetwork
 from trainer.engine.evaluate import evaluate
 from trainer.engine.group import Group
-from trainer.engine.step import Learner, StepStats, finite, records
+from trainer.engine.step import Learner, StateError, StepStats, finite, records
 from trainer.epoch import EpochReport, best
 from trainer.model.module import NetworkError
-from trainer.run import events
+from trainer.run import divergence, events, ray_cluster
 from trainer.run.fencing import WorkerFence
 from trainer.run.finish import load_best, store_model
 from trainer.run.mailbox import Outbox
-from trainer.run.recording import Findings, Recorder
+from trainer.run.recording import Recorder
+from trainer.run.replay import before_spikes, state_error
 from trainer.run.resume import Position, changes, plain_steps, resume, to_checkpoint
 from trainer.run.task import Task
 from trainer.storage import StoreError, open_store, results
@@ -47,6 +50,8 @@ SIGNAL_LAG = 4
 """Steps after which the signals of a step are read. Reading them earlier would make the worker wait for the GPU."""
 PREEMPTION_STEPS = 32
 """Steps between two queries to Ray whether a node is about to leave. Each is a round trip of all workers (2 to 9 ms)."""
+TRACE_BYTES = 2**28
+"""The moving statistics of every step of an epoch are kept for the diagnosis if they take at most this many bytes."""
 
 
 class TrainingError(UserError):
@@ -54,7 +59,7 @@ class TrainingError(UserError):
 
 
 def work(task: Task) -> None:
-    """Trains from the newest checkpoint to the last epoch.
+    """Trains from the newest checkpoint to the last epoch, or makes the task's replay.
 
     Raises whatever ends a worker. Errors that a restart cannot fix are reported to the driver first.
     """
@@ -130,7 +135,8 @@ class _Worker:
         self.network = DistributedNetwork(
             self.learner,
             self.feed,
-            lambda: evaluate(self.learner, self.feed, self.validation)[0],
+            self.validation,
+            self.sample,
             precise=settings.model.statistics == "precise",
         )
         self.diagnostician = Diagnostician(
@@ -141,24 +147,36 @@ class _Worker:
             labels=self.labels,
             momentum=self.learner.network.momentum,
             dropout=self.learner.network.dropout,
+            budget=settings.diagnosis.budget,
+            sensitivity=settings.diagnosis.sensitivity,
             validation_fraction=settings.data.validation_fraction if "" in rows.sides else float("nan"),
+            settings={f"{section}.{key}": value for section, keys in settings.as_dict().items() for key, value in keys.items()},
         )
-        self.checkpoints = Checkpoints(self.store, task.run, settings.checkpoint.keep_last, task.lease)
+        self.replay = task.replay
+        self.last = self.replay.last if self.replay else settings.training.epochs
+        """The last epoch to train."""
+        self.diagnosed = self.replay is None or self.replay.asked is not None
+        self.diverged: events.Diverged | None = None
+        """A divergence from which the run goes back."""
+        run, lease = (self.replay.run, 0) if self.replay else (task.run, task.lease)  # a replay only reads
+        self.checkpoints = Checkpoints(self.store, run, settings.checkpoint.keep_last, lease)
         self.recorder = Recorder(self.store, task.run)
         self.outbox = Outbox(task.mailbox, self.chief)
         self.position = Position()
         self.changes: list[Event] = []
         """What happened to the run since the last epoch ended, for the diagnosis."""
-        self.restarts = self.recorder.count_start() if self.chief else 0
+        self.restarts = self.recorder.count_start(self._start_facts) if self.chief else 0
 
     def run(self) -> None:
         self._check_network()
         self._resume()
         self._reconcile_records()
+        if self.diverged:
+            return
         step, feed = int(self.learner.optimizer.iterations), self.feed
         self.outbox.post(events.Started(step, self.restarts, self.group.size, feed.steps, feed.resident))
         outcome = "completed"
-        while self.position.epoch <= self.settings.training.epochs:
+        while self.position.epoch <= self.last:
             if self._no_longer_improving():
                 outcome = "stopped early"
                 break
@@ -168,7 +186,14 @@ class _Worker:
                 outcome = "interrupted"
                 break
             self._close_epoch(trained, began)
+            if self.diverged:
+                return
         self._finish(outcome)
+
+    def _start_facts(self) -> dict[str, Any]:
+        """What a replay must know of this start."""
+        machine = ray_cluster.environment(self.settings.launch) | devices.facts()
+        return {"settings": self.task.settings, "machine": machine | {"threads of a worker": str(self.task.threads)}}
 
     def _check_network(self) -> None:
         """Raises NetworkError if the workers begin with different weights; warns of what depends on the number of workers."""
@@ -182,37 +207,53 @@ class _Worker:
                 log.warning("%s", line)
 
     def _resume(self) -> None:
-        found = resume(self.checkpoints, self.learner, self.diagnostician, chief=self.chief, broadcast=broadcast_from_rank_zero)
+        step = self.replay.step if self.replay else None
+        if step == 0:  # a replay from the initial weights
+            return
+        try:
+            found = resume(
+                self.checkpoints, self.learner, self.diagnostician, chief=self.chief, broadcast=broadcast_from_rank_zero, step=step
+            )
+        except StateError as error:
+            raise TrainingError(state_error(str(error))) if self.replay else error from None
         if found is None:
             return
         self.position = found.position
+        self._keep_before_spikes()
+        if self.replay:  # where the first step would be with the replay's batch size; the learning rate depends on it
+            self.learner.optimizer.iterations.assign((self.position.epoch - 1) * self.feed.steps)
+            return
         self.changes = changes(found, self.settings, workers=self.group.size)
         history, diagnoses = tuple(self.position.history), tuple(self.diagnostician.diagnoses)
         self.outbox.post(events.Resumed(found.step, self.position.epoch, self.restarts, history, diagnoses))
+        if self.settings.diagnosis.on_divergence == "roll_back":  # the run may have diverged while it was none
+            self._act_on_divergence(divergence.still(diagnoses, history, self.settings.optimizer.learning_rate))
+
+    def _keep_before_spikes(self) -> None:
+        most = self.settings.checkpoint.keep_spikes
+        self.checkpoints.keep(before_spikes(self.position.history, self.diagnostician.diagnoses, most))
 
     def _reconcile_records(self) -> None:
-        if not self.chief:
+        if not self.chief or self.replay:
             return
         known = self.position.history and self.diagnostician.detector.epoch == len(
             self.position.history
         )  # otherwise it has failed at least once
-        self.recorder.reconcile(self.position.history, self._findings() if known else None)
-
-    def _findings(self) -> Findings:
-        return Findings(tuple(self.diagnostician.diagnoses), self.diagnostician.overfitting)
+        self.recorder.reconcile(self.position.history, self.diagnostician.findings if known else None)
 
     def _no_longer_improving(self) -> bool:
         patience, history = self.settings.training.early_stopping, self.position.history
         lowest = best(history)
-        return bool(patience) and lowest is not None and history[-1].epoch - lowest.epoch >= patience
+        return bool(patience) and not self.replay and lowest is not None and history[-1].epoch - lowest.epoch >= patience
 
     def _train_epoch(self) -> _Trained | None:
         """Trains the remaining steps of the epoch. Returns None after a request to stop, with a checkpoint saved."""
         epoch, start = self.position.epoch, len(self.position.steps)
         steps: list[StepStats] = []
+        values = self._values_before(start)
         signals = []
         saved = False
-        snapshots = self.diagnostician.snapshots(self.feed.steps)
+        snapshots = self.diagnostician.snapshots(self.feed.steps) if self.diagnosed else ()
         self.network.begin(epoch)
         self.feed.waited = 0.0
         began = time.perf_counter()
@@ -224,6 +265,8 @@ class _Worker:
             preempted = asks and ray.train.get_preemption_info() is not None
             stats, raised = self.learner.train(batch, stop=self.outbox.stop, save=preempted)
             steps.append(stats)
+            if values is not None:
+                values.append(self.learner.moving_values())
             signals.append(raised)
             done = start + len(steps)
             if done in snapshots:
@@ -231,18 +274,25 @@ class _Worker:
             self.outbox.post_progress(epoch, done, self.feed.steps)
             seen = signals[max(len(signals) - SIGNAL_LAG, 0)]
             if float(seen.stop):
-                self._save_inside_epoch(self.position.after(records(steps)))
+                self._save_inside_epoch(self.position.after(records(steps), values))
                 return None
             if not saved and float(seen.save):  # a node is about to leave: keep what is done so far
                 saved = True
-                self._save_inside_epoch(self.position.after(records(steps)))
-        self.position = self.position.after(records(steps))
+                self._save_inside_epoch(self.position.after(records(steps), values))
+        self.position = self.position.after(records(steps), values)
         return _Trained(len(steps), time.perf_counter() - began)
+
+    def _values_before(self, start: int) -> list[Any] | None:
+        """What the moving statistics of further steps, after `start` of the epoch, are appended to; None if they are not kept."""
+        first = self.learner.moving_values()
+        if first is None or (start and self.position.trace is None) or 4 * len(first) * (self.feed.steps + 1) > TRACE_BYTES:
+            return None
+        return [] if start else [first]
 
     def _save_inside_epoch(self, position: Position) -> None:
         """Best effort: a failure here loses this epoch, not the run."""
         self.learner.average_statistics()
-        if not self.chief:
+        if not self.chief or self.replay:
             return
         step = int(self.learner.optimizer.iterations)
         try:
@@ -254,8 +304,8 @@ class _Worker:
             log.warning("no checkpoint was saved inside epoch %d: %s", position.epoch, error)
 
     def _close_epoch(self, trained: _Trained, began: float) -> None:
-        """Evaluates, diagnoses, records, saves and reports the epoch. Raises TrainingError when its loss or weights are not
-        finite."""
+        """Evaluates, diagnoses, records, saves and reports the epoch. Raises TrainingError when training has diverged and the run
+        neither goes on nor goes back."""
         if self.checkpoints.superseded.is_set():
             raise RuntimeError("another worker saves the run's checkpoints")  # no UserError: that would end the run of that worker
         self.learner.average_statistics()
@@ -268,13 +318,14 @@ class _Worker:
 
         steps = self.position.steps
         report = self._report(trained, evaluated, float(waits.max()), began)
-        news = self._diagnose(evaluated)
-        findings = None if news is None else self._findings()
+        news = self._diagnose(evaluated) if self.diagnosed else None
+        findings = None if news is None else self.diagnostician.findings
         self.position = self.position.next_epoch(report)
         if self.chief:
             self._record(report, evaluated, steps, findings)
-            if finite(steps).all():  # otherwise no run could recover from the newest checkpoint
+            if finite(steps).all() and not self.replay:  # otherwise no run could recover from the newest checkpoint
                 state = to_checkpoint(self.learner, self.position, self.diagnostician, self.task.settings, report.validation_loss)
+                self._keep_before_spikes()
                 self.checkpoints.save_in_background(report.step, *state)
         self.outbox.post(
             events.EpochFinished(
@@ -283,18 +334,28 @@ class _Worker:
                 peak_memory=float(memory.max()),
                 news=news,
                 overfitting=findings.overfitting if findings else None,
+                standing=findings.standing if findings else (),
                 checkpoint=self.checkpoints.stats,
                 requests=events.Requests.of(self.store),
             )
         )
-        if not finite(steps).all():
-            self._flush()
-            first = report.step - len(steps) + int(np.argmin(finite(steps))) + 1
-            raise TrainingError(
-                f"The loss or the weights are NaN or infinite in epoch {report.epoch} from step {first} on. Fix: lower "
-                f"optimizer.learning_rate (now {self.settings.optimizer.learning_rate:g}) and run again under this name to resume "
-                "from the last checkpoint."
-            )
+        self._act_on_divergence(divergence.find(news, report, finite(steps), self.settings.optimizer.learning_rate))
+
+    def _act_on_divergence(self, found: events.Diverged | None) -> None:
+        """Raises TrainingError if the divergence ends the run; sets `diverged` if the run has to go back."""
+        policy = self.settings.diagnosis.on_divergence
+        if found is None or (policy == "none" and found.finite):
+            return
+        if self.replay:
+            self.last = self.last if found.finite else found.found
+            return
+        self._flush()
+        if policy == "roll_back":
+            self.diverged = found
+            if self.chief:
+                ray.get(self.task.mailbox.post.remote(found))
+            return
+        raise TrainingError(divergence.fix(found, self.settings.optimizer.learning_rate))
 
     def _report(self, trained: _Trained, evaluated: _Evaluated, input_wait: float, began: float) -> EpochReport:
         """`input_wait`: of the slowest worker. `began`: time.perf_counter() when the epoch began."""
@@ -335,6 +396,8 @@ class _Worker:
                 learning_rate=self.settings.optimizer.learning_rate,
                 events=self.changes,
                 predict=predict,
+                trace=None if self.position.trace is None else self.learner.average(self.position.trace),
+                asked=self.replay is not None and self.replay.asked == self.position.epoch,
             )
         except ray.exceptions.RayError:
             raise
@@ -360,7 +423,8 @@ class _Worker:
         self.checkpoints.close()
 
     def _finish(self, outcome: str) -> None:
-        """Stores what is still missing, evaluates the test set, stores the model last, and reports the end of the run."""
+        """Stores what is still missing, evaluates the test set, stores the model last, and reports the end of the run. Of a replay,
+        only its epochs are stored."""
         self.fence.pause()
         if self.chief:
             self._flush()
@@ -368,7 +432,7 @@ class _Worker:
         history = self.position.history
         epoch = history[-1].epoch if history else 0
         tested = None
-        if outcome != "interrupted":
+        if outcome != "interrupted" and not self.replay:
             if self.settings.training.keep == "best":
                 epoch = load_best(self.learner, self.checkpoints, history, chief=self.chief, broadcast=broadcast_from_rank_zero)
             self.learner.assume_evaluated()

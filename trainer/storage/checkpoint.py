@@ -19,7 +19,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,11 +104,22 @@ class Checkpoints:
         self._keeps: dict[Owner, list[str]] = {}
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[Mapping[str, np.ndarray], Mapping[str, Any]]] = {}
+        self._keep: frozenset[int] = frozenset()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
+    def steps(self) -> list[int]:
+        """The steps of the run's checkpoints, in order; some may be damaged. Raises StoreError."""
+        return [save.step for save in self._current(self._listed_surely())]
+
+    def keep(self, steps: Collection[int]) -> None:
+        """Keeps the checkpoints of exactly these steps, as far as they exist, beyond those that `save` keeps. Call it before the
+        save that would delete them."""
+        with self._lock:
+            self._keep = frozenset(steps)
+
     def claim(self) -> Restored | None:
-        """Makes this process the only writer of the run's checkpoints, and returns the newest intact one; None for a new run. From
-        then on, what earlier owners commit does not count.
+        """Makes this process the only writer of the run's checkpoints, and returns the newest intact one; None for a new run, and
+        for one that went back to its beginning. From then on, what earlier owners commit does not count.
 
         Raises CheckpointError when a later lease owns the run, or when checkpoints exist but none is intact: to begin again at 0 is
         for a person to decide. Raises UserError like `load`, and StoreError.
@@ -117,23 +128,36 @@ class Checkpoints:
         stored = self._listed_surely()
         found = self._first_intact(reversed(self._current(stored)))
         recorded = self._recorded_step()
-        if found is None and (recorded or stored.committed):
-            known = f"its last one is of step {recorded}" if recorded else f"{len(stored.committed)} are stored"
+        known = stored.committed if recorded is None else self._current(stored)
+        if found is None and (recorded or known):
+            lost = f"its last one is of step {recorded}" if recorded else f"{len(known)} are stored"
             raise CheckpointError(
-                f"Run {self._run} has saved checkpoints ({known}), but no intact one is found in {self._store.url}/{self._prefix}. "
+                f"Run {self._run} has saved checkpoints ({lost}), but no intact one is found in {self._store.url}/{self._prefix}. "
                 f"Fix: restore them, or delete the folder {self._prefix} to begin at epoch 1, or set another run.name."
             )
-        if found and recorded > found.step:
+        if found and recorded and recorded > found.step:
             log.warning("the run had saved step %d, but continues from step %d: the newest intact checkpoint", recorded, found.step)
         self._build_on([save for save in self._current(stored) if found and save.step <= found.step])
         return found
+
+    def go_back(self, step: int) -> None:
+        """Makes this process the only writer of the run's checkpoints, and those of `step` and earlier all that the run has: later
+        ones count no longer. 0: the run begins again.
+
+        Raises CheckpointError when a later lease owns the run, and StoreError.
+        """
+        self._take_ownership()
+        kept = [save for save in self._current(self._listed_surely()) if save.step <= step]
+        self._put_newest(step)  # first: whoever finds a later checkpoint than this goes on from there
+        self._build_on(kept)
 
     def save(self, step: int, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Saves a checkpoint after the saves under way in the background; returns when it is committed.
 
         Supersedes those of the same step and of later ones, which exist if the run went back to an earlier checkpoint. Then deletes
-        all but the last `keep_last` checkpoints and the one with the lowest finite `meta["validation_loss"]`; superseded ones of a
-        later step stay until the run has passed them. A process that has not called `claim` claims the run first.
+        all but the last `keep_last` checkpoints, the one with the lowest finite `meta["validation_loss"]`, and those of the steps
+        given to `keep`; superseded ones of a later step stay until the run has passed them. A process that has not called `claim`
+        claims the run first.
 
         Raises CheckpointError (an array of a dtype that is not STORABLE, another writer) and StoreError.
         """
@@ -142,12 +166,12 @@ class Checkpoints:
     def save_in_background(self, step: int, state: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Saves without delaying training; the caller must not change `state` afterwards. Never raises: see `stats`.
 
-        While storage is slower than the epochs, at most two saves wait: the newest and the one with the lowest validation loss.
+        While storage is slower than the epochs, the newest, the one with the lowest validation loss and those to `keep` wait.
         """
         with self._lock:
             self._waiting[step] = (state, meta)
             best = min(self._waiting, key=self._rank)
-            for dropped in self._waiting.keys() - {step, best}:
+            for dropped in self._waiting.keys() - {step, best, *self._keep}:
                 del self._waiting[dropped]
                 log.warning("the checkpoint of step %d is skipped: storage is slower than the epochs", dropped)
         self._thread.submit(self._save_waiting)
@@ -238,6 +262,9 @@ class Checkpoints:
         content = sealed({"keeps": self._keeps[self._owner]})
         self._store.put(f"{self._prefix}{owner_folder(self._owner)}{KEEPS}", content, if_absent=True)
 
+    def _put_newest(self, step: int) -> None:
+        self._store.put(self._prefix + NEWEST, sealed({"step": step}))
+
     def _fenced(self, owner: Owner) -> CheckpointError:
         self.superseded.set()
         return CheckpointError(
@@ -265,7 +292,7 @@ class Checkpoints:
             raise
         self.stats = replace(self.stats, step=step, committed=time.time(), seconds=time.monotonic() - started)
         try:
-            self._store.put(self._prefix + NEWEST, sealed({"step": step}))
+            self._put_newest(step)
             self._delete_old(stored, save)
         except StoreError as error:
             log.warning("old checkpoints were not deleted; the next save tries again: %s", error)
@@ -327,14 +354,14 @@ class Checkpoints:
             self._keeps[owner] = [str(folder) for folder in found] if isinstance(found, list) else []
         return self._keeps[owner]
 
-    def _recorded_step(self) -> int:
-        """The step of the last commit that the run has recorded; 0 if it has none."""
+    def _recorded_step(self) -> int | None:
+        """The step of the last commit that the run has recorded, 0 after it went back to its beginning; None if it has none."""
         key = self._prefix + NEWEST
         try:
             step = self._store.read_again(lambda: unsealed(self._store.get(key)), NotFound, Damaged).get("step")
         except (NotFound, Damaged):
-            return 0
-        return step if isinstance(step, int) else 0
+            return None
+        return step if isinstance(step, int) else None
 
     def _first_intact(self, saves: Iterable[Save]) -> Restored | None:
         for save in saves:
@@ -367,7 +394,8 @@ class Checkpoints:
         assert self._owner
         now = self._current(stored)
         unknown = {save for save in now if not self._knows_loss(save)}
-        kept = {*now[-self._keep_last :], *self._by_loss(now)[:1], *unknown}
+        asked = {save for save in now if save.step in self._keep}
+        kept = {*now[-self._keep_last :], *self._by_loss(now)[:1], *asked, *unknown}
         for save, names in superseded(stored, self._owner, now, kept, newest).items():
             if COMMIT in names or self._has_no_commit(save):
                 self._delete([f"{self._prefix}{save.folder}{name}" for name in names])

@@ -24,13 +24,18 @@ def parsed(content: bytes, read: Callable[[dict[str, Any]], T]) -> T:
 
 def json_object(content: bytes) -> dict[str, Any]:
     """The JSON object in `content`. Raises Damaged for everything else, however deep or large it is."""
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"no JSON: {error}") from None
+    found = json_value(content)
     if not isinstance(found, dict):
         raise Damaged("it is not a JSON object")
     return found
+
+
+def json_value(content: bytes) -> Any:
+    """The JSON in `content`. Raises Damaged for everything else, however deep or large it is."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"no JSON: {error}") from None
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:

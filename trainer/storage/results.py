@@ -3,7 +3,11 @@
 runs/<run>/run.json           the resolved configuration, the data set's digest, the environment, and the digest of the user's own
                               network; at the end also the outcome and the epoch whose weights model.keras has
 runs/<run>/starts             how often workers have started on the run
-runs/<run>/spikes.json        a Diagnosis for each spike, and the Overfitting
+runs/<run>/started/0000.json  with which settings and on which machine they started for the first time, 0001.json the second time
+runs/<run>/roll_backs.json    the divergences from which the run went back, the oldest first
+runs/<run>/replays/0046/      of the spike in epoch 46: proof.json, an Experiment, and below control/ and treatment-1/ the records
+                              of the epochs that were trained again, as in runs/<run>/
+runs/<run>/spikes.json        what the diagnosis has found: Findings
 runs/<run>/epochs/0001.json   the epoch's EpochReport
 runs/<run>/epochs/0001.npz    of the n validation images, in the order of the split: losses [n] and probabilities [n, K];
                               of the fixed sample of m training images: sample [m], losses; of the s steps: steps/<field> [s]
@@ -15,16 +19,19 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from spikewise.records import Diagnosis, Overfitting, diagnosis_from
+from spikewise.findings import Findings, findings_from
+from spikewise.proof import Experiment, experiment_from
 from trainer import UserError
 from trainer.epoch import EpochReport
 from trainer.formatting import plain
 from trainer.storage import NotFound, Store, StoreError
-from trainer.storage.parsing import Damaged, parsed
+from trainer.storage.parsing import Damaged, json_value, parsed
 from trainer.storage.store import list_keys
 
 LARGEST = 2**31
@@ -84,6 +91,90 @@ def _number(content: bytes) -> int:
     if not (content.isdigit() and len(content) < 10):
         raise Damaged("no count")
     return int(content)
+
+
+def put_start(store: Store, run: str, number: int, facts: Mapping[str, Any]) -> None:
+    """Stores what a replay must know about start `number` of the workers: `settings` and `machine`. Raises StoreError."""
+    store.put(_start_key(run, number), json.dumps(facts, indent=1).encode(), content_type="application/json")
+
+
+def get_start(store: Store, run: str, number: int) -> dict[str, Any] | None:
+    """What `put_start` stored; None if nothing readable is. Raises StoreError."""
+    try:
+        return store.read_again(lambda: parsed(store.get(_start_key(run, number)), _checked_start), NotFound, Damaged)
+    except (NotFound, Damaged):
+        return None
+
+
+def _start_key(run: str, number: int) -> str:
+    return f"runs/{run}/started/{number:04d}.json"
+
+
+def _checked_start(facts: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(facts["settings"], dict) or not isinstance(facts["machine"], dict):
+        raise ValueError("settings or machine is something else")
+    return {"settings": facts["settings"], "machine": facts["machine"]}
+
+
+def replay_name(run: str, epoch: int, trial: str) -> str:
+    """The name under which a replay of `run` stores its records. `trial`: control or treatment-<number>."""
+    return f"{run}/replays/{epoch:04d}/{trial}"
+
+
+def clear_replay(store: Store, name: str) -> None:
+    """Deletes the records of an earlier replay of this `replay_name`. Raises StoreError."""
+    store.delete(list_keys(store, f"runs/{name}/"))
+
+
+def put_experiment(store: Store, run: str, experiment: Experiment) -> None:
+    """Stores what replays of a spike found. Raises StoreError."""
+    key = f"runs/{run}/replays/{experiment.epoch:04d}/proof.json"
+    store.put(key, json.dumps(experiment.as_dict(), indent=1).encode(), content_type="application/json")
+
+
+def get_experiments(store: Store, run: str) -> list[Experiment]:
+    """What replays of the run found, in order of their epochs; without those that are damaged. Raises StoreError."""
+    found = []
+    for key in list_keys(store, f"runs/{run}/replays/"):
+        if key.endswith("/proof.json"):
+            with suppress(NotFound, Damaged):
+                found.append(store.read_again(partial(_read_experiment, store, key), NotFound, Damaged))
+    return found
+
+
+def _read_experiment(store: Store, key: str) -> Experiment:
+    return parsed(store.get(key), experiment_from)
+
+
+def put_roll_backs(store: Store, run: str, roll_backs: Sequence[Mapping[str, Any]]) -> None:
+    """Stores the divergences from which the run went back. Raises StoreError."""
+    body = json.dumps(list(roll_backs), indent=1).encode()
+    store.put(f"runs/{run}/roll_backs.json", body, content_type="application/json")
+
+
+def get_roll_backs(store: Store, run: str) -> list[dict[str, Any]]:
+    """The divergences from which the run went back, the oldest first. Raises ResultsError and StoreError."""
+    key = f"runs/{run}/roll_backs.json"
+    try:
+        return store.read_again(lambda: _roll_backs_from(store.get(key)), NotFound, Damaged)
+    except NotFound:
+        return []
+    except Damaged as error:
+        raise ResultsError(
+            f"{store.url}/{key} is damaged ({plain(error)}). Fix: delete it to forget where the run went back."
+        ) from None
+
+
+def _roll_backs_from(content: bytes) -> list[dict[str, Any]]:
+    found = json_value(content)
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise Damaged("it is not a list of JSON objects")
+    for each in found:
+        if missing := {"epoch", "found", "what", "settings", "before", "to_epoch", "to_step"} - set(each):
+            raise Damaged(f"it lacks {', '.join(sorted(missing))}")
+        if not isinstance(each["settings"], str) or not isinstance(each["before"], dict):
+            raise Damaged("settings or before is something else")
+    return found
 
 
 def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, np.ndarray]) -> None:
@@ -188,26 +279,20 @@ def replace_history(store: Store, run: str, history: Sequence[EpochReport]) -> N
     store.delete(key for key, number in numbers.items() if number.isdecimal() and int(number) > last)
 
 
-def put_diagnoses(store: Store, run: str, diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None) -> None:
-    """Stores the run's spikes and overfitting so far. Raises StoreError."""
-    found = {"spikes": [diagnosis.as_dict() for diagnosis in diagnoses], "overfitting": overfitting and overfitting.as_dict()}
-    store.put(f"runs/{run}/spikes.json", json.dumps(found).encode(), content_type="application/json")
+def put_findings(store: Store, run: str, findings: Findings) -> None:
+    """Stores what the diagnosis has found so far. Raises StoreError."""
+    store.put(f"runs/{run}/spikes.json", json.dumps(findings.as_dict()).encode(), content_type="application/json")
 
 
-def get_diagnoses(store: Store, run: str) -> tuple[list[Diagnosis] | None, Overfitting | None]:
-    """The run's spikes and overfitting; (None, None) if none were ever stored. Raises ResultsError and StoreError."""
+def get_findings(store: Store, run: str) -> Findings | None:
+    """What `put_findings` stored; None if nothing ever was. Raises ResultsError and StoreError."""
     key = f"runs/{run}/spikes.json"
     try:
-        return store.read_again(lambda: parsed(store.get(key), _diagnoses_from), NotFound, Damaged)
+        return store.read_again(lambda: parsed(store.get(key), findings_from), NotFound, Damaged)
     except NotFound:
-        return None, None
+        return None
     except Damaged as error:
         raise ResultsError(f"{store.url}/{key} is damaged ({plain(error)}). Fix: delete it to leave the spikes out.") from None
-
-
-def _diagnoses_from(found: dict[str, Any]) -> tuple[list[Diagnosis], Overfitting | None]:
-    trend = found["overfitting"]
-    return [diagnosis_from(values) for values in found["spikes"]], trend and Overfitting(**trend)
 
 
 def report_from(values: Mapping[str, Any]) -> EpochReport:

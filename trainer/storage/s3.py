@@ -1,8 +1,9 @@
 """S3 buckets as stores. The only door to boto3.
 
-Owns how S3 is called, when a request is retried, and what the user reads when all retries have failed.
+Owns how S3 is called and retried; s3_errors.py owns which failures may pass, and what the user reads after them.
 """
 
+import base64
 import hashlib
 import io
 import itertools
@@ -20,51 +21,36 @@ from typing import Any, BinaryIO, ClassVar, Self
 import boto3
 import urllib3.exceptions
 from boto3.s3.transfer import TransferConfig
+from botocore import UNSIGNED
 from botocore.config import Config as ClientConfig
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    ReadTimeoutError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError, ReadTimeoutError
 from botocore.parsers import ResponseParserError
 
 from trainer import config
-from trainer.formatting import one_line
+from trainer.formatting import masked, one_line
+from trainer.storage import s3_errors
 from trainer.storage.files import write_file
-from trainer.storage.store import MAX_THREADS, PART, THREADS, Exists, NotFound, Object, Store, StoreError
+from trainer.storage.store import MAX_THREADS, PART, THREADS, Exists, Object, Store, StoreError
 
-_NETWORK = (HTTPClientError, BotoConnectionError, IncompleteReadError)
-_TRANSIENT = frozenset({429, 500, 502, 503, 504, 509})  # HTTP statuses after which a retry may succeed
-_TRANSIENT_CODES = frozenset({"RequestTimeout", "BadDigest", "OperationAborted", "ConditionalRequestConflict"})
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0  # seconds between attempts
 _SLOWEST = 16_000
 """Bytes a second. An object must arrive at this rate on average, plus s3.read_timeout: a response that drips never times out."""
 _CHUNK = 2**18
 _CHANGES = ("Put", "Upload", "Create", "Complete", "Delete")
 """How the names of operations begin that change an object. AbortMultipartUpload removes only what no one can read."""
-_ANSWERS = {
-    "NoSuchBucket": ("no such bucket", "create it or correct the bucket name"),
-    "InvalidAccessKeyId": ("the server does not know this access key", "check AWS_ACCESS_KEY_ID"),
-    "SignatureDoesNotMatch": ("the secret key is wrong", "check AWS_SECRET_ACCESS_KEY"),
-    "AccessDenied": ("these credentials lack the permission", "grant it, or use other credentials"),
-    "ExpiredToken": ("the credentials have expired", "renew them"),
-    "NotImplemented": (
-        "the server does not support this operation",
-        "use a server with conditional writes (If-None-Match) and multipart uploads",
-    ),
+_OPERATIONS = {
+    **dict.fromkeys(("GetObject", "HeadObject"), "get"),
+    **dict.fromkeys(("ListObjectsV2", "ListMultipartUploads"), "list"),
+    **dict.fromkeys(("DeleteObject", "AbortMultipartUpload"), "delete"),
 }
-"""S3 error code -> problem and fix."""
+"""S3's name -> the name that every store has. The others are parts of an upload."""
 
 
 class S3Store(Store):
     """`s3://bucket/prefix` on any S3 server. The first operation opens the connection.
 
     Retries: every request, including each page of a listing and each part of a large object, is attempted up to
-    `s3.max_attempts` times while the server is unreachable, does not answer in time or answers with one of _TRANSIENT.
+    `s3.max_attempts` times while the server is unreachable, does not answer in time or answers with one of s3_errors.TRANSIENT.
     Exponential backoff with jitter separates the attempts. botocore's own retries are off, because their total duration
     depends on its version and can be as short as a second. Neither they nor our retry hook see a response body that ends
     early, stalls or drips: for GetObject, `_fetch` counts the attempts in place of the hook.
@@ -116,12 +102,13 @@ class S3Store(Store):
                 endpoint_url=self._s3.endpoint_url,
                 region_name=self._s3.region,
                 config=ClientConfig(
+                    signature_version=UNSIGNED if self.bucket in self._s3.anonymous else None,
                     connect_timeout=self._s3.connect_timeout,
                     read_timeout=self._s3.read_timeout,
                     max_pool_connections=MAX_THREADS,
                     retries={"mode": "standard", "total_max_attempts": 1},
                     s3={"addressing_style": "path" if self._s3.path_style else "auto"},
-                    request_checksum_calculation="when_required",  # many servers other than AWS do not know newer checksums
+                    request_checksum_calculation="when_required",  # many other servers know only MD5: see _add_headers
                     response_checksum_validation="when_required",
                 ),
             )
@@ -129,17 +116,38 @@ class S3Store(Store):
             raise StoreError(
                 f"{error}. Fix: write s3.endpoint_url (or AWS_ENDPOINT_URL) as http://host:port or https://host."
             ) from None
+        except OSError as error:
+            raise StoreError(f"{self.url}: {one_line(error)}. Fix: correct AWS_CA_BUNDLE.") from None
         except BotoCoreError as error:
             raise StoreError(f"{self.url}: {one_line(error)}") from None
+        if masked(client.meta.endpoint_url) != client.meta.endpoint_url:  # of AWS_ENDPOINT_URL; config refuses it elsewhere
+            raise StoreError(
+                f"AWS_ENDPOINT_URL = {masked(client.meta.endpoint_url)} contains credentials. Fix: remove them, and set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            )
+        client.meta.events.register("before-call.s3", self._add_headers)
         client.meta.events.register("before-send.s3", self._before_send)
+        client.meta.events.register("before-parse.s3", s3_errors.check_answer)
         client.meta.events.register("needs-retry.s3", self._needs_retry)
         return client
+
+    def _add_headers(self, model: Any, params: dict[str, Any], **_: Any) -> None:
+        """botocore's hook before every request. AWS demands a checksum of each object in a bucket with Object Lock, and every
+        S3 server verifies Content-MD5."""
+        headers, operation = params["headers"], model.name
+        if self._s3.requester_pays:
+            headers["x-amz-request-payer"] = "requester"
+        if operation in ("PutObject", "UploadPart"):
+            headers["Content-MD5"] = _md5(params["body"])
+        if self._s3.kms_key and operation in ("PutObject", "CreateMultipartUpload"):
+            headers["x-amz-server-side-encryption"] = "aws:kms"
+            headers["x-amz-server-side-encryption-aws-kms-key-id"] = self._s3.kms_key
 
     def _before_send(self, event_name: str, **_: Any) -> None:
         operation = event_name.rpartition(".")[2]
         if operation.startswith(_CHANGES):
             self._check_guard()
-        self._count(operation)
+        self._count(_OPERATIONS.get(operation, "put"))
 
     def _needs_retry(
         self, event_name: str, attempts: int, response: Any, caught_exception: Exception | None, **_: Any
@@ -149,9 +157,10 @@ class S3Store(Store):
         if operation == "GetObject" or attempts >= self._s3.max_attempts:
             return None
         if response is None:
-            transient = isinstance(caught_exception, _NETWORK)
+            transient = s3_errors.is_transient(caught_exception)
         else:
-            transient = _is_transient(response[0].status_code, response[1].get("Error", {}).get("Code"), operation)
+            code = response[1].get("Error", {}).get("Code")
+            transient = s3_errors.may_pass(response[1]["ResponseMetadata"]["HTTPStatusCode"], code, operation)
         return self._delay(attempts) if transient else None
 
     def _delay(self, attempts: int) -> float:
@@ -175,18 +184,19 @@ class S3Store(Store):
                     if "IsTruncated" not in page:
                         raise ResponseParserError("it lacks IsTruncated")
                     entries += [
-                        Object(entry["Key"].removeprefix(self.prefix), entry["Size"], entry.get("ETag", "").strip('"'))
+                        Object(
+                            entry["Key"].removeprefix(self.prefix),
+                            entry["Size"],
+                            entry.get("ETag", "").strip('"'),
+                            archived=entry.get("StorageClass") in s3_errors.ARCHIVES,
+                        )
                         for entry in page.get("Contents", ())
                         if not entry["Key"].endswith("/") and entry["Key"].startswith(self.prefix + prefix)
                     ]
                 break
-            except ResponseParserError as error:  # an empty body or a web page, as proxies send them with status 200
+            except ResponseParserError:  # an empty body, as proxies send it with status 200
                 if attempts == self._s3.max_attempts:
-                    raise StoreError(
-                        f"{self._where(prefix)}*: {self.client.meta.endpoint_url} answered ListObjectsV2 with no "
-                        f"listing ({_attempts(attempts)}; {one_line(error)[:200]}). Fix: check s3.endpoint_url and the proxy.",
-                        transient=True,
-                    ) from None
+                    raise
                 time.sleep(self._delay(attempts))
         return entries
 
@@ -218,7 +228,7 @@ class S3Store(Store):
         try:
             first = self._fetch(key, file, Range=f"bytes=0-{PART - 1}")
         except ClientError as error:
-            if _status(error) != 416:
+            if s3_errors.status(error) != 416:
                 raise
             self._fetch(key, file)  # an empty object has no range
             return
@@ -239,7 +249,7 @@ class S3Store(Store):
                 for _ in pool.map(fetch, range(PART, size, PART)):
                     pass
         except ClientError as error:
-            if _status(error) != 412:
+            if s3_errors.status(error) != 412:
                 raise
             raise StoreError(f"{self._where(key)}: the object changed during the download. Fix: try again.") from None
 
@@ -254,12 +264,10 @@ class S3Store(Store):
                 with closing(response["Body"]) as body:
                     self._receive(body, response["ContentLength"], file)
                 return response
-            except (ClientError, *_NETWORK) as error:
+            except (ClientError, *s3_errors.NETWORK) as error:
                 if isinstance(error, ClientError):
                     error.response["ResponseMetadata"]["RetryAttempts"] = attempts - 1
-                    if not _is_transient(_status(error), error.response["Error"].get("Code"), "GetObject"):
-                        raise
-                if attempts == self._s3.max_attempts:
+                if attempts == self._s3.max_attempts or not s3_errors.is_transient(error):
                     raise
                 time.sleep(self._delay(attempts))
         raise AssertionError
@@ -286,10 +294,10 @@ class S3Store(Store):
             try:
                 self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, **wanted)
             except ClientError as error:
-                if _status(error) != 412:
+                if s3_errors.status(error) != 412:
                     raise
                 # An earlier attempt of this request may have written the object, and only its response was lost.
-                if not _retries(error) or self.get(key) != data:
+                if not s3_errors.retries(error) or self.get(key) != data:
                     raise Exists(f"{self._where(key)}: already exists") from None
 
     def upload(self, key: str, path: Path, *, content_type: str | None = None) -> None:
@@ -320,57 +328,7 @@ class S3Store(Store):
         return swept
 
     def _explain(self, error: Exception, where: str) -> StoreError | None:
-        if isinstance(error, ClientError):
-            return self._explain_answer(error, where)
-        if isinstance(error, NoCredentialsError):
-            return StoreError(
-                f"{where}: no AWS credentials found. Fix: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or configure another "
-                "source that the AWS SDK reads."
-            )
-        endpoint, attempts = self.client.meta.endpoint_url, _attempts(self._s3.max_attempts)
-        if isinstance(error, ReadTimeoutError):
-            return StoreError(
-                f"{where}: {endpoint} sent no data for {self._s3.read_timeout:g} s ({attempts}). "
-                "Fix: check whether the server is overloaded, or raise s3.read_timeout or s3.max_attempts.",
-                transient=True,
-            )
-        if isinstance(error, BotoConnectionError):
-            return StoreError(
-                f"{where}: {endpoint} cannot be reached ({attempts}; {one_line(error)}). Fix: start the server or correct "
-                "s3.endpoint_url (or AWS_ENDPOINT_URL); servers other than AWS often need s3.path_style = true.",
-                transient=True,
-            )
-        if isinstance(error, _NETWORK):
-            return StoreError(
-                f"{where}: {endpoint} cut its response short ({attempts}; {one_line(error)}). "
-                "Fix: check the server's log and the network, or raise s3.max_attempts.",
-                transient=True,
-            )
-        if isinstance(error, BotoCoreError):
-            return StoreError(f"{where}: {one_line(error)}")
-        return super()._explain(error, where)
-
-    def _explain_answer(self, error: ClientError, where: str) -> StoreError:
-        status, code, operation = _status(error), error.response["Error"].get("Code", ""), error.operation_name
-        bare = code == str(status)  # the response had no readable body
-        answered = f"{where}: {self.client.meta.endpoint_url} answered {operation} with {status if bare else f'{status} {code}'}"
-        if code == "NoSuchKey":
-            return NotFound(f"{where}: no such object")
-        if code in _ANSWERS:
-            problem, fix = _ANSWERS[code]
-            return StoreError(f"{where}: {problem} ({code} for {operation}). Fix: {fix}.")
-        if status in _TRANSIENT:
-            return StoreError(
-                f"{answered} ({_attempts(_retries(error) + 1)}). Fix: wait until the server has recovered, or raise "
-                f"s3.max_attempts (now {self._s3.max_attempts}).",
-                transient=True,
-            )
-        if bare and not operation.startswith("Head"):
-            return StoreError(
-                f"{answered} and no S3 error message, so it may not be an S3 server. "
-                "Fix: check s3.endpoint_url (or AWS_ENDPOINT_URL)."
-            )
-        return StoreError(f"{answered}: {' '.join(error.response['Error'].get('Message', '').split())}")
+        return s3_errors.explain(error, where, self._s3, self.client.meta.endpoint_url) or super()._explain(error, where)
 
 
 def has_credentials() -> bool:
@@ -381,24 +339,18 @@ def has_credentials() -> bool:
         raise StoreError(f"The AWS credentials cannot be read: {one_line(error)}. Fix: check AWS_PROFILE and ~/.aws.") from None
 
 
+def _md5(body: Any) -> str:
+    """Of bytes, or of a file from its current position."""
+    digest = hashlib.md5(usedforsecurity=False)
+    if isinstance(body, bytes | bytearray):
+        digest.update(body)
+    else:
+        start = body.tell()
+        while chunk := body.read(2**20):
+            digest.update(chunk)
+        body.seek(start)
+    return base64.b64encode(digest.digest()).decode()
+
+
 def _content_type(content_type: str | None) -> dict[str, str]:
     return {"ContentType": content_type} if content_type else {}
-
-
-def _is_transient(status: int, code: str | None, operation: str) -> bool:
-    """Whether another attempt may succeed after this response."""
-    # Every error response except those to HEAD has a body. Without one, the response was cut off.
-    cut_off = code == str(status) and not operation.startswith("Head")
-    return status in _TRANSIENT or code in _TRANSIENT_CODES or cut_off
-
-
-def _status(error: ClientError) -> int:
-    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-
-
-def _retries(error: ClientError) -> int:
-    return error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
-
-
-def _attempts(count: int) -> str:
-    return f"{count} attempt{'s' * (count != 1)}"

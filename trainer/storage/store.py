@@ -41,6 +41,10 @@ class Exists(StoreError):  # noqa: N818
     """A conditional put failed because the object already exists."""
 
 
+class Archived(StoreError):  # noqa: N818
+    """The object cannot be read before it is restored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Object:
     """One entry of a listing."""
@@ -51,6 +55,8 @@ class Object:
     etag: str
     """Changes when the content does. S3: the server's ETag without quotes. Folder: size and modification time in ns, because a
     content hash would have to read every file."""
+    archived: bool = False
+    """Whether its storage class is an archive, from which it can be read only once it is restored."""
 
 
 @dataclass(slots=True)

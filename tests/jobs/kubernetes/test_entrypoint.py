@@ -50,3 +50,9 @@ def test_the_driver_uses_the_same_codes(monkeypatch, error, flags, code):
     monkeypatch.setattr(driver, "launch", fail)
     assert train.main(["--config", CONFIG, *flags]) == code
     assert os.EX_TEMPFAIL == 75  # the number in the documentation
+
+
+def test_addresses_of_ipv6():
+    """On a cluster with IPv6 only, Ray could not take address and port apart."""
+    assert entrypoint._join("10.0.0.5", 6379) == "10.0.0.5:6379"
+    assert entrypoint._join("fd00::5", 6379) == "[fd00::5]:6379"

@@ -70,6 +70,24 @@ def test_errors_of_the_cluster(kubectl, stderr, line):
     assert len(error.splitlines()) == 1
 
 
+def test_the_namespace_is_checked(kubectl, monkeypatch):
+    """A missing namespace would be reported as a missing Secret, and the user would create it somewhere else."""
+    answers: list[str | Exception] = ["namespace/training\n", "", ForbiddenError("may not get namespaces")]
+
+    def run(*arguments: str) -> str:
+        assert arguments[:3] == ("get", "namespace", "training")
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(kubectl, "run", run)
+    kubectl.check_namespace()
+    with pytest.raises(KubernetesError, match=r"has no namespace training\. Fix: run `kubectl create namespace training`"):
+        kubectl.check_namespace()
+    kubectl.check_namespace()
+
+
 def test_missing_permissions(kubectl):
     """A user would not learn which permission to ask for; or `submit` would stop where it can do without one."""
     stderr = 'Error from server (Forbidden): secrets "s" is forbidden: User "jane" cannot get resource "secrets" in API group ""'

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jobs.kubernetes import runs
-from jobs.kubernetes.kubectl import KubernetesError, KubernetesObject
+from jobs.kubernetes.kubectl import ForbiddenError, KubernetesError, KubernetesObject
 from jobs.kubernetes.manifests import LABEL
 
 
@@ -24,6 +24,10 @@ class _Cluster:
 
     def __init__(self, **objects: list[KubernetesObject]) -> None:
         self.objects = objects
+
+    def check_namespace(self) -> None:
+        if self.namespace == "missing":
+            raise KubernetesError("no namespace missing")
 
     def get(self, kind: str, *_: str) -> Any:
         if kind not in self.objects:
@@ -49,6 +53,72 @@ def test_a_cluster_without_kuberay():
         runs.find(_Cluster(job=[]), "first")
     with pytest.raises(KubernetesError, match="unknown kind job"):
         runs.find(_Cluster(), None)
+
+
+def test_a_missing_namespace_is_named():
+    """A user who misspelt the namespace would look for the run."""
+    cluster = _Cluster(job=[])
+    cluster.namespace = "missing"
+    with pytest.raises(KubernetesError, match="no namespace missing"):
+        runs.find(cluster, "first")
+
+
+class _Recorder:
+    """A cluster without a run that records what is applied and removed."""
+
+    namespace, context = "training", "here"
+
+    def __init__(self) -> None:
+        self.applied: list[list[KubernetesObject]] = []
+        self.ran: list[tuple[str, ...]] = []
+
+    def exists(self, *_: str) -> bool:
+        return False
+
+    def get(self, *_: str) -> Any:
+        return {"metadata": {"uid": "u"}}
+
+    def apply(self, objects: list[KubernetesObject], *, dry_run: bool = False) -> list[str]:
+        if not dry_run:
+            self.applied.append(objects)
+        return []
+
+    def run(self, *arguments: str, timeout: float = 0) -> str:  # noqa: ARG002
+        self.ran.append(arguments)
+        if arguments[:2] == ("delete", "secret"):
+            raise ForbiddenError("may not delete secrets")
+        return ""
+
+
+def test_each_job_has_a_token_of_its_own():
+    """Any pod that reaches Ray's ports could run code in the pods and use the bucket's credentials."""
+    tokens = []
+    for _ in range(2):
+        cluster = _Recorder()
+        runs.create(
+            cluster, [_main("ConfigMap", "run-first", 1), {"apiVersion": "batch/v1"} | _main("Job", "run-first", 1)], "first", print
+        )
+        created, owned = cluster.applied
+        assert [each["kind"] for each in created] == ["Secret", "ConfigMap", "Job"]  # before the pods, which read it once
+        assert [each["kind"] for each in owned] == ["Secret", "ConfigMap"]
+        assert owned[0]["metadata"]["ownerReferences"][0]["uid"] == "u"
+        assert owned[0]["stringData"] == created[0]["stringData"]
+        assert created[0]["stringData"]["RAY_AUTH_MODE"] == "token"
+        tokens.append(created[0]["stringData"]["RAY_AUTH_TOKEN"])
+    assert len({*tokens}) == 2
+    assert min(map(len, tokens)) >= 32
+    cluster = _Recorder()
+    rayjob = {"apiVersion": "ray.io/v1"} | _main("RayJob", "run-first", 1)
+    runs.create(cluster, [rayjob], "first", print)  # KubeRay creates its token
+    assert [each["kind"] for each in cluster.applied[0]] == ["RayJob"]
+
+
+def test_a_run_is_removed_without_rights_on_secrets():
+    """Users with an earlier role could not cancel a run."""
+    cluster = _Recorder()
+    runs.remove(cluster, "first")
+    assert cluster.ran[-2][:3] == ("delete", "secret", "run-first")
+    assert cluster.ran[-1][:2] == ("wait", "pod")
 
 
 def test_the_reason_survives_the_clean_up():

@@ -70,6 +70,18 @@ def test_what_keeps_a_run_from_starting(monkeypatch):
         assert re.fullmatch(end, ended), ended
 
 
+def test_a_slow_start_is_not_silent(monkeypatch):
+    """While the nodes pull an image of 7 GB, the user would see nothing for minutes and take the command for dead."""
+    starting = [waiting(0, "ContainerCreating"), waiting(1, "ContainerCreating")]
+    lines, _ = _watched(monkeypatch, _Cluster(job(), *[starting] * 3, [pod(0), pod(1)], [pod(0), pod(1)], events=[]), 600.0)
+    assert lines == [
+        "pods: 2 starting",
+        "pods: 2 starting, for 40.0 s",
+        "pods: 2 starting, for 1m20s",
+        "pods: 2 running",
+    ]
+
+
 def test_lost_pods_are_reported_once(monkeypatch):
     """A run whose worker runs out of memory again and again would look like a slow start; or its output would repeat the line."""
     lost = exited(1, 137, "OOMKilled")

@@ -11,6 +11,25 @@ from spikewise import SpikeDiagnosis, UserError
 from tests.spikewise.keras.digits import DAMAGED, IMAGES, LABELS, TRAINING, VALIDATION, Damaged, network
 
 EPOCHS = 7
+
+
+class Shuffles(keras.utils.PyDataset):
+    """Comes in another order in each epoch."""
+
+    order = np.arange(64)
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        rows = self.order[32 * number : 32 * number + 32]
+        return IMAGES[rows], LABELS[rows]
+
+    def on_epoch_end(self):
+        self.order = np.random.default_rng(self.order[0]).permutation(64)
+
+
+SHUFFLES = Shuffles()
 ACCUMULATES = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(gradient_accumulation_steps=4))
 
 
@@ -44,19 +63,106 @@ def test_training_is_bit_for_bit_what_it_was(watched):
         np.testing.assert_array_equal(with_it, without)
 
 
-@pytest.mark.parametrize("kind", ["arrays", "dataset"])
-def test_arrays_and_datasets_train_as_without_it(kind, capsys):
-    """The same must hold for shuffled arrays and for tf.data, which Keras passes to the step in other ways."""
-    checked = tf.data.Dataset.from_tensor_slices(VALIDATION).batch(100)
+def _layers(*more):
+    layers = keras.layers
+    return [
+        layers.Flatten(),
+        layers.Dense(16, activation="relu"),
+        layers.BatchNormalization(),
+        layers.Dropout(0.3),
+        *more,
+        layers.Dense(10, "softmax"),
+    ]
+
+
+class Samples(keras.Layer):
+    """Draws random numbers in inference too, from Keras' global generator."""
+
+    def call(self, x):
+        return x + 0.1 * keras.random.normal(keras.ops.shape(x))
+
+
+class OwnStep(keras.Sequential):
+    """A training step as Keras' guide writes it, which reports the loss of its batch."""
+
+    def train_step(self, data):
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True), sample_weight=weights)
+        gradients = tape.gradient(loss, self.trainable_weights)
+        self.optimizer.apply(gradients, self.trainable_weights)
+        return {"loss": loss}
+
+
+def _arrays():
+    return {"x": TRAINING[0][:200], "y": TRAINING[1][:200], "batch_size": 64}
+
+
+def _dataset():
+    return tf.data.Dataset.from_tensor_slices(TRAINING).take(200).shuffle(200, seed=3).batch(64)
+
+
+def _endless():
+    while True:
+        yield TRAINING[0][:50].astype("float32"), TRAINING[1][:50]
+
+
+TRAININGS = {
+    "arrays": (lambda: keras.Sequential([keras.Input((8, 8)), *_layers()]), _arrays, {}),
+    "dataset": (lambda: keras.Sequential([keras.Input((8, 8)), *_layers()]), lambda: {"x": _dataset()}, {}),
+    "unknown length": (
+        lambda: keras.Sequential([keras.Input((8, 8)), *_layers()]),
+        lambda: {"x": _dataset().filter(lambda x, y: True)},  # noqa: ARG005
+        {},
+    ),
+    "generator": (
+        lambda: keras.Sequential([keras.Input((8, 8)), *_layers()]),
+        lambda: {"x": _endless(), "steps_per_epoch": 3},
+        {},
+    ),
+    "class weights": (
+        lambda: keras.Sequential([keras.Input((8, 8)), *_layers()]),
+        lambda: {**_arrays(), "class_weight": {3: 5.0}},
+        {},
+    ),
+    "not built": (lambda: keras.Sequential(_layers()), _arrays, {}),
+    "samples in inference": (lambda: keras.Sequential(_layers(Samples())), _arrays, {}),
+    "own step": (lambda: OwnStep([keras.Input((8, 8)), *_layers()]), _arrays, {}),
+    "eager": (lambda: keras.Sequential(_layers()), _arrays, {"run_eagerly": True}),
+    "jit_compile": (lambda: keras.Sequential(_layers()), _arrays, {"jit_compile": True}),
+    "mixed_float16": (lambda: keras.Sequential([keras.Input((8, 8)), *_layers()]), _arrays, {}),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "unknown length" else pytest.param(name, marks=pytest.mark.integration) for name in TRAININGS]
+)
+def test_every_kind_of_training_goes_on_as_without_it(name, capsys):
+    """Keras passes batches to the step in many ways, and draws random numbers in several places. None may notice the callback; two
+    fits, so that what it leaves behind would show."""
+    make, data, options = TRAININGS[name]
+    policy = "mixed_float16" if name == "mixed_float16" else "float32"
     found = []
-    for callbacks in ([], [SpikeDiagnosis(checked)]):
-        model = network()
-        data = tf.data.Dataset.from_tensor_slices(TRAINING).shuffle(1200, seed=3).batch(50)
-        arguments = {"x": data, "shuffle": None} if kind == "dataset" else {"x": TRAINING[0], "y": TRAINING[1], "batch_size": 50}
-        found.append(model.fit(**arguments, epochs=3, verbose=0, callbacks=callbacks).history)
-    assert found[0]["loss"] == found[1]["loss"]
-    assert found[1]["val_loss"][-1] == pytest.approx(model.evaluate(*VALIDATION, verbose=0), rel=1e-5)
-    assert capsys.readouterr().out == "No spike in 3 epochs.\n"
+    for watched in (False, True):
+        keras.utils.set_random_seed(1)
+        keras.mixed_precision.set_global_policy(policy)
+        try:
+            model = make()
+            model.compile("adam", "sparse_categorical_crossentropy", **options)
+            callbacks = [SpikeDiagnosis((IMAGES[1200:1264], LABELS[1200:1264]))] if watched else []
+            histories = [model.fit(**data(), epochs=2, verbose=0, callbacks=callbacks).history for _ in range(2)]
+        finally:
+            keras.mixed_precision.set_global_policy("float32")
+        iterations = int(getattr(model.optimizer, "inner_optimizer", model.optimizer).iterations)
+        found.append(([history["loss"] for history in histories], iterations, model.get_weights(), histories))
+    (losses, iterations, weights, _), (others, others_iterations, others_weights, histories) = found
+    assert (losses, iterations) == (others, others_iterations)
+    for one, other in zip(weights, others_weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert capsys.readouterr().out == "No spike in 2 epochs.\nNo spike in 4 epochs.\n"
+    if name != "samples in inference":
+        shown = model.evaluate(IMAGES[1200:1264], LABELS[1200:1264], verbose=0)
+        assert histories[1]["val_loss"][-1] == pytest.approx(shown, rel=1e-4)
 
 
 def test_a_spike_is_printed_between_two_epochs(capsys):
@@ -102,7 +208,7 @@ class Linear(keras.optimizers.schedules.LearningRateSchedule):
 )
 def test_a_schedule_is_not_blamed_for_a_damaged_batch(rate, callback):
     """Warm-up is what the remedies themselves ask for; with it, everything in the first epochs would be blamed on it."""
-    spikes, model = SpikeDiagnosis(VALIDATION, smallest_fraction=0.05), network(optimizer=keras.optimizers.Adam(rate))
+    spikes, model = SpikeDiagnosis(VALIDATION, sensitivity=2), network(optimizer=keras.optimizers.Adam(rate))
     callbacks = [spikes, *([callback] if callback else [])]
     model.fit(Damaged(), epochs=6, shuffle=False, verbose=0, callbacks=callbacks)
     assert [(found.spike.epoch, found.verdict.name) for found in spikes.diagnoses][-1:] == [(6, "bad_batch")]
@@ -137,11 +243,38 @@ def test_a_failed_diagnosis_does_not_end_the_training(capsys, monkeypatch):
     monkeypatch.setattr("spikewise.diagnose.Diagnostician.close_epoch", fail)
     history = network().fit(*TRAINING, epochs=2, verbose=0, callbacks=[spikes]).history
     assert len(history["loss"]) == len(history["val_loss"]) == 2
-    assert "warning: the diagnosis of epoch" in capsys.readouterr().out
+    assert "warning: the diagnosis of epoch 2 failed" in capsys.readouterr().out
+
+
+def test_validation_data_that_change_their_order_later_do_not_end_the_training(capsys):
+    """An epoch of work may be hours; what was not found before is said, not raised."""
+    data = Shuffles()
+    data.on_epoch_end = lambda: None
+    swap = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: setattr(data, "order", data.order[:: 1 - 2 * epoch]))  # noqa: ARG005
+    history = network().fit(IMAGES[:64], LABELS[:64], epochs=2, verbose=0, callbacks=[SpikeDiagnosis(data), swap]).history
+    assert len(history["val_loss"]) == 2
+    assert "warning: validation_data came in another order in epoch 2" in capsys.readouterr().out
+
+
+def test_memory_bounds_the_batches_and_the_sample():
+    """Large images would fill the machine's memory."""
+    spikes = SpikeDiagnosis(VALIDATION, memory=2**17)  # 256 images of 512 bytes, in float32 twice as many
+    kept = []
+    count = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: kept.append((len(spikes._watch._batches), len(spikes._watch._sample)))  # noqa: ARG005
+    )
+    network().fit(*TRAINING, batch_size=32, epochs=1, verbose=0, callbacks=[spikes, count])
+    assert max(number for number, _ in kept) <= 12
+    assert max(number for _, number in kept) == 3
 
 
 def _fit(data, *, fresh=None, **options):
     (fresh or network()).fit(IMAGES[:64], LABELS[:64], epochs=2, verbose=0, callbacks=[SpikeDiagnosis(data, **options)])
+
+
+def _mirrored():
+    with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
+        return network()
 
 
 def _fit_two_models():
@@ -157,16 +290,21 @@ def _fit_two_models():
         (lambda: _fit((VALIDATION[0],)), r"validation_data has 1 parts. Fix: pass \(x, y\)"),
         (lambda: _fit((VALIDATION[0], VALIDATION[1][:5])), r"y of shape \(5,\). Fix: pass equally many"),
         (lambda: _fit((IMAGES[:0], LABELS[:0])), "at least 1"),
-        (lambda: _fit(([[1], [1, 2]], LABELS[:2])), "two arrays of numbers"),
+        (lambda: _fit(([[1], [1, 2]], LABELS[:2])), "arrays of numbers"),
         (lambda: _fit(iter([VALIDATION])), "can be read only once"),
-        (lambda: _fit((VALIDATION[0][:, :4], VALIDATION[1])), r"cannot evaluate a batch of .* x of shape \(128, 4, 8\)"),
+        (lambda: _fit((VALIDATION[0][:, :4], VALIDATION[1])), r"cannot evaluate a batch of .* x of shape \(32, 4, 8\)"),
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION).batch(9).repeat()), "never ends"),
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION)), "cannot evaluate"),
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION[0]).batch(9)), r"are not pairs \(x, y\)"),
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION).shuffle(597).batch(99)), "in a different order each time"),
+        (lambda: _fit(SHUFFLES), r"in a different order each time it is read\. Fix: add \.cache\(\)"),
         (lambda: _fit(VALIDATION, keys=["a"]), "keys has 1 entries for 597"),
+        (lambda: _fit(VALIDATION, batch_size=0), "batch_size=0 is not a number of at least 1"),
+        (lambda: _fit((*VALIDATION, LABELS[:3])), r"sample_weight of shape \(3,\)"),
+        (lambda: _fit(tf.data.Dataset.from_tensor_slices(({"a": IMAGES}, LABELS)).batch(9)), "only models with one input"),
         (lambda: _fit(VALIDATION, fresh=network(steps_per_execution=4)), "steps_per_execution=4"),
         (lambda: _fit(VALIDATION, fresh=network(optimizer=ACCUMULATES)), "gradient_accumulation_steps=4"),
+        (lambda: _fit(VALIDATION, fresh=_mirrored()), "trains on 1 under MirroredStrategy"),
         (_fit_two_models, "watches another model"),
     ],
 )

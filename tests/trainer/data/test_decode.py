@@ -9,7 +9,8 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from trainer.data.decode import DecodeError, decode
+from trainer.data.dataset import DecodeError
+from trainer.data.decode import decode, open_image
 
 SHAPE = (24, 32, 3)
 MANY = 100_000_000
@@ -57,13 +58,20 @@ def test_every_format_looks_like_the_original(form, options, bound):
     assert difference(encoded(photo(), form, **options), photo()) <= bound
 
 
-def test_shrinking_inside_the_jpeg_decoder_changes_almost_nothing():
-    """Large photographs would be decoded fast, but with aliasing or a shift."""
-    image = photo(1600, 1200)
-    assert difference(encoded(image, "JPEG", quality=95), image, (64, 64, 3)) <= 3
+@pytest.mark.parametrize("size", [(300, 200), (1600, 1200)])
+def test_the_format_does_not_show_in_the_pixels(size):
+    """A class whose images are all JPEGs would be recognized by how its decoder shrinks, and the accuracy would mean nothing."""
+    generator = np.random.default_rng(0)
+    coarse = Image.fromarray(generator.integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8))
+    data = encoded(coarse.resize(size, Image.Resampling.BICUBIC), "JPEG", quality=90)
+    with Image.open(io.BytesIO(data)) as opened:
+        others = [encoded(opened.convert("RGB"), form) for form in ("PNG", "BMP", "TIFF")]
+    by_jpeg = decode(data, (64, 64, 3), MANY).astype(int)
+    for other in others:
+        assert np.abs(decode(other, (64, 64, 3), MANY) - by_jpeg).mean() < 0.05
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (9, 7), (7000, 5000)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (9, 7), (3000, 2000)])
 def test_any_legal_size(size):
     """A valid image of a single pixel, or a huge one, would stop a job of days."""
     for form in ("JPEG", "PNG"):
@@ -73,7 +81,7 @@ def test_any_legal_size(size):
 def test_the_aspect_ratio_is_stretched_not_cropped():
     """The edges of an image, where a splice may show, would be lost."""
     pixels = decode(encoded(photo(400, 50), "PNG"), (64, 64, 3), MANY)
-    assert np.abs(pixels - expected(photo(400, 50), (64, 64, 3))).max() == 0
+    assert np.abs(pixels - expected(photo(400, 50), (64, 64, 3))).max() <= 1
 
 
 def test_the_same_bytes_give_the_same_pixels():
@@ -246,7 +254,7 @@ def test_a_truncated_file_is_refused(form, options, fraction):
 def test_a_jpeg_with_a_hole_is_refused(options):
     """A file that lost its middle would be filled with gray, because it ends as it should."""
     data = encoded(photo(640, 480), "JPEG", **options)
-    with pytest.raises(DecodeError, match="premature end of data segment"):
+    with pytest.raises(DecodeError, match=r"premature end of data segment|scans are missing"):
         decode(data[: len(data) // 2] + data[-2:], SHAPE, MANY)
 
 
@@ -262,7 +270,7 @@ def test_a_flipped_bit_in_a_png_is_refused():
     """Everything below a wrong bit would be black, although the format has checksums."""
     data = bytearray(encoded(photo(640, 480), "PNG"))
     data[len(data) // 2] ^= 1
-    with pytest.raises(DecodeError, match="checksum"):
+    with pytest.raises(DecodeError, match=r"is damaged: "):
         decode(bytes(data), SHAPE, MANY)
 
 
@@ -282,7 +290,7 @@ def test_a_rare_color_subsampling_is_read_and_its_truncation_found():
     with pytest.raises(ValueError, match="subsampling"):
         simplejpeg.decode_jpeg(bytes(data))
     assert np.unique(decode(bytes(data), SHAPE, MANY)).tolist() == [128]
-    with pytest.raises(DecodeError, match="truncated"):
+    with pytest.raises(DecodeError, match="a part of its pixels is missing"):
         decode(bytes(data[:-20]), SHAPE, MANY)
 
 
@@ -292,8 +300,8 @@ def test_a_rare_color_subsampling_is_read_and_its_truncation_found():
         (b"", r"is empty \(0 bytes\)"),
         (b"<html>\nNot Found</html>", r"is not a JPEG, .* \(it starts with b'<html>\\nNot Found'\)"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a JPEG"),
-        (b"\xff\xd8\xff\xe0", "cannot be decoded|is not a JPEG"),
-        (b"\x89PNG\r\n\x1a\n", "cannot be decoded|is not a JPEG"),
+        (b"\xff\xd8\xff\xe0", "is damaged: it has no image data"),
+        (b"\x89PNG\r\n\x1a\n", "is damaged: its header is incomplete"),
     ],
 )
 def test_other_files_are_refused_with_one_line(data, reason):
@@ -314,9 +322,9 @@ def test_a_decompression_bomb_is_refused_by_its_header():
 def test_the_bound_on_pixels_is_exact_and_ours():
     """Pillow's own limit would contradict data.max_pixels."""
     data = encoded(Image.new("L", (20_000, 10_000), 255), "JPEG")  # above the size that Pillow refuses
-    assert decode(data, SHAPE, 200_000_000).min() == 255
+    assert open_image(data, 200_000_000).width == 20_000
     with pytest.raises(DecodeError, match="max_pixels = 199999999"):
-        decode(data, SHAPE, 199_999_999)
+        open_image(data, 199_999_999)
 
 
 def test_the_first_frame_of_an_animation():

@@ -1,5 +1,7 @@
 """trainer.data.index on real folders."""
 
+from dataclasses import replace
+
 import pytest
 
 from trainer.config import S3, Data
@@ -174,10 +176,12 @@ def test_the_digest_covers_side_and_source(tmp_path):
     assert len({manifest.digest for manifest in (plain, tested, validated, both)}) == 4
 
 
-def test_the_digest_of_a_data_set_of_one_source_is_that_of_earlier_versions():
-    """Every data set would be packed again after an update."""
+def test_the_digest_of_a_data_set_changes_with_the_version_of_its_pixels_only(monkeypatch):
+    """Every data set would be packed again after an update, or images of an older decoder would be trained on beside new ones."""
     images = (Image("Au/1", 4, "e", 0, ""), Image("Tp/2", 4, "f", 1, "g"))
-    assert index._digest(("a", "b"), images) == "a3dd15ea6fd30f5a95a8d09e2bab74c89792ff618e70f57fe276c38535254ff4"
+    assert index._digest(("a", "b"), images) == "316cffd242d94285253367ac5b95217582aaeb51b87e30a982bd8485c67bc5c8"
+    monkeypatch.setattr(index, "PIXELS_VERSION", 3)
+    assert index._digest(("a", "b"), images) != "316cffd242d94285253367ac5b95217582aaeb51b87e30a982bd8485c67bc5c8"
 
 
 LABELS = "key,label,group,split\nAu/1,real,a,train\nAu/2,real,b,val\nTp/3,fake,a,train\nTp/4,fake,c,val\n"
@@ -295,3 +299,32 @@ def test_an_empty_validation_set(tmp_path):
     data = configured(tmp_path, validation=("x",)).model_copy(update={"validation": str(tmp_path / "empty")})
     with pytest.raises(DataError, match=r"data\.validation = .*/empty holds no objects\. Fix: correct it or upload the images\."):
         manifest_of(data)
+
+
+def test_a_group_pattern_that_matches_nothing(tmp_path):
+    """Every image would be its own group: copies of one source on both sides of the split, and too good a result."""
+    store = folder(tmp_path, "Au/p17.jpg", "Tp/p17_edit1.jpg")
+    with pytest.raises(DataError, match=r"data.group_by = '/\(q.*' matches none of the 2 keys, such as 'Au/p17.jpg'. Fix: correct"):
+        build_manifest(store, by_prefix(group_by=r"/(q\d+)"))
+
+
+def test_class_names_cannot_steer_a_terminal(tmp_path):
+    """A folder's name would retitle the terminal, or write lines of its own into the log."""
+    for name in ("a\x1b]0;owned\x07", "b\nerror: all is lost"):
+        store = folder(tmp_path / name[0], f"{name}/1.jpg", "c/2.jpg")
+        with pytest.raises(DataError, match=r"contains control characters\. Fix: rename it") as error:
+            build_manifest(store, Data(source="unused", class_pattern="(?s)^(?P<class>[^/]+)/"))
+        assert str(error.value).isprintable()
+
+
+def test_archived_images_are_counted(tmp_path):
+    """The dry run would promise images that a lifecycle rule has moved to Glacier."""
+
+    class Bucket(FolderStore):
+        def list(self, prefix=""):
+            return iter([replace(entry, archived="1" in entry.key) for entry in super().list(prefix)])
+
+    folder(tmp_path, "Au/1.jpg", "Au/2.jpg", "Tp/3.jpg", "1.txt")
+    manifest = build_manifest(Sources({"source": Bucket(tmp_path)}), by_prefix())
+    assert manifest.archived == 1
+    assert manifest.digest == build_manifest(Sources({"source": FolderStore(tmp_path)}), by_prefix()).digest

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import threading
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from tests.support import jobs
 from trainer.config import S3, Data, load
+from trainer.data import pack as packing
 from trainer.data.dataset import Pack, Quarantined, Shard
 from trainer.data.index import build_manifest
 from trainer.data.pack import _decode_block, _listed, images_of, load_pack, pack
@@ -82,7 +84,7 @@ def test_a_bad_image_costs_only_itself(source):
     rows = {row["key"]: row for row in decoded(source, change).to_pylist()}
     assert rows["Au/p1.png"]["reason"].startswith("was listed but is gone (seen from machine ")
     assert rows["Au/p3.png"]["reason"] == f"changed after it was listed ({len(png(120))} bytes then, 11 now)"
-    assert rows["Tp/p4.png"]["reason"].startswith("cannot be decoded: ")
+    assert rows["Tp/p4.png"]["reason"].startswith("is damaged: ")
     assert all(rows[key]["image"] is None and rows[key]["content"] is None for key in ("Au/p1.png", "Au/p3.png", "Tp/p4.png"))
     assert all(rows[key]["reason"] is None for key in ("Au/p5.png", "Tp/p0.png", "Tp/p2.png"))
 
@@ -321,3 +323,41 @@ def test_each_image_is_read_from_its_own_source(tmp_path):
     shutil.rmtree(data["validation"])
     (row,) = _decode_block(_listed(images[2:]), sources.images, SHAPE, 10**8).to_pylist()
     assert "Fix: mount data.validation on every machine" in row["failure"]
+
+
+def test_packing_that_waits_for_a_block_can_be_stopped(monkeypatch):
+    """SIGTERM would have no effect while one task hangs, and the pod would be killed at the end of its grace period."""
+    monkeypatch.setattr(packing, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(packing, "CLOSE_SECONDS", 0.1)
+    hangs = threading.Event()
+
+    def blocks():
+        yield pa.table({"number": [1]})
+        hangs.wait()
+
+    polled = packing._polled(blocks())
+    assert next(polled)["number"].to_pylist() == [1]
+    assert next(polled) is None
+    assert next(polled) is None
+    polled.close()
+    hangs.set()
+
+
+def test_blocks_and_errors_arrive_in_order(monkeypatch):
+    """Images would be lost, or an error while decoding would leave an incomplete pack."""
+    monkeypatch.setattr(packing, "POLL_SECONDS", 0.01)
+
+    def blocks():
+        yield from range(5)
+        raise PackError("lost")
+
+    found = []
+
+    def read():
+        for block in packing._polled(blocks()):
+            if block is not None:
+                found.append(block)  # noqa: PERF401 - an error must keep what came before
+
+    with pytest.raises(PackError, match="lost"):
+        read()
+    assert found == [0, 1, 2, 3, 4]

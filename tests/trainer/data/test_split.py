@@ -335,3 +335,17 @@ def test_a_class_without_images_on_a_given_side():
         sides_of(table, given=given())
     with pytest.raises(DataError, match=r"Class 'authentic' has 0 validation .* Fix: add images or lower data\.min_validation\."):
         sides_of(table, given=given(range(360, 400), range(0)))
+
+
+def test_keys_that_the_group_pattern_misses():
+    """Images of one source would be on both sides, because the pattern fits only some of their keys."""
+    table = rows(1000, groups=300)
+    table["groups"][7] = table["groups"][9] = ""
+    warnings = sides_of(table, group_by="^(g.*)").facts["warnings"]
+    assert warnings[0].startswith(
+        "data.group_by = '^(g.*)' does not match 2 of 1,000 keys, such as 'k7': each of these images is a "
+    )
+    assert sides_of(rows(1000, groups=300), group_by="^(g.*)").facts["warnings"] == []
+    assert not [
+        line for line in sides_of(table).facts["warnings"] if "group_by =" in line
+    ]  # of a labels file: left empty on purpose

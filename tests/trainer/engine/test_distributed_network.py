@@ -28,9 +28,7 @@ def trained(request):
     for batch in feed.batches(1):
         learner.train(batch)
     rows = np.arange(160, IMAGES)
-    network = DistributedNetwork(
-        learner, feed, lambda: evaluate(learner, feed, rows)[0], precise=settings.model.statistics == "precise"
-    )
+    network = DistributedNetwork(learner, feed, rows, np.arange(40), precise=settings.model.statistics == "precise")
     network.begin(1)
     return learner, feed, network
 
@@ -156,3 +154,29 @@ def test_statistics_of_a_layer_that_is_called_twice(trained):
         learner.optimizer.iterations.assign(0)
         learner.train(next(feed.batches(1)))
         np.testing.assert_allclose(expected.numpy(), mean, rtol=1e-4, atol=1e-5)
+
+
+def test_probabilities_belong_to_the_losses_of_the_same_evaluation(trained):
+    """A temperature would be fitted to another network than the one that is evaluated."""
+    _, _, network = trained
+    with network.untouched():
+        losses, probabilities = network.evaluate(), network.probabilities()
+    assert probabilities.sum(1) == pytest.approx(1, abs=1e-3)
+    nearest = np.abs(-np.log(probabilities) - losses[:, None]).min(1)  # the loss is that of the image's own class
+    assert nearest.max() < 0.01
+
+
+def test_reduced_precision_is_evaluated_in_float32_and_left_as_it_is():
+    """A rise that rounding makes would be blamed on the weights, or training go on in another precision."""
+    settings = training.settings(model={"precision": "mixed_bfloat16"})
+    learner, feed = training.learner(settings, SHAPE), training.feed(settings, _Rows(), np.arange(160))
+    learner.resident = feed.load()
+    rows = np.arange(160, IMAGES)
+    network = DistributedNetwork(learner, feed, lambda: evaluate(learner, feed, rows))
+    rounded, exact = network.evaluate(), network.evaluate_in_float32()
+    assert exact is not None
+    assert 0 < np.abs(rounded - exact).max() < 0.2
+    np.testing.assert_array_equal(network.evaluate(), rounded)
+    assert all(layer.compute_dtype == "bfloat16" for layer in learner.reduced)
+    full = training.learner(training.settings(), SHAPE)
+    assert DistributedNetwork(full, feed, lambda: evaluate(full, feed, rows)).evaluate_in_float32() is None

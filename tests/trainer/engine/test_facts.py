@@ -3,16 +3,17 @@
 import pytest
 
 from tests.support.training import settings
+from trainer.engine import facts
 from trainer.engine.facts import NetworkRefusedError, inspect
 
 
 def test_the_facts_of_a_network():
     """The dry run would state wrong sizes, or the driver would load TensorFlow."""
-    facts = inspect(settings(), 2)
-    assert (facts.parameters, facts.trainable) == (527_442, 527_122)
-    assert facts.optimizer == 2 * 527_122 + 1  # Adam's two moments and its step
-    assert (facts.batch_normalization, facts.dropout, facts.ending) == (5, 3, "softmax")
-    assert facts.activations > 64 * 64 * 16 * 4
+    found = inspect(settings(), 2)
+    assert (found.parameters, found.trainable) == (527_442, 527_122)
+    assert found.optimizer == 2 * 527_122 + 1  # Adam's two moments and its step
+    assert (found.batch_normalization, found.dropout, found.ending) == (5, 3, "softmax")
+    assert found.activations > 64 * 64 * 16 * 4
 
 
 def test_refusals_arrive_in_one_line():
@@ -30,7 +31,8 @@ def test_a_layer_that_fails_in_training():
         inspect(settings(model={"network": "tests.support.networks:fails_in_training"}), 2)
 
 
-def test_a_network_that_is_never_built():
+def test_a_network_that_is_never_built(monkeypatch):
     """A download that hangs would keep the job waiting without a line, deaf to SIGTERM."""
+    monkeypatch.setattr(facts, "IMPORT_SECONDS", 0.0)
     with pytest.raises(NetworkRefusedError, match=r"is not built after launch\.start_timeout = 0\.2 s\. Fix: "):
         inspect(settings(launch={"start_timeout": 0.2}), 2)

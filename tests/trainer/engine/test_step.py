@@ -11,7 +11,7 @@ from tests.support import training, workers
 from tests.support.training import settings
 from trainer import UserError
 from trainer.data.loader import Batch
-from trainer.engine.step import STEP_RECORD, StepStats, finite, records
+from trainer.engine.step import STEP_RECORD, StateError, StepStats, finite, records
 from trainer.model import load
 
 SHAPE = (16, 16, 3)
@@ -254,3 +254,16 @@ def test_networks_of_users_learn_the_same_on_any_number_of_workers(tmp_path, mod
         other = dict(np.load(tmp_path / f"{size}-1.npz"))
         for name, values in found.items():
             np.testing.assert_array_equal(other[name], values, err_msg=f"{name} differs between the workers")
+
+
+def test_averages_that_a_state_lacks_begin_with_the_weights():
+    """Whether averaged weights would have avoided a spike could not be tried from the checkpoint before it."""
+    plain = build(optimizer={"learning_rate": 1e-2})
+    for batch in batches(3):
+        plain.train(batch)
+    averaging = build(optimizer={"learning_rate": 1e-2, "ema": 0.9})
+    averaging.restore(plain.state())
+    for weight, average in zip(averaging.model.trainable_variables, averaging.averages, strict=True):
+        np.testing.assert_array_equal(average.numpy(), weight.numpy())
+    with pytest.raises(StateError, match="belongs to another model"):
+        build(optimizer={"name": "SGD", "arguments": {"momentum": 0.9}}).restore(plain.state())

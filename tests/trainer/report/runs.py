@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from spikewise.findings import Findings
+from spikewise.proof import Experiment, Proof
 from spikewise.records import Cause, Diagnosis, Event, Probe, Spike, Suspect
 from trainer import config
 from trainer.epoch import EpochReport
@@ -208,7 +210,23 @@ def diagnosed(result: RunResult, epochs: tuple[int, ...] = (5, 13, 29), **change
         ranked = [causes[number % 4], *causes[: number % 4], *causes[number % 4 + 1 :]]
         diagnoses.append(Diagnosis(spike, tuple(ranked), probes, seconds=4.2, suspects=suspects))
     history = [replace(row, validation_loss=float(mean)) for row, mean in zip(result.history, losses.mean(1), strict=True)]
-    return replace(result, **{"losses": losses, "history": history, "diagnoses": diagnoses, "batch": batch, **changes})
+    findings = Findings(
+        tuple(diagnoses), **{name: changes.pop(name) for name in ("overfitting", "parts", "standing") if name in changes}
+    )
+    return replace(result, **{"losses": losses, "history": history, "findings": findings, "batch": batch, **changes})
+
+
+def replayed(result: RunResult, **changes: Any) -> RunResult:
+    """The run, whose first spike was trained again with two settings: one helps in part, one is proven."""
+    spike = result.findings.diagnoses[0].spike
+    epochs, control = (spike.epoch, spike.epoch + 1), (spike.loss, spike.baseline)
+    half, low = spike.loss - 0.5 * spike.rise, spike.baseline
+    tried = (
+        Proof("model.momentum=0.9", "helps in part", (half, low), spike.loss - half, 0.1, 0.3, 0.5, half - low),
+        Proof("model.statistics=precise", "proven", (low, low), spike.rise, 0.3, 0.5, 1.0, 0.0),
+    )
+    one = Experiment(spike.epoch, spike.loss, spike.epoch - 1, epochs, control, proofs=tried, seconds=20.0)
+    return replace(result, experiments=[replace(one, **changes)])
 
 
 def batch(epoch: int, number: int) -> list[Trained]:

@@ -1,9 +1,12 @@
 """The geometry of charts: no value is lost, and nothing is drawn outside the box."""
 
 import re
+from itertools import pairwise
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given
 
 from trainer.report import charts
 from trainer.report.charts import Marker, Series
@@ -87,3 +90,33 @@ def test_percent(value: float | None, text: str) -> None:
 def test_number(value: float, text: str) -> None:
     """Meaningless digits would make the page hard to read."""
     assert charts.number(value) == text
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 100), st.text("abc", max_size=20), st.sampled_from(["spike", "resumed", "best low"])), max_size=8
+    )
+)
+def test_texts_never_cover_each_other(marks) -> None:
+    """Causes, resumes and the best epoch would be printed on top of each other, on a wide screen or on a phone."""
+    rule = charts.Marker(0, "always this", "guess", 3.0)
+    placed = charts.apart([charts.Marker(x, text, style) for x, text, style in marks], [rule])
+    assert [(one.x, one.style.split()[0]) for one in placed] == [(x, style.split()[0]) for x, _, style in marks]
+    for width, seen in ((charts.WIDE, placed), (charts.NARROW, [one for one in placed if "crowded" not in one.style])):
+        rows: dict[str, list[tuple[float, float]]] = {"spike": [(100 - width * len(rule.text), 100)]}
+        for one in seen:
+            if one.text:
+                length = width * len(one.text)
+                row = rows.setdefault(one.style.removesuffix(" crowded"), [])
+                row.append((one.x - length, one.x) if one.x > charts.FLIP else (one.x, one.x + length))
+        for row in rows.values():
+            row.sort()
+            assert all(end <= start for (_, end), (start, _) in pairwise(row))
+
+
+def test_a_text_with_room_is_shown() -> None:
+    """A chart without a word would name no cause."""
+    near, far = (charts.Marker(x, "a cause", "spike") for x in (10, 30))
+    assert charts.apart([near, far]) == [near, far]
+    closer = charts.apart([near, charts.Marker(16, "a cause", "spike")])
+    assert [(one.text, one.style) for one in closer] == [("a cause", "spike"), ("a cause", "spike crowded")]

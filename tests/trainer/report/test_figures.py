@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.trainer.report.runs import broken, demo, diagnosed
+from tests.trainer.report.runs import broken, demo, diagnosed, replayed
 from trainer.report import figures
 from trainer.report.summary import summarize
 
@@ -11,8 +11,10 @@ from trainer.report.summary import summarize
 def test_spikes_close_together_carry_one_text() -> None:
     """The causes of neighbouring spikes would be printed on top of each other."""
     document = summarize(diagnosed(demo(), epochs=(5, 8, 29)))
-    markers = figures.spike_markers(document)
-    assert [(marker.x, marker.text) for marker in markers] == [(5, "BatchNorm statistics"), (8, ""), (29, "raised learning rate")]
+    chart = figures.loss(document)
+    assert chart is not None
+    markers = [marker for marker in chart.markers if "spike" in marker.style]
+    assert [marker.text for marker in markers] == ["BatchNorm statistics", "", "raised learning rate"]
     assert markers[1].details == "spike: 4 images, probably mislabelled"
 
 
@@ -55,3 +57,18 @@ def test_a_spike_is_shown_with_its_neighbours_alone() -> None:
     assert caption.endswith("Dashed: the expected validation loss.")
     assert len(chart.hits) == 2 * figures.NEIGHBOURS + 1
     assert np.isclose(chart.markers[0].x, 50)
+
+
+def test_a_spike_that_was_trained_again_shows_both_curves() -> None:
+    """A reader would have to believe that the remedy helps instead of seeing it."""
+    document = summarize(replayed(diagnosed(demo())))
+    title, caption, chart = figures.of_spike(document, document["spikes"][0])[0]
+    assert title == "Trained again"
+    assert "from the checkpoint after epoch 4" in caption
+    assert [name for _, name in chart.legend] == ["as recorded", "model.momentum=0.9", "model.statistics=precise"]
+    lines = dict(chart.lines)
+    start = lines["validation"].split("L")[3]  # epoch 4, which all have in common
+    assert lines["curve-0"].startswith(f"M{start}L")
+    assert lines["curve-2"].startswith(f"M{start}L")
+    alone = summarize(replayed(diagnosed(demo()), problem="Nothing can be proven here.", proofs=()))
+    assert figures.of_spike(alone, alone["spikes"][0])[0][0] == "Neighbouring epochs"

@@ -61,6 +61,14 @@ def stored(store: Store, epochs: int, **facts: object) -> list[float]:
     return [report.validation_loss for report in history]
 
 
+def test_a_running_run_is_in_progress(store: Store, rows: Rows) -> None:
+    """The report of a healthy run would say that it was interrupted."""
+    stored(store, 2)
+    assert load("a-run", store, PACK, rows, SIDES).outcome == "in progress"
+    stored(store, 2, outcome="interrupted")
+    assert load("a-run", store, PACK, rows, SIDES).outcome == "interrupted"
+
+
 def test_a_run_without_an_epoch_has_nothing_to_report(store: Store, rows: Rows) -> None:
     """`python -m jobs.report` of a run that has just begun would end in a traceback."""
     results.put_run(store, "young", {"config": {}, "environment": {}, "manifest": "d"})
@@ -78,7 +86,7 @@ def test_results_read_back(store: Store, rows: Rows) -> None:
     np.testing.assert_allclose(result.probabilities, 0.03)
     np.testing.assert_array_equal(result.thumbnail(7), rows.images.pixels[7])
     assert result.data["quarantined"] == [{"key": "a/broken.jpg", "reason": "truncated"}]
-    assert (result.diagnoses, result.overfitting) == (None, None)
+    assert result.findings is None
 
 
 def test_the_epoch_shown_is_that_of_the_exported_model(store: Store, rows: Rows) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spikewise.findings import Findings
 from spikewise.records import Cause, Diagnosis, Overfitting, Spike
-from tests.trainer.report.runs import HOSTILE, Page, broken, demo, diagnosed, facts, written
+from tests.trainer.report.runs import HOSTILE, Page, broken, demo, diagnosed, facts, replayed, written
 from trainer.report.summary import HARDEST
 
 
@@ -100,7 +101,7 @@ def test_a_spike_to_nan_gets_a_report(tmp_path: Path) -> None:
     lost = Spike(5, math.nan, 0.5, 0.02, 0.16, rise=inf, low=inf, high=inf, error=inf, images=60, outcome="divergence")
     cause = Cause("divergence", 1.0, 1.0, 1.0, "The loss is not finite.", "resume from a checkpoint.")
     history = [replace(row, validation_loss=math.nan) if row.epoch >= 5 else row for row in result.history]
-    document, text = written(replace(result, history=history, diagnoses=[Diagnosis(lost, (cause,))]), tmp_path)
+    document, text = written(replace(result, history=history, findings=Findings((Diagnosis(lost, (cause,)),))), tmp_path)
     assert document["spikes"][0]["spike"]["loss"] is None
     assert "Training diverged in epoch 5." in text
     assert not re.search(r"\b(nan|None|inf)\b", Page(re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)).text)
@@ -129,7 +130,7 @@ def test_spikes_are_summed_up_first_and_then_shown_one_by_one(tmp_path: Path) ->
     document, text = written(diagnosed(demo()), tmp_path)
     page = Page(text)
     first, second, *_ = document["spikes_summary"]
-    assert (first, second) == ("3 spikes in 40 epochs.", "One was lagging BatchNorm statistics (epoch 5).")
+    assert (first, second) == ("3 spikes in 40 epochs.", "One was BatchNorm statistics that do not fit the weights (epoch 5).")
     assert f"<b>{first}</b> {second}" in text
     assert page.text.index(second) < page.text.index("Always predicting") < page.text.index("Accuracy")
     assert [attributes["id"] for tag, attributes in page.tags if tag == "article"] == ["spike-5", "spike-13", "spike-29"]
@@ -159,7 +160,7 @@ def test_a_bad_batch_without_known_images_is_reported(tmp_path: Path) -> None:
 
 def test_no_spike_is_reported_only_for_a_diagnosed_run(tmp_path: Path) -> None:
     """A run that was never diagnosed would read as one without spikes; a run without spikes would have an empty section."""
-    _, quiet = written(replace(demo(), diagnoses=[]), tmp_path / "quiet")
+    _, quiet = written(replace(demo(), findings=Findings()), tmp_path / "quiet")
     document, unwatched = written(demo(), tmp_path / "unwatched")
     assert "No spike in 40 epochs." in quiet
     assert (document["spikes"], document["spikes_summary"]) == (None, None)
@@ -172,3 +173,24 @@ def test_overfitting_is_reported_once(tmp_path: Path) -> None:
     trend = Overfitting(epoch=4, loss=0.44, climb=0.013, gap=0.5)
     _, text = written(diagnosed(demo(), overfitting=trend), tmp_path)
     assert Page(text).text.count("(overfitting)") == 1
+
+
+def test_the_proof_is_at_the_top_and_beside_its_spike(tmp_path: Path) -> None:
+    """A reader would not learn that the advice was tried, or would miss why it could not be."""
+    document, text = written(replayed(diagnosed(demo())), tmp_path / "proven")
+    page, proof = Page(text).text, document["spikes_summary"][-1]
+    assert proof in page[: page.index("Always predicting")]
+    assert page.count(proof) == 2
+    assert page.index("Trained again") > page.index("Epoch 5 ")
+    _, text = written(replayed(diagnosed(demo()), problem="Nothing can be proven here.", proofs=()), tmp_path / "not")
+    assert Page(text).text.count("Nothing can be proven here.") == 1
+
+
+def test_roll_backs_are_noted(tmp_path: Path) -> None:
+    """A reader would take a curve that was started anew with a lower learning rate for an undisturbed one."""
+    back = {"what": "Training diverged in epoch 5.", "settings": "optimizer.learning_rate=1e-05", "to_epoch": 4}
+    document, text = written(replace(demo(), roll_backs=[back, back | {"to_epoch": 0}]), tmp_path)
+    assert len(document["roll_backs"]) == 2
+    shown = "Training diverged in epoch 5. The run went back to the end of epoch 4, with optimizer.learning_rate=1e-05."
+    assert shown in Page(text).text
+    assert "The run went back to the beginning, with" in Page(text).text

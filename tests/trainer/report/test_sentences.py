@@ -31,7 +31,7 @@ def course(*losses: float, training: tuple[float, float] = (0.5, 0.1)) -> list[s
         ),
         (
             [0.7, 0.4, 0.41, 0.42, 0.41, 0.42, 0.41, 0.42],
-            "has stayed close to it since (0.420 at the end): more epochs are unlikely to help.",
+            "has stayed close to it since (0.420 is the median of the last five epochs): more epochs are unlikely to help.",
         ),
         ([0.7, 0.4, 0.5, math.nan, math.inf], "Since epoch 4 it is no longer finite: training diverged."),
         ([0.7, 0.6], "too few epochs to see a trend."),

@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics
 
 from spikewise.records import Overfitting
-from tests.trainer.report.runs import Page, demo, diagnosed, written
+from tests.trainer.report.runs import Page, demo, diagnosed, replayed, written
 from trainer.report import summary
 from trainer.report.result import EvaluatedTest
 
@@ -74,7 +74,8 @@ def test_every_field_of_the_json_is_documented() -> None:
 def test_every_field_of_a_spike_is_documented() -> None:
     """The author of a program that reads report.json would have to guess what a field means."""
     trend = Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.2)
-    document = summary.summarize(diagnosed(demo(epochs=6, images=40), epochs=(2, 3, 4, 5), overfitting=trend))
+    document = summary.summarize(replayed(diagnosed(demo(epochs=6, images=40), epochs=(2, 3, 4, 5), overfitting=trend)))
+    replay = document["spikes"][0]["replay"]
     spike, last = document["spikes"][1], document["spikes"][3]["batches"][0]
     parts = (
         spike,
@@ -85,6 +86,8 @@ def test_every_field_of_a_spike_is_documented() -> None:
         last,
         last["images"][0],
         spike["training"],
+        replay,
+        replay["proofs"][0],
         document["overfitting"],
     )
     assert not [name for part in parts for name in part if f"`{name}`" not in DOCUMENTED]
@@ -107,3 +110,15 @@ def test_the_test_set_is_scored_like_the_validation_set(tmp_path: Path) -> None:
     assert "300 test images from" in text
     assert "Recall of fake" in text
     assert summary.summarize(result)["test"] is None
+
+
+def test_a_proof_is_shown_with_its_spike_only() -> None:
+    """A run that went back and has another spike in the same epoch would be shown with the proof of the abandoned one."""
+    result = replayed(diagnosed(demo()))
+    document = summary.summarize(result)
+    assert document["spikes_summary"][-1].startswith("Proven: with model.statistics=precise the loss of epoch 5 is ")
+    assert [spike["replay"] is not None for spike in document["spikes"]] == [True, False, False]
+    assert document["spikes"][0]["replay"]["proofs"][0]["verdict"] == "helps in part"
+    other = summary.summarize(replayed(diagnosed(demo()), loss=9.0))
+    assert all(spike["replay"] is None for spike in other["spikes"])
+    assert not any("Proven" in line for line in other["spikes_summary"])

@@ -1,5 +1,7 @@
 """What a person reads while a job runs."""
 
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tests.support.runs import diagnosis, finished
 from trainer import config
 from trainer.data.dataset import Manifest, Quarantined
 from trainer.formatting import duration, size
+from trainer.run import console as console_module
 from trainer.run import events
 from trainer.run.console import Console, RunLog
 from trainer.run.status import RunStatus
@@ -87,7 +90,7 @@ def test_only_the_best_epoch_is_marked(capsys):
 def test_a_spike_is_explained_and_its_outcome_printed(capsys):
     """The user would have to open the report of a running job to learn of a spike."""
     recovered = diagnosis(2, outcome="recovered", outcome_epoch=3)
-    printed = lines(capsys, finished(2, 2.0, news=News(diagnosis(2), None)), finished(3, news=News(None, recovered)))
+    printed = lines(capsys, finished(2, 2.0, news=News(diagnosis(2), ())), finished(3, news=News(None, (recovered,))))
     assert printed[1].startswith("SPIKE in epoch 2")
     assert "Three images rose." in "\n".join(printed)
     assert "        No setting does this." in printed
@@ -124,7 +127,7 @@ def test_the_data_are_described(capsys):
         log.packed(manifest, [Quarantined("a/[b]\n.jpg", "is empty (0 bytes)")], 3.1)
         log.packed(manifest, [], None)
         log.split(8014, 2003, ("a", "b"), 393_000_000, dropped=14)
-        log.split(64, 16, ("a", "b"), 1000, dropped=0)
+        log.split(64, 16, ("a", "b"), 1000, dropped=0, groups=12)
     assert capsys.readouterr().out.splitlines() == [
         "data: 0 images at s3://bucket/images (packed in 3.1 s)",
         "warning: 1,200 objects at s3://bucket/images belong to no class and are ignored",
@@ -134,7 +137,7 @@ def test_the_data_are_described(capsys):
         "warning: 1,200 objects at s3://bucket/images belong to no class and are ignored",
         "split: 8,014 training and 2,003 validation images of 2 classes (a, b); 393 MB of pixels",
         "Each epoch drops its last incomplete batch (14 of 8,014 images, a different set each time).",
-        "split: 64 training and 16 validation images of 2 classes (a, b); 1.0 kB of pixels",
+        "split: 64 training and 16 validation images of 2 classes (a, b) in 12 groups; 1.0 kB of pixels",
     ]
 
 
@@ -144,11 +147,58 @@ def test_the_other_lines_of_a_run(capsys):
         log = RunLog(console, "first", 1)
         log.metrics_served("127.0.0.1", 9400)
         log.stop_requested()
+        log.metrics_served("0.0.0.0", 9400)
+        log.metrics_served("fd00::5", 9400)
         log.report_written(Path("runs/first/report.html"))
+        log.results_stored("s3://bucket/runs/first", with_model=True)
+        log.results_stored("s3://bucket/runs/first", with_model=False)
         log.report_incomplete("no answer")
     assert capsys.readouterr().out.splitlines() == [
         "run first: metrics at http://127.0.0.1:9400/metrics",
         "stop requested: saving a checkpoint",
+        "run first: metrics at http://localhost:9400/metrics",
+        "run first: metrics at http://[fd00::5]:9400/metrics",
         "report: runs/first/report.html",
+        "stored: s3://bucket/runs/first/report.html and s3://bucket/runs/first/model.keras",
+        "stored: s3://bucket/runs/first/report.html",
         "warning: the report is incomplete (python -m jobs.report --config FILE --run first rebuilds it): no answer",
     ]
+
+
+def test_a_pod_gives_no_addresses_of_its_own(capsys, monkeypatch):
+    """The user would open an address or a path that exists only inside the pod."""
+    monkeypatch.setenv("POD_NAME", "run-first-0-abcde")
+    monkeypatch.setenv("POD_NAMESPACE", "training")
+    with Console() as console:
+        log = RunLog(console, "first", 1)
+        log.metrics_served("0.0.0.0", 9400)
+        log.report_written(Path("/tmp/runs/first/report.html"))
+    assert capsys.readouterr().out.splitlines() == [
+        "run first: metrics at http://localhost:9400/metrics after: kubectl port-forward -n training pod/run-first-0-abcde 9400"
+    ]
+
+
+def test_names_cannot_write_escape_sequences(capsys):
+    """A key or a class name could clear the terminal of whoever reads the log."""
+    with Console() as console:
+        console.say("a\x1b[2Jb")
+        console.warn("http://jane:secret@host \x9b")
+    assert capsys.readouterr().out.splitlines() == ["a\\x1b[2Jb", "warning: http://***@host \\x9b"]
+
+
+def test_long_silences_show_progress(capsys, monkeypatch):
+    """While the workers import TensorFlow for half a minute, the user would take the job for dead."""
+    monkeypatch.setattr(console_module, "PLAIN_SECONDS", 0.01)
+    shown = ""
+    with Console() as console:
+        log = RunLog(console, "first", 1)
+        log.phase("starting the workers")
+        for _ in range(2000):
+            shown += capsys.readouterr().out
+            if "starting" in shown:
+                break
+            time.sleep(0.01)
+        log.hear(STARTED, RunStatus(1))
+        capsys.readouterr()
+    assert re.match(r"starting the workers \(\d+ s so far\)\n", shown)
+    assert console._phase == ""

@@ -43,7 +43,7 @@ def test_progress_and_restarts_reach_the_metrics():
 
 def test_spikes_reach_the_metrics():
     """A spike would raise no alert; or those before a restart would be forgotten."""
-    value = metrics(events.Resumed(20, 3, 1, (), (diagnosis(2),)), finished(3, news=News(diagnosis(3), None)))
+    value = metrics(events.Resumed(20, 3, 1, (), (diagnosis(2),)), finished(3, news=News(diagnosis(3), ())))
     assert value("spikewise_validation_spikes_total", {"cause": "few_examples"}) == 2
     assert value("spikewise_validation_spike_epoch") == 3
 

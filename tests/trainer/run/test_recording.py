@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from spikewise.findings import Findings
 from tests.support.epochs import report
 from tests.support.runs import diagnosis
 from trainer import config
-from trainer.run.recording import Findings, Recorder
+from trainer.run.recording import Recorder
 from trainer.storage import open_store, results
 
 
@@ -30,7 +31,7 @@ def test_epochs_and_spikes_are_stored(store):
     recorder.close()
     assert results.get_history(store, "first") == [report(1), report(2)]
     assert results.get_arrays(store, "first", 2)["losses"].tolist() == [0, 0, 0]
-    assert [found.spike.epoch for found in results.get_diagnoses(store, "first")[0]] == [2]
+    assert [found.spike.epoch for found in results.get_findings(store, "first").diagnoses] == [2]
 
 
 def test_a_failed_diagnosis_leaves_earlier_spikes(store):
@@ -39,7 +40,7 @@ def test_a_failed_diagnosis_leaves_earlier_spikes(store):
     recorder.record(report(1), {}, Findings((diagnosis(1),), None))
     recorder.record(report(2), {}, None)
     recorder.close()
-    assert len(results.get_diagnoses(store, "first")[0]) == 1
+    assert len(results.get_findings(store, "first").diagnoses) == 1
 
 
 def test_stored_records_become_those_of_the_run(store):
@@ -51,18 +52,21 @@ def test_stored_records_become_those_of_the_run(store):
     recorder.close()
     Recorder(store, "first").reconcile([report(1), report(2), report(3)], Findings((), None))
     assert [found.epoch for found in results.get_history(store, "first")] == [1, 2, 3]
-    assert results.get_diagnoses(store, "first")[0] == []
+    assert results.get_findings(store, "first").diagnoses == ()
 
 
 def test_starts_are_counted(store):
     """The alert on restarts would never fire."""
-    assert [Recorder(store, "first").count_start() for _ in range(3)] == [0, 1, 2]
+    facts = {"settings": {"run": {}}, "machine": {"processor": "A"}}
+    assert [Recorder(store, "first").count_start(lambda: facts) for _ in range(3)] == [0, 1, 2]
+    assert results.get_start(store, "first", 2) == facts
+    assert results.get_start(store, "first", 3) is None
 
 
 def test_training_goes_on_where_nothing_can_be_stored(broken, caplog):
     """Full or unreachable storage would end a run that only wanted to store results for its report."""
     recorder = Recorder(broken, "first")
-    assert recorder.count_start() == 0
+    assert recorder.count_start(dict) == 0
     recorder.reconcile([report(1)], None)
     recorder.record(report(2), {}, None)
     recorder.close()

@@ -14,7 +14,7 @@ from trainer.engine.distributed_network import DistributedNetwork
 from trainer.engine.step import STEP_RECORD, records
 from trainer.run.resume import Position, changes, plain_steps, resume, step_records, to_checkpoint
 from trainer.storage import open_store
-from trainer.storage.checkpoint import Checkpoints
+from trainer.storage.checkpoint import CheckpointError, Checkpoints
 
 
 class Worker:
@@ -25,7 +25,7 @@ class Worker:
         self.learner = training.learner(self.settings, SHAPE)
         self.feed = training.feed(self.settings, _Rows(), np.arange(160))
         self.learner.resident = self.feed.load()
-        network = DistributedNetwork(self.learner, self.feed, lambda: np.zeros(4))
+        network = DistributedNetwork(self.learner, self.feed, np.arange(160, 164), np.arange(4))
         self.diagnostician = Diagnostician(network, batch_size=32)
         self.checkpoints = Checkpoints(open_store(str(folder), config.S3()), "first", 5)
         self.position = Position()
@@ -132,3 +132,21 @@ def test_a_changed_schedule_is_an_event(tmp_path):
     assert len(changes(found, worker.settings, workers=1)) == 1
     _, rate = changes(found, training.settings(optimizer=cosine, training={"epochs": 20}), workers=1)
     assert (rate.kind, rate.before, rate.after) == ("learning_rate", None, None)
+
+
+def test_a_replay_begins_at_the_checkpoint_that_it_names(tmp_path):
+    """The epochs after the spike would be trained again instead of the spike."""
+    first = Worker(tmp_path)
+    first.train(1)
+    first.save()
+    expected = first.learner.state()
+    first.train(1)
+    first.save()
+    other = Worker(tmp_path)
+    never = lambda _: pytest.fail("all workers know the step")  # noqa: E731
+    found = resume(other.checkpoints, other.learner, other.diagnostician, chief=False, broadcast=never, step=1)
+    assert found.step == 1
+    for name, values in expected.items():
+        np.testing.assert_array_equal(other.learner.state()[name], values, err_msg=name)
+    with pytest.raises(CheckpointError, match="incomplete"):
+        resume(other.checkpoints, other.learner, other.diagnostician, chief=True, broadcast=never, step=5)

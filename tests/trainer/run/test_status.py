@@ -36,7 +36,7 @@ def test_a_resumed_run_continues_from_what_the_checkpoint_knows():
 def test_the_outcome_of_a_spike_replaces_its_first_diagnosis():
     """A spike would be counted a second time when it is known how it ended, or stay open forever."""
     recovered = diagnosis(2, outcome="recovered", outcome_epoch=3)
-    found = status(finished(2, news=News(diagnosis(2), None)), finished(3, news=News(None, recovered)))
+    found = status(finished(2, news=News(diagnosis(2), ())), finished(3, news=News(None, (recovered,))))
     assert found.diagnoses == [recovered]
 
 
@@ -66,3 +66,13 @@ def test_starts_and_the_end_are_noticed():
     assert found.finished is end
     assert found.peak_memory is None
     assert status(finished(1)).peak_memory == 1e9
+
+
+def test_a_run_that_goes_back_forgets_what_came_after():
+    """After going back to the beginning, the abandoned epochs would stay in the log's best epoch and in the report."""
+    diverged = events.Diverged(2, 2, "Training diverged in epoch 2.", "optimizer.learning_rate=1e-05", True)
+    found = status(finished(1), finished(2, news=News(diagnosis(2), ())), diverged)
+    assert found.diverged == diverged
+    found.forget()
+    assert (found.history, found.diagnoses, found.diverged) == ([], [], None)
+    assert found.failure is None

@@ -229,6 +229,32 @@ def test_keeps_the_last_and_the_best(store: Store, checkpoints: Checkpoints) -> 
     assert best.step == best.state["model/kernel"][0, 0] == 2
 
 
+def test_keeps_those_before_spikes_as_long_as_they_are_asked_for(store: Store, checkpoints: Checkpoints) -> None:
+    """When an epoch turns out to be a spike, the checkpoint before it must still exist; and not forever after."""
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step), {})
+    checkpoints.keep({3, 99})  # 99: never saved
+    for step in (4, 5, 6, 7):
+        checkpoints.save(step, state(step), {})
+    assert checkpoints.steps() == steps(store) == [3, 6, 7]
+    checkpoints.keep({6})
+    checkpoints.save(8, state(8), {})
+    checkpoints.save(9, state(9), {})
+    assert steps(store) == [6, 8, 9]
+
+
+def test_going_back_deletes_what_is_later(store: Store, checkpoints: Checkpoints) -> None:
+    """A run that went back before a divergence, and died before its next save, would resume with the lost weights."""
+    checkpoints.keep({1, 2})
+    for step in (1, 2, 3, 4):
+        checkpoints.save(step, state(step), {})
+    store.put(f"{FOLDER}/000000005/state.safetensors", b"half")
+    checkpoints.go_back(2)
+    assert {entry.key.split("/")[-2] for entry in store.list(FOLDER)} == {"000000001", "000000002"}
+    checkpoints.go_back(0)
+    assert checkpoints.latest() is None
+
+
 def test_a_damaged_best_checkpoint_is_skipped(store: Store, checkpoints: Checkpoints) -> None:
     """A finished run could never export its model, however often it is restarted."""
     for step, loss in ((1, 0.3), (2, 0.5), (3, 0.4)):
@@ -306,6 +332,20 @@ def test_slow_storage_delays_no_training_and_fills_no_memory(tmp_path: Path) -> 
     best = checkpoints.best()
     assert best is not None
     assert best.step == 3
+
+
+def test_slow_storage_drops_no_checkpoint_before_a_spike(tmp_path: Path) -> None:
+    """The checkpoint before a spike may still wait for storage when the spike is found."""
+    store = Gated(tmp_path)
+    with closing(Checkpoints(store, "a-run", keep_last=1)) as checkpoints:
+        checkpoints.save_in_background(1, state(1), {"validation_loss": 0.1})
+        store.entered.wait()
+        checkpoints.save_in_background(2, state(2), {"validation_loss": 0.5})
+        checkpoints.keep({2})
+        checkpoints.save_in_background(3, state(3), {"validation_loss": 0.9})
+        checkpoints.save_in_background(4, state(4), {"validation_loss": 0.4})
+        store.gate.set()
+    assert store.commits == [1, 2, 4]
 
 
 def test_a_save_waits_for_the_saves_under_way(tmp_path: Path) -> None:

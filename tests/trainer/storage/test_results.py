@@ -6,7 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from spikewise.curve import Parts
+from spikewise.findings import Findings
+from spikewise.proof import Experiment, Proof
 from spikewise.records import Cause, Diagnosis, Overfitting, Spike, Suspect
+from spikewise.standing import Standing
 from tests.support.epochs import report
 from trainer import config
 from trainer.storage import NotFound, open_store, results
@@ -143,17 +147,20 @@ def test_reports_of_another_version_are_read():
 
 def test_spikes_read_back(store):
     """The report would lack the spikes of a run, or claim none for a run that was not watched for them."""
-    assert results.get_diagnoses(store, "a-run") == (None, None)
+    assert results.get_findings(store, "a-run") is None
     spike = Spike(3, 1.0, 0.6, 0.05, 0.2, 0.4, 0.3, 0.5, 0.05, 80)
     suspects = (Suspect(7, 0.2, 9.5, "cat", "dog", 0.98, "mislabelled"), Suspect(3, 0.1, 2.0))
     diagnosis = Diagnosis(spike, (Cause("unexplained", float("nan"), 0.0, 1.0, "seen.", "do."),), suspects=suspects)
     trend = Overfitting(epoch=2, loss=0.5, climb=0.01, gap=0.2)
-    results.put_diagnoses(store, "a-run", [diagnosis], trend)
-    found, overfitting = results.get_diagnoses(store, "a-run")
-    assert [one.spike for one in found] == [spike]
-    assert found[0].verdict.name == "unexplained"
-    assert found[0].suspects == suspects
-    assert overfitting == trend
+    parts = Parts(3, 1.0, 0.4, 0.0, 0.2, 0.4, (0.1, 0.0, 0.1, 0.1), 0.3)
+    standing = Standing("statistics", "t", 1, 3, "Found.", "Seen.", "do.", ("model.momentum=0.9",))
+    stored = Findings((diagnosis,), trend, (parts,), (standing,))
+    results.put_findings(store, "a-run", stored)
+    found = results.get_findings(store, "a-run")
+    assert found.diagnoses[0].spike == spike
+    assert found.diagnoses[0].verdict.name == "unexplained"
+    assert found.diagnoses[0].suspects == suspects
+    assert (found.overfitting, found.parts, found.standing) == (trend, (parts,), (standing,))
 
 
 def test_the_result_on_the_test_set(store):
@@ -167,3 +174,22 @@ def test_the_result_on_the_test_set(store):
     np.testing.assert_array_equal(found["probabilities"], probabilities)
     store.put("runs/first/test.npz", b"damaged")
     assert results.get_test(store, "first") == {}
+
+
+def test_experiments_and_roll_backs_read_back(store):
+    """The report would lose the proof of a remedy, or how often the run went back."""
+    proof = Proof("a.b=1", "proven", (0.5, float("nan")), 0.4, 0.3, 0.5, 1.0, 0.02)
+    for epoch in (46, 7):
+        results.put_experiment(store, "a-run", Experiment(epoch, 0.9, epoch - 1, (epoch, epoch + 1), (0.9, 0.5), None, (proof,)))
+    store.put("runs/a-run/replays/0009/proof.json", b"torn")
+    name = results.replay_name("a-run", 46, "control")
+    results.put_epoch(store, name, report(46), {"losses": np.ones(3, np.float32)})
+    assert [one.epoch for one in results.get_experiments(store, "a-run")] == [7, 46]
+    assert results.get_history(store, "a-run") == []  # a replay is no part of the curve
+    assert results.get_history(store, name) == [report(46)]
+    results.clear_replay(store, name)
+    assert results.get_history(store, name) == []
+    assert len(results.get_experiments(store, "a-run")) == 2
+    assert results.get_roll_backs(store, "a-run") == []
+    results.put_roll_backs(store, "a-run", [{"epoch": 5}])
+    assert results.get_roll_backs(store, "a-run") == [{"epoch": 5}]

@@ -90,7 +90,7 @@ class TestS3:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda key: store.put(key, b""), keys))
         assert [entry.key for entry in store.list()] == keys
-        assert store.requests["ListObjectsV2"] == 2
+        assert store.requests["list"] == 2
 
     @pytest.mark.usefixtures("s3_server")
     def test_no_such_bucket(self, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ class TestS3:
         with pytest.raises(StoreError, match=r"http://127.0.0.1:9 cannot be reached \(2 attempts; .*s3\.endpoint_url") as error:
             store.get("key")
         message(error)
-        assert (store.requests["GetObject"], store.retries, store.errors) == (2, 1, 1)
+        assert (store.requests["get"], store.retries, store.errors) == (2, 1, 1)
 
     def test_malformed_endpoint(self, bucket: str) -> None:
         """A server's address without http:// would end in a traceback."""

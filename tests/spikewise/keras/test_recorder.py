@@ -1,11 +1,11 @@
-"""How steps are measured and batches kept during `fit`."""
+"""How steps are measured, and batches kept, during `fit`."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from spikewise.keras.fit import EpochBatches, StepRecorder
+from spikewise.keras.recorder import EpochBatches, StepRecorder, size_of
 from spikewise.records import STEP
 from spikewise.steps import as_array
 from tests.spikewise.keras.digits import TRAINING, network
@@ -23,20 +23,19 @@ def test_steps_are_measured_from_outside(optimizer):
     optimizer.build(model.trainable_variables)
     recorder = StepRecorder(model)
     expected = []
-    total = 0.0
     for number in range(3):
         x, y = tf.constant(TRAINING[0][:32], tf.float32), tf.constant(TRAINING[1][:32])
         before = [v.numpy() for v in model.trainable_variables]
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, model(x, training=True)))
         gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
-        total += float(loss)
 
-        def train(gradients=gradients, mean=total / (number + 1)):
+        def train(gradients=gradients, loss=loss, size=32 - number):
             optimizer.apply(gradients, model.trainable_variables)
-            return {"loss": mean}
+            model._loss_tracker.update_state(loss, sample_weight=size)
+            return {"loss": model._loss_tracker.result()}
 
-        recorder.record(32, train)
+        recorder.record(train)
         length = np.sqrt(sum(np.sum((v.numpy() - b) ** 2) for v, b in zip(model.trainable_variables, before, strict=True)))
         known = not isinstance(optimizer, keras.optimizers.RMSprop)
         gradient = float(tf.linalg.global_norm(gradients)) if known else 1.0
@@ -54,7 +53,7 @@ def test_the_learning_rate_of_each_step_is_that_of_its_update():
     recorder = StepRecorder(model)
     gradients = [tf.ones_like(variable) for variable in model.trainable_variables]
     for _ in range(3):
-        recorder.record(32, lambda: model.optimizer.apply(gradients, model.trainable_variables) or {})
+        recorder.record(lambda: model.optimizer.apply(gradients, model.trainable_variables) or {})
     steps = recorder.steps()
     size = np.sqrt(sum(np.prod(variable.shape) for variable in model.trainable_variables))
     np.testing.assert_allclose(steps["update_norm"] / size, steps["learning_rate"], rtol=1e-4)
@@ -65,6 +64,33 @@ def test_batches_beyond_the_memory_are_thinned():
     """Otherwise a large data set would fill the machine's memory."""
     batches = EpochBatches(4 * 80)
     for number in range(20):
-        batches.add(np.full((8, 1), number, float), np.zeros(2, float))
+        batches.add(np.full((8, 1), number, float), np.zeros(2, float), None)
     assert len(batches) <= 4
     assert [float(batches(i)[0][0, 0]) for i in (0, 7, 19)] == [0, 8, 16]
+
+
+def test_a_training_step_may_report_the_loss_of_its_batch():
+    """Training steps of one's own often do; taken for a mean since the epoch began, it would make steps out of nothing."""
+    model = network()
+    model.optimizer.build(model.trainable_variables)
+    recorder = StepRecorder(model)
+    for loss in (2.0, 1.0, 4.0):
+        recorder.record(lambda loss=loss: {"loss": tf.constant(loss)})
+    recorder.record(dict)
+    np.testing.assert_array_equal(recorder.steps()["loss"], [2, 1, 4, 0])
+
+
+def test_the_optimizer_inside_a_loss_scaling_one_reveals_the_gradient():
+    """mixed_float16 wraps every optimizer; bad batches would be found by their loss alone."""
+    model = network(optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(1e-3), initial_scale=8.0))
+    model.optimizer.build(model.trainable_variables)
+    recorder = StepRecorder(model)
+    gradients = [tf.ones_like(variable) for variable in model.trainable_variables]
+    scaled = [8 * gradient for gradient in gradients]
+    recorder.record(lambda: model.optimizer.apply(scaled, model.trainable_variables) or {})
+    assert recorder.steps()["gradient_norm"][0] == pytest.approx(float(tf.linalg.global_norm(gradients)), rel=1e-4)
+
+
+def test_sizes_count_what_is_there():
+    """`memory` would be wrong by the weights, or by the type of the images."""
+    assert size_of(tf.zeros((2, 3), tf.bfloat16), np.zeros(4, np.int64), None) == 2 * 3 * 2 + 4 * 8

@@ -1,0 +1,148 @@
+"""Small image files of every format that the job reads, and files that are damaged at random."""
+
+import base64
+import io
+import struct
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+HEIC = (
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAUJtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAAAERAAAEAAQAA"
+    "AAABZgABAAAAAAAAAFEAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAAwmlwcnAAAACkaXBjbwAAAHhodmNDAQNwAAAA"
+    "kAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQArQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbqSSmubgIaDAgAAAMAyAAAAwAI"
+    "QGIAAQAHRAHBcrAiQAAAABRpc3BlAAAAAAAAAEAAAABAAAAAEHBpeGkAAAAAAwgICAAAABZpcG1hAAAAAAAAAAEAAQOBAgMAAABZbWRhdAAAAE0oAa8ZgPeAQ4rG"
+    "CcG9qdBGo1/kgN1dKrExFB4CdFlMqcHOk7VmDa+rGP6y1t1ykzBEk0KqlbVdv5hu1f/2lnMoUDsBoOQ/6c7MG/pFgA=="
+)
+"""The gradient at 64x64, written by pillow-heif 1.8.1 with quality 30. The job's libraries cannot write HEIC."""
+INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
+
+
+def gradient(width: int = 64, height: int = 64) -> Image.Image:
+    """Smooth, colored, and different at every corner and edge."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    pixels = np.stack([40 + 200 * x, 220 - 180 * y, 128 + 100 * np.sin(5 * x + 3 * y)], axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def photo(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:
+    """Coarse shapes with fine grain, as photographs have."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (5, 7, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    return Image.fromarray((np.asarray(coarse) + random.normal(0, 6, (height, width, 3))).clip(0, 255).astype(np.uint8))
+
+
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def bitmap(image: Image.Image) -> bytes:
+    """An RGBA image as a BMP with alpha, which Pillow only reads: 32 bits in the order BGRA, from the bottom row up."""
+    rows = np.asarray(image)[::-1, :, [2, 1, 0, 3]].tobytes()
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, *image.size, 1, 32, 3, len(rows), 0, 0, 0, 0) + masks + b"BGRs" + bytes(48)
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
+
+
+def seeds() -> dict[str, dict[str, bytes]]:
+    """Format -> name of a variant -> file."""
+    color = photo()
+    gray, palette, clear = color.convert("L"), color.quantize(64), color.copy()
+    clear.putalpha(gray)
+    deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
+    more = {"save_all": True, "append_images": [photo(seed=1), photo(seed=2)]}
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {
+        "JPEG": {
+            "baseline": saved(color, "JPEG", quality=85),
+            "4:4:4, EXIF": saved(color, "JPEG", quality=92, subsampling=0, exif=exif, comment=b"a comment"),
+            "gray": saved(gray, "JPEG", quality=80),
+            "progressive": saved(color, "JPEG", quality=85, progressive=True),
+            "restart markers": saved(color, "JPEG", quality=85, restart_marker_blocks=3),
+            "CMYK": saved(color.convert("CMYK"), "JPEG", quality=85),
+        },
+        "PNG": {
+            "color": saved(color, "PNG"),
+            "alpha, EXIF": saved(clear, "PNG", exif=exif),
+            "palette": saved(palette, "PNG", transparency=3),
+            "16 bits": saved(deep, "PNG"),
+            "animation": saved(color, "PNG", **more),
+        },
+        "WebP": {
+            "lossy": saved(color, "WEBP", quality=80),
+            "lossless": saved(color, "WEBP", lossless=True),
+            "alpha, EXIF": saved(clear, "WEBP", exif=exif),
+            "animation": saved(color, "WEBP", **more),
+        },
+        "TIFF": {
+            "raw": saved(color, "TIFF"),
+            **{name: saved(color, "TIFF", compression=f"tiff_{name}") for name in ("lzw", "adobe_deflate", "jpeg")},
+            "packbits": saved(gray, "TIFF", compression="packbits"),
+            "fax": saved(color.convert("1"), "TIFF", compression="group4"),
+            "16 bits": saved(deep, "TIFF"),
+            "alpha": saved(clear, "TIFF", compression="tiff_lzw"),
+        },
+        "BMP": {"color": saved(color, "BMP"), "palette": saved(palette, "BMP"), "alpha": bitmap(clear)},
+        "GIF": {"still": saved(palette, "GIF"), "animation": saved(color, "GIF", **more)},
+        "AVIF": {"still": saved(color, "AVIF", quality=60), "alpha": saved(clear, "AVIF"), "EXIF": saved(color, "AVIF", exif=exif)},
+        "HEIC": {"still": base64.b64decode(HEIC)},
+    }
+
+
+def mutated(data: bytes, other: bytes, random: np.random.Generator) -> bytes:
+    """`data` after one to four random changes; parts of `other` may appear in it."""
+    changed = bytearray(data)
+    for _ in range(random.integers(1, 5)):
+        if not changed:
+            break
+        at = int(random.integers(len(changed)))
+        count = int(random.integers(1, 33))
+        CHANGES[random.integers(len(CHANGES))](changed, at, count, other, random)
+    return bytes(changed)
+
+
+def flip(changed: bytearray, at: int, _count: int, _other: bytes, random: np.random.Generator) -> None:
+    """One bit."""
+    changed[at] ^= 1 << int(random.integers(8))
+
+
+def _overwrite(changed: bytearray, at: int, count: int, _other: bytes, random: np.random.Generator) -> None:
+    changed[at : at + count] = random.bytes(count) if random.random() < 0.5 else bytes([random.choice([0, 255])]) * count
+
+
+def _number(changed: bytearray, at: int, _count: int, _other: bytes, random: np.random.Generator) -> None:
+    value, form = int(random.choice(INTERESTING)), str(random.choice(["B", "<H", ">H", "<I", ">I"]))
+    size = struct.calcsize(form)
+    changed[at : at + size] = struct.pack(form, value & (1 << 8 * size) - 1)
+
+
+def _remove(changed: bytearray, at: int, count: int, _other: bytes, _random: np.random.Generator) -> None:
+    del changed[at : at + count]
+
+
+def _cut(changed: bytearray, at: int, _count: int, _other: bytes, _random: np.random.Generator) -> None:
+    del changed[at:]
+
+
+def _repeat(changed: bytearray, at: int, count: int, _other: bytes, random: np.random.Generator) -> None:
+    changed[at:at] = changed[at : at + count] * int(random.integers(1, 9))
+
+
+def _splice(changed: bytearray, at: int, count: int, other: bytes, random: np.random.Generator) -> None:
+    start = int(random.integers(len(other)))
+    changed[at : at + count] = other[start : start + 4 * count]
+
+
+CHANGES: tuple[Callable[[bytearray, int, int, bytes, np.random.Generator], None], ...] = (
+    flip,
+    _overwrite,
+    _number,
+    _remove,
+    _cut,
+    _repeat,
+    _splice,
+)

@@ -1,0 +1,153 @@
+"""Trains a spike again, with nothing changed and with its remedies: `python -m jobs.replay --run first --storage URL --spike 46`.
+
+`--epoch 46` diagnoses any epoch instead, whether it raised an alarm or not. docs/diagnosis.md says what a replay proves.
+
+Exit codes: 0 the replay was made, 1 nothing can be proven here, 2 an error that the user can correct, 143 interrupted.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from spikewise import describe
+from spikewise.records import Diagnosis
+from trainer import UserError, config
+from trainer.formatting import one_line
+from trainer.model import module
+from trainer.run.console import Console
+from trainer.run.events import EpochFinished, Progress, WorkerEvent
+from trainer.storage import Store, open_store, results
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.replay", description="Trains epochs of a run again, to prove the remedy of a spike."
+    )
+    parser.add_argument("--run", required=True, metavar="NAME", help="name of the run")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--config", metavar="FILE", help="a configuration with the run's [s3] section and run.storage")
+    place.add_argument("--storage", metavar="URL", help="run.storage of the run")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--spike", type=int, metavar="EPOCH", help="the spike to train again")
+    which.add_argument("--epoch", type=int, metavar="EPOCH", help="any epoch, to train again and to diagnose")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="what to change, all together; may be repeated (default: the remedies of the diagnosis, one after the other); keys of "
+        "[launch] and [pipeline] say where to train",
+    )
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    try:
+        return _replay(arguments)
+    except (UserError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from trainer.report.load import load, open_images
+    from trainer.report.write import write
+    from trainer.run import ray_cluster, replay
+    from trainer.run.preparation import check_output
+    from trainer.run.proving import Interrupted, Prover
+    from trainer.run.signals import stop_signals
+    from trainer.storage.lease import Lease
+
+    run, epoch = arguments.run, arguments.epoch if arguments.spike is None else arguments.spike
+    storage, place = _storage(arguments)
+    facts = results.get_run(storage, run)
+    if facts is None:
+        raise UserError(f"No run {run} in {storage.url}. Fix: correct --run or --{'config' if arguments.config else 'storage'}.")
+    diagnosis = None if arguments.spike is None else _spike(storage, run, epoch)
+    network = config.parse(facts["config"], f"run {run}").model.network
+    found = module.find(network, [Path(arguments.config or ".").parent, Path.cwd()])
+    module.check_unchanged(found, facts.get("module"), run)
+    where, changes = replay.elsewhere(arguments.set)
+    remedies = [changes] if changes else replay.remedies(diagnosis) if diagnosis else []
+    with Console() as console:
+        settings = config.parse(facts["config"], f"run {run}")
+        pack, rows, split = open_images(storage, run, facts, settings.pipeline)
+        groups, output = [rows.groups[row] for row in split.validation], Path(settings.run.output)
+        check_output(settings.run.output)
+        lease = Lease(storage, f"{run}/replays/{epoch:04d}", settings.checkpoint.lease_seconds)
+        prover = Prover(run, storage, pack, split, groups, found, output / ".ray", lease, where=[*place, *where], say=console.say)
+        prover.hear = lambda event: _show(console, event)
+        plan = prover.plan(epoch, diagnosis.spike if diagnosis else None)
+        if changes:
+            replay.treated(plan.settings, remedies[0])  # refuses it before anything is trained
+        begin = f"the checkpoint of step {plan.step}" if plan.step else "the initial weights"
+        console.say(f"run {run}: training {plan.trained} again from {begin}")
+        with stop_signals() as stop, lease:
+            prover.stop = stop
+            with ray_cluster.connect(plan.settings.launch):
+                try:
+                    experiment, diagnosis = prover.experiment(plan, diagnosis, remedies, asked=arguments.spike is None)
+                except Interrupted:
+                    return 143
+        if arguments.spike is None:
+            console.say(_asked(diagnosis, epoch))
+        elif not remedies and experiment.problem is None:
+            console.say("No setting remedies this cause, so only the control was trained. Fix: name what to change with --set.")
+        write(load(run, storage, pack, rows, split), output / run)
+        for name in ("report.html", "report.json", "loss.png"):
+            storage.upload(f"runs/{run}/{name}", output / run / name)
+        console.say(f"report: {output / run / 'report.html'}")
+    return 0 if experiment.problem is None else 1
+
+
+def _storage(arguments: argparse.Namespace) -> tuple[Store, list[str]]:
+    """The store of the run, and the overrides that lead the workers to it. Raises ConfigError, StoreError."""
+    if arguments.config:
+        settings = config.load(arguments.config)
+        url, s3 = settings.run.storage, settings.s3
+        keys: dict[str, Any] = {key: value for key, value in s3.model_dump().items() if value is not None}
+    else:  # most S3 servers other than AWS need the bucket's name in the path
+        url, s3, keys = arguments.storage, config.S3(path_style="AWS_ENDPOINT_URL" in os.environ), {}
+    return open_store(url, s3), [
+        f"run.storage={json.dumps(url)}",
+        *(f"s3.{key}={json.dumps(value)}" for key, value in keys.items()),
+    ]
+
+
+def _spike(storage: Store, run: str, epoch: int) -> Diagnosis:
+    """The run's spike in that epoch. Raises UserError if there is none, StoreError, ResultsError."""
+    findings = results.get_findings(storage, run)
+    known = {diagnosis.spike.epoch: diagnosis for diagnosis in (findings.diagnoses if findings else ())}
+    if epoch not in known:
+        epochs = ", ".join(map(str, known)) or "none"
+        raise UserError(f"Run {run} has no spike in epoch {epoch} (spikes: {epochs}). Fix: name one, or use --epoch {epoch}.")
+    return known[epoch]
+
+
+def _show(console: Console, event: WorkerEvent) -> None:
+    """Shows how far a replay is."""
+    match event:
+        case Progress():
+            console.progress(f"epoch {event.epoch}", event.step, event.steps)
+        case EpochFinished():
+            console.done(f"epoch {event.report.epoch}")
+            console.say(f"epoch {event.report.epoch}: validation loss {event.report.validation_loss:.4f}")
+
+
+def _asked(diagnosis: Diagnosis | None, epoch: int) -> str:
+    """What was found in an epoch that was asked for."""
+    if diagnosis is None:
+        return (
+            f"Epoch {epoch}: the validation loss did not rise above the expected one, or none was expected yet: nothing to explain."
+        )
+    spike, block = diagnosis.spike, describe.block(diagnosis, options=True)
+    if spike.rise <= spike.threshold:
+        none = f"No alarm in epoch {epoch}: the loss rose by {spike.rise:.3f}; an alarm needs {spike.threshold:.3f}."
+        return f"{none}\n{block.removeprefix('SPIKE in ')}"
+    return block
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Probes of an epoch's training batches: which of them differ from the others, or from those of earlier epochs.
+
+The batches are looked at with the reference weights, from before any harm was done.
+
+Shapes: n validation images, s steps of the epoch, e steps of ordinary epochs before, k batches, C channels.
+"""
+
+import numpy as np
+
+from spikewise import steps as analysis
+from spikewise.probes import IMAGES, Scene, strange
+from spikewise.records import Probe
+
+COMPARED = 12
+"""Number of batches that a suspicious batch is compared with."""
+LOOKED = 24
+"""Number of batches whose losses and moments are measured."""
+MOST = 0.8
+"""Fraction of the batches from some batch on that must differ, so that the training data changed there."""
+SHIFT = 0.4
+"""Standard deviations, or logarithms of a variance's factor, by which unchanged images do not move the first layer's moments."""
+CLUSTERED = 4.0
+"""Batches in random order differ from each other less than this many times as much as chance makes batches of their size differ."""
+WIDER = 1.5
+"""The losses of sorted batches vary at least this many times as much as those of earlier epochs."""
+
+
+def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
+    """Looks for batches whose loss, gradient or activations stand out. A batch counts if it also stands out under the reference
+    weights. The fraction is what undoing the steps from the first of those on removes that can have caused a rise between steps
+    `first` and `last`. One pass; None if none of these stands out."""
+    network = scene.network
+    window = range(max(0, first - analysis.TAIL), last)
+    flagged = np.any([analysis.outliers(scene.steps[name], scene.earlier[name]) for name in ("loss", "gradient_norm")], 0)
+    suspects = {int(i) for i in np.flatnonzero(flagged)}
+    network.assign(scene.reference)
+    others = [int(i) for i in np.linspace(0, len(scene.steps) - 1, 4 * COMPARED) if not flagged[int(i)]]
+    looked = sorted({*window[-max(IMAGES // scene.batch_size, 4) :], *others[::4]})
+    odd: set[int] = set()
+    if network.statistics:
+        odd = {looked[i] for i in np.flatnonzero(strange(network.moments(looked, dropout=False)))}
+        network.assign(scene.reference)
+    chosen = sorted(odd | suspects, key=lambda i: (i not in window, i not in odd, -scene.steps["loss"][i]))
+    if not odd | suspects or chosen[0] not in window:
+        return None
+    usual = [float(network.batch_losses(i).mean()) for i in dict.fromkeys(others) if i not in odd | suspects][:COMPARED]
+    each = {i: network.batch_losses(i) for i in chosen[: max(LOOKED, len(scene.losses) // scene.batch_size)]}
+    losses = {i: float(values.mean()) for i, values in each.items()}
+    limit = max(2 * max(usual, default=np.inf), np.quantile(scene.earlier["loss"], 0.99))
+    bad = sorted(i for i in losses if i in odd or losses[i] > limit)
+    harmful = [i for i in bad if i in window]
+    if not harmful:
+        return None
+    before = [weights for step, weights in scene.path if step <= harmful[0]] or [scene.reference]
+    after = next((weights for step, weights in scene.path if step >= harmful[-1] + 10), scene.now)
+    undone = scene.cleaned([now - (b - a) for now, a, b in zip(scene.now, before[-1], after, strict=True)])
+    facts = {"batches": bad, "losses": [losses[i] for i in bad], "usual": float(np.median(usual or [np.nan])), "odd": sorted(odd)}
+    facts["each"] = [each[i].tolist() for i in bad]
+    return scene.probe("bad_batches", undone - scene.clean_reference, noise=scene.noise, passes=1, **facts)
+
+
+def training_data(scene: Scene) -> Probe | None:
+    """Whether the batches from some batch on differ from those of earlier epochs: their loss is higher, they move the first layer's
+    moments, or they are sorted. The fraction is the part of the rise that came after that batch. At most one pass; None if they
+    do not differ."""
+    network, count = scene.network, len(scene.steps)
+    chosen = sorted({int(i) for i in np.linspace(0, count - 1, min(count, LOOKED))})
+    network.assign(scene.reference)
+    each = [network.batch_losses(i) for i in chosen]
+    losses = np.array([values.mean() for values in each])
+    usual = float(np.median(scene.earlier["loss"]))
+    limit = max(2 * usual, 2 * np.nan_to_num(scene.sampled), float(np.quantile(scene.earlier["loss"], 0.99)))
+    moments = network.moments(chosen, dropout=True) if network.statistics else []
+    stored = [scene.reference[i] for i in network.statistics]
+    shifts = np.array([np.abs(_shift([values[k] for values in moments], stored)).max() for k in range(len(chosen))])
+    start = _since((losses > limit) | (shifts > SHIFT), [count - number for number in chosen])
+    clustering = _clustering(moments, len(each[0]))
+
+    def since(start: int) -> tuple[float, float, float]:
+        """Loss, distance of the means and logarithm of the variances' factor of the batches from `start` on, all together."""
+        return float(losses[start:].mean()), *_shift(_together([values[start:] for values in moments[:2]]), stored)
+
+    loss, deviations, factor = since(start or 0)
+    if start is None or (loss <= limit and max(deviations, abs(factor)) <= SHIFT):  # each differs in its own way, as small ones do
+        if clustering < CLUSTERED or analysis.spread(scene.steps, scene.earlier) < WIDER or _repeats(each):
+            return None
+        start = 0
+        loss, deviations, factor = since(start)
+    first = chosen[start]
+    before = [weights for step, weights in scene.path if 0 < step <= first]
+    there = scene.raw(before[-1]) if before else scene.again[1]
+    return scene.probe(
+        "training_data",
+        there - scene.reference_losses,
+        passes=int(bool(before)),
+        first=first,
+        loss=loss,
+        usual_loss=usual,
+        loss_limit=limit,
+        shift=deviations,
+        factor=float(np.exp(factor)),
+        shifted=max(deviations, abs(factor)) > SHIFT,
+        clustering=clustering,
+    )
+
+
+def _since(differ: np.ndarray, left: list[int]) -> int | None:
+    """The first of the k batches from which on most of them differ, up to the end; None if there is none, or if it comes so late
+    that the batches are rather single bad ones. `differ` bool [k]; `left` [k]: steps of the epoch from each of them on."""
+    gains = np.cumsum((differ - MOST)[::-1])[::-1]  # the later start wins, unless most of those between differ too
+    start = int(np.argmax(gains))
+    if not differ[start] or differ[start:].mean() < MOST or left[start] < max(left[0] / 4, 3):
+        return None
+    return start
+
+
+def _together(moments: list[np.ndarray]) -> list[np.ndarray]:
+    """Mean and variance [C] of the images of all batches together. `moments` [k, C] each, or none."""
+    if not moments:
+        return []
+    means, variances = moments
+    return [means.mean(0), variances.mean(0) + means.var(0)]
+
+
+def _shift(moments: list[np.ndarray], stored: list[np.ndarray]) -> tuple[float, float]:
+    """How far the first layer's moments [C] lie from the stored ones: the median distance of the means in standard deviations, and
+    the median logarithm of the factor between the variances."""
+    if not moments:
+        return 0.0, 0.0
+    (mean, variance), (usual_mean, usual_variance) = moments[:2], stored[:2]
+    alive = usual_variance > 1e-3 * usual_variance.max()
+    if not alive.any():
+        return 0.0, 0.0
+    deviations = np.abs(mean - usual_mean)[alive] / np.sqrt(usual_variance[alive])
+    return float(np.median(deviations)), float(np.median(np.log((variance[alive] + 1e-12) / usual_variance[alive])))
+
+
+def _repeats(each: list[np.ndarray]) -> bool:
+    """Whether most batches hold the same images several times, with the same losses. They differ more, but are not sorted."""
+    found = []
+    for losses in each:
+        known = losses[losses > 1e-5]  # those of images that the network is sure of are all about 0
+        found.append(len(np.unique(np.round(np.log(known), 3))) / len(known) if len(known) > 3 else 1.0)
+    return bool(np.median(found) <= 0.5)
+
+
+def _clustering(moments: list[np.ndarray], images: int) -> float:
+    """Variance of the means of k batches, as a multiple of what independent images give: about 1 or less if they are shuffled.
+    `moments` [k, C] each; of the last layer, which separates the classes best. `images` of a batch."""
+    if not moments or len(moments[0]) < 8:
+        return 0.0
+    means, variances = moments[-2:]
+    expected = variances.mean(0) / images
+    alive = variances.mean(0) > 1e-3 * variances.mean(0).max()
+    return float(np.median(means.var(0, ddof=1)[alive] / (expected[alive] + 1e-12)))

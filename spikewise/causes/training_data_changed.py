@@ -1,0 +1,44 @@
+"""The training data of the epoch are other ones, or in another order, from some batch on."""
+
+from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed, percent
+from spikewise.records import Case
+
+
+def _rule(case: Case) -> Claim | None:
+    return claim_from(case.probes.get("training_data"), unless=[no_step_needed(case)])
+
+
+def _since(case: Case) -> str:
+    first = case.probes["training_data"].facts["first"]
+    return f"from batch {first + 1} of epoch {case.spike.epoch} on" if first else f"in epoch {case.spike.epoch}"
+
+
+def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    facts = case.probes["training_data"].facts
+    came = f"{percent(case.fraction('training_data'))} of the rise came afterwards" if facts["first"] else ""
+    signs = []
+    if facts["loss"] > facts["loss_limit"]:
+        signs.append(f"had a loss of {facts['loss']:.2f} with the weights of the epoch before (usual: {facts['usual_loss']:.2f})")
+    if facts["shifted"]:
+        means = f"moved the first BatchNorm's means by {facts['shift']:.1f} standard deviations"
+        signs.append(f"{means} and multiplied its variances by {facts['factor']:.3g}")
+    if not signs:
+        signs.append(f"differed from each other {facts['clustering']:.1f} times as much as batches in random order do")
+    return "; ".join(text for text in (f"The training batches {_since(case)} {' and '.join(signs)}", came) if text) + "."
+
+
+def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
+    facts = case.probes["training_data"].facts
+    if facts["loss"] <= facts["loss_limit"] and not facts["shifted"]:
+        return "shuffle the training images: they came sorted, such as class by class."
+    return f"find what changed in the training images, their labels or their preparation (scaling, colors) {_since(case)}."
+
+
+CAUSE = CauseKind(
+    "training_data_changed",
+    "changed training data",
+    harms_training=True,
+    rule=_rule,
+    evidence=_evidence,
+    remedy=_remedy,
+)

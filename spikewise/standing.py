@@ -1,0 +1,236 @@
+"""What is wrong with the validation loss as a whole, where no single epoch is a spike: one part of it that stays high. Pure.
+
+Rules in, sentences out: `find` names the standing causes of the measured epochs so far. curve.py defines the parts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spikewise.curve import Parts
+from spikewise.records import Hyperparameters
+
+NOTABLE = 0.2
+"""A part is notable above this fraction of the loss ..."""
+SMALLEST = 0.1
+"""... and above this many nats."""
+MOST = 0.5
+"""A part that is more than this fraction of a loss above guessing is said after one measurement, otherwise after two in a row."""
+CERTAIN = 3.3
+"""A part, or a difference between two sets of images, counts above this many standard errors."""
+LEARNED = 0.9
+"""Training images whose loss is above this fraction of that of guessing have not been learned."""
+EARLY = 5
+"""Epochs in which a network need not have learned anything."""
+WARMUP, SHIFT, PATIENCE = 3, 4, 10
+"""Values that remedies suggest: epochs of warm-up, pixels, epochs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Images that the network had not seen, evaluated in the same way: the last batches of the first epoch, with weights from
+    before them, and validation images."""
+
+    step: int
+    """Steps done when the weights were copied."""
+    training: float
+    validation: float
+    """Mean losses."""
+    error: float
+    """Standard error of their difference."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """Losses of the same validation images with other moving statistics, measured with the weights as they are."""
+
+    now: float
+    precise: float
+    """With statistics estimated anew."""
+    momenta: Mapping[float, float] = field(default_factory=dict)
+    """With the statistics that training with another momentum would have given."""
+
+    def settings(self) -> tuple[str, ...]:
+        """The settings with which the loss is lower than it is, the lowest first."""
+        losses = {f"model.momentum={momentum:g}": loss for momentum, loss in self.momenta.items()}
+        losses["model.statistics=precise"] = self.precise
+        return tuple(name for name, loss in sorted(losses.items(), key=lambda pair: pair[1]) if loss < self.now)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A standing cause."""
+
+    name: str
+    """statistics, wandering, generalization or fit, as the parts; or preparation."""
+    title: str
+    since: int
+    """The first epoch in which it was measured."""
+    epoch: int
+    """The last one."""
+    finding: str
+    """One short sentence with its numbers."""
+    evidence: str
+    """What was measured to find it, in one or two further sentences."""
+    remedy: str
+    """One concrete action, in lower case, with a full stop."""
+    settings: tuple[str, ...] = ()
+    """The remedy as settings of the training job: its alternatives."""
+    over: bool = False
+    """Whether the last measurement no longer shows it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def standing_from(values: Mapping[str, Any]) -> Standing:
+    """The inverse of `Standing.as_dict`, also after a round trip through JSON."""
+    return Standing(**{**values, "settings": tuple(values["settings"])})
+
+
+class Text(NamedTuple):
+    """The part of a standing cause that is made of numbers; see Standing."""
+
+    finding: str
+    evidence: str
+    remedy: str
+    settings: tuple[str, ...] = ()
+
+
+TITLES = {
+    "statistics": "BatchNorm statistics that do not fit the weights",
+    "wandering": "the last steps' to and fro",
+    "generalization": "overfitting",
+    "fit": "a network that has not learned its training images",
+    "preparation": "validation images unlike the training images",
+}
+
+
+def find(measured: Sequence[Parts], guess: float = np.inf) -> set[str]:
+    """The parts that stand out in the newest of the measured epochs. `guess`: the loss of always predicting the class frequencies;
+    infinite if unknown."""
+    return {name for name in ("statistics", "wandering", "generalization", "fit") if measured and _stands(name, measured, guess)}
+
+
+def _stands(name: str, measured: Sequence[Parts], guess: float) -> bool:
+    now = measured[-1]
+    if not np.isfinite(now.loss):
+        return False
+    twice = len(measured) > 1 and _high(name, measured[-2], guess) and _high(name, now, guess)
+    once = name in ("statistics", "wandering") and now.loss > guess and getattr(now, name) > MOST * now.loss
+    return twice or (once and _high(name, now, guess))
+
+
+def _high(name: str, one: Parts, guess: float) -> bool:
+    value: float = getattr(one, name)
+    if name == "fit":
+        return one.epoch >= EARLY and value > LEARNED * guess  # never above an infinite one
+    error = one.errors[("statistics", "wandering", "generalization").index(name)]
+    fraction = MOST if name == "generalization" else NOTABLE
+    return value > max(fraction * one.loss, SMALLEST, CERTAIN * error)
+
+
+def differs(unseen: Unseen) -> bool:
+    """Whether the validation images differ from training images that the network had not seen either."""
+    gap = unseen.validation - unseen.training
+    return gap > max(NOTABLE * unseen.validation, SMALLEST, CERTAIN * unseen.error)
+
+
+def say(name: str, parts: Parts, now: Hyperparameters, guess: float, tried: Tried, unseen: Unseen | None) -> Text:
+    """What to say about the standing cause `name` in the epoch of `parts`."""
+    if name == "statistics":
+        return _statistics(parts, tried, now, guess)
+    if name == "wandering":
+        return _wandering(parts, now, guess)
+    if name == "generalization":
+        return _generalization(parts, guess)
+    if name == "fit":
+        return _fit(parts, now, guess)
+    assert unseen is not None
+    return _preparation(unseen)
+
+
+def _statistics(parts: Parts, tried: Tried, now: Hyperparameters, guess: float) -> Text:
+    settings = tried.settings()
+    tests = [f"{value:.3f} with momentum {momentum:g}" for momentum, value in tried.momenta.items()]
+    tests.append(f"{tried.precise:.3f} with statistics estimated anew")
+    finding = f"In epoch {parts.epoch} they add {parts.statistics:.3f} to {_loss(parts, guess)}."
+    evidence = (
+        f"In training mode, which does not use the moving statistics, the loss is {parts.training:.3f}. Validation images with the "
+        f"same weights: {tried.now:.3f} as it is, {', '.join(tests)}."
+    )
+    if not settings:
+        return Text(finding, evidence, "lower the learning rate, so that the statistics can follow the weights.")
+    name, _, value = settings[0].partition("=")
+    if name == "model.statistics":
+        remedy = "re-estimate BatchNormalization's statistics on training images before evaluating."
+    else:
+        was = f" (now {now.momentum:g})" if np.isfinite(now.momentum) else ""
+        remedy = f"set BatchNormalization's momentum to {value}{was}."
+    return Text(finding, evidence, remedy, settings)
+
+
+def _wandering(parts: Parts, now: Hyperparameters, guess: float) -> Text:
+    decay = f"{1 - float(f'{np.clip(1 / now.steps, 1e-4, 0.1):.0e}'):g}" if now.steps else None
+    half = f"{now.learning_rate / 2:.2g}" if np.isfinite(now.learning_rate) else None
+    return Text(
+        f"In epoch {parts.epoch} it adds {parts.wandering:.3f} to {_loss(parts, guess)}.",
+        "Measured with weights averaged over the epoch.",
+        f"average the weights over about an epoch{f' (a decay of {decay})' if decay else ''}, or halve the learning rate.",
+        (*((f"optimizer.ema={decay}",) if decay else ()), *((f"optimizer.learning_rate={half}",) if half else ())),
+    )
+
+
+def _generalization(parts: Parts, guess: float) -> Text:
+    return Text(
+        f"In epoch {parts.epoch}, {parts.generalization:.3f} of {_loss(parts, guess)} does not carry over from training images.",
+        f"Their loss under the same conditions is {parts.fit:.3f}.",
+        f"keep the best epoch and stop {PATIENCE} epochs after it, shift the training images at random, or add training images.",
+        (f"training.keep=best training.early_stopping={PATIENCE}", f"augmentation.shift={SHIFT}"),
+    )
+
+
+def _fit(parts: Parts, now: Hyperparameters, guess: float) -> Text:
+    faster = f"{3 * now.learning_rate:.2g}" if np.isfinite(now.learning_rate) else None
+    return Text(
+        f"After {parts.epoch} epochs the loss of training images is {parts.fit:.3f}; guessing costs {guess:.3f}.",
+        "Measured in inference mode with averaged weights and clean statistics.",
+        "check that labels belong to their images; then train longer, or raise the learning rate with a warm-up.",
+        (f"optimizer.learning_rate={faster} optimizer.warmup_epochs={WARMUP}",) if faster else (),
+    )
+
+
+def _preparation(unseen: Unseen) -> Text:
+    return Text(
+        f"After step {unseen.step} of the first epoch, validation images had a loss of {unseen.validation:.3f}, but training "
+        f"images that the network had not seen either had {unseen.training:.3f}.",
+        f"The standard error of the difference is {unseen.error:.3f}.",
+        "compare both sets: size, colors, scaling, compression, source, class frequencies.",
+    )
+
+
+def _loss(parts: Parts, guess: float) -> str:
+    above = f" (guessing costs {guess:.3f})" if parts.loss > guess else ""
+    return f"the validation loss of {parts.loss:.3f}{above}"
+
+
+def update(
+    known: Sequence[Standing], names: set[str], epoch: int, say: Callable[[str], Text]
+) -> tuple[list[Standing], list[Standing]]:
+    """The standing causes after the measurement of `epoch`, and those of them that are new. `names`: what it shows; `say`:
+    the text about one of them."""
+    now = []
+    for one in known:
+        if one.name == "preparation":
+            now.append(one)
+        elif one.name in names:
+            now.append(Standing(one.name, one.title, one.since, epoch, *say(one.name)))
+        else:
+            now.append(Standing(**{**one.as_dict(), "over": True}))
+    new = [Standing(name, TITLES[name], epoch, epoch, *say(name)) for name in sorted(names - {one.name for one in known})]
+    return [*now, *new], new

@@ -1,0 +1,150 @@
+"""Replay and roll-back with real Ray workers: a spike that comes by itself, its remedy proven, and a run that goes back."""
+
+import re
+
+import numpy as np
+import pytest
+
+from benchmarks.support.job import Job, read_report
+from jobs import replay
+from tests.support import jobs
+from trainer import config
+from trainer.storage import open_store, results
+
+pytestmark = pytest.mark.integration
+
+SPIKE = ("optimizer.learning_rate=1e-3", "model.momentum=0.98", "training.epochs=4")
+"""With 10 steps an epoch the moving statistics lag far behind at first, as in the demo."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with images and storage, and a configuration."""
+    folder = tmp_path_factory.mktemp("replay")
+    jobs.put_images(str(folder))
+    return folder, jobs.write_config(folder, str(folder)), open_store(f"{folder}/storage", config.S3())
+
+
+@pytest.fixture(scope="module")
+def spiked(place):
+    """A finished run with a spike, which proves its remedy in the end."""
+    job = Job(place[1], "spiked", *SPIKE, "diagnosis.prove=100")
+    job.succeed()
+    return job
+
+
+def test_the_remedy_of_a_natural_spike_is_proven_at_the_end_of_the_run(place, spiked):
+    """The report would repeat advice that nobody tried, although the job had the time for it."""
+    folder, _, store = place
+    found, *_ = results.get_findings(store, "spiked").diagnoses
+    assert found.verdict.name.startswith("batchnorm")
+    epoch, (experiment, *_) = found.spike.epoch, results.get_experiments(store, "spiked")
+    assert experiment.problem is None, experiment.problem
+    assert experiment.is_about(found.spike)
+    assert experiment.control[0] == found.spike.loss
+    again = results.replay_name("spiked", epoch, "control")
+    for each in experiment.epochs:
+        recorded, control = (results.get_arrays(store, run, each)["losses"] for run in ("spiked", again))
+        np.testing.assert_array_equal(recorded, control)
+    assert experiment.best is not None
+    assert experiment.best.verdict == "proven"
+    assert experiment.best.settings == "model.statistics=precise"
+    line = f"Proven: with model.statistics=precise the loss of epoch {epoch} is "
+    assert line in spiked.output
+    document = read_report(folder / "runs", "spiked")
+    assert document["outcome"] == "completed"
+    assert any(sentence.startswith(line) for sentence in document["spikes_summary"])
+    assert document["spikes"][0]["replay"]["proofs"][0]["verdict"] == "proven"
+    assert "Trained again" in (folder / "runs/spiked/report.html").read_text()
+
+
+def test_the_checkpoint_before_the_spike_is_kept(place, spiked):
+    """A replay would have to train from the beginning, or a run could not go back."""
+    *_, store = place
+    found, *_ = results.get_findings(store, "spiked").diagnoses
+    before = next(report for report in results.get_history(store, "spiked") if report.epoch == found.spike.epoch - 1)
+    assert store.get(f"runs/spiked/checkpoints/{before.step:09d}/commit.json")
+    assert (found.spike.epoch, before.epoch) != (1, 0)
+    assert "resumed" not in spiked.output
+
+
+def test_any_epoch_is_diagnosed_on_request_and_a_useless_setting_is_called_so(place, spiked, capfd):  # noqa: ARG001
+    """A user could not ask about an epoch without an alarm; or every setting would be praised."""
+    folder, _, store = place
+    losses = [report.validation_loss for report in results.get_history(store, "spiked")]
+    found, *_ = results.get_findings(store, "spiked").diagnoses
+    asked = [found.spike.epoch]
+    before = {entry.key: entry.etag for entry in store.list("runs/spiked/") if "/replays/" not in entry.key}
+    command = ["--run", "spiked", "--storage", f"{folder}/storage", "--epoch", str(asked[0]), "--set", "training.early_stopping=9"]
+    assert replay.main(command) == 0
+    output = capfd.readouterr().out
+    assert f"SPIKE in epoch {asked[0]}: validation loss {losses[asked[0] - 1]:.3f}" in output
+    assert "as recorded, to the last bit" in output
+    assert f"Does not help: with training.early_stopping=9 the loss of epoch {asked[0]} is" in output
+    after = {entry.key: entry.etag for entry in store.list("runs/spiked/") if "/replays/" not in entry.key}
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    assert changed <= {f"runs/spiked/{name}" for name in ("report.html", "report.json", "loss.png")}
+
+
+def test_a_record_that_the_control_does_not_repeat_proves_nothing(place, spiked, capfd):  # noqa: ARG001
+    """On another machine, or with damaged data, every remedy could be proven."""
+    folder, _, store = place
+    found, *_ = results.get_findings(store, "spiked").diagnoses
+    epoch = found.spike.epoch
+    report = next(report for report in results.get_history(store, "spiked") if report.epoch == epoch)
+    arrays = results.get_arrays(store, "spiked", epoch)
+    losses = arrays["losses"].copy()
+    losses[3] = np.nextafter(losses[3], np.float32(9))
+    results.put_epoch(store, "spiked", report, arrays | {"losses": losses})
+    try:
+        assert replay.main(["--run", "spiked", "--storage", f"{folder}/storage", "--spike", str(epoch)]) == 1
+    finally:
+        results.put_epoch(store, "spiked", report, arrays)
+    output = capfd.readouterr().out
+    assert f"Nothing can be proven here: trained again with nothing changed, epoch {epoch} has other losses than recorded" in output
+    assert f"(1 of {len(losses)} images, by up to" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--run", "nobody", "--spike", "2"], r"No run nobody in .*\. Fix: correct --run or --storage\."),
+        (["--run", "spiked", "--spike", "99"], r"has no spike in epoch 99 \(spikes: .*\)\. Fix: name one, or use --epoch 99\."),
+        (["--run", "spiked", "--epoch", "99"], r"has no epoch 99: it has finished epochs 1 to 4\. Fix: name one of them\."),
+        (["--set", "data.validation_fraction=0.4"], r"changes which images train or validate, .*\. Fix: start another run\."),
+        (["--set", "optimizer.name=SGD"], r"needs another state than the checkpoint holds\. Fix: start another run with it\."),
+        (["--set", "model.momentum=2"], r"--set model\.momentum=2: should be less than 1"),
+        (["--set", "launch.workers=5"], r"training\.batch_size = 32 is not divisible by launch\.workers = 5"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_replayed_ends_in_one_line(place, spiked, capfd, options, words):  # noqa: ARG001
+    """A user would get a traceback, or wait for workers that fail."""
+    folder, _, store = place
+    found, *_ = results.get_findings(store, "spiked").diagnoses
+    if "--run" not in options:
+        options = ["--run", "spiked", "--spike", str(found.spike.epoch), *options]
+    assert replay.main([*options, "--storage", f"{folder}/storage"]) == 2
+    complaint = capfd.readouterr().err
+    assert re.fullmatch(r"error: [^\n]+\n", complaint), complaint
+    assert re.search(words, complaint), complaint
+
+
+def test_a_run_that_diverges_goes_back_to_its_checkpoint(place):
+    """The run would go on with lost weights in the middle of the night; or nobody would learn that it went back."""
+    folder, configuration, store = place
+    settled = ("model.momentum=0.5", "checkpoint.keep_last=1")
+    Job(configuration, "back", *settled, "training.epochs=2", "optimizer.learning_rate=1e-3").succeed()
+    wild = ("training.epochs=8", "optimizer.learning_rate=1.0", "diagnosis.on_divergence=roll_back")
+    job = Job(configuration, "back", *settled, *wild)
+    job.succeed()
+    (back, *_) = backs = results.get_roll_backs(store, "back")
+    assert (back["epoch"], back["found"], back["to_epoch"]) == (3, 8, 2)  # that checkpoint was kept for the spike
+    assert "Went back to the end of epoch 2 with optimizer.learning_rate=0.1 (1 of at most 2 times)." in job.output
+    document = read_report(folder / "runs", "back")
+    assert document["outcome"] == "completed"
+    assert [row["epoch"] for row in document["history"]] == list(range(1, 9))
+    assert document["history"][-1]["validation_loss"] < 1
+    assert document["roll_backs"] == backs
+    assert any("The run went back to the end of epoch 2, with optimizer.learning_rate=0.1" in note for note in document["notes"])
+    assert results.get_run(store, "back")["config"]["optimizer"]["learning_rate"] == pytest.approx(10.0 ** -len(backs))

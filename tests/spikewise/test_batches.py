@@ -1,0 +1,77 @@
+"""The probes of an epoch's batches: changed training data and single bad batches."""
+
+import numpy as np
+import pytest
+
+from spikewise import batches
+from tests.spikewise.test_probes import STEPS, _Training
+
+
+@pytest.fixture(scope="module")
+def healthy():
+    return _Training()
+
+
+@pytest.fixture
+def training(healthy):
+    healthy.restore()
+    return healthy
+
+
+def _found(training, change=lambda _, x, y: (x, y)):
+    """The probe `training_data` after an epoch whose batches `change` spoiled."""
+    training.batches[:] = [change(number, x, y) for number, (x, y) in enumerate(training.batches)]
+    scene = training.scene(*training.snapshots())
+    with training.network.untouched():
+        return batches.training_data(scene)
+
+
+CHANGES = {
+    "scaled": lambda _, x, y: (20 * x, y),
+    "shifted": lambda _, x, y: (x + 3, y),
+    "random labels from the middle on": lambda number, x, y: (x, y if number < STEPS // 2 else 1 - y),
+    "scaled from the middle on": lambda number, x, y: (x if number < STEPS // 2 else x / 20, y),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_training_data_are_found_with_their_first_batch(training, name):
+    """The network would be blamed for what it was fed, or the user be sent to another part of the epoch."""
+    found = _found(training, CHANGES[name])
+    assert found is not None
+    assert abs(found.facts["first"] - (STEPS // 2 if "middle" in name else 0)) <= 1
+
+
+def test_images_that_come_class_by_class_are_recognized(training):
+    """Sorted images would look like ordinary ones: their mean is the same."""
+    x, y = (np.concatenate(values) for values in zip(*training.batches, strict=True))
+    order = np.argsort(y, kind="stable").reshape(STEPS, -1)
+    found = _found(training, lambda number, *_: (x[order[number]], y[order[number]]))
+    assert found is not None
+    assert found.facts["clustering"] > batches.CLUSTERED
+    assert found.facts["first"] == 0
+
+
+def test_ordinary_training_data_are_not_called_changed(training):
+    """The user would search the training data for a change that there was not."""
+    assert _found(training) is None
+
+
+def test_a_few_bad_batches_are_no_change_of_the_training_data(training):
+    """The user would look at the whole epoch instead of a few batches."""
+    assert _found(training, lambda number, x, y: (30 * x if number in (18, 20, 21) else x, y)) is None
+
+
+def test_all_bad_batches_are_named_those_outside_of_the_steep_stretch_too(training):
+    """Three of twelve bad batches would be named, and the rest stay in the data."""
+    bad = [2, 5, 14, 15, 16, 17, 18, 19, 20, 21]
+    training.batches[:] = [(30 * x if i in bad else x, y) for i, (x, y) in enumerate(training.batches)]
+    scene = training.scene(*training.snapshots())
+    with training.network.untouched():
+        found = batches.bad_batches(scene, 18, STEPS)
+    assert found.facts["batches"] == bad
+
+
+def test_batches_that_repeat_a_few_images_are_not_called_sorted(training):
+    """The user would shuffle images that are shuffled, instead of enlarging the batch."""
+    assert _found(training, lambda _, x, y: (np.resize(x[:2], x.shape), np.resize(y[:2], y.shape))) is None

@@ -1,0 +1,151 @@
+"""trainer.data.jpeg_file through decode: quirks of JPEG files cost nothing, damage of their image data is refused."""
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from benchmarks.support.image_files import flip, photo, saved
+from trainer.data.dataset import DecodeError
+from trainer.data.decode import decode
+from trainer.data.jpeg_file import MARKER, read_jpeg
+
+SHAPE, MANY = (32, 48, 3), 100_000_000
+GOOD = saved(photo(), "JPEG", quality=90)
+PROGRESSIVE = saved(photo(), "JPEG", quality=90, progressive=True)
+RESTARTS = saved(photo(), "JPEG", quality=90, restart_marker_blocks=2)
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return decode(data, SHAPE, MANY)
+
+
+def before(data: bytes, marker: int, inserted: bytes) -> bytes:
+    at = data.index(bytes([0xFF, marker]))
+    return data[:at] + inserted + data[at:]
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2) + body
+
+
+def selection(data: bytes, values: bytes) -> bytes:
+    """With other spectral selection parameters in its scan."""
+    at = data.index(b"\xff\xda") + 2
+    end = at + int.from_bytes(data[at : at + 2])
+    return data[: end - 3] + values + data[end:]
+
+
+JFIF = GOOD.index(b"JFIF\0") + 5
+QUIRKS = {
+    "JFIF revision 0.02": GOOD[:JFIF] + b"\x00\x02" + GOOD[JFIF + 2 :],
+    "JFIF revision 9.99": GOOD[:JFIF] + b"\x09\x63" + GOOD[JFIF + 2 :],
+    "no JFIF segment": GOOD[:2] + GOOD[20:],
+    "JFIF of a wrong length": GOOD[:4] + b"\xff\xff" + GOOD[6:],
+    "spectral selection of 0 to 0": selection(GOOD, b"\x00\x00\x00"),
+    "spectral selection of 99 to 1": selection(GOOD, b"\x63\x01\x11"),
+    "random bytes before each table": before(before(GOOD, 0xDB, b"\x12\x34"), 0xC4, b"\x00\x77\xff"),
+    "random bytes before the frame": before(GOOD, 0xC0, b"\x12\x34"),
+    "random bytes before the scan": before(GOOD, 0xDA, b"\x12\x34\x56"),
+    "fill bytes before a marker": before(GOOD, 0xC0, b"\xff\xff\xff"),
+    "a damaged color profile": before(GOOD, 0xDB, segment(0xE2, b"ICC_PROFILE\0\x07\x01" + bytes(range(256)) * 4)),
+    "the largest segment, many times": before(GOOD, 0xDB, segment(0xE2, bytes(65533)) * 20),
+    "a comment that looks like a scan": before(GOOD, 0xDB, segment(0xFE, b"\xff\xda\xff\xd9")),
+    "an unknown color transform": before(GOOD, 0xDB, segment(0xEE, b"Adobe\0\x64\0\0\0\0\x07")),
+    "a segment that the format reserves": before(GOOD, 0xDB, b"\xff\x02\x00\x01"),
+    "zeros before the end": GOOD[:-2] + bytes(300) + GOOD[-2:],
+    "other padding before the end": GOOD[:-2] + b"\x55" * 31 + GOOD[-2:],
+    "no end": GOOD[:-2],
+    "something after the end": GOOD + b"\xff\xd8\xff\xc0 another file",
+}
+
+
+@pytest.mark.parametrize("quirk", sorted(QUIRKS))
+def test_quirks_of_cameras_and_editors_cost_nothing(quirk):
+    """Sound photographs would be quarantined, and a set with a few percent of them refused."""
+    assert np.array_equal(pixels(QUIRKS[quirk]), pixels(GOOD))
+
+
+def test_padding_between_the_scans_costs_nothing():
+    """A progressive photograph that was padded would be quarantined."""
+    starts = [found.start() for found in MARKER.finditer(PROGRESSIVE) if PROGRESSIVE[found.start() + 1] == 0xC4][2:]
+    padded = PROGRESSIVE
+    for start in reversed(starts):
+        padded = padded[:start] + bytes(5) + padded[start:]
+    assert len(starts) > 2
+    assert np.array_equal(pixels(padded), pixels(PROGRESSIVE))
+
+
+def test_a_lossless_jpeg_keeps_its_scan_header():
+    """The scan header of medical images and previews would be overwritten with that of a photograph."""
+    frame = GOOD.index(b"\xff\xc0")
+    lossless = selection(GOOD[:frame] + b"\xff\xc3" + GOOD[frame + 2 :], b"\x01\x00\x00")
+    (scan,) = (each for each in read_jpeg(lossless).segments if each[1] == 0xDA)
+    assert scan[11:14] == b"\x01\x00\x00"
+
+
+@pytest.mark.parametrize("data", [GOOD, PROGRESSIVE, RESTARTS], ids=["baseline", "progressive", "restart markers"])
+def test_damage_that_the_decoder_notices_is_refused(data):
+    """The network would learn from photographs that are shifted and discolored below the damage."""
+    random, start, noticed = np.random.default_rng(0), data.index(b"\xff\xda") + 14, 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        flip(damaged, int(random.integers(start, len(data) - 2)), 0, b"", random)
+        try:
+            simplejpeg.decode_jpeg(bytes(damaged), strict=True)
+        except ValueError:
+            noticed += 1
+            with pytest.raises(DecodeError):
+                pixels(bytes(damaged))
+    assert noticed > 15
+
+
+@pytest.mark.parametrize("data", [GOOD, PROGRESSIVE], ids=["baseline", "progressive"])
+def test_a_file_that_lost_a_part_is_refused(data):
+    """The network would learn from the half-gray images of incomplete uploads."""
+    start = data.index(b"\xff\xda") + 14
+    for cut in range(start, len(data) - 4, max(1, (len(data) - start) // 50)):
+        for end in (b"", b"\xff\xd9", b"\xff\xd0\xff\xd9"):
+            with pytest.raises(DecodeError):
+                pixels(data[:cut] + end)
+
+
+def test_a_progressive_file_that_lost_whole_scans_is_refused():
+    """The network would learn from blurred photographs, because the decoder does not miss scans."""
+    scans = [found.start() for found in MARKER.finditer(PROGRESSIVE) if PROGRESSIVE[found.start() + 1] == 0xDA]
+    for start in scans[1:]:
+        with pytest.raises(DecodeError, match=r"scans are missing"):
+            pixels(PROGRESSIVE[:start] + b"\xff\xd9")
+
+
+def test_metadata_may_be_damaged_at_random():
+    """A flipped bit in a camera's notes would cost the photograph."""
+    exif = Image.Exif()
+    exif[0x010E] = "a description " * 20
+    data = saved(photo(), "JPEG", quality=90, exif=exif, comment=b"a comment", icc_profile=bytes(range(200)))
+    start, end = data.index(b"Exif"), data.index(b"\xff\xdb")
+    random, whole = np.random.default_rng(0), pixels(data)
+    for _ in range(100):
+        damaged = bytearray(data)
+        at = int(random.integers(start, end))
+        if damaged[at - 1] == 0xFF or damaged[at] == 0xFF or damaged[at - 2] == 0xFF or damaged[at - 3] == 0xFF:
+            continue  # a marker or a length: what follows is no longer metadata
+        flip(damaged, at, 0, b"", random)
+        assert np.array_equal(pixels(bytes(damaged)), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data: data.replace(b"\xff\xc0", b"\xff\xc5", 1), "is a hierarchical JPEG"),
+        (lambda data: data[: data.index(b"\xff\xc0")] + data[data.index(b"\xff\xc4") :], "pixels begin before its frame header"),
+        (lambda data: data[: data.index(b"\xff\xda")], "has no image data"),
+        (lambda data: data[: data.index(b"\xff\xc0") + 9], "a segment of its header is incomplete"),
+        (lambda data: before(data, 0xC0, data[data.index(b"\xff\xc0") :][:19]), "two frame headers"),
+        (lambda data: data.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c", 1), "has 12-bit samples"),
+    ],
+)
+def test_broken_headers_are_refused_with_a_reason(change, reason):
+    """The list of quarantined images would not say what is wrong with them."""
+    with pytest.raises(DecodeError, match=reason):
+        pixels(change(GOOD))

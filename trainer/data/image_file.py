@@ -1,0 +1,205 @@
+"""The containers of PNG, WebP, GIF, AVIF and HEIC: their size, and their image data without everything else.
+
+Separation of concerns: as jpeg_file.py, for the other formats whose container is a list of chunks. Pillow reads all chunks when it
+opens a file, so that an odd color profile or a large text costs the image, and allocates the canvas of a GIF or WebP before
+anybody can look at its size. TIFF and BMP need no reader here: opening them reads tags and allocates nothing.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from trainer.data.dataset import DecodeError
+
+PNG, GIF = b"\x89PNG\r\n\x1a\n", b"GIF8"
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Color type of a PNG -> samples of a pixel."""
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Of an interlaced PNG: the first column and row of each pass, and the distances of its columns and rows."""
+SURPLUS = 1 << 20
+"""Bytes that a PNG may have after its last row. libpng ignores them."""
+CHECKSUM_BITS = 4
+"""Wrong bits of a checksum that may be its own damage, if the pixels' other checksum is right. Damaged pixels change about 16."""
+KEPT = re.compile(rb"IHDR|PLTE|tRNS|IDAT|IEND")
+METADATA = re.compile(rb"tEXt|zTXt|iTXt|iCCP|gAMA|cHRM|cICP|sRGB|sBIT|sPLT|pHYs|bKGD|hIST|tIME|eXIf|acTL|fcTL|fdAT|oFFs|pCAL|sCAL")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The first image of a file."""
+
+    width: int
+    height: int
+    data: bytes = field(repr=False)
+    """The file without metadata and further images."""
+    exif: bytes = b""
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))))
+
+
+def read_png(data: bytes, max_pixels: int) -> Contents:
+    """Reads a PNG. Its pixels are unpacked here and stored uncompressed, because Pillow does not compare checksums while it decodes
+    and fills missing pixels with black.
+
+    Raises DecodeError for more than `max_pixels` pixels, and if checksums or the number of bytes show that pixels are wrong.
+    """
+    header, kept, packed, exif, sound = b"", [], [], b"", True
+    for kind, body, wrong in _png_chunks(data):
+        intact = not wrong
+        if kind == b"IDAT":
+            if wrong > CHECKSUM_BITS:
+                raise DecodeError("is damaged: the checksum of its pixels is wrong")
+            sound = sound and intact
+            packed.append(body)
+        elif kind == b"eXIf" and intact:
+            exif = body
+        elif not intact and not METADATA.match(kind) and not packed:  # perhaps the palette, or a chunk that was the palette
+            raise DecodeError("is damaged: the checksum of a chunk before its pixels is wrong")
+        elif kind in (b"IHDR", b"PLTE", b"tRNS"):
+            header = header or body
+            kept.append(png_chunk(kind, body))
+    if len(header) != 13:
+        raise DecodeError("is damaged: its header is incomplete")
+    width, height, depth, color, *_, interlaced = struct.unpack(">IIBBBBB", header)
+    check_pixels(width, height, max_pixels)
+    if not width or not height or color not in CHANNELS or depth not in (1, 2, 4, 8, 16) or interlaced > 1:
+        raise DecodeError("is damaged: its header has invalid values")
+    size = _png_bytes(width, height, depth * CHANNELS[color], interlaced)
+    kept.append(png_chunk(b"IDAT", zlib.compress(_unpacked(b"".join(packed), size, sound), 0)))  # no copy outlives its use
+    return Contents(width, height, b"".join((PNG, *kept, png_chunk(b"IEND", b""))), exif)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+    """Kind, content and the number of wrong bits of the checksum, of each chunk before IEND."""
+    position = len(PNG)
+    while (kind := data[position + 4 : position + 8]) != b"IEND" and len(kind) == 4:
+        (length,) = struct.unpack_from(">I", data, position)
+        body = data[position + 8 : position + 8 + length]
+        end = position + 12 + length
+        checksum = data[end - 4 : end]
+        wrong = (int.from_bytes(checksum) ^ zlib.crc32(body, zlib.crc32(kind))).bit_count() if len(checksum) == 4 else 1
+        yield kind, body, wrong
+        if wrong and not KEPT.match(kind):  # metadata whose length may be wrong, too
+            found = KEPT.search(data, position + 8)
+            end = found.start() - 4 if found else len(data)
+        position = end
+
+
+def _png_bytes(width: int, height: int, bits: int, interlaced: int) -> int:
+    """Bytes of all rows, each with its filter byte. `bits`: of a pixel."""
+    passes = PASSES if interlaced else ((0, 0, 1, 1),)
+    sizes = ((-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes)
+    return sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns > 0 and rows > 0)
+
+
+def _unpacked(packed: bytes, expected: int, sound: bool) -> bytes:
+    """The rows. They are right if the checksum of the chunks or of the rows says so. `sound`: whether that of the chunks does."""
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        rows = stream.decompress(packed[2:], expected + SURPLUS)
+    except zlib.error as error:
+        raise DecodeError(f"is damaged: its pixels cannot be unpacked ({error})") from None
+    if len(rows) < expected:
+        raise DecodeError(f"is damaged: {expected - len(rows)} of {expected} bytes of its pixels are missing")
+    if not (stream.eof and stream.unused_data[:4] == struct.pack(">I", zlib.adler32(rows))) and not (sound and stream.eof):
+        raise DecodeError("is damaged: the checksum of its pixels is wrong")
+    return rows[:expected]
+
+
+def read_webp(data: bytes, max_pixels: int) -> Contents:
+    """Reads a WebP. Raises DecodeError for more than `max_pixels` pixels or if the image data is incomplete."""
+    chunks = list(_riff_chunks(data[12:]))
+    exif = next((body for kind, body, _ in chunks if kind == b"EXIF"), b"")
+    width, height = 0, 0
+    kept: list[bytes] = []
+    for kind, body, complete in chunks:
+        if kind == b"VP8X" and len(body) >= 10 and not kept:
+            width, height = 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+            kept.append(_riff_chunk(kind, bytes([body[0] & 0x12]) + body[1:10]))  # of the flags, only animation and alpha
+        elif kind in (b"ANIM", b"ALPH"):
+            kept.append(_riff_chunk(kind, body))
+        elif kind in (b"ANMF", b"VP8 ", b"VP8L"):
+            if not complete:
+                raise DecodeError("is damaged: its image data is incomplete")
+            kept.append(_riff_chunk(kind, body))
+            columns, rows = _webp_size({k: b for k, b, _ in _riff_chunks(body[16:])} if kind == b"ANMF" else {kind: body})
+            width, height = max(width, columns), max(height, rows)
+            break
+    if not width or not height:
+        raise DecodeError("is damaged: it has no image data")
+    check_pixels(width, height, max_pixels)
+    body = b"WEBP" + b"".join(kept)
+    return Contents(width, height, b"RIFF" + struct.pack("<I", len(body)) + body, exif)
+
+
+def _riff_chunk(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+
+def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Kind, content and whether it is complete, of each chunk."""
+    position = 0
+    while position + 8 <= len(data):
+        (length,) = struct.unpack_from("<I", data, position + 4)
+        body = data[position + 8 : position + 8 + length]
+        yield data[position : position + 4], body, len(body) == length
+        position += 8 + length + length % 2
+
+
+def _webp_size(chunks: dict[bytes, bytes]) -> tuple[int, int]:
+    """Width and height in a bitstream's header (RFC 6386, 9.1; RFC 9649, 3.4); 0 if it is none."""
+    if len(body := chunks.get(b"VP8 ", b"")) >= 10 and body[3:6] == b"\x9d\x01\x2a":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    if len(body := chunks.get(b"VP8L", b"")) >= 5 and body[0] == 0x2F:
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return 0, 0
+
+
+def read_gif(data: bytes, max_pixels: int) -> Contents:
+    """Reads the first image of a GIF (GIF89a, 18-23). Raises DecodeError for more than `max_pixels` pixels or without an image."""
+    if len(data) < 13:
+        raise DecodeError("is damaged: its header is incomplete")
+    width, height = struct.unpack_from("<HH", data, 6)
+    position = 13 + _gif_colors(data[10])
+    head, control = data[:position], b""
+    while (kind := data[position : position + 1]) == b"!":
+        end = _gif_blocks_end(data, position + 2)
+        if data[position + 1 : position + 2] == b"\xf9":  # the next image's transparent color
+            control = data[position:end]
+        position = end
+    if kind != b"," or len(data) < position + 11:
+        raise DecodeError("is damaged: it has no image data")
+    x, y, columns, rows, flags = struct.unpack_from("<HHHHB", data, position + 1)
+    width, height = max(width, x + columns), max(height, y + rows)
+    check_pixels(width, height, max_pixels)
+    end = _gif_blocks_end(data, position + 11 + _gif_colors(flags))
+    return Contents(width, height, head + control + data[position:end] + b"\0;")
+
+
+def _gif_colors(flags: int) -> int:
+    """Bytes of a color table."""
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _gif_blocks_end(data: bytes, position: int) -> int:
+    """The end of a list of blocks, behind the empty one that ends it."""
+    while position < len(data) and data[position]:
+        position += 1 + data[position]
+    return position + 1
+
+
+def without_exif(data: bytes) -> bytes:
+    """An AVIF or HEIC file whose EXIF block is renamed, so that no reader looks at it: the container has its own orientation
+    (ISO 23008-12, 6.5.10 and A.2), and a broken block would cost the image."""
+    return re.sub(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", rb"\1skip", data, flags=re.DOTALL)
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raises DecodeError if width times height is above `max_pixels`."""
+    if width * height > max_pixels:
+        raise DecodeError(f"has {width} x {height} pixels, above data.max_pixels = {max_pixels}", max_pixels)

@@ -1,0 +1,108 @@
+"""Whether bytes that a JPEG decoder left over are stray, or image data that it did not reach because it had lost its way.
+
+Separation of concerns: decode.py asks this about the rare files with such bytes. This module follows the codes of a Huffman-coded
+sequential scan (ITU-T T.81, F.2.2) without decoding a pixel, which takes about a second for each megabyte.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+
+from trainer.data.jpeg_file import Jpeg
+
+FRAMES, TABLES, RESTART, SCAN = (0xC0, 0xC1), 0xC4, 0xDD, 0xDA
+Table = list[tuple[int, int]]
+"""The next 16 bits -> the length of the code that they begin with, and its symbol; length 0 if they begin with none."""
+
+
+def without_stray(jpeg: Jpeg) -> Jpeg | None:
+    """The image without the bytes after its last block. None if they may be image data: if the codes before them are not valid, if
+    the last block is not followed by ones up to the next byte, or if the bytes are whole blocks themselves. None for other kinds of
+    scans, too."""
+    segments = {each[1]: each for each in jpeg.segments}
+    frame = next((segments[code] for code in FRAMES if code in segments), None)
+    scans = [number for number, each in enumerate(jpeg.segments) if each[1] == SCAN]
+    if frame is None or len(scans) != 1 or RESTART in segments:
+        return None
+    scan = jpeg.segments[scans[0]]
+    header = 2 + int.from_bytes(scan[2:4])
+    data = scan[header:].replace(b"\xff\x00", b"\xff")
+    unit = _unit(frame, scan, _tables(jpeg))
+    if unit is None:
+        return None
+    blocks, count = unit
+    ends = _ends(data, blocks)
+    last = next((end for number, end in enumerate(ends, 1) if number == count), None)
+    if last is None or not _is_filled(data, last):
+        return None
+    length = (last + 7) // 8
+    if any((end + 7) // 8 == len(data) and _is_filled(data, end) for end in ends):
+        return None
+    shorter = scan[:header] + data[:length].replace(b"\xff", b"\xff\x00")
+    return replace(jpeg, segments=(*jpeg.segments[: scans[0]], shorter, *jpeg.segments[scans[0] + 1 :]))
+
+
+def _tables(jpeg: Jpeg) -> dict[int, Table]:
+    """Class and number of a Huffman table, as its definition has them (T.81, B.2.4.2) -> the table."""
+    found: dict[int, Table] = {}
+    for segment in jpeg.segments:
+        position = 4
+        while segment[1] == TABLES and position + 17 <= len(segment):
+            name, counts = segment[position], segment[position + 1 : position + 17]
+            lengths = [length for length, count in enumerate(counts, 1) for _ in range(count)]
+            table: Table = []
+            for length, symbol in zip(lengths, segment[position + 17 :], strict=False):
+                table += [(length, symbol)] * (1 << 16 - length)
+            found[name] = (table + [(0, 0)] * (1 << 16))[: 1 << 16]
+            position += 17 + sum(counts)
+    return found
+
+
+def _unit(frame: bytes, scan: bytes, tables: dict[int, Table]) -> tuple[list[tuple[Table, Table]], int] | None:
+    """The tables of each block of a minimum coded unit (T.81, A.2), for the first and for other coefficients, and the number of
+    units. None if the scan lacks a component or a table."""
+    height, width = struct.unpack(">HH", frame[5:9])
+    sampling = {frame[at]: (frame[at + 1] >> 4, frame[at + 1] & 15) for at in range(10, len(frame) - 2, 3)}
+    across, down = (max(each[axis] for each in sampling.values()) for axis in (0, 1))
+    if scan[4] != len(sampling) or not all(h and v for h, v in sampling.values()):
+        return None
+    if len(sampling) == 1:
+        across = down = 1
+        sampling = dict.fromkeys(sampling, (1, 1))
+    blocks = []
+    for component, chosen in zip(scan[5 : 5 + 2 * scan[4] : 2], scan[6 : 6 + 2 * scan[4] : 2], strict=True):
+        first, others = tables.get(chosen >> 4), tables.get(0x10 | chosen & 15)
+        if component not in sampling or first is None or others is None:
+            return None
+        blocks += [(first, others)] * (sampling[component][0] * sampling[component][1])
+    return blocks, -(-width // (8 * across)) * -(-height // (8 * down))
+
+
+def _ends(data: bytes, blocks: list[tuple[Table, Table]]) -> Iterator[int]:
+    """The end of each unit, in bits, as long as their codes are valid and within `data`."""
+    position, size = 0, 8 * len(data)
+    data += b"\xff" * 8
+    while True:
+        for first, others in blocks:
+            at, table = 0, first
+            while at < 64:
+                start = position >> 3
+                length, symbol = table[int.from_bytes(data[start : start + 3]) >> 8 - (position & 7) & 0xFFFF]
+                position += length + (symbol & 15)
+                if not length or position > size:
+                    return
+                if table is first:
+                    at, table = 1, others
+                elif symbol & 15 or symbol == 0xF0:
+                    at += (symbol >> 4) + 1
+                else:
+                    break
+            if at > 64:
+                return
+        yield position
+
+
+def _is_filled(data: bytes, position: int) -> bool:
+    """Whether the rest of the byte is ones, as behind the last block (T.81, F.1.2.3)."""
+    rest = -position % 8
+    return not rest or data[position // 8] & (1 << rest) - 1 == (1 << rest) - 1

@@ -1,0 +1,35 @@
+"""Files that nobody means as images: what operating systems, archives and tools leave in folders, and a run's own files."""
+
+import os
+import re
+
+from trainer.storage import Store
+
+HIDDEN = r"(?:^|/)\.[^./][^/]*(?:/|$)|(?:^|/)\._"
+FOLDERS = r"(?:^|/)(?:__macosx|@eadir|\$recycle\.bin|system volume information|lost\+found|_temporary)/"
+FILES = r"(?:^|/)(?:thumbs\.db|ehthumbs(?:_vista)?\.db|desktop\.ini|picasa\.ini|zbthumbnail\.info|icon\r|_success)$"
+MARKERS = r"/$|_\$folder\$$"
+JUNK = re.compile("|".join((HIDDEN, FOLDERS, FILES, MARKERS)), re.IGNORECASE)
+"""Hidden files and folders (.DS_Store, ._1.jpg, .ipynb_checkpoints/), those of macOS, Windows, Synology, Picasa, XnView and Spark,
+and the objects that stand for folders in a bucket. Names that begin with two dots are ordinary."""
+OWN = ("runs/", "shards/")
+"""Where a run's storage keeps its files."""
+
+
+def is_junk(key: str, own: str | None = None) -> bool:
+    """Whether the object is no image for its name. `own`: prefix of the run's storage among the keys, None if it is elsewhere."""
+    if own is not None and key.startswith(tuple(own + folder for folder in OWN)):
+        return True
+    return JUNK.search(key) is not None
+
+
+def prefix_of(storage: Store | None, source: Store) -> str | None:
+    """The prefix of the keys of `source` that are the objects of `storage`; None if it lies elsewhere."""
+    if storage is None or not (inner := _place(storage)).startswith(outer := _place(source)):
+        return None
+    return inner.removeprefix(outer)
+
+
+def _place(store: Store) -> str:
+    """The URL of a bucket, or the path of a folder without symbolic links; ends with a slash."""
+    return (store.url if "://" in store.url else os.path.realpath(store.url)).rstrip("/") + "/"

@@ -202,16 +202,13 @@ class Checkpoints:
     def load(self, step: int) -> Restored:
         """The checkpoint of `step`, its sizes and digests verified before it is parsed. Reads again before it gives up.
 
-        Raises CheckpointError when it has no commit object or differs from what was committed; UserError when an earlier version
-        wrote it, since skipping it would restart the run and delete it; StoreError.
+        Raises CheckpointError when the run has none of that step or it differs from what was committed; UserError when an earlier
+        version wrote it, since skipping it would restart the run and delete it; StoreError.
         """
-        stored = self._listed_surely()
-        found = [save for save in self._current(stored) if save.step == step] or [
-            save for save in stored.committed if save.step == step
-        ]
-        if not found:
+        found = next((save for save in self._current(self._listed_surely()) if save.step == step), None)
+        if found is None:
             raise CheckpointError(f"{self._prefix}{step:09d}/ is incomplete: no {COMMIT} in {self._store.url}")
-        return self._load(found[-1])
+        return self._load(found)
 
     def _load(self, save: Save) -> Restored:
         return self._store.read_again(lambda: self._load_once(save), CheckpointError)

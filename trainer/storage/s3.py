@@ -24,7 +24,6 @@ from boto3.s3.transfer import TransferConfig
 from botocore import UNSIGNED
 from botocore.config import Config as ClientConfig
 from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError, ReadTimeoutError
-from botocore.parsers import ResponseParserError
 
 from trainer import config
 from trainer.formatting import masked, one_line
@@ -171,34 +170,20 @@ class S3Store(Store):
 
     def list(self, prefix: str = "") -> Iterator[Object]:
         with self._explained(prefix + "*"):
-            entries = self._listed(prefix)
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+            entries = [
+                Object(
+                    entry["Key"].removeprefix(self.prefix),
+                    entry["Size"],
+                    entry.get("ETag", "").strip('"'),
+                    archived=entry.get("StorageClass") in s3_errors.ARCHIVES,
+                )
+                for page in pages
+                for entry in page.get("Contents", ())
+                if not entry["Key"].endswith("/") and entry["Key"].startswith(self.prefix + prefix)
+            ]
         # AWS sorts by key, SeaweedFS folder by folder, directory buckets not at all.
         yield from sorted(entries, key=lambda entry: entry.key)
-
-    def _listed(self, prefix: str) -> Iterable[Object]:
-        for attempts in itertools.count(1):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-            entries = []
-            try:
-                for page in pages:
-                    if "IsTruncated" not in page:
-                        raise ResponseParserError("it lacks IsTruncated")
-                    entries += [
-                        Object(
-                            entry["Key"].removeprefix(self.prefix),
-                            entry["Size"],
-                            entry.get("ETag", "").strip('"'),
-                            archived=entry.get("StorageClass") in s3_errors.ARCHIVES,
-                        )
-                        for entry in page.get("Contents", ())
-                        if not entry["Key"].endswith("/") and entry["Key"].startswith(self.prefix + prefix)
-                    ]
-                break
-            except ResponseParserError:  # an empty body, as proxies send it with status 200
-                if attempts == self._s3.max_attempts:
-                    raise
-                time.sleep(self._delay(attempts))
-        return entries
 
     def get(self, key: str) -> bytes:
         with self._explained(key):

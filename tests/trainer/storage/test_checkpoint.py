@@ -243,16 +243,43 @@ def test_keeps_those_before_spikes_as_long_as_they_are_asked_for(store: Store, c
     assert steps(store) == [6, 8, 9]
 
 
-def test_going_back_deletes_what_is_later(store: Store, checkpoints: Checkpoints) -> None:
-    """A run that went back before a divergence, and died before its next save, would resume with the lost weights."""
-    checkpoints.keep({1, 2})
-    for step in (1, 2, 3, 4):
-        checkpoints.save(step, state(step), {})
-    store.put(f"{FOLDER}/000000005/state.safetensors", b"half")
-    checkpoints.go_back(2)
-    assert {entry.key.split("/")[-2] for entry in store.list(FOLDER)} == {"000000001", "000000002"}
-    checkpoints.go_back(0)
-    assert checkpoints.latest() is None
+@pytest.mark.parametrize("target", [2, 0])
+def test_going_back_gives_up_what_is_later(store: Store, target: int) -> None:
+    """A run that went back before a divergence, and died before its next save, would resume with the lost weights, or not at
+    all; and a worker that still saves them would bring them back."""
+    with closing(Checkpoints(store, "a-run", 2, lease=1)) as diverged:
+        diverged.keep({1, 2})
+        for step in (1, 2, 3, 4):
+            diverged.save(step, state(step), {})
+        Checkpoints(store, "a-run", 2, lease=1).go_back(target)
+        with pytest.raises(CheckpointError, match="another process"):
+            diverged.save(5, state(5), {})
+        for lease in (1, 2):  # restarted workers, and a restarted driver
+            reader = Checkpoints(store, "a-run", 2)
+            assert reader.steps() == list(range(1, target + 1))
+            found = Checkpoints(store, "a-run", 2, lease=lease).claim()
+            assert (found.step if found else 0) == target
+        with pytest.raises(CheckpointError, match="is incomplete"):
+            reader.load(4)
+    with closing(Checkpoints(store, "a-run", 2, lease=2)) as again:
+        again.save(3, state(30), {})
+    found = reader.load(3)
+    assert found.state["model/kernel"][0, 0] == 30
+    assert reader.steps() == ([2, 3] if target else [3])
+
+
+def test_a_job_that_dies_while_it_goes_back(store: Store) -> None:
+    """The run would be said to have lost its checkpoints, which are all there."""
+    with closing(Checkpoints(store, "a-run", 2, lease=1)) as diverged:
+        for step in (1, 2):
+            diverged.save(step, state(step), {})
+        going = Checkpoints(store, "a-run", 2, lease=2)
+        going._build_on = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign, assignment]
+        with pytest.raises(KeyboardInterrupt):
+            going.go_back(0)
+    found = Checkpoints(store, "a-run", 2, lease=3).claim()
+    assert found is not None
+    assert found.step == 2
 
 
 def test_a_damaged_best_checkpoint_is_skipped(store: Store, checkpoints: Checkpoints) -> None:

@@ -16,6 +16,8 @@ from trainer import config
 from trainer.storage import NotFound, open_store, results
 from trainer.storage.folder import FolderStore
 
+BACK = {"epoch": 5, "found": 6, "what": "It diverged.", "settings": "a.b=1", "before": {"a.b": 2}, "to_epoch": 4, "to_step": 40}
+
 
 @pytest.fixture
 def store(tmp_path):
@@ -84,13 +86,19 @@ def test_one_wrong_answer_is_read_again(store, answer):
     """A run would be taken for a new one, a report would lack an epoch, or a sound object would be called damaged."""
     results.put_run(store, "a-run", {"config": {}, "manifest": "m", "environment": {}})
     results.put_epoch(store, "a-run", report(1), {"losses": np.zeros(2, np.float32)})
-    results.put_diagnoses(store, "a-run", [], None)
+    results.put_findings(store, "a-run", Findings())
     results.count_start(store, "a-run")
+    results.put_start(store, "a-run", 0, {"settings": {}, "machine": {}})
+    results.put_experiment(store, "a-run", Experiment(4, 0.9, 3, (4,), (0.9,)))
+    results.put_roll_backs(store, "a-run", [BACK])
     for read in (
         lambda once: results.get_run(once, "a-run") is not None,
         lambda once: results.get_history(once, "a-run") == [report(1)],
         lambda once: results.get_arrays(once, "a-run", 1).keys() == {"losses"},
-        lambda once: results.get_diagnoses(once, "a-run") == ([], None),
+        lambda once: results.get_findings(once, "a-run") == Findings(),
+        lambda once: results.get_start(once, "a-run", 0) is not None,
+        lambda once: len(results.get_experiments(once, "a-run")) == 1,
+        lambda once: results.get_roll_backs(once, "a-run") == [BACK],
         lambda once: results.count_start(once, "a-run") == 1,
     ):
         once = Once(store.root)
@@ -191,5 +199,5 @@ def test_experiments_and_roll_backs_read_back(store):
     assert results.get_history(store, name) == []
     assert len(results.get_experiments(store, "a-run")) == 2
     assert results.get_roll_backs(store, "a-run") == []
-    results.put_roll_backs(store, "a-run", [{"epoch": 5}])
-    assert results.get_roll_backs(store, "a-run") == [{"epoch": 5}]
+    results.put_roll_backs(store, "a-run", [BACK])
+    assert results.get_roll_backs(store, "a-run") == [BACK]

@@ -262,7 +262,7 @@ class TestFaults:
             assert len(proxy.seen) == 3
             proxy._faults.clear()
 
-    @pytest.mark.parametrize("body", [b"", b"<html>busy</html>", b"<a><b/></a>"])
+    @pytest.mark.parametrize("body", [b"", b"<html>busy</html>", b"<a><b/></a>", b"<ListBucketResult><IsTrunc"])
     def test_a_listing_that_is_none(self, shaky: S3Store, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         """An empty answer of a proxy would count as an empty bucket: a run would begin again, or a data set have no images."""
         sound, left = faultproxy._Handler._answer, [2]
@@ -275,9 +275,8 @@ class TestFaults:
         monkeypatch.setattr(faultproxy._Handler, "_answer", answer)
         assert [entry.key for entry in shaky.list()] == ["key"]
         left[0] = 3
-        with pytest.raises(StoreError, match=r"answered ListObjectsV2 with no listing \(3 attempts; .*Fix: check") as error:
+        with pytest.raises(StoreError, match=r"answered ListObjectsV2 with .* \(3 attempts\)\. .*Fix: ") as error:
             list(shaky.list())
-        assert error.value.transient
         message(error)
 
     def test_a_flipped_bit_is_read_again(self, shaky: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,10 +290,10 @@ class TestFaults:
         assert shaky.get("key") == DATA
         wrong += [b"Y" + DATA[1:]] * 2
         assert shaky.get("key") == b"Y" + DATA[1:]
-        before = shaky.requests["GetObject"]
+        before = shaky.requests["get"]
         wrong.append(b"Z" + DATA[1:])
         assert shaky.get("key") == b"Z" + DATA[1:]
-        assert shaky.requests["GetObject"] == before + 1
+        assert shaky.requests["get"] == before + 1
 
     def test_an_object_that_changes_during_the_download(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
         """A file with parts of two versions would count as one of them."""

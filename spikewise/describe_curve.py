@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from spikewise import describe
-from spikewise.curve import TITLES, Parts, shares
+from spikewise.curve import PARTS, TITLES, Parts, shares
 from spikewise.describe import WIDTH, command_options, printable
 from spikewise.findings import Findings
 from spikewise.records import Course
-from spikewise.standing import Standing
+from spikewise.standing import CERTAIN, Standing
 
 JUMPS = 0.05
 """The changes from one measured epoch to the next are described if their root mean square is above this fraction of the loss."""
@@ -37,7 +37,8 @@ def made_of(parts: Sequence[Parts]) -> list[str]:
     if not parts or not np.isfinite(parts[-1].loss):
         return []
     now = parts[-1]
-    named = [name for name in TITLES if abs(getattr(now, name)) > NAMED * abs(now.loss)]
+    errors = dict(zip(PARTS, now.errors, strict=True))
+    named = [name for name in TITLES if abs(getattr(now, name)) > max(NAMED * abs(now.loss), CERTAIN * errors[name])]
     amounts = [f"{getattr(now, name):.3f} is {TITLES[name]}" for name in sorted(named, key=lambda name: -getattr(now, name))]
     return [f"Of the validation loss of {now.loss:.3f} in epoch {now.epoch}, {_list(amounts)}."] if amounts else []
 

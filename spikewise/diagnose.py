@@ -284,6 +284,8 @@ class Diagnostician:
             )
             self.parts.append(parts)
             names = standing.find(self.parts, self._guess)
+            if any(one.outcome == "open" for one in self.detector.spikes):  # the spike explains what is new
+                names &= {one.name for one in self.standing}
             if "statistics" in names:
                 tried = replace(tried, momenta=measure.momenta(self.network, path[-1][1], self._counterfactuals, chosen))
                 self._budget.charge(len(tried.momenta) * chosen.losses)

@@ -241,13 +241,14 @@ class Run:
         if injection:
             injection.begin(self)
         snapshots = self.diagnostician.snapshots(len(self.batches))
-        steps = []
+        steps, trace = [], [self.network.norm_values()]
         for number, (pixels, labels) in enumerate(self.batches):
             if injection:
                 injection.before_step(self, number)
             steps.append(tuple(self._train()(_pixels(pixels), labels).numpy()))
             if injection:
                 injection.after_step(self, number)
+            trace.append(self.network.norm_values())
             if number + 1 in snapshots:
                 began = time.perf_counter()
                 self.diagnostician.snapshot(number + 1)
@@ -259,7 +260,13 @@ class Run:
         self.history.append(losses)
         began = time.perf_counter()
         news = self.diagnostician.close_epoch(
-            losses, sample, np.array(steps, STEP), learning_rate=rate, events=self.events, predict=self.predict
+            losses,
+            sample,
+            np.array(steps, STEP),
+            learning_rate=rate,
+            events=self.events,
+            predict=self.predict,
+            trace=self.network.select(np.array([np.asarray(values) for values in trace])),
         )
         self.diagnosis_seconds += time.perf_counter() - began
         return news

@@ -26,10 +26,11 @@ CAUSES = st.builds(
 TRAINING = st.builds(
     Training,
     train_loss=NUMBERS,
-    ordinary_gradient=NUMBERS,
+    **dict.fromkeys(("ordinary_gradient", "train_error", "batch_loss", "usual_batch_loss", "stride", "usual_stride"), NUMBERS),
     length_after=st.lists(NUMBERS, max_size=2).map(tuple),
     jumps=st.lists(NUMBERS, max_size=2).map(tuple),
     foreign=st.none() | st.tuples(COUNTS, COUNTS, NUMBERS),
+    loss_scale=st.none() | st.tuples(NUMBERS, NUMBERS),
 )
 DIAGNOSES = st.builds(
     Diagnosis,

@@ -9,6 +9,7 @@ from benchmarks.spike_causes.injections.augmented_evaluation import AugmentedEva
 from benchmarks.spike_causes.injections.corrupt_batch import CorruptBatch
 from benchmarks.spike_causes.injections.damaged_images import DamagedImages
 from benchmarks.spike_causes.injections.explosion import Explosion
+from benchmarks.spike_causes.injections.fast_weights import FastWeights
 from benchmarks.spike_causes.injections.flipped_batches import FlippedBatches
 from benchmarks.spike_causes.injections.giant_step import GiantStep
 from benchmarks.spike_causes.injections.learning_rate import LearningRate
@@ -23,6 +24,7 @@ from benchmarks.spike_causes.injections.other_preparation import OtherPreparatio
 from benchmarks.spike_causes.injections.other_scaling import OtherScaling
 from benchmarks.spike_causes.injections.other_weights import OtherWeights
 from benchmarks.spike_causes.injections.random_labels import RandomLabels
+from benchmarks.spike_causes.injections.rare_units import RareUnits
 from benchmarks.spike_causes.injections.scaled_logits import ScaledLogits
 from benchmarks.spike_causes.injections.silently_lost_statistics import SilentlyLostStatistics
 from benchmarks.spike_causes.injections.sorted_classes import SortedClasses
@@ -39,4 +41,5 @@ INJECTIONS: list[type[Injection]] = [
     *(AnnouncedRate, LostOptimizer, LostStatistics, OtherWeights, FlippedBatches, CorruptBatch, LearningRate, GiantStep),
     *(SilentlyLostStatistics, StaleStatistics, MoreDropout, TinyBatches, WrongWay, Explosion),
     *(LowPrecision, OtherPreparation, RandomLabels, SortedClasses, ScaledLogits, LostSecondMoments, OtherLoss),
+    *(FastWeights, RareUnits),
 ]

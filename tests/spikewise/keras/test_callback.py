@@ -1,6 +1,7 @@
 """SpikeDiagnosis in a plain model.fit: it finds what is there, changes nothing, and explains what a user got wrong."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -159,7 +160,7 @@ def test_every_kind_of_training_goes_on_as_without_it(name, capsys):
     assert (losses, iterations) == (others, others_iterations)
     for one, other in zip(weights, others_weights, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert capsys.readouterr().out == "No spike in 2 epochs.\nNo spike in 4 epochs.\n"
+    assert re.findall(r"No spike in \d epochs", capsys.readouterr().out) == ["No spike in 2 epochs", "No spike in 4 epochs"]
     if name != "samples in inference":
         shown = model.evaluate(IMAGES[1200:1264], LABELS[1200:1264], verbose=0)
         assert histories[1]["val_loss"][-1] == pytest.approx(shown, rel=1e-4)

@@ -63,7 +63,7 @@ def test_however_a_fit_ends_the_model_is_an_ordinary_one(where):
     gc.collect()  # the frames of the interrupted fit
     assert not len(spikes._watch._batches)
     model.fit(*FEW, initial_epoch=2, epochs=5, verbose=0, callbacks=[spikes])
-    assert spikes.summary == f"No spike in {4 if where == 'epoch end' else 3} epochs."
+    assert f"No spike in {4 if where == 'epoch end' else 3} epochs." in spikes.summary
     assert spikes._watch._diagnostician.detector.epoch == 5
 
 
@@ -109,17 +109,19 @@ def test_a_fit_within_a_fit_is_its_own():
 
     outer = SpikeDiagnosis(CHECKED)
     network().fit(*FEW, epochs=3, verbose=0, callbacks=[outer, Nested()])
-    assert outer.summary == inner.summary == "No spike in 3 epochs."
+    assert outer.summary == inner.summary
+    assert "No spike in 3 epochs." in outer.summary
 
 
 def test_a_copy_is_a_new_one():
     """Tuners copy the callbacks for each trial, before and after it."""
-    spikes = SpikeDiagnosis(CHECKED, keys=[str(i) for i in range(100)], smallest_fraction=0.2, batch_size=64)
+    spikes = SpikeDiagnosis(CHECKED, keys=[str(i) for i in range(100)], sensitivity=2, batch_size=64)
     network().fit(*FEW, verbose=0, callbacks=[spikes])
     other = copy.deepcopy(spikes)
-    assert (other.summary, spikes.summary) == ("No epoch was finished.", "No spike in 1 epoch.")
+    assert other.summary == "No epoch was finished."
+    assert "No spike in 1 epoch." in spikes.summary
     network().fit(*FEW, verbose=0, callbacks=[other])
-    assert other.summary == "No spike in 1 epoch."
+    assert "No spike in 1 epoch." in other.summary
 
 
 def _trained(tmp_path=None):
@@ -144,7 +146,8 @@ def test_a_resumed_fit_remembers(tmp_path, kept):
         model = keras.models.load_model(tmp_path / "model.keras")
     spikes = SpikeDiagnosis(CHECKED)
     spikes.load(tmp_path / "spikes.npz")
-    assert spikes.summary == before.summary == "No spike in 5 epochs."
+    assert spikes.summary == before.summary
+    assert "No spike in 5 epochs." in spikes.summary
     seen = []
     notes = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(_events(spikes)))  # noqa: ARG005
     model.fit(IMAGES[:1184], LABELS[:1184], initial_epoch=5, epochs=7, verbose=0, shuffle=False, callbacks=[spikes, notes])
@@ -155,7 +158,7 @@ def test_a_resumed_fit_remembers(tmp_path, kept):
         assert seen == [[("optimizer_reset", 6)], []]
     else:
         assert seen == [[], []]
-        assert spikes.summary == "No spike in 7 epochs."
+        assert "No spike in 7 epochs." in spikes.summary
     assert np.array_equal(watch._sample[0][0], before._watch._sample[0][0])
 
 
@@ -249,7 +252,7 @@ def test_the_same_model_loaded_again_may_go_on(tmp_path):
     _, spikes = _trained(tmp_path)
     loaded = keras.models.load_model(tmp_path / "model.keras")
     loaded.fit(*FEW, epochs=1, verbose=0, callbacks=[spikes])
-    assert spikes.summary == "No spike in 6 epochs."
+    assert "No spike in 6 epochs." in spikes.summary
     with pytest.raises(UserError, match="watches another model"):
         network().fit(*FEW, verbose=0, callbacks=[spikes])
 
@@ -317,5 +320,5 @@ def test_a_fit_goes_on_after_backup_and_restore(tmp_path):
     notes = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append((epoch, _events(spikes))))  # noqa: ARG005
     backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
     model.fit(*FEW, epochs=5, verbose=0, callbacks=[spikes, notes, backup])
-    assert spikes.summary == "No spike in 5 epochs."
+    assert "No spike in 5 epochs." in spikes.summary
     assert seen == [(3, []), (4, [])]  # the optimizer is the one from before, and so are the epochs

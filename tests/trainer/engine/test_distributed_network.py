@@ -172,11 +172,11 @@ def test_reduced_precision_is_evaluated_in_float32_and_left_as_it_is():
     learner, feed = training.learner(settings, SHAPE), training.feed(settings, _Rows(), np.arange(160))
     learner.resident = feed.load()
     rows = np.arange(160, IMAGES)
-    network = DistributedNetwork(learner, feed, lambda: evaluate(learner, feed, rows))
+    network = DistributedNetwork(learner, feed, rows, rows[:0])
     rounded, exact = network.evaluate(), network.evaluate_in_float32()
     assert exact is not None
     assert 0 < np.abs(rounded - exact).max() < 0.2
     np.testing.assert_array_equal(network.evaluate(), rounded)
     assert all(layer.compute_dtype == "bfloat16" for layer in learner.reduced)
     full = training.learner(training.settings(), SHAPE)
-    assert DistributedNetwork(full, feed, lambda: evaluate(full, feed, rows)).evaluate_in_float32() is None
+    assert DistributedNetwork(full, feed, rows, rows[:0]).evaluate_in_float32() is None

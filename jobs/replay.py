@@ -73,17 +73,18 @@ def _replay(arguments: argparse.Namespace) -> int:
     remedies = [changes] if changes else replay.remedies(diagnosis) if diagnosis else []
     with Console() as console:
         settings = config.parse(facts["config"], f"run {run}")
-        pack, rows, split = open_images(storage, run, facts, Path(settings.pipeline.cache_dir))
+        pack, rows, split = open_images(storage, run, facts, settings.pipeline)
         groups, output = [rows.groups[row] for row in split.validation], Path(settings.run.output)
         check_output(settings.run.output)
-        prover = Prover(run, storage, pack, split, groups, found, output / ".ray", where=[*place, *where], say=console.say)
+        lease = Lease(storage, f"{run}/replays/{epoch:04d}", settings.checkpoint.lease_seconds)
+        prover = Prover(run, storage, pack, split, groups, found, output / ".ray", lease, where=[*place, *where], say=console.say)
         prover.hear = lambda event: _show(console, event)
         plan = prover.plan(epoch, diagnosis.spike if diagnosis else None)
         if changes:
             replay.treated(plan.settings, remedies[0])  # refuses it before anything is trained
         begin = f"the checkpoint of step {plan.step}" if plan.step else "the initial weights"
         console.say(f"run {run}: training {plan.trained} again from {begin}")
-        with stop_signals() as stop, Lease(storage, f"{run}/replays/{epoch:04d}", settings.checkpoint.lease_seconds):
+        with stop_signals() as stop, lease:
             prover.stop = stop
             with ray_cluster.connect(plan.settings.launch):
                 try:

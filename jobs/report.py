@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         facts = results.get_run(storage, arguments.run)
         if facts is None:
             raise UserError(f"No run {arguments.run} in {storage.url}. Fix: correct --run or run.storage.")
-        packed, rows, sides = open_images(storage, arguments.run, facts, Path(settings.pipeline.cache_dir))
+        packed, rows, sides = open_images(storage, arguments.run, facts, settings.pipeline)
         folder = Path(settings.run.output, arguments.run)
         write(load(arguments.run, storage, packed, rows, sides), folder)
     except (UserError, OSError) as error:

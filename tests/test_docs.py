@@ -87,6 +87,20 @@ def test_commands_of_the_cluster_exist():
     assert "kubectl apply --server-side -k k8s/monitoring -n monitoring" in Path("docs/cluster.md").read_text(encoding="utf-8")
 
 
+def test_every_promise_names_tests_that_exist():
+    """A promise under a fault would be held by nothing."""
+    section = Path("docs/operations.md").read_text(encoding="utf-8").partition("\n## Faults\n")[2].partition("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 10
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)::(?:(\w+)::)?(\w+)`", row.split("|")[3])
+        assert named, row
+        for file, group, test in named:
+            text = Path(file if "/" in file else f"tests/trainer/storage/{file}").read_text(encoding="utf-8")
+            assert f"def {test}(" in text, f"{file}::{test}"
+            assert not group or f"class {group}" in text, f"{file}::{group}"
+
+
 def _first_column(document: str, heading: str = "") -> list[str]:
     """The keys in the first column of the tables below a heading of a document; without a heading, above the first one."""
     sections = {part.partition("\n")[0]: part for part in Path(document).read_text(encoding="utf-8").split("\n## ")}

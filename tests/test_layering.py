@@ -43,7 +43,7 @@ DOORS = {
     "matplotlib": {"trainer.report.charts", "trainer.report.picture"},
     "prometheus_client": {"trainer.metrics"},
     "psutil": {"benchmarks"},
-    "pyarrow": {"trainer.data"},
+    "pyarrow": {"trainer.data", "benchmarks"},
     "pydantic": {"trainer.config"},
     "ray": {"trainer.run", "trainer.data.pack", "jobs.kubernetes.entrypoint"},
     "rich": {"trainer.run.console"},

@@ -5,6 +5,7 @@ class without images, more workers than cores) are in the modules that know thes
 """
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainer import UserError
 from trainer.formatting import masked
@@ -21,6 +22,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]  # operating systems accept no longer timeouts
 Bytes = Annotated[int, Field(ge=1)]
+LocalFolder = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 FREE_TO_CHANGE = {"s3", "launch", "checkpoint", "metrics", "diagnosis"}
@@ -31,6 +33,7 @@ KEYS_FREE_TO_CHANGE = {
     ("run", "output"),
     ("pipeline", "memory_bytes"),
     ("pipeline", "cache_dir"),
+    ("pipeline", "cache_max_bytes"),
     ("training", "epochs"),
     ("optimizer", "learning_rate"),
     ("optimizer", "schedule"),
@@ -80,8 +83,8 @@ class Run(Section):
     name resumes it. Default: the name of the configuration file and the time."""
     storage: str = "s3://spikewise/runs-and-shards"
     """Where shards, checkpoints and reports are stored: `s3://bucket/prefix` or a folder."""
-    output: str = "runs"
-    """Local folder of the reports, one folder for each run."""
+    output: LocalFolder = "runs"
+    """Local folder of the reports, one folder for each run. `~` is the home folder."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the weights, the order of images, augmentation and dropout."""
 
@@ -168,8 +171,11 @@ class Pipeline(Section):
     memory_bytes: Bytes = 2_000_000_000
     """Largest data set, in bytes of pixels, that each worker keeps in memory (on the GPU if there is one). A larger one stays on
     the local disk and is read batch by batch."""
-    cache_dir: str = ".cache/shards"
-    """Local folder of packed shards, shared by all workers of a machine."""
+    cache_dir: LocalFolder = ".cache/shards"
+    """Local folder of packed shards, shared by all workers of a machine. `~` is the home folder."""
+    cache_max_bytes: Bytes = 100_000_000_000
+    """Bytes of packed shards that `cache_dir` may hold. Beyond it, and after 30 days without use, the least recently used packs are
+    deleted. The pack of the run itself always stays."""
 
 
 class Augmentation(Section):

@@ -24,6 +24,11 @@ def size(count: float) -> str:
     return f"{count:.0f} {units[0]}" if count >= 100 or units[0] == "bytes" else f"{count:.1f} {units[0]}"
 
 
+def plain(error: BaseException) -> str:
+    """The error's message on one line of at most 300 characters, without control characters: it may quote a stranger's object."""
+    return "".join(letter if letter.isprintable() else "?" for letter in one_line(error))[:300]
+
+
 def one_line(error: BaseException) -> str:
     """The error's message on one line, without the full stop of other people's errors; for an OSError the system's message and
     the file."""

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-Kind = Literal["status", "hang", "cut", "stall", "lose"]
+Kind = Literal["status", "hang", "cut", "stall", "lose", "late", "drip"]
 
 
 @dataclass(slots=True)
@@ -55,6 +55,7 @@ class FaultProxy:
 
         status: responds with this HTTP status without forwarding. hang: neither forwards nor responds. cut: closes the connection
         after `after` bytes of the body. stall: stops there and keeps the connection open. lose: forwards, but drops the response.
+        late: the same, but forwards only after `after` seconds. drip: sends a byte of the body every 0.1 s.
         """
         with self._lock:
             self._faults.append(Fault(kind, times, status, after, matches))
@@ -98,8 +99,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault and kind == "status":
             self._answer(fault.status, [], b"<Error><Code>Injected</Code><Message>by the test</Message></Error>")
         else:
+            if fault and kind == "late":
+                self.proxy.stopped.wait(fault.after)
             status, headers, content = self._pass_on(body)
-            if kind == "lose":
+            if kind in ("lose", "late"):
                 self.close_connection = True
             else:
                 self._answer(status, headers, content, fault)
@@ -129,7 +132,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.send_header("Content-Length", length)
         self.end_headers()
-        self.wfile.write(body[: fault.after] if fault else body)
+        if fault and fault.kind == "drip":
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                self.proxy.stopped.wait(0.1)
+        else:
+            self.wfile.write(body[: fault.after] if fault else body)
         if fault:
             if fault.kind == "stall":
                 self._hang()

@@ -10,6 +10,7 @@ from jobs import replay
 from tests.support import jobs
 from trainer import config
 from trainer.storage import open_store, results
+from trainer.storage.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.integration
 
@@ -63,7 +64,7 @@ def test_the_checkpoint_before_the_spike_is_kept(place, spiked):
     *_, store = place
     found, *_ = results.get_findings(store, "spiked").diagnoses
     before = next(report for report in results.get_history(store, "spiked") if report.epoch == found.spike.epoch - 1)
-    assert store.get(f"runs/spiked/checkpoints/{before.step:09d}/commit.json")
+    assert before.step in Checkpoints(store, "spiked", 1).steps()
     assert (found.spike.epoch, before.epoch) != (1, 0)
     assert "resumed" not in spiked.output
 

@@ -93,6 +93,6 @@ def test_status_from_the_bucket(tmp_path):
     facts = {"config": {"training": {"epochs": 8}}, "manifest": "m", "environment": {}}
     results.put_run(store, "first", facts)
     assert cluster.stored("first", str(tmp_path), config.S3()).startswith("no outcome stored: ")
-    results.put_epoch(store, "first", EpochReport(**VALUES | {"epoch": 2}), {})
+    results.put_epoch(store, "first", EpochReport(**VALUES | {"epoch": 2, "step": 20, "restarts": 0}), {})
     results.put_run(store, "first", facts | {"outcome": "interrupted"})
     assert cluster.stored("first", str(tmp_path), config.S3()).splitlines() == ["interrupted", *LINES]

@@ -175,7 +175,9 @@ def test_a_complete_run_starts_no_pods(capsys, monkeypatch, tmp_path):
     facts = {"config": settings.as_dict(), "manifest": "m", "environment": {}, "outcome": "completed"}
     results.put_run(store, "first", facts)
     for epoch in range(1, settings.training.epochs + 1):
-        report = EpochReport(**dict.fromkeys(EpochReport.__dataclass_fields__, 0.5) | {"epoch": epoch})
+        report = EpochReport(
+            **dict.fromkeys(EpochReport.__dataclass_fields__, 0.5) | {"epoch": epoch, "step": 10 * epoch, "restarts": 0}
+        )
         results.put_epoch(store, "first", report, {})
     monkeypatch.setattr(s3, "has_credentials", lambda: True)
     assert submit._check_bucket(settings, "first", None)

@@ -29,13 +29,16 @@ import numpy as np
 import pyarrow as pa
 
 from trainer import config
-from trainer.data.dataset import DecodeError, Image, Manifest, Pack, Quarantined, Shard
+from trainer.data.dataset import DecodeError, Image, Manifest, Pack, Quarantined
 from trainer.data.decoder import Decoder, DecoderError
 from trainer.data.index import build_manifest
-from trainer.data.shards import PackError, ShardWriter, folder_name
+from trainer.data.pack_file import folder_name, read_pack
+from trainer.data.shards import PackError, ShardWriter
 from trainer.data.sources import Sources
+from trainer.formatting import plain
 from trainer.storage import Archived, Exists, NotFound, Store, StoreError
 from trainer.storage.folder import FolderStore
+from trainer.storage.parsing import Damaged, parsed
 
 RETRIES = 3
 """How often Ray repeats a task whose process or machine died. An image cannot cause that: decoder.py decodes in another process."""
@@ -96,21 +99,13 @@ def load_pack(storage: Store, manifest_digest: str, image_shape: tuple[int, ...]
     """The pack of a data set for images of a shape (H, W, ...); None if it does not exist yet. Raises StoreError and PackError."""
     key = f"{_folder(manifest_digest, image_shape)}/pack.json"
     try:
-        text = storage.get(key)
+        return storage.read_again(
+            lambda: parsed(storage.get(key), lambda document: read_pack(document, manifest_digest, image_shape)), NotFound, Damaged
+        )
     except NotFound:
         return None
-    try:
-        found = json.loads(text)
-        return Pack(
-            digest=found["digest"],
-            classes=tuple(found["classes"]),
-            image_shape=tuple(found["image_shape"]),
-            shards=tuple(Shard(**shard) for shard in found["shards"]),
-            images=found["images"],
-            quarantined=tuple(Quarantined(**image) for image in found["quarantined"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise PackError(f"{storage.url}/{key} is damaged ({error!r}). Fix: delete it to pack the images again.") from None
+    except Damaged as error:
+        raise PackError(f"{storage.url}/{key} is damaged ({plain(error)}). Fix: delete it to pack the images again.") from None
 
 
 def _folder(digest: str, image_shape: tuple[int, ...]) -> str:

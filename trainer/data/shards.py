@@ -11,11 +11,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -23,8 +24,12 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from trainer.data.cache import LOCK, evict, others_bytes, touch
 from trainer.data.dataset import DataError, Pack, Shard
+from trainer.data.pack_file import folder_name
+from trainer.formatting import plain
 from trainer.storage import NotFound, Store, StoreError
+from trainer.storage.files import scratch
 
 SHARD_BYTES = 96_000_000
 """Bytes of pixels in one shard: large enough to download at full speed, small enough to fit into the driver's memory."""
@@ -53,12 +58,13 @@ class ShardWriter:
         self.rows = 0
 
     def __enter__(self) -> Self:
+        self._stack = ExitStack()
         with _disk(Path(tempfile.gettempdir()), 0, TMPDIR):
-            self.temporary = tempfile.TemporaryDirectory(prefix="spikewise-pack-")
+            self.temporary = self._stack.enter_context(scratch())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.temporary.cleanup()
+        self._stack.close()
 
     def add(self, table: pa.Table) -> None:
         """Adds decoded rows. Copies them, so that Ray can free its shared memory for the next blocks."""
@@ -90,7 +96,7 @@ class ShardWriter:
                 **{name: pa.array(self.columns[name], pa.string()) for name in ("key", "group", "content", "side")},
             }
         ).replace_schema_metadata(self.metadata)
-        path = Path(self.temporary.name, "shard.arrow")
+        path = self.temporary / "shard.arrow"
         with _disk(path.parent, batch.nbytes, TMPDIR):
             with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
                 writer.write_batch(batch)
@@ -167,29 +173,58 @@ def _bytes(images: pa.FixedSizeBinaryArray) -> np.ndarray:
     return view.reshape(-1, width)
 
 
-def folder_name(digest: str, image_shape: tuple[int, ...]) -> str:
-    """The folder of a pack, in storage and in the cache."""
-    height, width = image_shape[:2]
-    return f"{digest[:16]}-{height}x{width}x3"
-
-
-def open_rows(pack: Pack, storage: Store, cache_dir: Path) -> PackedRows:
-    """Maps the shards into memory, after downloading the ones that `cache_dir` lacks.
+def open_rows(pack: Pack, storage: Store, cache_dir: Path, cache_max_bytes: int | None = None) -> PackedRows:
+    """Maps the shards into memory, after downloading the ones that `cache_dir` lacks, and deletes packs that have not been used for
+    long or exceed `cache_max_bytes` (None: no bound).
 
     Workers that start together on a machine download once: the others wait for the first. Every file's checksum is verified, and
-    an incomplete or altered file is downloaded again.
+    an incomplete or altered file is downloaded again. Every table is checked before its rows are used.
 
     Raises PackError when the disk is full or a shard differs from the packed one; StoreError.
     """
+    if not re.fullmatch("[0-9a-f]{64}", pack.digest) or not all(isinstance(side, int) for side in pack.image_shape):
+        raise PackError(f"{pack.digest!r:.80} is not the digest of a pack. Fix: choose another run.name.")
     folder = cache_dir.absolute() / folder_name(pack.digest, pack.image_shape)
     paths = [folder / Path(shard.key).name for shard in pack.shards]
     if _damaged(pack, paths):
         _fetch(pack, paths, storage, folder)
+    touch(folder)
+    if cache_max_bytes is not None:
+        evict(folder.parent, folder, cache_max_bytes - sum(shard.size for shard in pack.shards))
     batches = []
-    for path in paths:
-        with pa.memory_map(str(path)) as file:
-            batches.append(pa.ipc.open_file(file).get_batch(0))
+    for shard, path in zip(pack.shards, paths, strict=True):
+        try:
+            batches.append(_read(path, shard, pack))
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise PackError(
+                f"{storage.url}/{shard.key} is not a shard of its pack ({plain(error)}). Fix: {_repack(storage, shard)}."
+            ) from None
     return PackedRows(batches, pack.image_shape)
+
+
+def _read(path: Path, shard: Shard, pack: Pack) -> pa.RecordBatch:
+    """The mapped table of a shard. Raises ValueError or an error of Arrow unless columns, types and labels are those asked for."""
+    with pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        if reader.num_record_batches != 1:
+            raise ValueError(f"{reader.num_record_batches} record batches")
+        batch = reader.get_batch(0)
+    batch.validate(full=True)
+    types = {"image": pa.binary(int(np.prod(pack.image_shape))), "label": pa.int32()}
+    types |= dict.fromkeys(("key", "group", "content"), pa.string())
+    types |= {"side": pa.string()} if "side" in batch.schema.names else {}  # packs of earlier versions have none
+    if dict(zip(batch.schema.names, batch.schema.types, strict=True)) != types or batch.num_rows != shard.rows:
+        raise ValueError(f"{batch.num_rows} rows of {', '.join(map(str, batch.schema))}"[:300])
+    if any(column.null_count for column in batch.columns):
+        raise ValueError("empty cells")
+    labels = batch["label"].to_numpy()
+    if labels.min() < 0 or labels.max() >= len(pack.classes):
+        raise ValueError(f"labels {labels.min()} to {labels.max()} of {len(pack.classes)} classes")
+    return batch
+
+
+def _repack(storage: Store, shard: Shard) -> str:
+    return f"delete the folder {storage.url}/{Path(shard.key).parent} to pack the images again"
 
 
 def _damaged(pack: Pack, paths: list[Path]) -> list[tuple[Shard, Path]]:
@@ -213,25 +248,32 @@ def _sha256(path: Path) -> str:
 def _fetch(pack: Pack, paths: list[Path], storage: Store, folder: Path) -> None:
     with _disk(folder, 0, CACHE_DIR):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
+        lock = (folder / LOCK).open("w")
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends, even if it is killed
         missing = _damaged(pack, paths)  # again: another worker may have fetched them meanwhile
-        for stray in set(folder.iterdir()) - set(paths) - {folder / "lock"} | {path for _, path in missing}:
-            stray.unlink(missing_ok=True)  # damaged, or left by a killed download
+        for stray in set(folder.iterdir()) - set(paths) - {folder / LOCK} | {path for _, path in missing}:
+            with suppress(IsADirectoryError, PermissionError):
+                stray.unlink(missing_ok=True)  # damaged, or left by a killed download
         needed = sum(shard.size for shard, _ in missing)
+        if (lacking := needed - shutil.disk_usage(folder).free) > 0:
+            evict(folder.parent, folder, others_bytes(folder.parent, folder) - lacking)
         if needed > shutil.disk_usage(folder).free:
             raise _full(folder, needed, CACHE_DIR)
         for shard, path in missing:
-            fix = f"delete the folder {storage.url}/{Path(shard.key).parent} to pack the images again"
             try:
                 with _disk(folder, needed, CACHE_DIR):
-                    storage.download(shard.key, path)
+                    storage.read_again(lambda shard=shard, path=path: _download(shard, path, storage), NotFound, PackError)  # type: ignore[misc]
             except NotFound as error:
-                raise NotFound(f"{error}, although pack.json lists it. Fix: {fix}.") from None
-            if not _intact(shard, path):
-                path.unlink()
-                raise PackError(f"{storage.url}/{shard.key} differs from the packed shard (checksum). Fix: {fix}.")
+                raise NotFound(f"{error}, although pack.json lists it. Fix: {_repack(storage, shard)}.") from None
+
+
+def _download(shard: Shard, path: Path, storage: Store) -> None:
+    """Raises PackError when what arrives is not what was packed."""
+    storage.download(shard.key, path)
+    if not _intact(shard, path):
+        path.unlink()
+        raise PackError(f"{storage.url}/{shard.key} differs from the packed shard (checksum). Fix: {_repack(storage, shard)}.")
 
 
 @contextmanager

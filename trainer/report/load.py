@@ -17,7 +17,7 @@ from trainer.report.result import EvaluatedTest, RunResult, Trained
 from trainer.storage import Store, results
 
 
-def open_images(storage: Store, name: str, facts: Mapping[str, Any], cache_dir: Path) -> tuple[Pack, PackedRows, Split]:
+def open_images(storage: Store, name: str, facts: Mapping[str, Any], pipeline: config.Pipeline) -> tuple[Pack, PackedRows, Split]:
     """The images of run `name`, whose run.json is `facts`, and how they are split. Raises UserError if they are no longer stored,
     StoreError."""
     data = config.parse(facts["config"], f"run {name}").data
@@ -27,7 +27,7 @@ def open_images(storage: Store, name: str, facts: Mapping[str, Any], cache_dir: 
             f"The packed images of run {name} are no longer in {storage.url}/shards. "
             "Fix: start a run on the same data, which packs them again."
         )
-    rows = open_rows(packed, storage, cache_dir)
+    rows = open_rows(packed, storage, Path(pipeline.cache_dir), pipeline.cache_max_bytes)
     return packed, rows, split_rows(rows, packed.classes, data)
 
 

@@ -8,7 +8,9 @@ may be started again under the same run name.
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,15 @@ from trainer.run.ray_train import WorkerGroup
 from trainer.run.signals import stop_signals
 from trainer.run.status import RunStatus
 from trainer.run.task import Task
-from trainer.storage import Store, open_store, results
+from trainer.storage import Store, StoreError, open_store, results
 from trainer.storage.checkpoint import Checkpoints
-from trainer.storage.lease import Lease
+from trainer.storage.lease import Lease, WaitStopped
 
 END_SECONDS = 60.0
 """Longest wait for Ray Train to notice that a run has failed for good."""
+
+
+DAY = 86400.0
 
 
 class LaunchError(UserError):
@@ -88,7 +93,9 @@ def launch(settings: config.Settings, name: str, console: Console, module: Modul
             epochs=settings.training.epochs,
             workers=settings.launch.workers,
         )
-        with stop_signals() as stop, Lease(storage, name, settings.checkpoint.lease_seconds) as lease:
+        with stop_signals() as stop, _lease(storage, name, settings.checkpoint.lease_seconds, stop) as lease:
+            if lease is None:
+                return Outcome(name, "interrupted", Path(settings.run.output, name))
             run = _Run(name, settings, module, storage, log, monitoring, stop, lease)
             try:
                 outcome = run.execute()
@@ -107,6 +114,17 @@ def launch(settings: config.Settings, name: str, console: Console, module: Modul
         return outcome
     finally:
         exporter.close()
+
+
+@contextmanager
+def _lease(storage: Store, name: str, seconds: float, stop: threading.Event) -> Iterator[Lease | None]:
+    """The lease on the run's name; None if a stop was requested while it waited for another job's."""
+    with ExitStack() as stack:
+        try:
+            lease = stack.enter_context(Lease(storage, name, seconds, stop))
+        except WaitStopped:
+            lease = None
+        yield lease
 
 
 def _serve_metrics(exporter: Exporter, metrics: config.Metrics, log: RunLog) -> None:
@@ -141,6 +159,8 @@ class _Run:
     def __post_init__(self) -> None:
         self.status = RunStatus(self.settings.training.epochs)
         self.folder = Path(self.settings.run.output, self.name)
+        self.records = self.storage.guarded(self.lease.fence.check)
+        """The storage, for what only the holder of the lease may write."""
 
     @property
     def trained(self) -> bool:
@@ -151,6 +171,7 @@ class _Run:
         self.roll_backs = results.get_roll_backs(self.storage, self.name)
         self.settings = divergence.with_roll_backs(self.settings, self.roll_backs)
         settings, exporter = self.settings, self.monitoring.exporter
+        self._sweep()
         exporter.update_roll_backs(len(self.roll_backs))
         previous = results.get_run(self.storage, self.name)
         check_resumable(previous, settings, self.module, self.name)
@@ -178,6 +199,7 @@ class _Run:
                 self.storage,
                 settings.data,
                 cache_dir=Path(settings.pipeline.cache_dir),
+                cache_max_bytes=settings.pipeline.cache_max_bytes,
                 batch_size=settings.training.batch_size,
                 log=self.log,
                 progress=self._packing,
@@ -191,7 +213,7 @@ class _Run:
             }
             if self.module:
                 facts["module"] = self.module.facts
-            results.put_run(self.storage, self.name, facts)
+            results.put_run(self.records, self.name, facts)
             exporter.describe_data(
                 train=len(data.split.training),
                 validation=len(data.split.validation),
@@ -205,9 +227,17 @@ class _Run:
                 if not self._goes_back():
                     break
                 facts["config"] = self.settings.as_dict()
-                results.put_run(self.storage, self.name, facts)
+                results.put_run(self.records, self.name, facts)
             self._prove(data)
         return self._close(data, facts)
+
+    def _sweep(self) -> None:
+        """Removes what killed jobs left: of this run all, since no one else may write to it; of other jobs what is a day old."""
+        try:
+            self.storage.sweep(f"runs/{self.name}/", 0)
+            self.storage.sweep("shards/", DAY)
+        except StoreError as error:
+            self.log.warn(f"unfinished uploads of killed jobs were not removed: {error}")
 
     def _packing(self, done: int, total: int) -> None:
         if self.stop.is_set():
@@ -220,8 +250,8 @@ class _Run:
 
     def _train(self, data: Prepared, cores: int, logs: Path) -> None:
         """Listens to the workers until they have ended or have failed for good; passes on a request to stop."""
-        mailbox = start_mailbox()
-        task = Task(self.name, self.settings.as_dict(), data.pack, data.split, mailbox, cores, self.module)
+        mailbox = start_mailbox(self.lease)
+        task = Task(self.name, self.settings.as_dict(), data.pack, data.split, mailbox, cores, self.lease.fence.number, self.module)
         began = time.monotonic()
         workers = WorkerGroup(task, self.settings.launch, Path(self.settings.run.output, ".ray"))
         asked = False
@@ -271,11 +301,11 @@ class _Run:
             again = f"It went back diagnosis.max_roll_backs = {most} times. "
             status.fail(again + divergence.fix(status.diverged, self.settings.optimizer.learning_rate))
             return False
-        checkpoints = Checkpoints(self.storage, self.name, self.settings.checkpoint.keep_last)
+        checkpoints = Checkpoints(self.records, self.name, self.settings.checkpoint.keep_last, self.lease.fence.number)
         back = divergence.roll_back(status.diverged, status.history, checkpoints.steps(), self.settings)
         checkpoints.go_back(back["to_step"])
         self.roll_backs.append(back)
-        results.put_roll_backs(self.storage, self.name, self.roll_backs)
+        results.put_roll_backs(self.records, self.name, self.roll_backs)
         self.settings = divergence.with_roll_backs(self.settings, [back])
         status.forget()
         self.log.warn(divergence.line(back, len(self.roll_backs), most))
@@ -289,7 +319,7 @@ class _Run:
             return
         groups = [data.rows.groups[row] for row in data.split.validation]
         folder = Path(self.settings.run.output, ".ray")
-        prover = Prover(self.name, self.storage, data.pack, data.split, groups, self.module, folder, stop=self.stop)
+        prover = Prover(self.name, self.storage, data.pack, data.split, groups, self.module, folder, self.lease, stop=self.stop)
         prover.hear, prover.say, prover.start_seconds = self._hear_replay, self.log.say, self.start_seconds
         try:
             prover.prove_worst(self.status.diagnoses, self._trained_seconds() / len(self.status.history), budget)
@@ -315,7 +345,7 @@ class _Run:
             facts["epoch"] = finished.epoch
         self.log.phase("storing the results and writing the report")
         try:
-            results.put_run(self.storage, self.name, facts)
+            results.put_run(self.records, self.name, facts)
             if self.status.history:
                 self._report(data, with_model=finished is not None and outcome != "interrupted")
         except Exception as error:  # whatever the error, the outcome of the run stands
@@ -331,5 +361,5 @@ class _Run:
             for name in ("model.keras", "model.json"):
                 self.storage.download(f"runs/{self.name}/{name}", self.folder / name)
         for name in ("report.html", "report.json", "loss.png"):
-            self.storage.upload(f"runs/{self.name}/{name}", self.folder / name)
+            self.records.upload(f"runs/{self.name}/{name}", self.folder / name)
         self.log.results_stored(f"{self.storage.url}/runs/{self.name}", with_model=with_model)

@@ -1,9 +1,11 @@
-"""The mailbox: events go from the workers to the driver; a request to stop goes back with the answers.
+"""The mailbox: events go from the workers to the driver; a request to stop goes back with the answers. The driver also leaves there
+until when its lease is valid.
 
 The mailbox is a Ray actor beside the driver. Neither side ever waits for the other: a slow driver does not slow training down.
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -12,6 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainer.run.events import Failed, Progress, Warned, WorkerEvent
+from trainer.storage.lease import Lease, clock
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ class Mailbox:
         self._events: list[WorkerEvent] = []
         self._stop = False
         self._failed = False
+        self._lease_until = -math.inf
 
     def post(self, event: WorkerEvent) -> bool:
         """Adds an event. Returns whether the workers should stop."""
@@ -57,11 +61,29 @@ class Mailbox:
         """From now on, the answer to each post asks for a stop."""
         self._stop = True
 
+    def renew(self, until: float) -> None:
+        """`until`: end of the driver's right to write, in seconds of lease.clock on this machine."""
+        self._lease_until = until
 
-def start_mailbox() -> Any:
-    """Starts a Mailbox as an actor on the caller's node, which runs the driver. Returns its handle."""
+    def lease_left(self) -> float:
+        """Seconds until the driver's right to write ends; not positive once it has ended."""
+        return self._lease_until - clock()
+
+
+def start_mailbox(lease: Lease | None = None) -> Any:
+    """Starts a Mailbox as an actor on the caller's node, which runs the driver. Returns its handle. From then on it learns of
+    each renewal of `lease`, and no earlier mailbox does."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
+
+    def renewed(until: float) -> None:
+        if ray.is_initialized():  # the lease outlives the cluster
+            mailbox.renew.remote(until)
+
+    if lease:
+        lease.renewed = renewed
+        renewed(lease.fence.until)
+    return mailbox
 
 
 def listen(mailbox: Any, workers: Workers, seconds: float = POLL_SECONDS) -> Iterator[list[WorkerEvent]]:

@@ -41,6 +41,7 @@ def prepare(
     data: config.Data,
     *,
     cache_dir: Path,
+    cache_max_bytes: int,
     batch_size: int,
     log: RunLog,
     progress: Callable[[int, int], None],
@@ -51,7 +52,7 @@ def prepare(
     packing. Raises DataError when there are too few images, PackError and StoreError.
     """
     packed = images if isinstance(images, Pack) else _packed(images, sources, storage, data, log, progress)
-    rows = open_rows(packed, storage, cache_dir)
+    rows = open_rows(packed, storage, cache_dir, cache_max_bytes)
     sides = split_rows(rows, packed.classes, data)
     training, validation = len(sides.training), len(sides.validation)
     check_batch_size(batch_size, training)

@@ -1,7 +1,7 @@
 """Trains spikes again with Ray Train, as the run itself was trained, and judges what that proves.
 
 Separation of concerns: `replay` plans, `spikewise.proof` judges, the workers are those of a run (worker.py). Records go to
-`runs/<run>/replays/`; nothing else of the run is written.
+`runs/<run>/replays/`; nothing else of the run is written, and its checkpoints are only read.
 """
 
 import dataclasses as dc
@@ -30,6 +30,7 @@ from trainer.run.status import RunStatus
 from trainer.run.task import Replay, Task
 from trainer.storage import Store, results
 from trainer.storage.checkpoint import Checkpoints
+from trainer.storage.lease import Lease
 
 END_SECONDS = 60.0
 """Longest wait for Ray Train to notice that a replay has failed for good."""
@@ -52,6 +53,8 @@ class Prover:
     module: Module | None
     output: Path
     """Local folder for Ray Train's own files."""
+    lease: Lease
+    """On the run's name or on the replays of one epoch: the workers write while it is valid."""
     where: Sequence[str] = ()
     """Overrides that say where to train, for control and treatments."""
     stop: threading.Event = field(default_factory=threading.Event)
@@ -61,6 +64,10 @@ class Prover:
     """Called with each line for people."""
     start_seconds: float = 0.0
     """How long the last start of workers took."""
+
+    @property
+    def _records(self) -> Store:
+        return self.storage.guarded(self.lease.fence.check)
 
     def plan(self, epoch: int, spike: Spike | None) -> Plan:
         """What to train again for `spike`, or to diagnose `epoch`. Raises ReplayError if it is not recorded; StoreError."""
@@ -113,7 +120,7 @@ class Prover:
         found = dc.replace(found, problem=problem, seconds=time.monotonic() - began)
         earlier = {one.epoch: one for one in results.get_experiments(self.storage, self.run)}
         found = proof.merged(earlier.get(found.epoch), found)
-        results.put_experiment(self.storage, self.run, found)
+        results.put_experiment(self._records, self.run, found)
         return found, diagnosis
 
     def _try(
@@ -191,12 +198,12 @@ class Prover:
         Raises UserError when the workers fail, and Interrupted.
         """
         name = results.replay_name(self.run, plan.epoch, trial)
-        results.clear_replay(self.storage, name)
+        results.clear_replay(self._records, name)
         began = time.monotonic()
-        mailbox, status = start_mailbox(), RunStatus(plan.last)
+        mailbox, status = start_mailbox(self.lease), RunStatus(plan.last)
         job = Replay(self.run, plan.step, plan.last, asked)
         cores = ray_cluster.cores_for_a_worker(settings.launch)
-        task = Task(name, settings.as_dict(), self.pack, self.split, mailbox, cores, self.module, job)
+        task = Task(name, settings.as_dict(), self.pack, self.split, mailbox, cores, self.lease.fence.number, self.module, job)
         workers, stopping = WorkerGroup(task, settings.launch, self.output), False
         for events in listen(mailbox, workers):
             for event in events:
@@ -208,6 +215,10 @@ class Prover:
                     self.start_seconds = time.monotonic() - began
             if status.failure:
                 break
+            if self.lease.lost.is_set():
+                raise ReplayError(
+                    "Another job has taken over, so this one ends and writes nothing more. Fix: start only one of them."
+                )
             if self.stop.is_set() and not stopping:
                 stopping = True
                 mailbox.request_stop.remote()

@@ -14,7 +14,7 @@ import numpy as np
 
 from spikewise.diagnose import Diagnostician
 from spikewise.records import Event
-from trainer import config
+from trainer import UserError, config
 from trainer.engine.step import STEP_RECORD, Learner
 from trainer.epoch import EpochReport
 from trainer.storage import results
@@ -101,10 +101,10 @@ def resume(
     or damaged, and UserError for a checkpoint of another model.
     """
     # Resume order:
-    # 1. Rank 0 finds the checkpoint, so that all workers load the same one.
+    # 1. Rank 0 claims the checkpoints and finds the newest one, so that all workers load the same one. A given step is only read.
     found = None
     if step is None:
-        found = checkpoints.latest() if chief else None
+        found = checkpoints.claim() if chief else None
         step = broadcast(found.step if found else None)
     if step is None:
         return None
@@ -113,11 +113,24 @@ def resume(
     step_arrays, memory, trace = _pop(state, STEPS), _pop(state, DIAGNOSIS), state.pop(TRACE, None)
     learner.restore(state)
     # 3. History, epoch and the steps already made in it, which determine the order of the images.
-    steps = step_records(step_arrays)
-    position = Position(meta["epoch"], steps, trace, [results.report_from(values) for values in meta["history"]])
-    # 4. The diagnosis, which copies the restored weights at the end of an epoch.
-    diagnostician.restore(meta["diagnosis"], memory, at_epoch_end=not len(steps))
-    return Resumption(step, position, meta["settings"])
+    try:
+        steps = step_records(step_arrays)
+        position = Position(_epoch(meta), steps, trace, [results.report_from(values) for values in meta["history"]])
+        # 4. The diagnosis, which copies the restored weights at the end of an epoch.
+        diagnostician.restore(meta["diagnosis"], memory, at_epoch_end=not len(steps))
+        return Resumption(step, position, dict(meta["settings"]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"The checkpoint of step {step} does not describe a run ({type(error).__name__}: {error}). Fix: choose another "
+            "run.name, or delete that checkpoint."
+        ) from None
+
+
+def _epoch(meta: Mapping[str, Any]) -> int:
+    epoch, history = meta["epoch"], meta["history"]
+    if not isinstance(epoch, int) or not isinstance(history, list) or epoch != len(history) + 1:
+        raise ValueError(f"epoch {epoch!r:.40} after a history of {len(history)} epochs")
+    return epoch
 
 
 def changes(resumed: Resumption, settings: config.Settings, *, workers: int) -> list[Event]:

@@ -35,6 +35,8 @@ class Task:
     """Handle of the actor mailbox.Mailbox."""
     threads: int
     """TensorFlow's threads for one operation."""
+    lease: int = 0
+    """Number of the driver's lease on the run's name."""
     module: Module | None = None
     """The module of the user's network; None for a built-in network."""
     replay: Replay | None = None

@@ -34,6 +34,7 @@ from trainer.engine.step import Learner, StateError, StepStats, finite, records
 from trainer.epoch import EpochReport, best
 from trainer.model.module import NetworkError
 from trainer.run import divergence, events, ray_cluster
+from trainer.run.fencing import WorkerFence
 from trainer.run.finish import load_best, store_model
 from trainer.run.mailbox import Outbox
 from trainer.run.recording import Recorder
@@ -98,8 +99,10 @@ class _Worker:
         devices.configure(threads=task.threads, gpu=settings.launch.gpu)
         if task.module:
             task.module.install()
-        self.store = open_store(settings.run.storage, settings.s3)
-        rows = open_rows(task.pack, self.store, Path(settings.pipeline.cache_dir))
+        self.fence = WorkerFence(task.mailbox, task.lease, settings.checkpoint.lease_seconds)
+        self.fence.pause()
+        self.store = open_store(settings.run.storage, settings.s3).guarded(self.fence.check)
+        rows = open_rows(task.pack, self.store, Path(settings.pipeline.cache_dir), settings.pipeline.cache_max_bytes)
         training, self.validation = np.array(task.split.training), np.array(task.split.validation)
         self.test = np.array(task.split.test, int)
         sample = np.random.default_rng(settings.run.seed).permutation(training)
@@ -155,7 +158,8 @@ class _Worker:
         self.diagnosed = self.replay is None or self.replay.asked is not None
         self.diverged: events.Diverged | None = None
         """A divergence from which the run goes back."""
-        self.checkpoints = Checkpoints(self.store, self.replay.run if self.replay else task.run, settings.checkpoint.keep_last)
+        run, lease = (self.replay.run, 0) if self.replay else (task.run, task.lease)  # a replay only reads
+        self.checkpoints = Checkpoints(self.store, run, settings.checkpoint.keep_last, lease)
         self.recorder = Recorder(self.store, task.run)
         self.outbox = Outbox(task.mailbox, self.chief)
         self.position = Position()
@@ -254,6 +258,7 @@ class _Worker:
         self.feed.waited = 0.0
         began = time.perf_counter()
         for batch in self.feed.batches(epoch, start):
+            self.fence.pause()
             asks = (
                 not saved and len(steps) % PREEMPTION_STEPS == 0
             )  # at the same steps on all workers, because they wait for each other
@@ -301,6 +306,8 @@ class _Worker:
     def _close_epoch(self, trained: _Trained, began: float) -> None:
         """Evaluates, diagnoses, records, saves and reports the epoch. Raises TrainingError when training has diverged and the run
         neither goes on nor goes back."""
+        if self.checkpoints.superseded.is_set():
+            raise RuntimeError("another worker saves the run's checkpoints")  # no UserError: that would end the run of that worker
         self.learner.average_statistics()
         with self.network.as_evaluated():
             losses, probabilities = evaluate(self.learner, self.feed, self.validation)
@@ -418,6 +425,7 @@ class _Worker:
     def _finish(self, outcome: str) -> None:
         """Stores what is still missing, evaluates the test set, stores the model last, and reports the end of the run. Of a replay,
         only its epochs are stored."""
+        self.fence.pause()
         if self.chief:
             self._flush()
             self._reconcile_records()

@@ -1,16 +1,15 @@
 """A folder as a store: owns atomic writes to files, and the mapping of keys to paths."""
 
 import os
-import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from trainer.storage.files import PARTIAL, write_file
 from trainer.storage.store import PART, Exists, NotFound, Object, Store, StoreError
-
-_PARTIAL = ".spikewise-"  # prefix of the name of a file that is still being written
 
 
 class FolderStore(Store):
@@ -43,7 +42,7 @@ class FolderStore(Store):
             if key.endswith("/"):
                 if key.startswith(prefix) or prefix.startswith(key):
                     yield from self._walk(folder / entry.name, key, prefix, (*above, real))
-            elif key.startswith(prefix) and entry.is_file() and not entry.name.startswith(_PARTIAL):
+            elif key.startswith(prefix) and entry.is_file() and not entry.name.startswith(PARTIAL):
                 try:
                     key.encode()
                     state = entry.stat()
@@ -59,29 +58,41 @@ class FolderStore(Store):
 
     def download(self, key: str, path: Path) -> None:
         with self._explained(key), self._open(key) as file:
-            self._write(path, lambda copy: shutil.copyfileobj(file, copy, PART))
+            write_file(path, lambda copy: shutil.copyfileobj(file, copy, PART))
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str | None = None) -> None:  # noqa: ARG002
         self._count("put")
         with self._explained(key):
-            if not self._write(self._path(key), lambda file: file.write(data), if_absent):
+            if not self._write(self._path(key), lambda file: file.write(data), if_absent, durable=if_absent):
                 raise Exists(f"{self._where(key)}: already exists")
 
     def upload(self, key: str, path: Path, *, content_type: str | None = None) -> None:  # noqa: ARG002
         self._count("put")
         with self._explained(key), path.open("rb") as file:
-            self._write(self._path(key), lambda copy: shutil.copyfileobj(file, copy, PART))
+            self._write(self._path(key), lambda copy: shutil.copyfileobj(file, copy, PART), durable=True)
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             self._count("delete")
             with self._explained(key):
                 path = self._path(key)
+                self._check_guard()
                 with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                     path.unlink()
                 with suppress(OSError):  # empty folders go, since a bucket has none; stops at the first that is not empty
                     for folder in path.parents[: -len(self.root.parts)]:
                         folder.rmdir()
+
+    def sweep(self, prefix: str, older: float) -> int:
+        swept, last = 0, time.time() - older
+        with self._explained(prefix):
+            for folder, _, names in os.walk(self.root / prefix.rpartition("/")[0]):
+                for path in (Path(folder, name) for name in names if name.startswith(PARTIAL)):
+                    with suppress(FileNotFoundError):  # finished in the meantime
+                        if path.stat().st_mtime <= last:
+                            path.unlink()
+                            swept += 1
+        return swept
 
     def _path(self, key: str) -> Path:
         if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
@@ -95,30 +106,6 @@ class FolderStore(Store):
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFound(f"{self._where(key)}: no such file") from None
 
-    def _write(self, path: Path, fill: Callable[[BinaryIO], Any], if_absent: bool = False) -> bool:
-        """Writes a temporary file and renames it, so that no reader sees half a file. False: `if_absent`, and the file exists."""
-        partial = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
-        try:
-            with _create(partial) as file:
-                fill(file)
-            if if_absent:
-                try:
-                    os.link(partial, path)  # unlike a rename, fails if the file exists
-                except FileExistsError:
-                    return False
-            else:
-                partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return True
-
-
-def _create(path: Path) -> BinaryIO:
-    """Creates a file and its folder. Retries if a concurrent delete removes the folder because it is still empty."""
-    for _ in range(20):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("xb")
-        except (FileNotFoundError, FileExistsError) as error:
-            last = error
-    raise last
+    def _write(self, path: Path, fill: Callable[[BinaryIO], Any], if_absent: bool = False, *, durable: bool = False) -> bool:
+        # Files and commit objects are flushed to the disk: a commit object must not outlive the files that it vouches for.
+        return write_file(path, fill, if_absent, durable=durable, guard=self._check_guard)

@@ -18,9 +18,9 @@ runs/<run>/test.npz           of the test set, if there is one: epoch, whose wei
 import io
 import json
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,13 @@ from spikewise.findings import Findings, findings_from
 from spikewise.proof import Experiment, experiment_from
 from trainer import UserError
 from trainer.epoch import EpochReport
-from trainer.storage import NotFound, Store
+from trainer.formatting import plain
+from trainer.storage import NotFound, Store, StoreError
+from trainer.storage.parsing import Damaged, json_value, parsed
 from trainer.storage.store import list_keys
+
+LARGEST = 2**31
+"""Bytes of the arrays in one file, unpacked. A file that claims more is damaged."""
 
 
 class ResultsError(UserError):
@@ -45,20 +50,27 @@ def put_run(store: Store, run: str, facts: Mapping[str, Any]) -> None:
 def get_run(store: Store, run: str) -> dict[str, Any] | None:
     """What `put_run` stored; None for a run that never started. Raises ResultsError and StoreError."""
     key = f"runs/{run}/run.json"
+
     try:
-        text = store.get(key)
+        return store.read_again(lambda: parsed(store.get(key), _checked_facts), NotFound, Damaged)
     except NotFound:
         return None
-    try:
-        facts = json.loads(text)
-        if missing := {"config", "manifest", "environment"} - set(facts):
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        return facts
-    except (ValueError, TypeError) as error:
+    except Damaged as error:
         raise ResultsError(
-            f"{store.url}/{key} is damaged ({error}). "
+            f"{store.url}/{key} is damaged ({plain(error)}). "
             "Fix: delete it to resume from the run's checkpoints, or choose another run.name."
         ) from None
+
+
+def _checked_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    if missing := {"config", "manifest", "environment"} - set(facts):
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    config, environment, manifest = facts["config"], facts["environment"], facts["manifest"]
+    if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
+        raise ValueError("config has no sections")
+    if not isinstance(environment, dict) or not isinstance(manifest, str):
+        raise ValueError("environment or manifest is something else")
+    return facts
 
 
 def count_start(store: Store, run: str) -> int:
@@ -68,25 +80,40 @@ def count_start(store: Store, run: str) -> int:
     """
     key = f"runs/{run}/starts"
     try:
-        before = int(store.get(key))
-    except (NotFound, ValueError):
+        before = store.read_again(lambda: _number(store.get(key)), NotFound, Damaged)
+    except (NotFound, Damaged):
         before = 0
     store.put(key, str(before + 1).encode())
     return before
 
 
+def _number(content: bytes) -> int:
+    if not (content.isdigit() and len(content) < 10):
+        raise Damaged("no count")
+    return int(content)
+
+
 def put_start(store: Store, run: str, number: int, facts: Mapping[str, Any]) -> None:
     """Stores what a replay must know about start `number` of the workers: `settings` and `machine`. Raises StoreError."""
-    store.put(f"runs/{run}/started/{number:04d}.json", json.dumps(facts, indent=1).encode(), content_type="application/json")
+    store.put(_start_key(run, number), json.dumps(facts, indent=1).encode(), content_type="application/json")
 
 
 def get_start(store: Store, run: str, number: int) -> dict[str, Any] | None:
     """What `put_start` stored; None if nothing readable is. Raises StoreError."""
     try:
-        facts = json.loads(store.get(f"runs/{run}/started/{number:04d}.json"))
-        return {"settings": facts["settings"], "machine": facts["machine"]}
-    except (NotFound, ValueError, TypeError, KeyError):
+        return store.read_again(lambda: parsed(store.get(_start_key(run, number)), _checked_start), NotFound, Damaged)
+    except (NotFound, Damaged):
         return None
+
+
+def _start_key(run: str, number: int) -> str:
+    return f"runs/{run}/started/{number:04d}.json"
+
+
+def _checked_start(facts: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(facts["settings"], dict) or not isinstance(facts["machine"], dict):
+        raise ValueError("settings or machine is something else")
+    return {"settings": facts["settings"], "machine": facts["machine"]}
 
 
 def replay_name(run: str, epoch: int, trial: str) -> str:
@@ -108,12 +135,15 @@ def put_experiment(store: Store, run: str, experiment: Experiment) -> None:
 def get_experiments(store: Store, run: str) -> list[Experiment]:
     """What replays of the run found, in order of their epochs; without those that are damaged. Raises StoreError."""
     found = []
-    for _, body in store.get_many(key for key in list_keys(store, f"runs/{run}/replays/") if key.endswith("/proof.json")):
-        if isinstance(body, Exception):
-            raise body
-        with suppress(ValueError, TypeError, KeyError):
-            found.append(experiment_from(json.loads(body)))
+    for key in list_keys(store, f"runs/{run}/replays/"):
+        if key.endswith("/proof.json"):
+            with suppress(NotFound, Damaged):
+                found.append(store.read_again(partial(_read_experiment, store, key), NotFound, Damaged))
     return found
+
+
+def _read_experiment(store: Store, key: str) -> Experiment:
+    return parsed(store.get(key), experiment_from)
 
 
 def put_roll_backs(store: Store, run: str, roll_backs: Sequence[Mapping[str, Any]]) -> None:
@@ -126,11 +156,25 @@ def get_roll_backs(store: Store, run: str) -> list[dict[str, Any]]:
     """The divergences from which the run went back, the oldest first. Raises ResultsError and StoreError."""
     key = f"runs/{run}/roll_backs.json"
     try:
-        return [dict(roll_back) for roll_back in json.loads(store.get(key))]
+        return store.read_again(lambda: _roll_backs_from(store.get(key)), NotFound, Damaged)
     except NotFound:
         return []
-    except (ValueError, TypeError) as error:
-        raise ResultsError(f"{store.url}/{key} is damaged ({error}). Fix: delete it to forget where the run went back.") from None
+    except Damaged as error:
+        raise ResultsError(
+            f"{store.url}/{key} is damaged ({plain(error)}). Fix: delete it to forget where the run went back."
+        ) from None
+
+
+def _roll_backs_from(content: bytes) -> list[dict[str, Any]]:
+    found = json_value(content)
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise Damaged("it is not a list of JSON objects")
+    for each in found:
+        if missing := {"epoch", "found", "what", "settings", "before", "to_epoch", "to_step"} - set(each):
+            raise Damaged(f"it lacks {', '.join(sorted(missing))}")
+        if not isinstance(each["settings"], str) or not isinstance(each["before"], dict):
+            raise Damaged("settings or before is something else")
+    return found
 
 
 def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, np.ndarray]) -> None:
@@ -142,7 +186,11 @@ def put_epoch(store: Store, run: str, report: EpochReport, arrays: Mapping[str, 
 
 
 def _put_report(store: Store, run: str, report: EpochReport) -> None:
-    store.put(_key(run, report.epoch, "json"), json.dumps(report.as_dict()).encode(), content_type="application/json")
+    store.put(_key(run, report.epoch, "json"), _report_json(report), content_type="application/json")
+
+
+def _report_json(report: EpochReport) -> bytes:
+    return json.dumps(report.as_dict()).encode()
 
 
 def get_arrays(store: Store, run: str, epoch: int) -> dict[str, np.ndarray]:
@@ -164,14 +212,24 @@ def get_test(store: Store, run: str) -> dict[str, np.ndarray]:
 
 def _arrays(store: Store, key: str) -> dict[str, np.ndarray]:
     try:
-        content = store.get(key)
-    except NotFound:
+        return store.read_again(lambda: _read_arrays(store.get(key)), NotFound, Damaged)
+    except (NotFound, Damaged):
         return {}
+
+
+def _read_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, all of numbers. Raises Damaged for everything else, before it takes much memory."""
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if (size := sum(member.file_size for member in archive.infolist())) > LARGEST:
+                raise ValueError(f"its arrays have {size} bytes")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-        return {}
+            found = dict(arrays)
+    except Exception as error:  # NumPy and zipfile raise many kinds for damaged files
+        raise Damaged(f"{type(error).__name__}: {error}") from None
+    if not all(isinstance(array, np.ndarray) and array.dtype.kind in "biuf" for array in found.values()):
+        raise Damaged("it holds something else than numbers")
+    return found
 
 
 def get_history(store: Store, run: str) -> list[EpochReport]:
@@ -179,21 +237,42 @@ def get_history(store: Store, run: str) -> list[EpochReport]:
     keys = [key for key in list_keys(store, f"runs/{run}/epochs/") if key.endswith(".json")]
     reports = []
     for key, body in store.get_many(keys):
-        if isinstance(body, Exception):
+        if isinstance(body, StoreError) and not isinstance(body, NotFound):
             raise body
         try:
-            reports.append(report_from(json.loads(body)))
-        except (ValueError, TypeError) as error:
-            raise ResultsError(f"{store.url}/{key} is damaged ({error}). Fix: delete it to leave that epoch out.") from None
-        assert key == _key(run, reports[-1].epoch, "json")
+            reports.append(_first_or_again(store, run, key, body))
+        except (Damaged, NotFound) as error:
+            raise ResultsError(f"{store.url}/{key} is damaged ({plain(error)}). Fix: delete it to leave that epoch out.") from None
     return reports
 
 
+def _first_or_again(store: Store, run: str, key: str, body: bytes | StoreError) -> EpochReport:
+    """The report in `body`; if that is missing or damaged, in what further reads find. Raises Damaged and StoreError."""
+    answers = iter([body])
+
+    def checked(values: dict[str, Any]) -> EpochReport:
+        report = report_from(values)
+        if key != _key(run, report.epoch, "json"):
+            raise ValueError(f"it is the report of epoch {report.epoch}")
+        return report
+
+    def read() -> EpochReport:
+        content = next(answers, None)
+        if isinstance(content, StoreError):
+            raise content
+        return parsed(store.get(key) if content is None else content, checked)
+
+    return store.read_again(read, Damaged, NotFound)
+
+
 def replace_history(store: Store, run: str, history: Sequence[EpochReport]) -> None:
-    """Makes the stored epochs equal to `history`: stores missing reports and deletes later epochs. Raises StoreError."""
+    """Makes the stored epochs equal to `history`: stores reports that are missing or differ, since an earlier owner of the run may
+    have written them, and deletes later epochs. Raises StoreError."""
     stored = set(list_keys(store, f"runs/{run}/epochs/"))
-    for report in history:
-        if _key(run, report.epoch, "json") not in stored:
+    wanted = {_key(run, report.epoch, "json"): report for report in history}
+    there = dict(store.get_many(key for key in wanted if key in stored))
+    for key, report in wanted.items():
+        if there.get(key) != _report_json(report):
             _put_report(store, run, report)
     numbers = {key: key.rpartition("/")[2].partition(".")[0] for key in sorted(stored)}
     last = history[-1].epoch if history else 0
@@ -207,21 +286,23 @@ def put_findings(store: Store, run: str, findings: Findings) -> None:
 
 def get_findings(store: Store, run: str) -> Findings | None:
     """What `put_findings` stored; None if nothing ever was. Raises ResultsError and StoreError."""
+    key = f"runs/{run}/spikes.json"
     try:
-        text = store.get(f"runs/{run}/spikes.json")
+        return store.read_again(lambda: parsed(store.get(key), findings_from), NotFound, Damaged)
     except NotFound:
         return None
-    try:
-        return findings_from(json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ResultsError(
-            f"{store.url}/runs/{run}/spikes.json is damaged ({error}). Fix: delete it to leave the spikes out."
-        ) from None
+    except Damaged as error:
+        raise ResultsError(f"{store.url}/{key} is damaged ({plain(error)}). Fix: delete it to leave the spikes out.") from None
 
 
 def report_from(values: Mapping[str, Any]) -> EpochReport:
-    """Builds an EpochReport from its JSON. Fields that an older version did not store keep their defaults."""
+    """Builds an EpochReport from its JSON. Fields that an older version did not store keep their defaults. Raises ValueError for a
+    value of another type, TypeError for a missing one."""
     known = {name: values[name] for name in EpochReport.__dataclass_fields__ if name in values}
+    for name, value in known.items():
+        whole = EpochReport.__dataclass_fields__[name].type is int
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or (whole and not 0 <= value < 2**53):
+            raise ValueError(f"{name} = {value!r:.40} is not a number that it could have")
     return EpochReport(**known)
 
 

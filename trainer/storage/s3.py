@@ -5,32 +5,44 @@ Owns how S3 is called and retried; s3_errors.py owns which failures may pass, an
 
 import base64
 import hashlib
+import io
+import itertools
 import random
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar, Self
 
 import boto3
-from boto3.exceptions import RetriesExceededError
+import urllib3.exceptions
 from boto3.s3.transfer import TransferConfig
 from botocore import UNSIGNED
 from botocore.config import Config as ClientConfig
-from botocore.exceptions import BotoCoreError, ClientError
-from s3transfer.exceptions import S3DownloadFailedError
+from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError, ReadTimeoutError
 
 from trainer import config
 from trainer.formatting import masked, one_line
 from trainer.storage import s3_errors
+from trainer.storage.files import write_file
 from trainer.storage.store import MAX_THREADS, PART, THREADS, Exists, Object, Store, StoreError
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0  # seconds between attempts
-
-
-_OPERATIONS = {"GetObject": "get", "HeadObject": "get", "ListObjectsV2": "list", "DeleteObject": "delete"}
+_SLOWEST = 16_000
+"""Bytes a second. An object must arrive at this rate on average, plus s3.read_timeout: a response that drips never times out."""
+_CHUNK = 2**18
+_CHANGES = ("Put", "Upload", "Create", "Complete", "Delete")
+"""How the names of operations begin that change an object. AbortMultipartUpload removes only what no one can read."""
+_OPERATIONS = {
+    **dict.fromkeys(("GetObject", "HeadObject"), "get"),
+    **dict.fromkeys(("ListObjectsV2", "ListMultipartUploads"), "list"),
+    **dict.fromkeys(("DeleteObject", "AbortMultipartUpload"), "delete"),
+}
+"""S3's name -> the name that every store has. The others are parts of an upload."""
 
 
 class S3Store(Store):
@@ -40,8 +52,10 @@ class S3Store(Store):
     `s3.max_attempts` times while the server is unreachable, does not answer in time or answers with one of s3_errors.TRANSIENT.
     Exponential backoff with jitter separates the attempts. botocore's own retries are off, because their total duration
     depends on its version and can be as short as a second. Neither they nor our retry hook see a response body that ends
-    early or stalls: such a read starts again, up to `s3.max_attempts` times.
+    early, stalls or drips: for GetObject, `_fetch` counts the attempts in place of the hook.
     """
+
+    PAUSES: ClassVar[tuple[float, ...]] = (0.1, 0.5)
 
     def __init__(self, url: str, s3: config.S3) -> None:
         self.bucket, _, prefix = url.removeprefix("s3://").partition("/")
@@ -51,16 +65,27 @@ class S3Store(Store):
         self._s3 = s3
         self._client: Any = None
         self._client_lock = threading.Lock()
+        self._etags_are_digests = True
         self._transfer = TransferConfig(
             multipart_threshold=PART,
             multipart_chunksize=PART,
             max_concurrency=THREADS,
-            num_download_attempts=s3.max_attempts,
             preferred_transfer_client="classic",  # the other client would bypass our retries and counters
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return S3Store, (self.url, self._s3)  # a client cannot be pickled; each process creates its own
+
+    def impatient(self, seconds: float) -> Self:
+        other = self._variant()
+        shorter = {name: min(getattr(self._s3, name), seconds) for name in ("connect_timeout", "read_timeout")}
+        other._s3 = self._s3.model_copy(update={**shorter, "max_attempts": min(self._s3.max_attempts, 2)})
+        return other
+
+    def _variant(self) -> Self:
+        other = super()._variant()
+        other._client, other._client_lock = None, threading.Lock()  # a client's hooks belong to one store
+        return other
 
     @property
     def client(self) -> Any:
@@ -119,26 +144,28 @@ class S3Store(Store):
 
     def _before_send(self, event_name: str, **_: Any) -> None:
         operation = event_name.rpartition(".")[2]
-        # The names that every store has. The others are parts of an upload.
+        if operation.startswith(_CHANGES):
+            self._check_guard()
         self._count(_OPERATIONS.get(operation, "put"))
 
     def _needs_retry(
         self, event_name: str, attempts: int, response: Any, caught_exception: Exception | None, **_: Any
     ) -> float | None:
         """botocore's hook after every request. Returns the seconds to wait before a retry, or None for no retry."""
+        operation = event_name.rpartition(".")[2]
+        if operation == "GetObject" or attempts >= self._s3.max_attempts:
+            return None
         if response is None:
             transient = s3_errors.is_transient(caught_exception)
         else:
-            status, code = response[1]["ResponseMetadata"]["HTTPStatusCode"], response[1].get("Error", {}).get("Code")
-            transient = status in s3_errors.TRANSIENT or code in s3_errors.TRANSIENT_CODES
-            # Every error response except those to HEAD has a body. Without one, the response was cut off.
-            transient |= code == str(status) and ".Head" not in event_name
-        return self._delay(attempts) if transient and attempts < self._s3.max_attempts else None
+            code = response[1].get("Error", {}).get("Code")
+            transient = s3_errors.may_pass(response[1]["ResponseMetadata"]["HTTPStatusCode"], code, operation)
+        return self._delay(attempts) if transient else None
 
     def _delay(self, attempts: int) -> float:
         """Counts a retry; returns the seconds to wait before it."""
-        with self._lock:
-            self.retries += 1
+        with self._counts.lock:
+            self._counts.retries += 1
         return min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (attempts - 1)) * random.uniform(0.5, 1)
 
     def list(self, prefix: str = "") -> Iterator[Object]:
@@ -153,34 +180,98 @@ class S3Store(Store):
                 )
                 for page in pages
                 for entry in page.get("Contents", ())
-                if not entry["Key"].endswith("/")
+                if not entry["Key"].endswith("/") and entry["Key"].startswith(self.prefix + prefix)
             ]
         # AWS sorts by key, SeaweedFS folder by folder, directory buckets not at all.
         yield from sorted(entries, key=lambda entry: entry.key)
 
     def get(self, key: str) -> bytes:
-        attempts = 0
         with self._explained(key):
-            while True:
-                attempts += 1
-                response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)
-                try:
-                    with closing(response["Body"]) as body:
-                        return body.read()
-                except s3_errors.NETWORK:
-                    if attempts == self._s3.max_attempts:
-                        raise
-                    time.sleep(self._delay(attempts))
+            content, as_stored = self._get(key)
+            # A digest that differs is a flipped bit, or no digest of the content (some encryption): the same bytes twice are right.
+            while not as_stored and self._etags_are_digests:
+                again, as_stored = self._get(key)
+                self._etags_are_digests = again != content
+                content = again
+        return content
+
+    def _get(self, key: str) -> tuple[bytes, bool]:
+        """An object, and whether it agrees with its ETag, if that looks like an MD5 digest."""
+        content = io.BytesIO()
+        response = self._fetch(key, content)
+        content.truncate()
+        etag = response.get("ETag", "").strip('"')
+        digest = hashlib.md5(content.getvalue(), usedforsecurity=False).hexdigest()
+        return content.getvalue(), etag == digest or not re.fullmatch("[0-9a-f]{32}", etag)
 
     def download(self, key: str, path: Path) -> None:
         with self._explained(key):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, lambda file: self._download(key, file))
+
+    def _download(self, key: str, file: BinaryIO) -> None:
+        """Writes an object to an empty file, part by part in parallel."""
+        try:
+            first = self._fetch(key, file, Range=f"bytes=0-{PART - 1}")
+        except ClientError as error:
+            if s3_errors.status(error) != 416:
+                raise
+            self._fetch(key, file)  # an empty object has no range
+            return
+        same = {"IfMatch": first["ETag"]} if first.get("ETag") else {}
+        size = int(first.get("ContentRange", "0").rpartition("/")[2])
+
+        def fetch(start: int) -> None:
+            with open(file.name, "r+b") as part:
+                part.seek(start)
+                wanted = min(PART, size - start)
+                found = self._fetch(key, part, Range=f"bytes={start}-{start + wanted - 1}", **same)
+                if found["ContentLength"] != wanted:
+                    raise IncompleteReadError(actual_bytes=found["ContentLength"], expected_bytes=wanted)
+
+        file.flush()
+        try:
+            with ThreadPoolExecutor(THREADS, thread_name_prefix="store") as pool:
+                for _ in pool.map(fetch, range(PART, size, PART)):
+                    pass
+        except ClientError as error:
+            if s3_errors.status(error) != 412:
+                raise
+            raise StoreError(f"{self._where(key)}: the object changed during the download. Fix: try again.") from None
+
+    def _fetch(self, key: str, file: BinaryIO, **wanted: str) -> dict[str, Any]:
+        """Writes the body of one GetObject to `file` from its position on. Returns the response. An attempt is a whole response,
+        headers and body."""
+        begin = file.tell()
+        for attempts in itertools.count(1):
+            file.seek(begin)
             try:
-                self.client.download_file(self.bucket, self.prefix + key, str(path), Config=self._transfer)
-            except RetriesExceededError as error:
-                raise error.last_exception from None
-            except S3DownloadFailedError:  # the parts are of different versions
-                raise StoreError(f"{self._where(key)}: the object changed during the download. Fix: try again.") from None
+                response: dict[str, Any] = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, **wanted)
+                with closing(response["Body"]) as body:
+                    self._receive(body, response["ContentLength"], file)
+                return response
+            except (ClientError, *s3_errors.NETWORK) as error:
+                if isinstance(error, ClientError):
+                    error.response["ResponseMetadata"]["RetryAttempts"] = attempts - 1
+                if attempts == self._s3.max_attempts or not s3_errors.is_transient(error):
+                    raise
+                time.sleep(self._delay(attempts))
+        raise AssertionError
+
+    def _receive(self, body: Any, length: int, file: BinaryIO) -> None:
+        stream, received, began = body._raw_stream, 0, time.monotonic()
+        bound = self._s3.read_timeout + length / _SLOWEST
+        try:
+            while chunk := stream.read1(_CHUNK):  # returns what has arrived; StreamingBody.read waits for all that was asked for
+                file.write(chunk)
+                received += len(chunk)
+                if time.monotonic() - began > bound:
+                    raise ReadTimeoutError(endpoint_url=self.client.meta.endpoint_url)
+        except urllib3.exceptions.ReadTimeoutError as error:
+            raise ReadTimeoutError(endpoint_url=self.client.meta.endpoint_url, error=error) from None
+        except urllib3.exceptions.HTTPError:
+            raise IncompleteReadError(actual_bytes=received, expected_bytes=length) from None
+        if received != length:
+            raise IncompleteReadError(actual_bytes=received, expected_bytes=length)
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str | None = None) -> None:
         wanted = _content_type(content_type) | ({"IfNoneMatch": "*"} if if_absent else {})
@@ -210,6 +301,16 @@ class S3Store(Store):
     def _delete(self, key: str) -> None:
         with self._explained(key):
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
+    def sweep(self, prefix: str, older: float) -> int:
+        swept, last = 0, datetime.now(UTC) - timedelta(seconds=older)
+        with self._explained(prefix + "*"):
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+            for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
+                if upload["Key"].startswith(self.prefix + prefix) and upload["Initiated"] <= last:
+                    self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                    swept += 1
+        return swept
 
     def _explain(self, error: Exception, where: str) -> StoreError | None:
         return s3_errors.explain(error, where, self._s3, self.client.meta.endpoint_url) or super()._explain(error, where)

@@ -67,20 +67,33 @@ ROOTS = (
     b"Error",
 )
 """Root elements of the XML that S3 servers answer with."""
+LISTINGS = frozenset({"ListObjectsV2", "ListMultipartUploads"})
+"""Operations whose answer is never empty."""
 _CERTIFICATE, _NOT_TLS, _BROKEN = "CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", ("EOF", "timed out", "reset")
 """OpenSSL's words: a certificate is not trusted, the other side does not speak TLS, and the connection was lost."""
 
 
 def is_transient(error: Exception | None) -> bool:
-    """Whether a request that ended without a response may succeed when it is sent again."""
+    """Whether a failed request may succeed when it is sent again."""
+    if isinstance(error, ClientError):
+        return may_pass(status(error), error.response.get("Error", {}).get("Code"), error.operation_name)
     return isinstance(error, NETWORK) and not _is_refused(error)
 
 
-def check_answer(response_dict: dict[str, Any], **_: Any) -> None:
-    """botocore's hook before it parses a response. Turns a page of a proxy or a portal, which would read as an empty listing, into
-    an error."""
+def may_pass(number: int, code: str | None, operation: str) -> bool:
+    """Whether another attempt may succeed after this response. `number`: its HTTP status."""
+    # Every error response except those to HEAD has a body. Without one, the response was cut off.
+    cut_off = code == str(number) and not operation.startswith("Head")
+    return number in TRANSIENT or code in TRANSIENT_CODES or cut_off
+
+
+def check_answer(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
+    """botocore's hook before it parses a response. Turns what would read as an empty listing into an error: no body, or a page
+    of a proxy or a portal. botocore does so with XML that is none."""
     body = response_dict["body"]
-    if response_dict["status_code"] >= 300 or not isinstance(body, bytes) or not body.strip():
+    if response_dict["status_code"] >= 300 or not isinstance(body, bytes):
+        return
+    if not body.strip() and operation_model.name not in LISTINGS:
         return
     root = re.search(rb"<\s*(?:[\w.-]+:)?([A-Za-z][\w.-]*)", re.sub(rb"<!--.*?-->", b"", body[:10_000], flags=re.DOTALL))
     if not root or root[1] not in ROOTS:

@@ -6,13 +6,15 @@ Keys are relative to the store's prefix; `/` separates their parts. Every failur
 """
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, Self, TypeVar
 
 from trainer import UserError
 from trainer.formatting import one_line
@@ -22,6 +24,9 @@ THREADS = 16
 MAX_THREADS = 64
 PART = 16 * 2**20
 """Bytes of one part of a large object. Objects from this size on are transferred in parts."""
+
+
+T = TypeVar("T")
 
 
 class StoreError(UserError):
@@ -54,22 +59,57 @@ class Object:
     """Whether its storage class is an archive, from which it can be read only once it is restored."""
 
 
+@dataclass(slots=True)
+class _Counts:
+    """What a store and its variants have done, counted together."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    retries: int = 0
+    errors: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 class Store(ABC):
     """A prefix in a bucket, or a folder. Can be pickled, and used from several threads."""
 
-    url: str
-    requests: Counter[str]
-    """Requests sent by this object for each operation (get, put, list, delete), retries included."""
-    retries: int
-    """Requests sent again after a failure."""
-    errors: int
-    """Operations that failed after all retries. A missing object or a lost conditional put is not a failure."""
+    PAUSES: ClassVar[tuple[float, ...]] = (0.0,)
+    """Seconds before each further read of an answer that is hard to believe; see `read_again`."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.requests = Counter()
-        self.retries = self.errors = 0
-        self._lock = threading.Lock()
+        self._counts = _Counts()
+        self._guard: Callable[[], None] | None = None
+
+    @property
+    def requests(self) -> Counter[str]:
+        """Requests sent for each operation, retries included; with those of the stores that `guarded` and `impatient` made."""
+        return self._counts.requests
+
+    @property
+    def retries(self) -> int:
+        """Requests sent again after a failure."""
+        return self._counts.retries
+
+    @property
+    def errors(self) -> int:
+        """Operations that failed after all retries. A missing object or a lost conditional put is not a failure."""
+        return self._counts.errors
+
+    def guarded(self, guard: Callable[[], None]) -> Self:
+        """This store for a writer that may lose its right to write: calls `guard` directly before each change, retries included.
+        An exception that it raises ends the operation. Not kept by pickling."""
+        other = self._variant()
+        other._guard = guard
+        return other
+
+    def impatient(self, seconds: float) -> Self:  # noqa: ARG002
+        """This store for small objects that are worthless after `seconds`: a request that hangs is given up by then."""
+        return self
+
+    def _variant(self) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Object]:
@@ -102,6 +142,21 @@ class Store(ABC):
     def delete(self, keys: Iterable[str]) -> None:
         """Deletes objects; missing ones are ignored. Raises StoreError."""
 
+    @abstractmethod
+    def sweep(self, prefix: str, older: float) -> int:
+        """Removes what killed writers left below `prefix` more than `older` seconds ago and no listing shows: partial files, parts
+        of multipart uploads. Returns their number. Raises StoreError."""
+
+    def read_again(self, read: Callable[[], T], *doubtful: type[Exception]) -> T:
+        """The result of `read`, which is called again while it raises one of `doubtful`: a single answer, such as a 404 or an
+        error page from a proxy, proves nothing about an object. Raises what the last call raised."""
+        for seconds in self.PAUSES:
+            try:
+                return read()
+            except doubtful:
+                time.sleep(seconds)
+        return read()
+
     def get_many(self, keys: Iterable[str], threads: int = THREADS) -> Iterator[tuple[str, bytes | StoreError]]:
         """Reads objects in parallel and yields (key, content or error) in the order of `keys`.
 
@@ -129,8 +184,12 @@ class Store(ABC):
             return error
 
     def _count(self, operation: str) -> None:
-        with self._lock:
+        with self._counts.lock:
             self.requests[operation] += 1
+
+    def _check_guard(self) -> None:
+        if self._guard:
+            self._guard()
 
     def _where(self, key: str) -> str:
         """The object's URL for a message, escaped because keys may contain line breaks."""
@@ -146,8 +205,8 @@ class Store(ABC):
         except Exception as error:
             explained = self._explain(error, self._where(key))
             if not isinstance(explained, NotFound):
-                with self._lock:
-                    self.errors += 1
+                with self._counts.lock:
+                    self._counts.errors += 1
             if explained is None:
                 raise
             raise explained from None

@@ -147,12 +147,14 @@ def test_a_resumed_run_whose_images_have_changed_is_refused(tmp_path):
 
 
 def committed(storage: FolderStore, digest: str, images: int = 6, *quarantined: Quarantined) -> Pack:
-    made = Pack(digest, ("authentic", "fake"), SHAPE, (Shard("shards/x/part-00000-0.arrow", images, 9, "0"),), images, quarantined)
+    key = f"shards/{digest[:16]}-8x10x3/part-00000-{'0' * 16}.arrow"
+    shards = (Shard(key, images, 300 * images, "0" * 64),) if images else ()
+    made = Pack(digest, ("authentic", "fake"), SHAPE, shards, images, quarantined)
     document = {
         "digest": made.digest,
         "classes": ["authentic", "fake"],
         "image_shape": [8, 10, 3],
-        "shards": [{"key": "shards/x/part-00000-0.arrow", "rows": images, "size": 9, "sha256": "0"}],
+        "shards": [asdict(shard) for shard in shards],
         "images": images,
         "quarantined": [asdict(image) for image in quarantined],
     }
@@ -199,6 +201,58 @@ def test_a_damaged_commit_object(tmp_path, text):
     storage.put(f"shards/{DIGEST[:16]}-8x10x3/pack.json", text)
     with pytest.raises(PackError, match=r"pack.json is damaged \(.*\)\. Fix: delete it to pack the images again"):
         load_pack(storage, DIGEST, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("digest", "../../../outside"),
+        ("digest", "f" * 64),
+        ("image_shape", [8, 8, 3]),
+        ("image_shape", ["/../x/", "/../", 3]),
+        ("classes", []),
+        ("classes", ["a", "a"]),
+        ("classes", [1, 2]),
+        ("images", 7),
+        ("images", True),
+        ("shards.key", "evil/cronjob"),
+        ("shards.key", f"shards/{DIGEST[:16]}-8x10x3/../../part-00000-{'0' * 16}.arrow"),
+        ("shards.rows", -6),
+        ("shards.rows", 10**30),
+        ("shards.size", 5),
+        ("shards.sha256", "0"),
+        ("quarantined", [{"key": 3, "reason": "x"}]),
+    ],
+)
+def test_a_pack_that_is_not_the_one_asked_for(tmp_path, where, value):
+    """Whoever can write to the bucket could name files outside the cache, which would be overwritten or deleted."""
+    storage = FolderStore(tmp_path / "storage")
+    committed(storage, DIGEST)
+    key = f"shards/{DIGEST[:16]}-8x10x3/pack.json"
+    document = json.loads(storage.get(key))
+    name, _, part = where.partition(".")
+    if part:
+        document[name][0][part] = value
+    else:
+        document[name] = value
+    storage.put(key, json.dumps(document).encode())
+    with pytest.raises(PackError, match=r"pack.json is damaged \(.*\)\. Fix: delete it") as error:
+        load_pack(storage, DIGEST, SHAPE)
+    assert "\n" not in str(error.value)
+
+
+def test_one_wrong_answer_for_the_pack(tmp_path):
+    """All images would be decoded again, or the job would end, for one error page of a proxy."""
+
+    class Once(FolderStore):
+        asked = 0
+
+        def get(self, key):
+            self.asked += 1
+            return b"<html>" if self.asked == 1 else super().get(key)
+
+    made = committed(FolderStore(tmp_path / "storage"), DIGEST)
+    assert load_pack(Once(tmp_path / "storage"), DIGEST, SHAPE) == made
 
 
 def test_too_many_unusable_images(source, tmp_path):

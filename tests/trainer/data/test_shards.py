@@ -191,6 +191,75 @@ def test_a_shard_that_differs_from_the_packed_one(store, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.arrow"))
 
 
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_one_flipped_bit_in_a_download(store, tmp_path, damage):
+    """A job would end for good, and tell the user to delete a pack that is sound and that other runs use."""
+
+    class Once(FolderStore):
+        left = 1
+
+        def download(self, key, path):
+            self.left -= 1
+            if self.left == 0 and damage == "missing":
+                raise NotFound("no such object")
+            super().download(key, path)
+            if self.left == 0:
+                content = path.read_bytes()
+                path.write_bytes(content[:99] + bytes([content[99] ^ 1]) + content[100:])
+
+    rows, pixels = table(3)
+    made = written(store, rows)
+    opened = open_rows(made, Once(store.root), tmp_path / "cache")
+    assert np.array_equal(opened.images.take(np.arange(3)), pixels)
+
+
+def hostile(rows, **columns):
+    """The Arrow file of `rows` with other columns."""
+    batch = rows.combine_chunks().to_batches()[0]
+    arrays = dict(zip(batch.schema.names, batch.columns, strict=True)) | columns
+    batch = pa.record_batch({name: array for name, array in arrays.items() if array is not None})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"label": pa.array([0, 1, 2], pa.int32())},
+        {"label": pa.array([0, -1, 0], pa.int32())},
+        {"label": pa.array([0, 1, 0], pa.int64())},
+        {"label": pa.array([0, 1, None], pa.int32())},
+        {"label": None},
+        {"image": pa.array([bytes(3)] * 3, pa.binary(3))},
+        {"image": pa.array([bytes(240)] * 3, pa.binary())},
+        {"key": pa.array(["a", None, "b"])},
+        {"key": pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(np.array([0, 9, 2, 3], "i4")), pa.py_buffer(b"abc")])},
+        {"content": pa.array([b"\xff", b"", b""], pa.binary())},
+        {"more": pa.array([1, 2, 3])},
+    ],
+)
+def test_a_shard_with_other_contents_is_refused(store, tmp_path, columns):
+    """Whoever can write to the bucket could crash the workers, or train a run on labels that do not exist."""
+    rows = table(3)[0]
+    made = written(store, rows)
+    content = hostile(rows, **columns)
+    store.put(made.shards[0].key, content)
+    shard = replace(made.shards[0], size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    with pytest.raises(PackError, match=r"is not a shard of its pack .*Fix: delete the folder") as error:
+        open_rows(replace(made, shards=(shard,)), store, tmp_path / "cache")
+    assert "\n" not in str(error.value)
+
+
+def test_the_cache_is_kept_within_its_bounds(store, tmp_path):
+    """The disk would fill up with the packs of old data sets."""
+    made = written(store, table(3)[0])
+    for digit in "012":
+        open_rows(replace(made, digest=digit * 64), store, tmp_path / "cache", 2 * made.shards[0].size)
+    assert sorted(path.name[:1] for path in (tmp_path / "cache").iterdir()) == ["1", "2"]
+
+
 def test_a_missing_shard(store, tmp_path):
     """A shard deleted by hand would cause a traceback, or the user would not learn how to recover."""
     made = written(store, table(3)[0])

@@ -10,7 +10,7 @@ from jobs.command_line import find_module
 from tests.support import jobs
 from trainer import config
 from trainer.data.pack import images_of
-from trainer.data.shards import folder_name
+from trainer.data.pack_file import folder_name
 from trainer.data.sources import open_sources
 from trainer.storage import open_store, results
 
@@ -60,8 +60,10 @@ def test_a_dry_run_of_an_existing_run(tmp_path, capsys):
     assert train.main(dry) == 2
     assert "began with images other than" in capsys.readouterr().err
     shape = (*settings.data.image_size, 3)
-    made = {"digest": digest, "classes": ["authentic", "fake"], "image_shape": shape, "shards": [], "images": 59, "quarantined": []}
-    storage.put(f"shards/{folder_name(digest, shape)}/pack.json", json.dumps(made).encode())
+    folder = f"shards/{folder_name(digest, shape)}"
+    shard = {"key": f"{folder}/part-00000-{'0' * 16}.arrow", "rows": 59, "size": 59 * 3 * shape[0] * shape[1], "sha256": "0" * 64}
+    made = {"digest": digest, "classes": ["authentic", "fake"], "image_shape": shape, "shards": [shard], "images": 59}
+    storage.put(f"{folder}/pack.json", json.dumps({**made, "quarantined": []}).encode())
     assert train.main(dry) == 0
     assert "59 images, packed when the run began" in capsys.readouterr().out
 

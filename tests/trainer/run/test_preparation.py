@@ -50,7 +50,9 @@ def test_a_complete_run_is_recognized(tmp_path, outcome, trained, overrides, lin
     store = FolderStore(tmp_path)
     results.put_run(store, "first", {"config": settings.as_dict(), "manifest": "m", "environment": {}, "outcome": outcome})
     for epoch in range(1, trained + 1):
-        report = EpochReport(**dict.fromkeys(EpochReport.__dataclass_fields__, 0.5) | {"epoch": epoch})
+        report = EpochReport(
+            **dict.fromkeys(EpochReport.__dataclass_fields__, 0.5) | {"epoch": epoch, "step": 10 * epoch, "restarts": 0}
+        )
         results.put_epoch(store, "first", report, {})
     now = config.load("jobs/configs/demo.toml", [*base, *overrides])
     found = complete(results.get_run(store, "first"), store, now, "first")

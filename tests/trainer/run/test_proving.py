@@ -1,5 +1,7 @@
 """What a Prover reads from storage, tries and stores. Its replays themselves run in tests/integration/test_replay.py."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from trainer.run.replay import ReplayError
 from trainer.run.status import RunStatus
 from trainer.storage import open_store, results
 from trainer.storage.checkpoint import Checkpoints
+from trainer.storage.lease import Lease, LeaseLost
 
 IMAGES = 40
 LOSSES = {epoch: np.linspace(0.4, 0.6, IMAGES, dtype=np.float32) + 1.5 * (epoch == 5) for epoch in range(1, 8)}
@@ -46,7 +49,9 @@ def prover(tmp_path):
         results.put_epoch(store, "first", report(epoch), {"losses": losses})
     for step in (30, 40):
         Checkpoints(store, "first", 5).save(step, {"x": np.zeros(1)}, {})
-    made = Replays("first", store, None, None, [""] * IMAGES, None, tmp_path)
+    lease = Lease(store, "first/replays", 30)
+    lease.fence.extend(math.inf)
+    made = Replays("first", store, None, None, [""] * IMAGES, None, tmp_path, lease)
     made.trials, made.lines = [], []
     made.say = made.lines.append
     made.outcomes = {"moving None": 0.0, "moving 0.9": -0.8, "precise None": -1.5}
@@ -125,3 +130,11 @@ def test_a_spike_is_not_proven_twice(prover):
     for _ in range(2):
         prover.prove_worst(diagnoses, 1.0, 1000.0)
     assert prover.trials == ["control", "treatment-1"]
+
+
+def test_nothing_is_stored_without_the_lease(prover):
+    """Two jobs that replay the same spike would overwrite each other's proof."""
+    prover.lease.fence.lose()
+    with pytest.raises(LeaseLost):
+        prover.experiment(prover.plan(5, spike().spike), spike(), [])
+    assert results.get_experiments(prover.storage, "first") == []

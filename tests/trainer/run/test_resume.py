@@ -42,8 +42,8 @@ class Worker:
         step = int(self.learner.optimizer.iterations)
         self.checkpoints.save(step, *to_checkpoint(self.learner, self.position, self.diagnostician, self.settings.as_dict()))
 
-    def resume(self, *, chief=True, broadcast=lambda step: step):
-        found = resume(self.checkpoints, self.learner, self.diagnostician, chief=chief, broadcast=broadcast)
+    def resume(self, *, chief=True, broadcast=lambda step: step, step=None):
+        found = resume(self.checkpoints, self.learner, self.diagnostician, chief=chief, broadcast=broadcast, step=step)
         if found:
             self.position = found.position
         return found
@@ -88,6 +88,21 @@ def test_all_workers_load_the_checkpoint_that_rank_0_found(tmp_path):
     assert other.resume(chief=False, broadcast=lambda mine: 1 if mine is None else mine).step == 1
     for name, values in expected.items():
         np.testing.assert_array_equal(other.learner.state()[name], values, err_msg=name)
+
+
+def test_a_replay_only_reads_the_checkpoint_of_its_step(tmp_path):
+    """A replay of a run that is still training would take its checkpoints away from it, or train from other weights."""
+    first = Worker(tmp_path)
+    first.train(1)
+    first.save()
+    first.train(1)
+    first.save()
+    stored = [entry.key for entry in first.checkpoints._store.list()]
+    assert Worker(tmp_path).resume(step=1).step == 1
+    assert [entry.key for entry in first.checkpoints._store.list()] == stored
+    first.train(1)
+    first.save()
+    assert first.checkpoints.steps() == [1, 2, 3]
 
 
 def test_a_checkpoint_holds_plain_arrays_and_json(tmp_path):

@@ -1,6 +1,7 @@
 """trainer.storage.folder: what only a folder does."""
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,28 @@ def test_partial_files_and_empty_folders_are_invisible(tmp_path: Path) -> None:
     store.put("a/other", b"")
     store.delete(["a/b/c/key"])
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "other"]
+
+
+def test_files_are_on_the_disk_before_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure a commit object would vouch for files that are empty."""
+    done: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+    link, replace = os.link, Path.replace
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", lambda *names: (done.append("name"), link(*names)))
+    monkeypatch.setattr(Path, "replace", lambda *names: (done.append("name"), replace(*names)))
+    store = FolderStore(tmp_path / "store")
+    (tmp_path / "local").write_bytes(b"data")
+    for write in (
+        lambda: store.upload("a", tmp_path / "local"),
+        lambda: store.put("c", b"data", if_absent=True),
+    ):
+        done.clear()
+        write()
+        assert done == ["file", "name", "folder"]
 
 
 def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

@@ -14,18 +14,19 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from benchmarks.support.faultproxy import FaultProxy
+from jobs.demo.s3_server import S3Server
 from tests.support.properties import BOUNDED
 from trainer.config import S3
-from trainer.storage import Object, Store, StoreError, open_store
+from trainer.storage import NotFound, Object, Store, StoreError, open_store
 from trainer.storage import lease as lease_module
 from trainer.storage.folder import FolderStore
-from trainer.storage.lease import Lease, RunInUse
+from trainer.storage.lease import Fence, Lease, LeaseLost, RunInUse, WaitStopped, clock
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.integration)])
@@ -135,8 +136,8 @@ def test_a_delayed_contender_gives_way(store: Store) -> None:
     """A contender delayed between looking and taking, whose number is free again, would become a second holder."""
 
     class Delayed(Lease):
-        def _watch(self) -> int:
-            return 0
+        def _watch(self) -> tuple[int, None]:
+            return 0, None
 
     with Lease(store, "a-run", 4):
         pass
@@ -174,6 +175,161 @@ def test_a_damaged_lease_does_not_block_the_name(store: Store, content: bytes) -
     store.put("runs/a-run/lease-000041.json", content)
     with Lease(store, "a-run", 0.1):
         assert lease_keys(store) == ["lease-000042.json"]
+
+
+def held(store: Store, **changes: object) -> None:
+    """Puts the lease object of a job that may be dead."""
+    record = {"token": "t", "host": "h\x1b[31m", "pid": 1, "since": "x", "lease_seconds": 1000, "beat": 7, "released": False}
+    store.put("runs/a-run/lease-000001.json", json.dumps(record | changes).encode())
+
+
+def test_waiting_says_so_and_ends_on_request(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """A restarted job would be silent for minutes and deaf to Ctrl-C, or print what the lease object of another tells it to."""
+    held(store)
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    with pytest.raises(WaitStopped), Lease(store, "a-run", 1000, stop):
+        raise AssertionError("two holders")
+    assert "waiting up to 1000 s for a sign of life. Ctrl-C ends the wait" in caplog.text
+    assert "\x1b" not in caplog.text
+    assert lease_keys(store) == ["lease-000001.json"]
+
+
+def test_a_lease_object_that_cannot_be_read(tmp_path: Path) -> None:
+    """A listing that shows an object which is not there would make the next job wait forever."""
+
+    class Ghost(FolderStore):
+        def list(self, prefix: str = "") -> Iterator[Object]:
+            yield from [*super().list(prefix), *([Object("runs/a-run/lease-000007.json", 1, "")] if "lease" in prefix else [])]
+
+    store = Ghost(tmp_path)
+    store.put("other", b"")
+    with Lease(store, "a-run", 0.1) as lease:
+        assert lease.fence.number == 8
+
+
+def test_a_wait_that_the_object_of_another_asks_for_is_bounded(store: Store) -> None:
+    """A damaged or hostile object could lock a run's name for ever."""
+    for seconds in (1e300, -5, "long", None, [1]):
+        held(store, lease_seconds=seconds)
+        with Lease(store, "a-run", 0.1) as lease:
+            assert lease.fence.number == 2
+        store.delete([f"runs/a-run/{name}" for name in lease_keys(store)])
+
+
+def test_a_store_that_ignores_conditions_is_refused(tmp_path: Path) -> None:
+    """Two drivers that start at the same moment would both own the run."""
+
+    class Careless(FolderStore):
+        def put(self, key: str, data: bytes, *, if_absent: bool = False, content_type: str | None = None) -> None:  # noqa: ARG002
+            super().put(key, data, content_type=content_type)
+
+    with (
+        pytest.raises(
+            StoreError, match=r"ignores conditions .*If-None-Match.* Fix: use a server with conditional writes"
+        ) as caught,
+        Lease(Careless(tmp_path), "a-run", 4),
+    ):
+        raise AssertionError("owned without a condition")
+    assert "\n" not in str(caught.value)
+
+
+def test_deleted_lease_objects_do_not_restart_the_numbers(store: Store) -> None:
+    """After someone cleaned up the lease objects, a resumed run would be taken for a stale one and could not save."""
+    store.put("runs/a-run/checkpoints/000007-001-000000/claim.json", b"{}")
+    with Lease(store, "a-run", 4) as lease:
+        assert lease.fence.number == 8
+
+
+def test_an_empty_listing_renews_nothing(tmp_path: Path) -> None:
+    """One bad answer would hide a successor, and two jobs would write for up to the lease seconds."""
+
+    class Forgetful(FolderStore):
+        forgets = False
+
+        def list(self, prefix: str = "") -> Iterator[Object]:
+            return iter([]) if self.forgets else super().list(prefix)
+
+    store = Forgetful(tmp_path)
+    with Lease(store, "a-run", 1000) as lease:
+        until = lease.fence.until
+        store.forgets = True
+        with pytest.raises(NotFound, match="missing from the listing"):
+            lease._beat()
+        assert lease.fence.until == until
+        store.forgets = False
+        lease._beat()
+        assert lease.fence.until > until
+
+
+def test_another_object_under_our_number(store: Store) -> None:
+    """After the run's folder was deleted and begun again by another job, both would beat on one object and own the run."""
+    with Lease(store, "a-run", 1000) as lease:
+        held(store)
+        lease._beat()
+        assert lease.lost.is_set()
+        with pytest.raises(LeaseLost, match="taken over"):
+            lease.fence.check()
+    assert not json.loads(store.get("runs/a-run/lease-000001.json"))["released"]
+
+
+def test_the_right_to_write_ends_by_itself() -> None:
+    """A process that wakes after a pause would write before it has asked anyone."""
+    fence = Fence(3)
+    with pytest.raises(LeaseLost, match="not been renewed"):
+        fence.check()
+    fence.extend(clock() + 1000)
+    fence.check()
+    fence.extend(clock() - 0.001)
+    with pytest.raises(LeaseLost):
+        fence.check()
+    waits: list[int] = []
+    with pytest.raises(LeaseLost):
+        fence.wait(0.05, lambda: waits.append(1))
+    threading.Timer(0.05, lambda: fence.extend(clock() + 1000)).start()
+    fence.wait(1000, lambda: waits.append(2))
+    assert waits == [1, 2]
+    fence.lose()
+    with pytest.raises(LeaseLost, match="taken over"):
+        fence.wait(1000)
+
+
+def test_a_guarded_store_changes_nothing_without_the_right(store: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A worker of a job that lost its run would overwrite the model, or delete the checkpoints, of its successor."""
+    fence, file = Fence(1), tmp_path_factory.mktemp("local") / "file"
+    file.write_bytes(b"mine")
+    store.put("key", b"theirs")
+    before = store.requests.total()
+    guarded = store.guarded(fence.check)
+    for change in (
+        lambda: guarded.put("key", b"mine"),
+        lambda: guarded.put("new", b"mine", if_absent=True),
+        lambda: guarded.upload("key", file),
+        lambda: guarded.delete(["key"]),
+    ):
+        with pytest.raises(LeaseLost):
+            change()
+    assert guarded.get("key") == b"theirs"
+    assert [entry.key for entry in guarded.list()] == ["key"]
+    assert store.requests is guarded.requests
+    if not isinstance(store, FolderStore):
+        assert store.requests.total() == before + 2
+    fence.extend(clock() + 1000)
+    guarded.put("key", b"mine")
+    assert store.get("key") == b"mine"
+    assert store.sweep("", -5) == 0
+
+
+@pytest.mark.integration
+def test_a_hung_heartbeat_does_not_cost_the_name(s3_server: S3Server, bucket: str) -> None:
+    """One dead connection, given up only after s3.read_timeout, would hand a healthy run to the next contender."""
+    with FaultProxy(s3_server.endpoint_url) as proxy:
+        store = open_store(bucket, S3(endpoint_url=proxy.url, read_timeout=100, max_attempts=5))
+        with Lease(store, "a-run", 8) as lease:
+            proxy.inject("hang", 1, matches=lambda method, path: method == "PUT" and "lease-" in path)
+            with pytest.raises(RunInUse), Lease(open_store(bucket, S3()), "a-run", 8):
+                raise AssertionError("two holders")
+            assert not lease.lost.is_set()
 
 
 class Turns:
@@ -295,7 +451,8 @@ def test_any_interleaving_of_contenders(former: str, plans: list[str], schedule:
 
     turns = Turns((who for who, times in schedule for _ in range(times)), beat)
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease_module, "time", SimpleNamespace(monotonic=lambda: turns.now, sleep=turns.sleep))
+        patch.setattr(lease_module, "clock", lambda: turns.now)
+        patch.setattr(lease_module, "sleep", turns.sleep)
         store = Stepwise(folder, turns.pause)
         if former != "none":
             with contender():
@@ -304,7 +461,7 @@ def test_any_interleaving_of_contenders(former: str, plans: list[str], schedule:
                 store.put("runs/a-run/lease-000001.json", record)
         turns.run([partial(contend, plan) for plan in plans])
         for lease in started:
-            if lease not in alive and lease._number:
+            if lease not in alive and lease.fence.number:
                 lease._beat()  # a dead one wakes up
         beat()
         assert not lost, "a live job lost its name"

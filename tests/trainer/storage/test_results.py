@@ -1,5 +1,6 @@
 """trainer.storage.results on a folder."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,10 @@ from spikewise.records import Cause, Diagnosis, Overfitting, Spike, Suspect
 from spikewise.standing import Standing
 from tests.support.epochs import report
 from trainer import config
-from trainer.storage import open_store, results
+from trainer.storage import NotFound, open_store, results
+from trainer.storage.folder import FolderStore
+
+BACK = {"epoch": 5, "found": 6, "what": "It diverged.", "settings": "a.b=1", "before": {"a.b": 2}, "to_epoch": 4, "to_step": 40}
 
 
 @pytest.fixture
@@ -56,6 +60,84 @@ def test_the_stored_epochs_become_those_of_the_checkpoint(store):
     assert results.get_history(store, "a-run") == []
     results.replace_history(store, "another", [first])
     assert results.get_history(store, "another") == [first]
+
+
+def test_records_of_another_owner_are_corrected(store):
+    """A request that a former driver had sent before it lost the run would leave its numbers in the curve of the successor."""
+    results.put_epoch(store, "a-run", report(1, 9.0), {})
+    results.replace_history(store, "a-run", [report(1)])
+    assert results.get_history(store, "a-run") == [report(1)]
+
+
+class Once(FolderStore):
+    """Its first read gives `answer`."""
+
+    answer = b""
+
+    def get(self, key):
+        answer, self.answer = self.answer, b"sound"
+        if answer is None:
+            raise NotFound("no such object")
+        return super().get(key) if answer == b"sound" else answer
+
+
+@pytest.mark.parametrize("answer", [b"", b"<html>", None, b"[" * 100_000], ids=["empty", "page", "missing", "deep"])
+def test_one_wrong_answer_is_read_again(store, answer):
+    """A run would be taken for a new one, a report would lack an epoch, or a sound object would be called damaged."""
+    results.put_run(store, "a-run", {"config": {}, "manifest": "m", "environment": {}})
+    results.put_epoch(store, "a-run", report(1), {"losses": np.zeros(2, np.float32)})
+    results.put_findings(store, "a-run", Findings())
+    results.count_start(store, "a-run")
+    results.put_start(store, "a-run", 0, {"settings": {}, "machine": {}})
+    results.put_experiment(store, "a-run", Experiment(4, 0.9, 3, (4,), (0.9,)))
+    results.put_roll_backs(store, "a-run", [BACK])
+    for read in (
+        lambda once: results.get_run(once, "a-run") is not None,
+        lambda once: results.get_history(once, "a-run") == [report(1)],
+        lambda once: results.get_arrays(once, "a-run", 1).keys() == {"losses"},
+        lambda once: results.get_findings(once, "a-run") == Findings(),
+        lambda once: results.get_start(once, "a-run", 0) is not None,
+        lambda once: len(results.get_experiments(once, "a-run")) == 1,
+        lambda once: results.get_roll_backs(once, "a-run") == [BACK],
+        lambda once: results.count_start(once, "a-run") == 1,
+    ):
+        once = Once(store.root)
+        once.answer = answer
+        assert read(once)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"config": []}, "config has no sections"),
+        ({"config": {"run": 3}}, "config has no sections"),
+        ({"manifest": 3}, "manifest is something else"),
+        ({"environment": "x"}, "environment or"),
+    ],
+)
+def test_a_run_that_describes_nothing(store, change, why):
+    """A damaged or hostile description of a run would end the next job with a traceback."""
+    results.put_run(store, "a-run", {"config": {}, "manifest": "m", "environment": {}, **change})
+    with pytest.raises(results.ResultsError, match=rf"run.json is damaged \(.*{why}.*\)\. Fix: delete it"):
+        results.get_run(store, "a-run")
+
+
+@pytest.mark.parametrize(
+    "change", [{"epoch": 2}, {"epoch": "1"}, {"epoch": True}, {"train_loss": []}, {"step": -1}, {"step": 10**400}]
+)
+def test_a_report_of_something_else(store, change):
+    """A damaged or hostile record would end every report of the run, and its resume, with a traceback."""
+    store.put("runs/a-run/epochs/0001.json", json.dumps(report(1).as_dict() | change).encode())
+    with pytest.raises(results.ResultsError, match=r"0001\.json is damaged .* Fix: delete it"):
+        results.get_history(store, "a-run")
+
+
+def test_arrays_that_would_fill_the_memory(store, monkeypatch):
+    """A file of some kilobytes that unpacks to many gigabytes would end the job."""
+    results.put_epoch(store, "a-run", report(1), {"losses": np.zeros(10_000, np.float32)})
+    assert len(results.get_arrays(store, "a-run", 1)["losses"]) == 10_000
+    monkeypatch.setattr(results, "LARGEST", 30_000)
+    assert results.get_arrays(store, "a-run", 1) == {}
 
 
 def test_starts_are_counted(store):
@@ -117,5 +199,5 @@ def test_experiments_and_roll_backs_read_back(store):
     assert results.get_history(store, name) == []
     assert len(results.get_experiments(store, "a-run")) == 2
     assert results.get_roll_backs(store, "a-run") == []
-    results.put_roll_backs(store, "a-run", [{"epoch": 5}])
-    assert results.get_roll_backs(store, "a-run") == [{"epoch": 5}]
+    results.put_roll_backs(store, "a-run", [BACK])
+    assert results.get_roll_backs(store, "a-run") == [BACK]

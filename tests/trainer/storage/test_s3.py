@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, IncompleteReadError, NoCredentialsError
 
+from benchmarks.support import faultproxy
 from benchmarks.support.faultproxy import FaultProxy, Kind
 from jobs.demo.s3_server import S3Server
 from trainer.config import S3
@@ -235,6 +236,64 @@ class TestFaults:
                 operation(impatient, tmp_path / "file")
             message(error)
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_response_that_drips_is_given_up(self, impatient: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
+        """A broken proxy that sends a byte a second would hold up the job for days, since no read ever times out."""
+        proxy.inject("drip", times=2)
+        assert impatient.get("key") == DATA
+        proxy.inject("drip", times=1000)
+        proxy.seen.clear()
+        for operation in (OPERATIONS["get"], OPERATIONS["download"]):
+            with pytest.raises(StoreError, match=r"sent no data for 0\.5 s \(3 attempts\)") as error:
+                operation(impatient, tmp_path / "file")
+            message(error)
+        assert len(proxy.seen) == 6
+        assert list(tmp_path.iterdir()) == []
+
+    def test_retries_do_not_multiply(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
+        """An overloaded server would get 25 requests where the message says 5, and the job would wait five times as long."""
+        for kind in ("cut", "status"):
+            for _ in range(3):
+                proxy.inject(kind, times=1)
+                proxy.inject("status", times=1)
+            proxy.seen.clear()
+            with pytest.raises(StoreError, match=r"3 attempts"):
+                shaky.download("key", tmp_path / "copy")
+            assert len(proxy.seen) == 3
+            proxy._faults.clear()
+
+    @pytest.mark.parametrize("body", [b"", b"<html>busy</html>", b"<a><b/></a>", b"<ListBucketResult><IsTrunc"])
+    def test_a_listing_that_is_none(self, shaky: S3Store, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An empty answer of a proxy would count as an empty bucket: a run would begin again, or a data set have no images."""
+        sound, left = faultproxy._Handler._answer, [2]
+
+        def answer(handler: Any, status: int, headers: Any, content: bytes, fault: Any = None) -> None:
+            wrong = left[0] > 0 and "list-type" in handler.path
+            left[0] -= wrong
+            sound(handler, 200 if wrong else status, [] if wrong else headers, body if wrong else content, fault)
+
+        monkeypatch.setattr(faultproxy._Handler, "_answer", answer)
+        assert [entry.key for entry in shaky.list()] == ["key"]
+        left[0] = 3
+        with pytest.raises(StoreError, match=r"answered ListObjectsV2 with .* \(3 attempts\)\. .*Fix: ") as error:
+            list(shaky.list())
+        message(error)
+
+    def test_a_flipped_bit_is_read_again(self, shaky: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A wrong class name or number would be believed. A server whose ETags are no digests must not be read twice forever."""
+        sound, wrong = faultproxy._Handler._answer, [b"X" + DATA[1:]]
+
+        def answer(handler: Any, status: int, headers: Any, content: bytes, fault: Any = None) -> None:
+            sound(handler, status, headers, wrong.pop() if wrong and handler.command == "GET" else content, fault)
+
+        monkeypatch.setattr(faultproxy._Handler, "_answer", answer)
+        assert shaky.get("key") == DATA
+        wrong += [b"Y" + DATA[1:]] * 2
+        assert shaky.get("key") == b"Y" + DATA[1:]
+        before = shaky.requests["get"]
+        wrong.append(b"Z" + DATA[1:])
+        assert shaky.get("key") == b"Z" + DATA[1:]
+        assert shaky.requests["get"] == before + 1
 
     def test_an_object_that_changes_during_the_download(self, shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
         """A file with parts of two versions would count as one of them."""

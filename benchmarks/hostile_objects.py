@@ -1,0 +1,242 @@
+"""Mutates every object that a run reads from its bucket, and reads it the way the run does.
+
+Allowed are a sound result, and an error of one line that names the object. Anything else is a failure: another exception, or a file
+written outside the cache. Mutations: flipped bits, cut and spliced bytes, other web pages, and for JSON other values, types and
+paths at any place.
+
+    python -m benchmarks.hostile_objects --rounds 100000
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from spikewise.findings import Findings
+from spikewise.proof import Experiment
+from spikewise.records import Cause, Diagnosis, Spike
+from trainer import UserError
+from trainer.data.dataset import Pack
+from trainer.data.pack import load_pack
+from trainer.data.pack_file import folder_name
+from trainer.data.shards import ShardWriter, open_rows
+from trainer.epoch import EpochReport
+from trainer.storage import results
+from trainer.storage.checkpoint import Checkpoints
+from trainer.storage.folder import FolderStore
+from trainer.storage.lease import Lease
+from trainer.storage.results import report_from
+
+SHAPE, DIGEST, CLASSES = (8, 10, 3), "0123456789abcdef" * 4, ("authentic", "fake")
+RUN = "runs/a-run/"
+HOSTILE: list[Any] = [
+    *(None, True, -1, 0, 1, 2**31, 2**63, 10**400, 1e308, float("nan"), "", "x", [], {}, [[]], {"key": 1}),
+    *(
+        "../../../outside",
+        "/outside",
+        "a/../../outside",
+        "shards/x/../../outside",
+        "\x1b[31m",
+        "a\nb",
+        "\0",
+        "0" * 64,
+        "x" * 10_000,
+    ),
+]
+"""Values to put into JSON."""
+
+
+@dataclass
+class Bucket:
+    """A sound bucket beside a cache, and a file that no one may touch."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        self.store = FolderStore(self.root / "bucket")
+        self.cache = self.root / "job/cache"
+        self.outside = self.root / "precious"
+        self.outside.write_bytes(b"not the job's")
+        self._fill()
+        self.sound = {entry.key: self.store.get(entry.key) for entry in self.store.list()}
+
+    def _fill(self) -> None:
+        store = self.store
+        count = 6
+        columns = {
+            "image": pa.array([bytes([i]) * 240 for i in range(count)], pa.binary(240)),
+            "label": pa.array([i % 2 for i in range(count)], pa.int32()),
+            "key": [f"Au/{i}.jpg" for i in range(count)],
+            "group": [f"g{i}" for i in range(count)],
+            "content": [f"{i:032x}" for i in range(count)],
+            "side": [""] * count,
+        }
+        with ShardWriter(store, f"shards/{folder_name(DIGEST, SHAPE)}", SHAPE, CLASSES) as writer:
+            writer.add(pa.table(columns))
+            shards = tuple(writer.finish())
+        made = Pack(DIGEST, CLASSES, SHAPE, shards, count)
+        store.put(f"shards/{folder_name(DIGEST, SHAPE)}/pack.json", json.dumps(asdict(made)).encode())
+        results.put_run(store, "a-run", {"config": {"run": {"seed": 1}}, "manifest": DIGEST, "environment": {"python": "3"}})
+        results.count_start(store, "a-run")
+        for epoch in (1, 2):
+            losses = dict.fromkeys([name for name, each in EpochReport.__dataclass_fields__.items() if each.type is float], 0.5)
+            report = report_from({"epoch": epoch, "step": 10 * epoch, **losses})
+            results.put_epoch(
+                store, "a-run", report, {"losses": np.ones(4, np.float32), "probabilities": np.ones((4, 2), np.float32)}
+            )
+        spike = Spike(2, 1.0, 0.6, 0.05, 0.2, 0.4, 0.3, 0.5, 0.05, 80)
+        found = Diagnosis(spike, (Cause("unexplained", 0.0, 0.0, 1.0, "seen.", "do."),))
+        results.put_findings(store, "a-run", Findings((found,)))
+        results.put_start(store, "a-run", 0, {"settings": {}, "machine": {}})
+        results.put_experiment(store, "a-run", Experiment(2, 1.0, 1, (2,), (1.0,)))
+        back = {"epoch": 2, "found": 2, "what": "it", "settings": "", "before": {}, "to_epoch": 1, "to_step": 10}
+        results.put_roll_backs(store, "a-run", [back])
+        results.put_test(store, "a-run", 2, np.ones(3, np.float32), np.ones((3, 2), np.float32))
+        checkpoints = Checkpoints(store, "a-run", 2, lease=1)
+        for step in (10, 20):
+            checkpoints.save(step, {"w": np.full(4, step, np.float32)}, {"epoch": 1, "history": [], "validation_loss": 0.5})
+        checkpoints.close()
+        with Lease(store, "a-run", 0.01):
+            pass
+
+    def read(self, key: str) -> None:
+        """Reads the object as a run does. Raises UserError for a damaged one."""
+        self._reader(key)()
+
+    def _reader(self, key: str) -> Callable[[], object]:
+        store = self.store
+        if key.startswith("shards/"):
+            return self._open
+        if "/checkpoints/" in key:
+            return lambda: (Checkpoints(store, "a-run", 2).latest(), Checkpoints(store, "a-run", 2).best())
+        if "/lease-" in key:
+            return self._take
+        return {
+            "run.json": lambda: results.get_run(store, "a-run"),
+            "starts": lambda: results.count_start(store, "a-run"),
+            "spikes.json": lambda: results.get_findings(store, "a-run"),
+            "0000.json": lambda: results.get_start(store, "a-run", 0),
+            "proof.json": lambda: results.get_experiments(store, "a-run"),
+            "roll_backs.json": lambda: results.get_roll_backs(store, "a-run"),
+            "test.npz": lambda: results.get_test(store, "a-run"),
+            "0001.npz": lambda: results.get_arrays(store, "a-run", 1),
+            "0002.npz": lambda: results.get_arrays(store, "a-run", 2),
+        }.get(key.rpartition("/")[2], lambda: results.get_history(store, "a-run"))
+
+    def _open(self) -> None:
+        if found := load_pack(self.store, DIGEST, SHAPE):
+            rows = open_rows(found, self.store, self.cache, 10**9)
+            rows.images.take(np.arange(len(rows.images)))
+            assert set(rows.labels.tolist()) <= set(range(len(found.classes)))
+            assert all(isinstance(text, str) for text in (*rows.keys, *rows.groups, *rows.contents, *rows.sides))
+
+    def _take(self) -> None:
+        with Lease(self.store, "a-run", 0.01):
+            pass
+
+    def is_safe(self) -> bool:
+        """Whether nothing was written outside of the bucket and the cache."""
+        places = {path.relative_to(self.root).parts[:2] for path in self.root.rglob("*") if path.is_file()}
+        allowed = all(place[0] == "bucket" or place in (("precious",), ("job", "cache")) for place in places)
+        return allowed and self.outside.read_bytes() == b"not the job's"
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """One mutation of the content of an object."""
+    kind = chance.randrange(8)
+    if kind < 4:
+        try:
+            document = json.loads(content)
+        except ValueError:
+            kind = 5
+        else:
+            return json.dumps(_changed(document, chance)).encode()
+    at = chance.randrange(len(content) + 1)
+    if kind == 4:
+        return chance.choice([b"", b"<html>busy</html>", b"null", b"[" * 100_000, b"{}", b"\xff\xfe", b"PK\x03\x04"])
+    if kind == 5 and content:
+        damaged = bytearray(content)
+        for _ in range(chance.choice([1, 1, 3, 20])):
+            damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        return bytes(damaged)
+    if kind == 6:
+        return content[:at]
+    return content[:at] + chance.randbytes(chance.choice([1, 8, 200])) + content[chance.randrange(len(content) + 1) :]
+
+
+def _changed(value: Any, chance: random.Random) -> Any:
+    """JSON with one value changed, added or removed at some place."""
+    if isinstance(value, dict) and value and chance.random() < 0.85:
+        key = chance.choice(list(value))
+        if chance.random() < 0.1:
+            return {name: kept for name, kept in value.items() if name != key}
+        return {**value, key: _changed(value[key], chance)}
+    if isinstance(value, list) and value and chance.random() < 0.85:
+        at = chance.randrange(len(value))
+        return [*value[:at], _changed(value[at], chance), *value[at + chance.choice([0, 1, 1]) :]]
+    return chance.choice(HOSTILE)
+
+
+def fuzz(rounds: int, seed: int = 0) -> Counter[str]:
+    """Raises AssertionError, with the object and the seed of the round, for what is not allowed. Returns what was counted."""
+    counts: Counter[str] = Counter()
+    logging.disable(logging.CRITICAL)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            bucket = Bucket(Path(folder))
+            keys = sorted(bucket.sound)
+            for number in range(rounds):
+                _round(bucket, keys[number % len(keys)], random.Random(f"{seed}-{number}"), f"{seed}-{number}", counts)
+            assert bucket.is_safe(), "a file was written outside of the cache"
+    finally:
+        logging.disable(logging.NOTSET)
+    return counts
+
+
+def _round(bucket: Bucket, key: str, chance: random.Random, name: str, counts: Counter[str]) -> None:
+    content = mutated(bucket.sound[key], chance)
+    bucket.store.put(key, content)
+    kind = key.rpartition("/")[2].partition("-")[0]
+    pack_json = f"shards/{folder_name(DIGEST, SHAPE)}/pack.json"
+    if key.endswith(".arrow") and chance.random() < 0.7:  # whoever writes a shard can also write its digest
+        document = json.loads(bucket.sound[pack_json])
+        document["shards"][0] |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        bucket.store.put(pack_json, json.dumps(document).encode())
+    try:
+        bucket.read(key)
+        counts[f"{kind}: read"] += 1
+    except UserError as error:
+        if not str(error).isprintable():
+            raise AssertionError(f"round {name}, {key}: the message {str(error)!r:.300} is not one plain line") from error
+        counts[f"{kind}: refused"] += 1
+    except Exception as error:
+        raise AssertionError(f"round {name}, {key}: {error!r:.300} for {content[:200]!r}") from error
+    for restored in [key, pack_json] if key.endswith(".arrow") else [key]:
+        bucket.store.put(restored, bucket.sound[restored])
+    for lease in [entry.key for entry in bucket.store.list(f"{RUN}lease-") if entry.key not in bucket.sound]:
+        bucket.store.delete([lease])
+        bucket.store.put(key, bucket.sound[key])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile_objects", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments, began = parser.parse_args(), time.monotonic()
+    counts = fuzz(arguments.rounds, arguments.seed)
+    print(f"{sum(counts.values())} rounds in {time.monotonic() - began:.0f} s, no failure: {dict(sorted(counts.items()))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -52,7 +52,7 @@ def render(document: dict[str, Any], thumbnails: Mapping[Place, Thumbnail]) -> s
         number=number,
         percent=percent,
         whole_percent=whole_percent,
-        signed_percent=lambda fraction: f"{100 * fraction:.0f} %",
+        signed_percent=lambda fraction: f"{round(100 * fraction)} %",
         duration=duration,
         setting=_setting,
         style=_style,

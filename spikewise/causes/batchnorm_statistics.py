@@ -23,12 +23,18 @@ def _momentum(case: Case) -> tuple[Probe | None, Probe | None]:
     return case.probes.get("lower_momentum"), case.probes.get("higher_momentum")
 
 
+def _removes(case: Case, probe: Probe | None) -> float:
+    """The fraction of the rise that a momentum removes; 0 if the loss would be no lower than it is: statistics that never fit the
+    weights do not rise either."""
+    return probe.fraction if probe is not None and probe.facts["now"] < case.spike.loss else 0.0
+
+
 def which(case: Case) -> str:
     """What the momenta tell: lag, shock, or statistics if they do not."""
-    lower, higher = _momentum(case)
-    if lower is not None and lower.fraction >= HALF and lower.fraction - (higher.fraction if higher else 0) >= CLEAR:
+    lower, higher = (_removes(case, probe) for probe in _momentum(case))
+    if lower >= HALF and lower - higher >= CLEAR:
         return "lag"
-    if higher is not None and higher.fraction >= HALF and higher.fraction - (lower.fraction if lower else 0) >= CLEAR:
+    if higher >= HALF and higher - lower >= CLEAR:
         return "shock"
     return "statistics"
 
@@ -99,7 +105,7 @@ def _options(case: Case) -> list[tuple[float, str]]:
     found = [
         (probe.facts["now"], f"model.momentum={probe.facts['momentum']:g}")
         for probe in _momentum(case)
-        if probe is not None and probe.facts["momentum"] is not None and probe.fraction >= HALF
+        if probe is not None and probe.facts["momentum"] is not None and _removes(case, probe) >= HALF
     ]
     if "statistics" in case.probes:
         found.append((case.probes["statistics"].facts["now"], "model.statistics=precise"))

@@ -220,7 +220,7 @@ def test_from_s3_to_s3(bucket, tmp_path):
     made = pack(manifest, only(source), storage, DATA)
     check(open_rows(made, storage, tmp_path / "cache"), contents)
     assert pack(manifest, only(source), storage, DATA) == made
-    assert not [operation for operation in source.requests if operation.startswith("Get")]
+    assert not source.requests["get"]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:

@@ -399,3 +399,10 @@ def test_clipping_is_no_remedy_for_a_learning_rate_that_was_raised():
     assert "(step 1, where the learning rate had risen 70-fold at once)" in verdict.evidence
     assert verdict.remedy == "lower the learning rate to 0.0001 and warm it up over 3 epochs."
     assert verdict.settings == ("optimizer.learning_rate=0.0001 optimizer.warmup_epochs=3",)
+
+
+def test_a_momentum_with_a_higher_loss_is_no_remedy():
+    """Statistics that never fit the weights do not rise; the report would advise what measured worse."""
+    slow = replace(HIGHER, facts={**HIGHER.facts, "now": 0.95, "before": 1.0})
+    verdict = attribute(case([STABLE, STATISTICS, WORSE, slow]))[0]
+    assert (verdict.name, verdict.settings) == ("batchnorm_statistics", ("model.statistics=precise",))

@@ -14,7 +14,7 @@ from trainer.storage.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.integration
 
-SPIKE = ("optimizer.learning_rate=1e-3", "model.momentum=0.98", "training.epochs=4")
+SPIKE = ("optimizer.learning_rate=1e-3", "model.momentum=0.98", "training.epochs=4", "diagnosis.sensitivity=10")
 """With 10 steps an epoch the moving statistics lag far behind at first, as in the demo."""
 
 

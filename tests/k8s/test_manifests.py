@@ -350,5 +350,7 @@ def test_policy_covers_what_is_called():
         "delete_objects": "s3:DeleteObject",
         "list_objects_v2": "s3:ListBucket",
         "get_paginator": "s3:ListBucket",
+        "list_multipart_uploads": "s3:ListBucketMultipartUploads",
+        "abort_multipart_upload": "s3:AbortMultipartUpload",
     }
     assert {needed[name] for call in calls for name in call if name} <= allowed

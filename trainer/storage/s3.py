@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
 
 import boto3
-import urllib3.exceptions
 from boto3.s3.transfer import TransferConfig
 from botocore import UNSIGNED
 from botocore.config import Config as ClientConfig
 from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError, ReadTimeoutError
+from botocore.response import URLLib3ProtocolError, URLLib3ReadTimeoutError
 
 from trainer import config
 from trainer.formatting import masked, one_line
@@ -266,9 +266,9 @@ class S3Store(Store):
                 received += len(chunk)
                 if time.monotonic() - began > bound:
                     raise ReadTimeoutError(endpoint_url=self.client.meta.endpoint_url)
-        except urllib3.exceptions.ReadTimeoutError as error:
+        except URLLib3ReadTimeoutError as error:
             raise ReadTimeoutError(endpoint_url=self.client.meta.endpoint_url, error=error) from None
-        except urllib3.exceptions.HTTPError:
+        except URLLib3ProtocolError:
             raise IncompleteReadError(actual_bytes=received, expected_bytes=length) from None
         if received != length:
             raise IncompleteReadError(actual_bytes=received, expected_bytes=length)

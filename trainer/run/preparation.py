@@ -84,12 +84,16 @@ def check_resumable(previous: Mapping[str, Any] | None, settings: config.Setting
 def complete(previous: Mapping[str, Any] | None, storage: Store, settings: config.Settings, name: str) -> str | None:
     """A line for the user if run `name` has nothing left to do with these settings, else None. Raises StoreError.
 
-    `previous`: its run.json. A run that is to export another epoch (training.keep) is not complete.
+    `previous`: its run.json. A run that is to export another epoch (training.keep), or whose records were lost, is
+    not complete.
     """
     if not previous or previous.get("outcome") not in ("completed", "stopped early"):
         return None
     before, now = previous["config"]["training"], settings.training
-    trained = len(results.get_history(storage, name))
+    epochs = [report.epoch for report in results.get_history(storage, name)]
+    trained = len(epochs)
+    if epochs != list(range(1, trained + 1)) or results.get_findings(storage, name) is None:
+        return None  # records were lost; the workers still know them
     early = previous["outcome"] == "stopped early" and trained < now.epochs
     if early and (before["epochs"], before["early_stopping"]) != (now.epochs, now.early_stopping):
         return None

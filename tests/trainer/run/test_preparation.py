@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from spikewise.findings import Findings
 from trainer import config
 from trainer.data.dataset import DataError
 from trainer.epoch import EpochReport
@@ -54,9 +55,12 @@ def test_a_complete_run_is_recognized(tmp_path, outcome, trained, overrides, lin
             **dict.fromkeys(EpochReport.__dataclass_fields__, 0.5) | {"epoch": epoch, "step": 10 * epoch, "restarts": 0}
         )
         results.put_epoch(store, "first", report, {})
+    results.put_findings(store, "first", Findings())
     now = config.load("jobs/configs/demo.toml", [*base, *overrides])
     found = complete(results.get_run(store, "first"), store, now, "first")
     assert found is None if line is None else re.search(line, found), found
+    store.delete(["runs/first/epochs/0002.json"])  # the workers still know the epoch
+    assert complete(results.get_run(store, "first"), store, now, "first") is None
 
 
 def test_a_new_run_is_not_complete(tmp_path):

@@ -13,6 +13,7 @@ import yaml
 from jobs import submit
 from jobs.kubernetes import manifests
 from jobs.kubernetes.kubectl import ForbiddenError, KubernetesError
+from spikewise.findings import Findings
 from trainer import UserError, config
 from trainer.epoch import EpochReport
 from trainer.storage import results
@@ -179,6 +180,7 @@ def test_a_complete_run_starts_no_pods(capsys, monkeypatch, tmp_path):
             **dict.fromkeys(EpochReport.__dataclass_fields__, 0.5) | {"epoch": epoch, "step": 10 * epoch, "restarts": 0}
         )
         results.put_epoch(store, "first", report, {})
+    results.put_findings(store, "first", Findings())
     monkeypatch.setattr(s3, "has_credentials", lambda: True)
     assert submit._check_bucket(settings, "first", None)
     out = capsys.readouterr().out

@@ -6,7 +6,7 @@ from benchmarks import takeovers
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", ["folder", "s3"])
+@pytest.mark.parametrize("kind", ["folder"])
 def test_paused_hung_and_killed_drivers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver that lost its run would go on committing and delete its successor's checkpoints."""
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):

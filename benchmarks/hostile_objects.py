@@ -209,7 +209,7 @@ def _round(bucket: Bucket, key: str, chance: random.Random, name: str, counts: C
     bucket.store.put(key, content)
     kind = key.rpartition("/")[2].partition("-")[0]
     pack_json = f"shards/{folder_name(DIGEST, SHAPE)}/pack.json"
-    if key.endswith(".arrow") and chance.random() < 0.7:  # whoever writes a shard can also write its digest
+    if key.endswith(".arrow") and chance.random() < 0.7:  # an attacker who can write a shard can also write its digest
         document = json.loads(bucket.sound[pack_json])
         document["shards"][0] |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         bucket.store.put(pack_json, json.dumps(document).encode())

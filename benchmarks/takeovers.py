@@ -161,7 +161,7 @@ def play(url: str, endpoint: str | None, proxy: FaultProxy | None, seed: int) ->
         if fault == "hang" and not second.wait_for("claims", 4 * SECONDS):
             first.signal(signal.SIGSTOP)
         if not second.wait_for("claims"):
-            counts["BROKEN nobody takes over"] += 1
+            counts["BROKEN no takeover"] += 1
         second.wait_for("saved")
         time.sleep(chance.uniform(0, 0.6))
         first.signal(signal.SIGCONT)

@@ -50,7 +50,7 @@ class Mover(NamedTuple):
     step: int
     """Its number in the epoch, from 0."""
     units: int
-    """Number of statistics of which this batch alone is more than half."""
+    """Number of moving variances to which this batch contributed more than half."""
 
 
 def movers(moments: np.ndarray, kept: np.ndarray, now: np.ndarray, variances: np.ndarray) -> list[Mover]:

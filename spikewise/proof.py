@@ -3,7 +3,7 @@
 The control is trained again with nothing changed. Only if it repeats the recorded losses to the last bit does a difference between
 it and the treatment, trained again with one thing changed, come from that change.
 
-Shapes: n validation images, k epochs trained again, the first of which is the spike's.
+Shapes: n validation images, k epochs trained again, starting with that of the spike.
 """
 
 from collections.abc import Mapping

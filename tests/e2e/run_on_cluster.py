@@ -168,7 +168,7 @@ def left(kubectl: Kubectl, run: str) -> list[str]:
 def test_accepted_by_the_server(kubectl, configuration, overlay, shape):
     """The server would reject a field that the schemas allow; or the namespace's Pod Security would reject every pod."""
     if shape == "rayjob" and not kubectl.run("api-resources", "--api-group=ray.io", "-o", "name").strip():
-        pytest.skip("KubeRay is not installed on this cluster, so that it accepts no RayJob")
+        pytest.skip("This cluster has no RayJob resource: KubeRay is not installed. SHAPE=job does not need it.")
     gpu = f"launch.gpu={'true' if overlay == 'gpu' else 'false'}"
     printed = subprocess.run(
         [

@@ -227,7 +227,7 @@ def test_a_damaged_description_of_the_run(attempt):
     place = attempt.place
     place.runs.put("runs/refused/run.json", b'{"config": ')
     attempt.fails(
-        r"runs/refused/run\.json is damaged \(no JSON: Expecting value.*\)\. Fix: delete it to resume from the run's checkpoints, or choose"
+        r"runs/refused/run\.json is damaged \(no JSON: .*\)\. Fix: delete it to resume from the run's checkpoints, or choose"
     )
     place.runs.delete(["runs/refused/run.json"])
 

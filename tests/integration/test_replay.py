@@ -35,7 +35,7 @@ def spiked(place):
 
 
 def test_the_remedy_of_a_natural_spike_is_proven_at_the_end_of_the_run(place, spiked):
-    """The report would repeat advice that nobody tried, although the job had the time for it."""
+    """The report would repeat untested advice, although the job had time to test it."""
     folder, _, store = place
     found, *_ = results.get_findings(store, "spiked").diagnoses
     assert found.verdict.name.startswith("batchnorm")

@@ -13,7 +13,7 @@ from benchmarks.support.job import Job
 from tests.k8s.test_monitoring import DASHBOARD_QUERIES, metrics
 from tests.support import jobs
 from tests.support.prometheus import prometheus, query, until
-from tests.trainer.test_metrics import a_diagnosis
+from tests.trainer.test_metrics import PARTS, STANDING, a_diagnosis
 from trainer.metrics import METRICS, Exporter
 
 pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
@@ -38,6 +38,7 @@ def test_every_query_of_the_dashboard_has_an_answer(s3_server: Any, tmp_path: Pa
             until(lambda: query(api, "spikewise_validation_spikes_total"))
             rare.begin(1, steps=0, images=0)
             rare.update_spikes([a_diagnosis("few_examples", 3), a_diagnosis("unexplained", 4)])
+            rare.update_parts(PARTS, [STANDING])
             until(lambda: query(api, "spikewise_validation_spike_timestamp_seconds"))
             job.succeed()
             runs = {name: "rare" if name in RARE else "seen" for name in DASHBOARD_QUERIES}

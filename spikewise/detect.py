@@ -208,10 +208,11 @@ class Detector:
         """Whether an open spike must be resolved by the next epoch: as recovered, a level shift or a divergence."""
         return any(self.epoch + 1 - spike.epoch >= PATIENCE for spike in self.open)
 
-    def update(self, losses: np.ndarray, *, lost: bool | None = None) -> Update:
+    def update(self, losses: np.ndarray, *, lost: bool | None = None, asked: bool = False) -> Update:
         """Judges the next epoch from the loss of each validation image [n], the images in the same order every time. `lost` counts
         only if a spike is `due`: whether the network has lost its training images as well, which makes a lasting rise a
-        divergence; None if unknown."""
+        divergence; None if unknown. `asked`: describe the epoch as a spike if its loss is above the
+        expected one at all; without an alarm it stays an ordinary epoch."""
         losses = np.asarray(losses, float)
         self.means.append(float(np.mean(losses)))
         expected, scale = self._expected()
@@ -227,11 +228,11 @@ class Detector:
         if lasting := [spike for spike in resolved if spike.outcome != "recovered"]:
             self._restart(lasting[0].epoch)
         spike = None
-        if not before:
-            spike = self._judge(losses, expected, scale)
+        if asked or not before:
+            spike = self._judge(losses, expected, scale, asked=asked)
         elif ends[before[0].epoch] != "recovered":  # the loss is high since then: a second fault lies above that as well
             spike = self._judge(losses, *self._expected_above(before[0], expected))
-        if spike is not None:
+        if spike is not None and (spike.rise == np.inf or spike.rise > spike.threshold):  # a smaller one was only asked for
             self.spikes.append(spike)
         elif np.isfinite(self.means[-1]) and not self.open:
             self.ordinary.append(self.epoch)
@@ -288,12 +289,12 @@ class Detector:
         relative = first.scale / first.baseline if first.baseline > 0 else PRIOR
         return level, relative * level
 
-    def _judge(self, losses: np.ndarray, expected: float, scale: float) -> Spike | None:
-        """The newest epoch as a spike, if it lies far enough above the `expected` loss."""
+    def _judge(self, losses: np.ndarray, expected: float, scale: float, *, asked: bool = False) -> Spike | None:
+        """The newest epoch as a spike, if it lies far enough above the `expected` loss; above it at all if `asked`."""
         loss = self.means[-1]
         limit = float(threshold(expected, scale, sensitivity=self._sensitivity))
         rise = loss - expected
-        if np.isfinite(loss) and not rise > limit:
+        if np.isfinite(loss) and not rise > (0 if asked else limit):
             if rise > 0 and (self.largest is None or rise * self.largest.expected > self.largest.rise * expected):
                 self.largest = Rise(self.epoch, rise, expected, limit)
             return None

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spikewise import batches, causes, measure, outputs, probes, standing
+from spikewise import batches, causes, outputs, probes
 from spikewise import steps as analysis
-from spikewise.curve import BUDGET, Budget, Parts, parts_from, sizes
-from spikewise.detect import Detector, Update, course, forecast, overfitting, threshold
+from spikewise.curve import BUDGET, Parts
+from spikewise.detect import Detector, Update, course, overfitting
 from spikewise.findings import Findings
+from spikewise.measure import Composition
 from spikewise.moments import Counterfactuals, batch_moments
 from spikewise.probes import Network, Scene, Weights
 from spikewise.records import (
@@ -34,13 +35,11 @@ from spikewise.records import (
     Training,
     diagnosis_from,
 )
-from spikewise.standing import Standing, standing_from
+from spikewise.standing import Standing
 from spikewise.suspects import suspects
 
 SNAPSHOTS = 8
 """Number of parts that an epoch is divided into by copies of the weights."""
-MOVED = 0.1
-"""A loss that changed by more than this fraction since the epoch before has moved."""
 RECENT = 2
 """Number of epochs for which a raised learning rate remains a possible cause: its harm may come a little later."""
 
@@ -107,11 +106,8 @@ class Diagnostician:
         self.network = network
         self.detector = Detector(groups, sensitivity=sensitivity)
         self.diagnoses: list[Diagnosis] = []
-        self.parts: list[Parts] = []
-        """What the validation loss is made of, for each epoch in which that was measured."""
-        self.standing: list[Standing] = []
-        """The standing causes so far."""
-        self._budget = Budget(budget)
+        self.composition = Composition(budget)
+        """What the validation loss is made of, and the standing causes."""
         self._counterfactuals = Counterfactuals()
         self._hyperparameters = Hyperparameters(
             batch_size=batch_size,
@@ -169,10 +165,9 @@ class Diagnostician:
         steps = steps[list(STEP.names or ())].astype(STEP)
         sampled = float(np.mean(sample)) if len(sample) else np.nan
         self._samples.append(sampled)
-        as_asked = self._as_spike(np.asarray(losses, float)) if asked else None
         trains = analysis.lost(steps, self._earlier, self._guess) is False
         lost = False if trains else self._lost(sampled, len(steps)) if self.detector.due else None
-        update = self.detector.update(losses, lost=lost)
+        update = self.detector.update(losses, lost=lost, asked=asked)
         if trains:
             update = self._not_lost(update)
         epoch = self.detector.epoch
@@ -181,7 +176,7 @@ class Diagnostician:
         self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
         self._counterfactuals.update(trace, np.asarray(self.network.kept, float))
         diagnosis = None
-        if (spike := update.spike or as_asked) is not None:
+        if (spike := update.spike) is not None:
             began = time.perf_counter()
             self.case = case = self._case(spike, losses, np.asarray(sample), steps, events, predict, trace)
             ranked = causes.attribute(case)
@@ -189,7 +184,19 @@ class Diagnostician:
                 spike, ranked, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
             )
             self.diagnoses.append(diagnosis)
-        parts, new = self._measure(losses, steps, spike=update.spike is not None)
+        parts, new = self.composition.measure(
+            self.network,
+            self._counterfactuals,
+            losses=losses,
+            before=self.detector.means[-2] if epoch > 1 else None,
+            path=self._path,
+            steps=steps,
+            guess=self._guess,
+            hyperparameters=self._hyperparameters,
+            spike=update.spike is not None,
+            epoch=epoch,
+            settled=not self.detector.open,
+        )
         self._rate = next((event for event in reversed(events) if event.kind == "learning_rate"), self._rate)
         if self.detector.ordinary[-1:] == [epoch]:
             average = probes.average(self._path) if len(self._path) > 1 else None
@@ -227,7 +234,7 @@ class Diagnostician:
     @property
     def findings(self) -> Findings:
         """Everything found so far."""
-        return Findings(tuple(self.diagnoses), self.overfitting, tuple(self.parts), tuple(self.standing))
+        return Findings(tuple(self.diagnoses), self.overfitting, tuple(self.composition.parts), tuple(self.composition.standing))
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The state as JSON types and plain float arrays, without weights. A resumed run that restores both continues as an
@@ -245,9 +252,7 @@ class Diagnostician:
             "rate": self._rate.as_dict() if self._rate else None,
             "rate_before": self._rate_before if np.isfinite(self._rate_before) else None,
             "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses],
-            "parts": [parts.as_dict() for parts in self.parts],
-            "standing": [one.as_dict() for one in self.standing],
-            "saved": self._budget.saved,
+            "composition": self.composition.state(),
         }
         kept["followed"], arrays["counterfactuals"] = self._counterfactuals.state()
         return kept, arrays
@@ -259,9 +264,7 @@ class Diagnostician:
         self._rate = Event(**facts["rate"]) if facts.get("rate") else None
         self._rate_before = np.nan if facts["rate_before"] is None else facts["rate_before"]
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
-        self.parts = [parts_from(values) for values in facts["parts"]]
-        self.standing = [standing_from(values) for values in facts["standing"]]
-        self._budget.saved = facts["saved"]
+        self.composition.restore(facts["composition"])
         self._counterfactuals.restore(facts["followed"], arrays["counterfactuals"])
         self._before = [
             _Epoch(
@@ -275,40 +278,6 @@ class Diagnostician:
         if at_epoch_end and self._before and self.detector.ordinary[-1:] == [self.detector.epoch]:
             self._before[-1].weights = self.network.weights()
             self._before[-1].alternatives = self._counterfactuals.now
-
-    def _measure(self, losses: np.ndarray, steps: np.ndarray, *, spike: bool) -> tuple[Parts | None, list[Standing]]:
-        """What the loss of this epoch is made of, if that is measured now, and the standing causes that are new."""
-        means, size = self.detector.means, self._hyperparameters.batch_size
-        moved = len(means) > 1 and abs(means[-1] - means[-2]) > MOVED * means[-2]
-        images = len(steps) * size
-        if (
-            not self._budget.due(images, moved=moved, spike=spike)
-            or not np.isfinite(losses).all()
-            or not np.isfinite(steps["loss"]).all()
-        ):
-            return None, []
-        path, chosen = self._path, sizes(images)
-        with self.network.untouched():
-            parts, tried = measure.parts(
-                self.network, self.detector.epoch, losses, path, float(np.mean(steps["loss"])), size, chosen
-            )
-            self.parts.append(parts)
-            names = standing.find(self.parts, self._guess)
-            if any(one.outcome == "open" for one in self.detector.spikes):  # the spike explains what is new
-                names &= {one.name for one in self.standing}
-            if "statistics" in names:
-                tried = replace(tried, momenta=measure.momenta(self.network, path[-1][1], self._counterfactuals, chosen))
-                self._budget.charge(len(tried.momenta) * chosen.losses)
-            unseen = measure.unseen(self.network, path, size, chosen) if parts.epoch == 1 else None
-            self._budget.charge(chosen.statistics + 2 * chosen.losses if unseen else 0)
-        if unseen and standing.differs(unseen):
-            names.add("preparation")
-
-        def say(name: str) -> standing.Text:
-            return standing.say(name, parts, self._hyperparameters, self._guess, tried, unseen)
-
-        self.standing, new = standing.update(self.standing, names, parts.epoch, say)
-        return parts, new
 
     def _moments_of(self, trace: np.ndarray | None) -> np.ndarray | None:
         """The moments [m] of all batches of an epoch together, from its moving statistics [s + 1, m]."""
@@ -347,24 +316,6 @@ class Diagnostician:
             with self.network.untouched():
                 sampled = probes.training_loss(self.network, steps, self._hyperparameters.batch_size)
         return not sampled < limit
-
-    def _as_spike(self, losses: np.ndarray) -> Spike | None:
-        """The next epoch, with these losses [n], as a spike whatever the detector says; None if its loss is not above the expected
-        one, or if that is unknown."""
-        detector, loss = self.detector, float(np.mean(losses))
-        if not detector.ordinary:
-            return None
-        epochs, means = np.array(detector.ordinary), np.array([detector.means[epoch - 1] for epoch in detector.ordinary])
-        baseline, scale = (float(value) for value in forecast(epochs, means, detector.epoch + 1))
-        rise, resampler, reference = loss - baseline, detector.resampler(len(losses)), detector.reference()
-        if not 0 < rise < np.inf:
-            return None
-        change = losses - (baseline if reference is None else reference)
-        draws = rise + resampler.means(change) - change.mean()
-        low, high = (float(value) for value in np.quantile(draws, [0.025, 0.975]))
-        limit, error = float(threshold(baseline, scale)), float(draws.std())
-        spike = Spike(detector.epoch + 1, loss, baseline, scale, limit, rise, low, high, error, len(losses))
-        return replace(spike, groups=resampler.groups)
 
     def _resolve(self, spike: Spike, steps: np.ndarray) -> Diagnosis | None:
         """Updates the diagnosis of a spike whose outcome became known after `steps` [s]."""

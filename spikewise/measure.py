@@ -1,20 +1,96 @@
-"""Measures what the validation loss of an epoch is made of, with the network as it is. Each function leaves the network changed:
-call it inside `network.untouched()`.
+"""Measures what the validation loss is made of, epoch by epoch, and keeps what was found: `Composition`.
 
-Shapes: s steps of the epoch, v validation images, t training images, m moving statistics of all layers, one layer after the other.
+The functions measure one epoch with the network as it is. Each leaves the network changed: call it inside `network.untouched()`.
+
+Shapes: n validation images, v of them in the subset, t training images, s steps of the epoch, m moving statistics of all layers,
+one layer after the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from spikewise import curve, probes
-from spikewise.curve import Parts, Sizes
+from spikewise import curve, probes, standing
+from spikewise.curve import Budget, Parts, Sizes, parts_from
 from spikewise.moments import Counterfactuals, alternatives
 from spikewise.probes import Network, Weights
-from spikewise.standing import Tried, Unseen
+from spikewise.records import Hyperparameters
+from spikewise.standing import Standing, Tried, Unseen, standing_from
 
 Path = Sequence[tuple[int, Weights]]
+MOVED = 0.1
+"""A loss that changed by more than this fraction since the epoch before has moved."""
+
+
+class Composition:
+    """What the validation loss of a run is made of, measured within a budget, and its standing causes."""
+
+    def __init__(self, budget: float) -> None:
+        """`budget`: fraction of the training time."""
+        self.parts: list[Parts] = []
+        """For each epoch in which they were measured."""
+        self.standing: list[Standing] = []
+        self._budget = Budget(budget)
+
+    def measure(
+        self,
+        network: Network,
+        counterfactuals: Counterfactuals,
+        *,
+        losses: np.ndarray,
+        before: float | None,
+        path: Path,
+        steps: np.ndarray,
+        epoch: int,
+        guess: float,
+        hyperparameters: Hyperparameters,
+        spike: bool,
+        settled: bool,
+    ) -> tuple[Parts | None, list[Standing]]:
+        """The parts of an epoch, None if they are not measured in it, and the standing causes that are new.
+
+        `losses` [n] of the epoch and the mean loss `before` it; `path`: its snapshots; `steps` [s], dtype records.STEP; `guess`:
+        the loss of always predicting the class frequencies; `spike`: whether the epoch is one; `settled`: False while a spike is
+        open, which then explains what is new."""
+        size, mean = hyperparameters.batch_size, float(np.mean(losses))
+        images, moved = len(steps) * size, before is not None and abs(mean - before) > MOVED * before
+        due = self._budget.due(images, moved=moved, spike=spike)
+        if not due or not np.isfinite(losses).all() or not np.isfinite(steps["loss"]).all():
+            return None, []
+        chosen = curve.sizes(images)
+        with network.untouched():
+            found, tried = parts(network, epoch, losses, path, float(np.mean(steps["loss"])), size, chosen)
+            self.parts.append(found)
+            names = standing.find(self.parts, guess)
+            if not settled:
+                names &= {one.name for one in self.standing}
+            if "statistics" in names:
+                tried = replace(tried, momenta=momenta(network, path[-1][1], counterfactuals, chosen))
+                self._budget.charge(len(tried.momenta) * chosen.losses)
+            apart = unseen(network, path, size, chosen) if epoch == 1 else None
+            self._budget.charge(chosen.statistics + 2 * chosen.losses if apart else 0)
+        if apart and standing.differs(apart):
+            names.add("preparation")
+        self.standing, new = standing.update(
+            self.standing, names, epoch, lambda name: standing.say(name, found, hyperparameters, guess, tried, apart)
+        )
+        return found, new
+
+    def state(self) -> dict[str, Any]:
+        """The state as JSON types."""
+        return {
+            "parts": [one.as_dict() for one in self.parts],
+            "standing": [one.as_dict() for one in self.standing],
+            "saved": self._budget.saved,
+        }
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Restores a `state`."""
+        self.parts = [parts_from(one) for one in values["parts"]]
+        self.standing = [standing_from(one) for one in values["standing"]]
+        self._budget.saved = values["saved"]
 
 
 def parts(

@@ -1,0 +1,89 @@
+"""The parts of the loss and the standing causes, measured on a small real network in training."""
+
+import numpy as np
+import pytest
+
+from spikewise.curve import PARTS
+from spikewise.diagnose import Diagnostician
+from tests.spikewise.training import BATCH, STEPS, SmallTraining
+
+EPOCHS = 6
+
+
+class _Watched(SmallTraining):
+    """A network whose training is watched from its first epoch on; every epoch is measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        labels = self.y[self.validation]
+        self.diagnostician = Diagnostician(self.network, batch_size=BATCH, labels=labels, momentum=self.norm.momentum, budget=1.0)
+
+    def close(self, before_evaluation=lambda: None):
+        """Trains an epoch and has it measured."""
+        snapshots = self.diagnostician.snapshots(STEPS)
+
+        def after(done: int) -> None:
+            if done == STEPS:
+                before_evaluation()
+            if done in snapshots:
+                self.diagnostician.snapshot(done)
+
+        steps = self.epoch(after=after)
+        rate = float(self.optimizer.learning_rate)
+        return self.diagnostician.close_epoch(self.evaluate(), self.sample(), steps, learning_rate=rate, trace=np.array(self.trace))
+
+
+@pytest.fixture
+def watched():
+    return _Watched()
+
+
+def test_the_parts_of_a_healthy_run_add_up_and_nothing_stands(watched):
+    """The sum would not be the loss that the user sees; or every healthy run would be blamed."""
+    news = [watched.close() for _ in range(EPOCHS)]
+    assert [one.parts.epoch for one in news] == list(range(1, EPOCHS + 1))
+    for one, mean in zip(news, watched.diagnostician.detector.means, strict=True):
+        assert one.parts.loss == pytest.approx(mean)
+        assert sum(getattr(one.parts, name) for name in PARTS) == pytest.approx(mean)
+    assert abs(news[-1].parts.statistics) < 0.1
+    assert watched.diagnostician.composition.standing == []
+
+
+def test_statistics_that_never_fit_are_a_standing_cause_with_a_setting(watched):
+    """A run whose whole curve is wrong would end with "No spike" and no advice."""
+
+    def spoil() -> None:
+        watched.norm.moving_mean.assign(watched.norm.moving_mean - 4)
+
+    news = [watched.close(spoil) for _ in range(EPOCHS)]
+    (standing,) = watched.diagnostician.composition.standing
+    assert (standing.name, standing.epoch, standing.over) == ("statistics", EPOCHS, False)
+    assert "model.statistics=precise" in standing.settings
+    assert sum(len(one.standing) for one in news) == 1  # said once
+    assert news[-1].parts.statistics > 0.5 * news[-1].parts.loss
+
+
+def test_validation_images_prepared_in_another_way_are_found_in_the_first_epoch(watched):
+    """From the second epoch on, this looks like overfitting."""
+    watched.x[watched.validation] = 0.05 * watched.x[watched.validation] + 3
+    (standing,) = [one for one in watched.close().standing if one.name == "preparation"]
+    assert "training images that the network had not seen either" in standing.finding
+
+
+def test_measuring_leaves_everything_bit_for_bit(watched):
+    """The diagnosis would change the run."""
+    state = []
+    watched.close(lambda: state.extend(np.array(variable.value) for variable in watched.variables()))
+    assert len(watched.diagnostician.composition.parts) == 1
+    for value, variable in zip(state, watched.variables(), strict=True):
+        np.testing.assert_array_equal(np.array(variable.value), value)
+
+
+def test_a_resumed_run_measures_as_an_undisturbed_one(watched):
+    """The report of a resumed run would lack epochs, or repeat its standing causes."""
+    for _ in range(3):
+        watched.close()
+    facts, arrays = watched.diagnostician.state()
+    other = Diagnostician(watched.network, batch_size=BATCH, labels=watched.y[watched.validation], budget=1.0)
+    other.restore(facts, arrays, at_epoch_end=True)
+    assert other.findings == watched.diagnostician.findings

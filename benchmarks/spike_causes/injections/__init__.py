@@ -24,9 +24,9 @@ from benchmarks.spike_causes.injections.other_preparation import OtherPreparatio
 from benchmarks.spike_causes.injections.other_scaling import OtherScaling
 from benchmarks.spike_causes.injections.other_weights import OtherWeights
 from benchmarks.spike_causes.injections.random_labels import RandomLabels
-from benchmarks.spike_causes.injections.rare_units import RareUnits
 from benchmarks.spike_causes.injections.scaled_logits import ScaledLogits
 from benchmarks.spike_causes.injections.silently_lost_statistics import SilentlyLostStatistics
+from benchmarks.spike_causes.injections.skipped_step import SkippedStep
 from benchmarks.spike_causes.injections.sorted_classes import SortedClasses
 from benchmarks.spike_causes.injections.stale_statistics import StaleStatistics
 from benchmarks.spike_causes.injections.tiny_batches import TinyBatches
@@ -41,5 +41,5 @@ INJECTIONS: list[type[Injection]] = [
     *(AnnouncedRate, LostOptimizer, LostStatistics, OtherWeights, FlippedBatches, CorruptBatch, LearningRate, GiantStep),
     *(SilentlyLostStatistics, StaleStatistics, MoreDropout, TinyBatches, WrongWay, Explosion),
     *(LowPrecision, OtherPreparation, RandomLabels, SortedClasses, ScaledLogits, LostSecondMoments, OtherLoss),
-    *(FastWeights, RareUnits),
+    *(FastWeights, SkippedStep),
 ]

@@ -1,23 +1,16 @@
-from benchmarks.spike_causes.injections.common import HOT
+import numpy as np
+
 from benchmarks.spike_causes.runs import Injection, Run
 
 
 class ScaledLogits(Injection):
-    """The training loss divides the logits by a temperature that the evaluation lacks, as after a distillation: the network learns
-    larger logits, and is too sure of itself. A schedule raises the learning rate fourfold meanwhile."""
+    """The last layer is multiplied by a number, as when a temperature is folded into its weights the wrong way: each image keeps
+    its class, and the network is too sure of it."""
 
-    name, cause = "a temperature in the training loss alone", "overconfidence"
-    tune, report = (12, 24, 48), (10, 20, 40)
-    """The temperature."""
-    needs = HOT
-    patience = 8
-
-    def begin(self, run: Run) -> None:
-        run.logit_scale = 1 / self.strength
-
-    def before_step(self, run: Run, step: int) -> None:  # noqa: ARG002
-        if run.learning_rate < 4 * run.config.learning_rate * run.config.settled:
-            run.learning_rate *= 1.05
+    name, cause = "a temperature folded into the weights", "overconfidence"
+    tune, report = (1.5, 3, 6), (2, 4, 8)
+    """The factor."""
 
     def end(self, run: Run) -> None:
-        run.logit_scale = 1.0
+        for variable in run.model.layers[-1].trainable_variables:
+            variable.assign(self.strength * np.array(variable))

@@ -154,4 +154,6 @@ def _clustering(moments: list[np.ndarray], images: int) -> float:
     means, variances = moments[-2:]
     expected = variances.mean(0) / images
     alive = variances.mean(0) > 1e-3 * variances.mean(0).max()
+    if not alive.any():
+        return 0.0
     return float(np.median(means.var(0, ddof=1)[alive] / (expected[alive] + 1e-12)))

@@ -180,8 +180,6 @@ class Run:
         """The dropout layers. Their `rate` may be changed."""
         self.gradient_sign = 1.0
         """Factor of the gradient. May be changed."""
-        self.logit_scale = 1.0
-        """Factor of the logits in the training loss. May be changed."""
         self.batches: list[tuple[np.ndarray, np.ndarray]] = []
         """Images and labels of this epoch's batches. May be changed in `Injection.begin`."""
         self.events: list[Event] = []
@@ -315,7 +313,7 @@ class Run:
         self.epoch, self.validation, self.history = saved["epoch"], saved["validation"], list(saved["history"])
         for layer, rate in zip(self.dropouts, saved["rates"], strict=True):
             layer.rate = rate
-        self.gradient_sign, self.logit_scale, self._injection = 1.0, 1.0, None
+        self.gradient_sign, self._injection = 1.0, None
         self.rng = np.random.default_rng([self.config.seed, 2])
 
     def _variables(self) -> list[keras.Variable]:
@@ -326,8 +324,8 @@ class Run:
         return _pixels(pixels), labels
 
     def _train(self) -> Callable[..., Any]:
-        """The compiled training step, one for each combination of dropout rates and factors, which are constants in it."""
-        key = (*(layer.rate for layer in self.dropouts), self.gradient_sign, self.logit_scale)
+        """The compiled training step, one for each combination of dropout rates and sign, which are constants in it."""
+        key = (*(layer.rate for layer in self.dropouts), self.gradient_sign)
         if key not in self._compiled:
             self._compiled[key] = tf.function(self._step)
         return self._compiled[key]
@@ -335,7 +333,7 @@ class Run:
     def _step(self, pixels: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         weights = [v.value for v in self.model.trainable_variables]
         with tf.GradientTape() as tape:
-            logits = self.logit_scale * self.model(pixels, training=True)
+            logits = self.model(pixels, training=True)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         gradients = [self.gradient_sign * g for g in tape.gradient(loss, weights)]
         before, rate = [tf.identity(w) for w in weights], tf.identity(self.optimizer.learning_rate.value)

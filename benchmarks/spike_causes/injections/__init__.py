@@ -9,7 +9,6 @@ from benchmarks.spike_causes.injections.augmented_evaluation import AugmentedEva
 from benchmarks.spike_causes.injections.corrupt_batch import CorruptBatch
 from benchmarks.spike_causes.injections.damaged_images import DamagedImages
 from benchmarks.spike_causes.injections.explosion import Explosion
-from benchmarks.spike_causes.injections.fast_weights import FastWeights
 from benchmarks.spike_causes.injections.flipped_batches import FlippedBatches
 from benchmarks.spike_causes.injections.giant_step import GiantStep
 from benchmarks.spike_causes.injections.learning_rate import LearningRate
@@ -24,7 +23,6 @@ from benchmarks.spike_causes.injections.other_preparation import OtherPreparatio
 from benchmarks.spike_causes.injections.other_scaling import OtherScaling
 from benchmarks.spike_causes.injections.other_weights import OtherWeights
 from benchmarks.spike_causes.injections.random_labels import RandomLabels
-from benchmarks.spike_causes.injections.scaled_logits import ScaledLogits
 from benchmarks.spike_causes.injections.silently_lost_statistics import SilentlyLostStatistics
 from benchmarks.spike_causes.injections.skipped_step import SkippedStep
 from benchmarks.spike_causes.injections.sorted_classes import SortedClasses
@@ -40,6 +38,6 @@ INJECTIONS: list[type[Injection]] = [
     *(AugmentedEvaluation, TrainingModeEvaluation, WrongLabels, DamagedImages, UnluckyDraw, OtherCamera, OtherScaling),
     *(AnnouncedRate, LostOptimizer, LostStatistics, OtherWeights, FlippedBatches, CorruptBatch, LearningRate, GiantStep),
     *(SilentlyLostStatistics, StaleStatistics, MoreDropout, TinyBatches, WrongWay, Explosion),
-    *(LowPrecision, OtherPreparation, RandomLabels, SortedClasses, ScaledLogits, LostSecondMoments, OtherLoss),
-    *(FastWeights, SkippedStep),
+    *(LowPrecision, OtherPreparation, RandomLabels, SortedClasses, LostSecondMoments, OtherLoss),
+    *(SkippedStep),
 ]

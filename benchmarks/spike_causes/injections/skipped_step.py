@@ -10,7 +10,7 @@ class SkippedStep(Injection):
     """The pixels of one batch are on another scale, and its step is skipped, as loss scaling skips one whose gradient overflows.
     The batch then moves BatchNormalization's statistics and nothing else."""
 
-    name, cause = "a batch out of scale whose step is skipped", "batchnorm_shock"
+    name, cause = "a batch out of scale whose step is skipped", "bad_batch"
     tune, report = (4, 10, 30), (6, 15, 45)
     """Factor of the pixels."""
 

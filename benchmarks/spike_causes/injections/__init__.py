@@ -38,6 +38,5 @@ INJECTIONS: list[type[Injection]] = [
     *(AugmentedEvaluation, TrainingModeEvaluation, WrongLabels, DamagedImages, UnluckyDraw, OtherCamera, OtherScaling),
     *(AnnouncedRate, LostOptimizer, LostStatistics, OtherWeights, FlippedBatches, CorruptBatch, LearningRate, GiantStep),
     *(SilentlyLostStatistics, StaleStatistics, MoreDropout, TinyBatches, WrongWay, Explosion),
-    *(LowPrecision, OtherPreparation, RandomLabels, SortedClasses, LostSecondMoments, OtherLoss),
-    *(SkippedStep),
+    *(LowPrecision, OtherPreparation, RandomLabels, SortedClasses, LostSecondMoments, OtherLoss, SkippedStep),
 ]

@@ -199,6 +199,7 @@ class Run:
             keras.losses.SparseCategoricalCrossentropy(True, reduction=None),
             self.optimizer.variables,
             self._probabilities,
+            sample=lambda most: self.losses(*(values[: min(most, config.sample)] for values in self.training)),
         )
         self.network.exact = lambda: self._injection.evaluate_in_float32(self) if self._injection else None
         self.diagnostician = Diagnostician(

@@ -45,6 +45,8 @@ FLOOR = 0.05
 """Nats added to a loss before its logarithm is taken: near 0, single images decide, and a loss varies by more than its size."""
 PRIOR_WEIGHT = 3.0
 """Number of measured differences that the prior counts for."""
+QUIET = 2.0
+"""With WINDOW differences or more, the prior is at most this many times what was measured: a quiet run needs no large rise."""
 FIRST, FIRST_WEIGHT = 3, 0.3
 """Rises in the epochs up to FIRST count only so much."""
 RISES = 0.66
@@ -107,8 +109,10 @@ def _variance_around_trend(y: np.ndarray, prior: float) -> np.ndarray:
     if k < 1:
         return np.full(y.shape[:-1], np.inf)
     # If the last epochs are calmer than those before, only they count, so that a wild start is soon forgotten.
-    noise_scale = np.minimum(_noise_scale(y, MEMORY), 1.5 * _noise_scale(y, WINDOW))
-    return np.asarray((PRIOR_WEIGHT * prior**2 + k * noise_scale**2) / (PRIOR_WEIGHT + k))
+    whole = _noise_scale(y, MEMORY)
+    noise_scale = np.minimum(whole, 1.5 * _noise_scale(y, WINDOW))
+    assumed = np.minimum(prior, QUIET * whole) if k >= WINDOW else prior
+    return np.asarray((PRIOR_WEIGHT * assumed**2 + k * noise_scale**2) / (PRIOR_WEIGHT + k))
 
 
 def _noise_scale(y: np.ndarray, memory: int) -> np.ndarray:

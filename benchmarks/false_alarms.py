@@ -2,7 +2,7 @@
 
     python -m benchmarks.false_alarms [--runs 4000] [--seed 1]
 
-Takes a few minutes. This is where spikewise.detect.MULTIPLE comes from: it is the smallest multiple, rounded up to halves, at
+Takes a few minutes. This is where spikewise.forecast.MULTIPLE comes from: it is the smallest multiple, rounded up to halves, at
 which at most 5 % of the runs of every kind below raise an alarm. A simulated curve is a trend (a fall to a floor, then possibly
 overfitting) plus autocorrelated noise. The kind "photographs" imitates real runs on photographs: standard deviation 0.05,
 lag-1 autocorrelation 0.5-0.6, and a few excursions of 3 to 6 MAD while the loss climbs from 0.7 to 1.4-1.7. The multiple was
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spikewise import detect
+from spikewise import detect, forecast
 
 EPOCHS = 100
 
@@ -118,11 +118,11 @@ def needed(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The smallest multiple at which each run of `losses` [S, T] raises no alarm [S], and its relative thresholds [S, T]."""
     multiples, limits = np.zeros(len(losses)), np.full(losses.shape, np.nan)
     for epoch in range(2, EPOCHS + 1):
-        baseline, scale = detect.forecast(np.arange(1, epoch), losses[:, : epoch - 1], epoch)
+        baseline, scale = forecast.forecast(np.arange(1, epoch), losses[:, : epoch - 1], epoch)
         rise = losses[:, epoch - 1] - baseline
-        matters = rise > detect.threshold(baseline, np.zeros_like(scale))
+        matters = rise > forecast.threshold(baseline, np.zeros_like(scale))
         multiples = np.maximum(multiples, np.where(matters, rise / scale, 0))
-        limits[:, epoch - 1] = detect.threshold(baseline, scale) / np.maximum(baseline, 1e-9)
+        limits[:, epoch - 1] = forecast.threshold(baseline, scale) / np.maximum(baseline, 1e-9)
     return multiples, limits
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     shown = (2, 3, 5, 10, 20, 50, 100)
     for name, kind in KINDS.items():
         multiples, limits = needed(simulate(kind, arguments.runs, arguments.seed))
-        alarms = int(np.sum(multiples > detect.MULTIPLE))
+        alarms = int(np.sum(multiples > forecast.MULTIPLE))
         fraction = alarms / arguments.runs
         kinds[name] = {
             "runs_with_alarm": alarms,
@@ -145,7 +145,7 @@ def main() -> None:
             "multiple_for_5_percent": round(float(np.quantile(multiples, 0.95)), 2),
             "smallest_detected_rise_fraction": {str(e): round(float(np.median(limits[:, e - 1])), 3) for e in shown},
         }
-    values = {"multiple": detect.MULTIPLE, "runs": arguments.runs, "epochs": EPOCHS, "seed": arguments.seed, "kinds": kinds}
+    values = {"multiple": forecast.MULTIPLE, "runs": arguments.runs, "epochs": EPOCHS, "seed": arguments.seed, "kinds": kinds}
     values["short_restless_runs"] = short(arguments.runs // 4, arguments.seed)
     print(json.dumps(values | {"seconds": round(time.perf_counter() - began, 1)}, indent=1))
 

@@ -13,6 +13,7 @@ TensorFlow (`pip install 'spikewise[keras]'`).
 The modules, from bottom to top:
 
 records    the values: Spike, Probe, Cause, Diagnosis, ...
+forecast   what earlier epochs predict, and how far above it is a spike
 detect     per-example losses of each epoch in, spikes out
 steps      what was unusual about the training in an epoch
 probes     counterfactuals: evaluate the validation set again with one condition changed

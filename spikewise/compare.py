@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from spikewise import causes, probes
-from spikewise.detect import Resampler, threshold
+from spikewise.detect import Resampler
 from spikewise.errors import UserError
+from spikewise.forecast import threshold
 from spikewise.records import Case, Diagnosis, Spike
 from spikewise.suspects import suspects
 

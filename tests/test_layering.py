@@ -47,7 +47,7 @@ DOORS = {
     "pydantic": {"trainer.config"},
     "ray": {"trainer.run", "trainer.data.pack", "jobs.kubernetes.entrypoint"},
     "rich": {"trainer.run.console"},
-    "safetensors": {"trainer.storage.checkpoint"},
+    "safetensors": {"trainer.storage.checkpoint_files"},
     "pi_heif": {"trainer.data.decode"},
     "simplejpeg": {"trainer.data.decode"},
     "tensorflow": {"spikewise.keras", "trainer.data", "trainer.model", "trainer.engine", "benchmarks"},

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from benchmarks import false_alarms
 from spikewise import describe, detect
-from spikewise.detect import Detector, Resampler, forecast, overfitting
+from spikewise.detect import Detector, Resampler, overfitting
 from spikewise.errors import UserError
+from spikewise.forecast import MULTIPLE, forecast
 
 
 def _epochs(means, n=200, seed=0, spread=0.5):
@@ -70,14 +71,14 @@ def test_a_steep_healthy_fall_raises_no_alarm():
 def test_at_most_one_healthy_run_in_twenty_has_an_alarm(kind):
     """With more false alarms users would ignore them. This repeats part of benchmarks/false_alarms.py with another seed."""
     multiples, _ = false_alarms.needed(false_alarms.simulate(false_alarms.KINDS[kind], 300, seed=7))
-    assert np.mean(multiples > detect.MULTIPLE) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
+    assert np.mean(multiples > MULTIPLE) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
 
 
 def test_the_detector_judges_as_the_calibration_does():
     """Otherwise the false-alarm rate would have been measured on another detector than the one that runs."""
     losses = false_alarms.simulate(false_alarms.KINDS["photographs"], 10, seed=3)
     multiples, _ = false_alarms.needed(losses)
-    assert [bool(_spikes(run, n=3, spread=0.0)) for run in losses] == list(multiples > detect.MULTIPLE)
+    assert [bool(_spikes(run, n=3, spread=0.0)) for run in losses] == list(multiples > MULTIPLE)
 
 
 @pytest.fixture(scope="module")
@@ -311,11 +312,3 @@ def test_a_resumed_run_finds_what_an_undisturbed_one_finds(means, data):
     assert repr(_update(second, means[cut:])) == repr(expected[cut:])  # repr, because NaN differs from itself
     assert repr(second.spikes) == repr(whole.spikes)
     assert second.largest == whole.largest
-
-
-def test_many_runs_at_once_are_each_judged_alone():
-    """Otherwise the calibration, which judges many runs at once, would not hold for a single run."""
-    losses = false_alarms.simulate(false_alarms.KINDS["mixture"], 5, seed=0)[:, :30]
-    baseline, scale = forecast(np.arange(1, 31), losses, 31)
-    for run, b, s in zip(losses, baseline, scale, strict=True):
-        assert (b, s) == forecast(np.arange(1, 31), run, 31)

@@ -1,8 +1,8 @@
 """Checkpoints in a store.
 
 Separation of concerns: the worker decides what a checkpoint contains and when to save it. This module makes it exist whole or
-not at all, finds the newest intact one and deletes old ones. lineage.py knows which of the stored ones belong to the run as it is
-now. Both handle named arrays and JSON, and know nothing of TensorFlow.
+not at all, finds the newest intact one and deletes old ones. checkpoint_files.py knows what is in one, and lineage.py which of the
+stored ones belong to the run as it is now. All handle named arrays and JSON, and know nothing of TensorFlow.
 
     runs/<run>/checkpoints/<owner and save>/<step, 9 digits>/state.safetensors   the arrays
                                                              meta.json           everything else the worker needs; NaN is allowed
@@ -13,8 +13,6 @@ A checkpoint exists when its commit object does. No object is ever overwritten, 
 that no other process can alter or replace one. A save is acknowledged when a listing after its commit shows no later owner.
 """
 
-import hashlib
-import json
 import logging
 import math
 import threading
@@ -22,16 +20,12 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from trainer import UserError
-from trainer.formatting import plain
 from trainer.storage import Exists, NotFound, Store, StoreError
+from trainer.storage.checkpoint_files import META, CheckpointError, Restored, loss_of, read, write
 from trainer.storage.files import scratch
 from trainer.storage.lineage import (
     CLAIM,
@@ -51,23 +45,7 @@ from trainer.storage.store import list_keys
 
 log = logging.getLogger(__name__)
 
-STATE, META, NEWEST = "state.safetensors", "meta.json", "newest.json"
-FORMER_STATE = "state.npz"
-"""In place of STATE, in checkpoints from before version 0.1.0 was released."""
-STORABLE = frozenset(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)) | {
-    *("bool", "bfloat16", "float16", "float32", "float64", "complex64")
-}
-"""Names of the dtypes that safetensors reads back unchanged."""
-
-
-class CheckpointError(UserError):
-    """A checkpoint cannot be written as asked, or differs from what was committed; the one-line message names the object."""
-
-
-class Restored(NamedTuple):
-    step: int
-    state: dict[str, np.ndarray]
-    meta: dict[str, Any]
+NEWEST = "newest.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +155,7 @@ class Checkpoints:
         self._thread.submit(self._save_waiting)
 
     def _rank(self, step: int) -> tuple[float, int]:
-        loss = _loss(self._waiting[step][1])
+        loss = loss_of(self._waiting[step][1])
         return math.inf if loss is None else loss, -step
 
     def close(self) -> None:
@@ -211,32 +189,7 @@ class Checkpoints:
         return self._load(found)
 
     def _load(self, save: Save) -> Restored:
-        return self._store.read_again(lambda: self._load_once(save), CheckpointError)
-
-    def _load_once(self, save: Save) -> Restored:
-        folder = self._prefix + save.folder
-        try:
-            files = unsealed(self._store.get(folder + COMMIT))["files"]
-            if FORMER_STATE in files:
-                raise UserError(
-                    f"{folder} was written before checkpoints were safetensors and cannot be read. Fix: finish this run with the "
-                    "version that began it, or set another run.name."
-                )
-            with scratch() as local:
-                for name in (STATE, META):
-                    self._store.download(folder + name, local / name)
-                    found, expected = _fingerprint(local / name), files[name]
-                    if found["size"] != expected["size"]:
-                        raise CheckpointError(f"{folder}{name} has {found['size']} bytes, {expected['size']} were committed")
-                    if found["sha256"] != expected["sha256"]:
-                        raise CheckpointError(f"{folder}{name} differs from what was committed (SHA-256)")
-                return Restored(save.step, load_file(local / STATE), json_object((local / META).read_bytes()))
-        except NotFound as error:
-            raise CheckpointError(f"{folder} is incomplete: {error}") from None
-        except UserError:
-            raise
-        except (Damaged, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} cannot be parsed: {type(error).__name__}: {plain(error)}") from None
+        return self._store.read_again(lambda: read(self._store, self._prefix + save.folder, save.step), CheckpointError)
 
     def _take_ownership(self) -> None:
         """Puts the next claim under our lease. Raises CheckpointError when a later lease has claims."""
@@ -302,13 +255,11 @@ class Checkpoints:
         assert self._owner
         self._saves += 1
         save = Save(*self._owner, self._saves, step)
-        folder, loss = self._prefix + save.folder, _loss(meta)
+        folder, loss = self._prefix + save.folder, loss_of(meta)
         with scratch() as local:
-            _write_state(local / STATE, state)
-            (local / META).write_text(json.dumps(dict(meta)), encoding="utf-8")
-            for name in (STATE, META):
+            files = write(local, state, meta)
+            for name in files:
                 self._store.upload(folder + name, local / name)
-            files = {name: _fingerprint(local / name) for name in (STATE, META)}
         self._store.put(folder + COMMIT, sealed({"step": step, "validation_loss": loss, "files": files}), if_absent=True)
         self._losses[save] = loss
         stored = self._store.read_again(lambda: self._listed_with(save), NotFound)
@@ -385,7 +336,7 @@ class Checkpoints:
         commit = unsealed(self._store.get(self._prefix + save.folder + COMMIT))
         if "validation_loss" not in commit:  # of a version before owners existed
             commit = json_object(self._store.get(self._prefix + save.folder + META))
-        return _loss(commit)
+        return loss_of(commit)
 
     def _delete_old(self, stored: Stored, newest: Save) -> None:
         assert self._owner
@@ -412,22 +363,3 @@ class Checkpoints:
         for part in ([key for key in keys if key.endswith(COMMIT)], [key for key in keys if not key.endswith(COMMIT)]):
             if part:
                 self._store.delete(part)
-
-
-def _write_state(path: Path, state: Mapping[str, np.ndarray]) -> None:
-    """Writes the arrays; equal arrays give equal bytes. Raises CheckpointError for a dtype that is not STORABLE."""
-    for name, array in state.items():
-        if array.dtype.name not in STORABLE:
-            raise CheckpointError(f'Array "{name}" has dtype {array.dtype}. Fix: store numbers or booleans.')
-    save_file({name: np.asarray(array, order="C") for name, array in state.items()}, path)  # save_file ignores strides
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _loss(meta: Mapping[str, Any]) -> float | None:
-    """The validation loss; None if it is missing or not finite."""
-    loss = meta.get("validation_loss")
-    return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None

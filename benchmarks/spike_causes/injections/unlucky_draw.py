@@ -1,7 +1,7 @@
 import numpy as np
 
 from benchmarks.spike_causes.runs import Injection, Run
-from spikewise.detect import forecast, threshold
+from spikewise.forecast import forecast, threshold
 
 
 class UnluckyDraw(Injection):

@@ -25,7 +25,8 @@ from tests.support.properties import BOUNDED
 from trainer import UserError
 from trainer.config import S3
 from trainer.storage import NotFound, Object, Store, StoreError, open_store
-from trainer.storage.checkpoint import STORABLE, CheckpointError, Checkpoints, SaveStats
+from trainer.storage.checkpoint import Checkpoints, SaveStats
+from trainer.storage.checkpoint_files import STORABLE, CheckpointError
 from trainer.storage.folder import FolderStore
 from trainer.storage.parsing import sealed
 

@@ -1,0 +1,73 @@
+"""Builds the settings of a run: from a TOML file, from stored values, from other settings with changes."""
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer.config.overrides import apply
+from trainer.config.problems import ConfigError, explained
+from trainer.config.settings import Settings
+from trainer.formatting import masked
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Reads a TOML file and applies `section.key=value` overrides, as `--set` takes them.
+
+    Values are written as in TOML; bare words are strings. Raises ConfigError when the file is missing or not TOML, and for an
+    unknown key, a wrong type or an impossible value.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Fix: correct the path.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}. Fix: correct the file.") from None
+    return parse(values, str(path), {apply(values, override): override for override in overrides})
+
+
+def parse(
+    values: dict[str, Any], origin: str = "configuration", overrides: Mapping[tuple[str, ...], str] | None = None
+) -> Settings:
+    """Builds Settings from nested dicts of JSON types.
+
+    Raises ConfigError, which names `origin`, or the override that the value comes from. `overrides`: key path -> override.
+    """
+    _check_no_credentials(values, origin, overrides or {})
+    try:
+        return Settings.model_validate_json(json.dumps(values, default=str))  # str: TOML's dates
+    except ValidationError as error:
+        raise explained(error, origin, overrides or {}) from None
+
+
+def changed(settings: Settings, overrides: Sequence[str]) -> Settings:
+    """`settings` with `section.key=value` overrides. Raises ConfigError as `load` does."""
+    values = settings.as_dict()
+    return parse(values, "the run's settings", {apply(values, override): override for override in overrides})
+
+
+def run_name(settings: Settings, path: str | Path) -> str:
+    """`run.name`, or a name made of the configuration file's name and the time; at most 43 characters, as a RayJob allows."""
+    stem = re.sub("[^a-z0-9]+", "-", Path(path).stem.lower())[:27].strip("-") or "run"
+    return settings.run.name or f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def _check_no_credentials(value: Any, origin: str, overrides: Mapping[tuple[str, ...], str], path: tuple[str, ...] = ()) -> None:
+    """Raises ConfigError for a URL with credentials: they would be stored with the run and shown in its report."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_no_credentials(inner, origin, overrides, (*path, str(name)))
+    elif isinstance(value, list):
+        for inner in value:
+            _check_no_credentials(inner, origin, overrides, path)
+    elif isinstance(value, str) and masked(value) != value:
+        where = "--set" if any(path[: len(known)] == known for known in overrides) else origin
+        raise ConfigError(
+            f"{where}: {'.'.join(path)} = {masked(value)!r} contains credentials. Fix: remove them; those of S3 belong in "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )

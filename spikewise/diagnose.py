@@ -54,7 +54,7 @@ class _Epoch:
     losses: np.ndarray
     """[n], validation images."""
     sample: float
-    """Mean loss of the sampled training images."""
+    """Mean loss of the sampled training images; NaN if they were not known yet."""
     steps: np.ndarray
     """[s], dtype STEP."""
     weights: Weights | None = None
@@ -309,7 +309,7 @@ class Diagnostician:
     def _lost(self, sampled: float, steps: int) -> bool | None:
         """Whether the network has lost more than half of what it knew about its training images; None if unknown. If lagging
         statistics may be the reason, the loss is measured with re-estimated statistics."""
-        if not self._before or not np.isfinite(self._guess) or np.isnan(sampled):
+        if not self._before or not np.isfinite(self._guess) or np.isnan([sampled, self._before[-1].sample]).any():
             return None
         limit = (self._guess + self._before[-1].sample) / 2
         if sampled >= limit and self.network.statistics and steps > 1:
@@ -351,6 +351,8 @@ class Diagnostician:
         if not self._before or spike.outcome == "divergence":
             return case
         before = self._before[-1]
+        if np.isnan(before.sample):
+            self._sample_again(before, len(sample))
         scene = Scene(
             network=self.network,
             spike=spike,
@@ -361,7 +363,7 @@ class Diagnostician:
             path=self._path,
             reference_average=before.average,
             steps=steps,
-            earlier=self._earlier,
+            earlier=self._earlier if len(self._earlier) else steps,  # without any, the epoch's steps are compared with each other
             batch_size=self._hyperparameters.batch_size,
             rate_before=self._rate_before,
             trace=trace,
@@ -393,6 +395,14 @@ class Diagnostician:
         images = [entry["image"] for entry in few.facts["images"]] if few else []
         return replace(case, probes=found, training=training, predicted=predict(images) if predict and images else {})
 
+    def _sample_again(self, before: _Epoch, count: int) -> None:
+        """Evaluates the `count` sampled training images with the weights of an epoch in which they were not known yet."""
+        if before.weights is not None and count:
+            with self.network.untouched():
+                self.network.assign(before.weights)
+                before.each = self.network.sample_part(count)
+            before.sample = float(np.mean(before.each))
+
     def _in_training_mode(self, steps: np.ndarray) -> dict[str, Any]:
         """The facts about the losses of the training batches, as fields of Training."""
         earlier = self._earlier
@@ -406,7 +416,7 @@ class Diagnostician:
         """What was unusual about the steps of the epoch."""
         if not len(scene.steps) or not len(scene.earlier):
             return Training()
-        lengths, norms = scene.lengths, scene.earlier["gradient_norm"]
+        lengths, norms, known = scene.lengths, scene.earlier["gradient_norm"], len(self._earlier) > 0
         trainable = [i for i in range(len(scene.now)) if i not in set(self.network.statistics)]
         weights = sum(scene.now[i].size for i in trainable)
         strides, usual = (analysis.strides(values, weights) for values in (scene.steps, scene.earlier))
@@ -415,7 +425,7 @@ class Diagnostician:
             length=float(lengths.max()),
             length_at=int(lengths.argmax()),
             raised=float(analysis.raised(scene.steps["learning_rate"], scene.rate_before)[lengths.argmax()]),
-            length_after=tuple(float(lengths[event.step :].max(initial=1.0)) for event in events),
+            length_after=tuple(float(lengths[event.step :].max(initial=1.0)) if known else np.nan for event in events),
             jumps=tuple(analysis.jump(scene.path, event.step, self.network.statistics) for event in events),
             astray=analysis.astray(scene.steps, scene.earlier),
             gradient=analysis.gradient_ratio(scene.steps[: len(scene.steps) // 2 + 1], scene.earlier),

@@ -65,7 +65,7 @@ class Composition:
             self.parts.append(found)
             names = standing.find(self.parts, guess)
             if not settled:
-                names &= {one.name for one in self.standing}
+                names &= {one.name for one in self.standing if not one.over}
             if "statistics" in names:
                 tried = replace(tried, momenta=momenta(network, path[-1][1], counterfactuals, chosen))
                 self._budget.charge(len(tried.momenta) * chosen.losses)

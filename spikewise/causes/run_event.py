@@ -106,6 +106,8 @@ def _left_a_trace(case: Case, event: Event, number: int) -> bool:
     """Whether the event changed anything: a restart that restored everything did not."""
     if event.kind == "learning_rate" and event.before and event.after:
         return event.after > RAISED * event.before
+    if np.isnan(case.training.length_after[number]):  # the first epoch that was watched: there is nothing to compare its steps with
+        return case.fraction("bad_batches") < HALF
     if case.training.length_after[number] >= TRACE or case.training.jumps[number] >= JUMP:
         return True
     path = case.probes.get("path")

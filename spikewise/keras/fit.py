@@ -26,7 +26,8 @@ from spikewise.keras.recorder import EpochBatches, StepRecorder, raises, size_of
 from spikewise.keras.setup import Setup, check, setup_of
 from spikewise.keras.tap import BatchTap, take_off, tap_on
 from spikewise.probes import Network
-from spikewise.records import Diagnosis, Event
+from spikewise.records import STEP, Diagnosis, Event
+from spikewise.steps import as_array
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ class Watch:
         """Number of steps of the last epoch."""
         self._rate = np.nan
         """Learning rate of the last step."""
+        self._replaced = False
+        """Whether it was said that another callback replaces the weights."""
         self._lines: list[str] = []
         """Lines to print between two epochs."""
 
@@ -187,6 +190,12 @@ class Watch:
             self._lines.append(f"warning: SpikeDiagnosis saw no training step in epoch {self._number}.")
             return
         self._steps = len(steps)
+        if cast(StepRecorder, self._recorder).replaced() and not self._replaced:
+            self._replaced = True
+            self._lines.append(
+                f"warning: after the last step of epoch {self._number}, another callback replaced the weights, as SwapEMAWeights does. "
+                "SpikeDiagnosis evaluates the new ones, but explains spikes by the training steps. Fix: put SpikeDiagnosis before it."
+            )
         try:
             found = self._losses.evaluate(self._examples, metrics="val_loss" not in logs)
             sample = self._sample_losses()
@@ -277,9 +286,8 @@ class Watch:
         state = self._diagnostician.state() if self._diagnostician else None
         self._diagnostician = self._new_diagnostician(self._network, batch_size)
         facts, arrays = state or self._diagnostician.state()
-        if missed:
-            _skip(facts, arrays, missed, losses)
-        self._diagnostician.restore(facts, arrays, at_epoch_end=same)
+        begins = missed > 0 and _skip(facts, arrays, missed, losses)
+        self._diagnostician.restore(facts, arrays, at_epoch_end=same or begins)
         self._setup = now
 
     def _diagnose(self, diagnostician: Diagnostician, found: Evaluation, sample: np.ndarray, steps: np.ndarray) -> None:
@@ -373,14 +381,19 @@ def _same(losses: np.ndarray, others: np.ndarray) -> bool:
     return losses.shape == others.shape and np.allclose(losses, others, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
 
 
-def _skip(facts: dict[str, Any], arrays: dict[str, np.ndarray], epochs: int, losses: np.ndarray | None) -> None:
-    """Counts epochs that were not watched in the state of a Diagnostician. If it knows of no epoch at all, the losses [n] with
-    which this `fit` begins stand for the last of them, so that a rise in the first epoch is seen."""
+def _skip(facts: dict[str, Any], arrays: dict[str, np.ndarray], epochs: int, losses: np.ndarray | None) -> bool:
+    """Counts epochs that were not watched in the state of a Diagnostician. If it knows of no epoch at all, the losses [n] and the
+    weights with which this `fit` begins stand for the last of them, so that a rise in the first epoch is seen and explained.
+    Returns whether that is so."""
     detector = facts["detector"]
     detector["means"] = [*detector["means"], *[np.nan] * epochs]
     facts["samples"] = [*facts["samples"], *[np.nan] * epochs]
     facts["followed"], arrays["counterfactuals"] = 0, np.zeros((0, 0))
-    if losses is not None and not detector["ordinary"] and np.isfinite(losses).all():
-        number = len(detector["means"])
-        detector["means"][-1] = facts["samples"][-1] = float(losses.mean())
-        detector["ordinary"], detector["recent"], arrays["recent"] = [number], [number], losses[None].astype(np.float32)
+    if losses is None or detector["ordinary"] or not np.isfinite(losses).all():
+        return False
+    number = len(detector["means"])
+    detector["means"][-1] = facts["samples"][-1] = float(losses.mean())
+    detector["ordinary"], detector["recent"], arrays["recent"] = [number], [number], losses[None].astype(np.float32)
+    facts["before"] = [np.nan]
+    arrays |= {"0/losses": losses.astype(np.float32), "0/steps": as_array(np.zeros(0, STEP))}
+    return True

@@ -53,6 +53,11 @@ class StepRecorder:
         self._measurements.append(self._measure(rate))
         return logs
 
+    def replaced(self) -> bool:
+        """Whether the weights have been written since the last step of the epoch."""
+        pairs = zip(self._before, self._watched, strict=False)  # the optimizer's moving means are last in `_before`
+        return any(bool(tf.reduce_any((a != b) & ((a == a) | (b == b)))) for a, b in pairs)  # NaN counts as equal to NaN
+
     @property
     def scheduled(self) -> bool:
         """Whether the optimizer was compiled with a schedule, so that changes of the learning rate are declared."""

@@ -88,3 +88,9 @@ def test_a_standing_cause_is_new_once_and_ends():
     known, new = standing.update(known, set(), 7, say)
     assert [(one.name, one.epoch, one.over) for one in known] == [("preparation", 1, False), ("statistics", 4, True)]
     assert [standing_from(json.loads(json.dumps(one.as_dict()))) for one in known] == known
+    known, new = standing.update(known, {"statistics"}, 30, say)  # returns, and is said again
+    assert [(one.name, one.since, one.epoch, one.over) for one in new] == [("statistics", 30, 30, False)]
+    assert [(one.name, one.since, one.epoch) for one in known] == [("preparation", 1, 1), ("statistics", 30, 30)]
+    known, new = standing.update(known, {"statistics"}, 33, say)
+    assert [(one.name, one.since, one.epoch) for one in known] == [("preparation", 1, 1), ("statistics", 30, 33)]
+    assert not new

@@ -161,8 +161,8 @@ def _statistics(parts: Parts, tried: Tried, now: Hyperparameters, guess: float) 
     tests.append(f"{tried.precise:.3f} with statistics estimated anew")
     finding = f"In epoch {parts.epoch} they add {parts.statistics:.3f} to {_loss(parts, guess)}."
     evidence = (
-        f"In training mode, which does not use the moving statistics, the loss is {parts.training:.3f}. The same weights on a fixed "
-        f"part of the validation images: {tried.now:.3f} as it is, {', '.join(tests)}."
+        f"In training mode, which does not use the moving statistics, the loss is {parts.training:.3f}. The same weights on a "
+        f"fixed part of the validation images: {tried.now:.3f} as it is, {', '.join(tests)}."
     )
     if not settings:
         return Text(finding, evidence, "lower the learning rate, so that the statistics can follow the weights.")

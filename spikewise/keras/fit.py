@@ -25,9 +25,9 @@ from spikewise.keras.loss import CompiledNetwork, Evaluation, Losses
 from spikewise.keras.recorder import EpochBatches, StepRecorder, raises, size_of
 from spikewise.keras.setup import Setup, check, setup_of
 from spikewise.keras.tap import BatchTap, take_off, tap_on
+from spikewise.keras.unwatched import same, skip
 from spikewise.probes import Network
-from spikewise.records import STEP, Diagnosis, Event
-from spikewise.steps import as_array
+from spikewise.records import Diagnosis, Event
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,10 @@ SAMPLE = 500
 """Number of training examples whose loss in inference mode is followed: the first ones of the first epoch."""
 TRACE_BYTES = 2**28
 """The statistics of BatchNormalization after every step of an epoch are kept if they take at most this many bytes."""
+REPLACED = (
+    "after the last step of epoch {}, another callback replaced the weights, as SwapEMAWeights does. SpikeDiagnosis evaluates the "
+    "new ones, but explains spikes by the training steps. Fix: put SpikeDiagnosis before that callback."
+)
 SAMPLED = 4
 """The sample takes at most one part in SAMPLED of the memory."""
 
@@ -128,7 +132,7 @@ class Watch:
                 f"This SpikeDiagnosis has watched {len(self._last)} validation examples, and validation_data has "
                 f"{len(found.losses)}. Fix: pass the same examples, or create a new SpikeDiagnosis."
             )
-        if self._model not in (None, model) and self._last is not None and not _same(found.losses, self._last):
+        if self._model not in (None, model) and self._last is not None and not same(found.losses, self._last):
             raise UserError("This SpikeDiagnosis watches another model. Fix: create a new SpikeDiagnosis for this model.")
         for name, values in self._names.items():
             if len(values) != len(found.losses):
@@ -192,10 +196,7 @@ class Watch:
         self._steps = len(steps)
         if cast(StepRecorder, self._recorder).replaced() and not self._replaced:
             self._replaced = True
-            self._lines.append(
-                f"warning: after the last step of epoch {self._number}, another callback replaced the weights, as SwapEMAWeights does. "
-                "SpikeDiagnosis evaluates the new ones, but explains spikes by the training steps. Fix: put SpikeDiagnosis before it."
-            )
+            self._lines.append(f"warning: {REPLACED.format(self._number)}")
         try:
             found = self._losses.evaluate(self._examples, metrics="val_loss" not in logs)
             sample = self._sample_losses()
@@ -278,16 +279,16 @@ class Watch:
         now, losses = setup_of(model, batch_size), None
         if self._last is not None or missed:
             losses = self._losses.evaluate(self._examples).losses
-        same = losses is not None and self._last is not None and _same(losses, self._last)
+        unchanged = losses is not None and self._last is not None and same(losses, self._last)
         if self._setup is not None:  # losses that are the same for every example come from the same loss function
-            self._events = [e for e in now.events(self._setup, self._number) if not (same and e.kind == "loss")]
+            self._events = [e for e in now.events(self._setup, self._number) if not (unchanged and e.kind == "loss")]
         elif missed and not now.iterations:
             self._events = [Event("optimizer_reset", self._number, detail="the optimizer has not made a step yet")]
         state = self._diagnostician.state() if self._diagnostician else None
         self._diagnostician = self._new_diagnostician(self._network, batch_size)
         facts, arrays = state or self._diagnostician.state()
-        begins = missed > 0 and _skip(facts, arrays, missed, losses)
-        self._diagnostician.restore(facts, arrays, at_epoch_end=same or begins)
+        begins = missed > 0 and skip(facts, arrays, missed, losses)
+        self._diagnostician.restore(facts, arrays, at_epoch_end=unchanged or begins)
         self._setup = now
 
     def _diagnose(self, diagnostician: Diagnostician, found: Evaluation, sample: np.ndarray, steps: np.ndarray) -> None:
@@ -373,27 +374,3 @@ class Watch:
             sys.stdout.write("\n".join([*self._lines, ""]))
             sys.stdout.flush()
         self._lines = []
-
-
-def _same(losses: np.ndarray, others: np.ndarray) -> bool:
-    """Whether two evaluations [n] used the same weights and the same loss."""
-    scale = float(np.mean(np.abs(others)))
-    return losses.shape == others.shape and np.allclose(losses, others, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
-
-
-def _skip(facts: dict[str, Any], arrays: dict[str, np.ndarray], epochs: int, losses: np.ndarray | None) -> bool:
-    """Counts epochs that were not watched in the state of a Diagnostician. If it knows of no epoch at all, the losses [n] and the
-    weights with which this `fit` begins stand for the last of them, so that a rise in the first epoch is seen and explained.
-    Returns whether that is so."""
-    detector = facts["detector"]
-    detector["means"] = [*detector["means"], *[np.nan] * epochs]
-    facts["samples"] = [*facts["samples"], *[np.nan] * epochs]
-    facts["followed"], arrays["counterfactuals"] = 0, np.zeros((0, 0))
-    if losses is None or detector["ordinary"] or not np.isfinite(losses).all():
-        return False
-    number = len(detector["means"])
-    detector["means"][-1] = facts["samples"][-1] = float(losses.mean())
-    detector["ordinary"], detector["recent"], arrays["recent"] = [number], [number], losses[None].astype(np.float32)
-    facts["before"] = [np.nan]
-    arrays |= {"0/losses": losses.astype(np.float32), "0/steps": as_array(np.zeros(0, STEP))}
-    return True

@@ -51,7 +51,9 @@ def test_a_reader_sees_the_sum_the_spike_and_the_proof(page, tmp_path):
     assert made_of.startswith("Of the validation loss of ")
     assert spike["name"] in why
     assert f"--set {spike['causes'][0]['settings'][0]}" in change
-    assert tried.startswith(f"Proven: with {spike['replay']['proofs'][0]['settings']} the loss of epoch {spike['spike']['epoch']} is ")
+    assert tried.startswith(
+        f"Proven: with {spike['replay']['proofs'][0]['settings']} the loss of epoch {spike['spike']['epoch']} is "
+    )
     assert {"fit", "generalization", "statistics"} <= {area["part"] for area in seen["areas"] if area["height"] > 5}
     assert seen["zero"] == pytest.approx(seen["zero_label"], abs=2)
     assert spike["name"] in seen["spikes"][0]["title"]

@@ -14,7 +14,6 @@ import numpy as np
 
 from spikewise import describe, describe_curve, detect, proof
 from spikewise.curve import shares
-from spikewise.findings import Findings
 from spikewise.proof import Experiment
 from spikewise.records import Course, Diagnosis
 from trainer import __version__
@@ -103,11 +102,14 @@ def _explained(result: RunResult, guess: float | None) -> dict[str, Any]:
     found = result.findings
     if found is None or not result.history:
         return {"spikes_summary": None, "answers": None}
-    arguments = found, len(result.history), _course(result, guess), _proofs(result)
-    answers = describe_curve.answers(*arguments)
-    if found.diagnoses and not any(_experiment(result, diagnosis) for diagnosis in found.diagnoses):
+    count, course = len(result.history), _course(result, guess)
+    tried = [_experiment(result, diagnosis) for diagnosis in found.diagnoses]
+    helpful = [proof.sentence(one, one.best) for one in tried if one and one.best]
+    useless = [sentence for one in tried if one and not one.best for sentence in proof.sentences(one)]
+    answers = describe_curve.answers(found, count, course, [*helpful, *useless])
+    if found.diagnoses and not any(tried):
         answers.tried.append(_not_tried(result, found.diagnoses))
-    return {"spikes_summary": describe_curve.explained(*arguments), "answers": answers._asdict()}
+    return {"spikes_summary": describe_curve.explained(found, count, course, helpful), "answers": answers._asdict()}
 
 
 def _not_tried(result: RunResult, diagnoses: Sequence[Diagnosis]) -> str:
@@ -174,12 +176,6 @@ def _spike(result: RunResult, diagnosis: Diagnosis) -> dict[str, Any]:
 def _experiment(result: RunResult, diagnosis: Diagnosis) -> Experiment | None:
     """What training this spike again found; None if it was not."""
     return next((one for one in result.experiments if one.is_about(diagnosis.spike)), None)
-
-
-def _proofs(result: RunResult) -> list[str]:
-    """A sentence for the remedy that helps most of each spike that was trained again."""
-    found = [_experiment(result, diagnosis) for diagnosis in (result.findings.diagnoses if result.findings else ())]
-    return [proof.sentence(one, one.best) for one in found if one and one.best]
 
 
 def _batches(result: RunResult, diagnosis: Diagnosis) -> list[dict[str, Any]]:

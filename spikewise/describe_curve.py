@@ -63,7 +63,9 @@ def explained(found: Findings, epochs: int, course: Course | None = None, proofs
 
 
 def _made_of(found: Findings) -> list[str]:
-    return [*made_of(found.parts), *jumps(found.parts)]
+    """What the loss is made of. Losses of another loss function do not compare, and are left out."""
+    changed = [one.spike.epoch for one in found.diagnoses if one.verdict.event == "loss"]
+    return [*made_of(found.parts), *jumps([one for one in found.parts if one.epoch >= max(changed, default=0)])]
 
 
 def made_of(parts: Sequence[Parts]) -> list[str]:
@@ -98,7 +100,7 @@ def jumps(parts: Sequence[Parts]) -> list[str]:
     named = sorted((name for name in found if found[name] > NAMED), key=lambda name: -found[name])
     if not named:
         return []
-    listed = [f"{found[name]:.0%} is {TITLES[name]}" for name in named]
+    listed = [f"{describe.percent(found[name])} is {TITLES[name]}" for name in named]
     return [f"Of its changes between epochs {finite[0].epoch} and {finite[-1].epoch}, {_list(listed)}."]
 
 

@@ -40,8 +40,8 @@ from spikewise.suspects import suspects
 
 SNAPSHOTS = 8
 """Number of parts that an epoch is divided into by copies of the weights."""
-RECENT = 2
-"""Number of epochs for which a raised learning rate remains a possible cause: its harm may come a little later."""
+RECENT = {"learning_rate": 2, "frozen_layers": 5}
+"""Number of epochs for which an event of a kind remains a possible cause: its harm may come a little later."""
 
 Predict = Callable[[Sequence[int]], dict[int, tuple[str, str, float]]]
 """Positions of validation images -> label, predicted class, and its probability, by position."""
@@ -124,8 +124,8 @@ class Diagnostician:
         self._samples: list[float] = []
         self._before: list[_Epoch] = []
         self._path: list[tuple[int, Weights]] = []
-        self._rate: Event | None = None
-        """The last change of the learning rate that was reported."""
+        self._recent: list[Event] = []
+        """The reported events that remain possible causes."""
         self._rate_before = np.nan
         """Learning rate of the last step of the epoch before."""
 
@@ -197,7 +197,8 @@ class Diagnostician:
             epoch=epoch,
             settled=not self.detector.open,
         )
-        self._rate = next((event for event in reversed(events) if event.kind == "learning_rate"), self._rate)
+        latest = {event.kind: event for event in (*self._recent, *events)}.values()
+        self._recent = [event for event in latest if epoch - event.epoch < RECENT.get(event.kind, 0)]
         if self.detector.ordinary[-1:] == [epoch]:
             average = probes.average(self._path) if len(self._path) > 1 else None
             weights = self._path[-1][1]
@@ -249,7 +250,7 @@ class Diagnostician:
             "detector": facts,
             "samples": self._samples,
             "before": [before.sample for before in self._before],
-            "rate": self._rate.as_dict() if self._rate else None,
+            "recent": [event.as_dict() for event in self._recent],
             "rate_before": self._rate_before if np.isfinite(self._rate_before) else None,
             "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses],
             "composition": self.composition.state(),
@@ -261,7 +262,7 @@ class Diagnostician:
         """Restores a `state`. `at_epoch_end`: the network now has the weights with which the last epoch ended."""
         self.detector.restore(facts["detector"], arrays["recent"])
         self._samples = list(facts["samples"])
-        self._rate = Event(**facts["rate"]) if facts.get("rate") else None
+        self._recent = [Event(**values) for values in facts.get("recent", ())]
         self._rate_before = np.nan if facts["rate_before"] is None else facts["rate_before"]
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
         self.composition.restore(facts["composition"])
@@ -342,8 +343,7 @@ class Diagnostician:
         trace: np.ndarray | None,
     ) -> Case:
         """Everything that is known about the spike. Makes the probes."""
-        if self._rate and spike.epoch - self._rate.epoch <= RECENT:
-            events = [*events, replace(self._rate, step=0)]
+        events = [*events, *(replace(event, step=0) for event in self._recent)]
         beta_2 = self.network.beta_2 if isinstance(self.network, outputs.UsesAdam) else np.nan
         self._hyperparameters = replace(self._hyperparameters, beta_2=beta_2)
         case = Case(spike, hyperparameters=self._hyperparameters, events=events, keys=self._keys, overfitting=self.overfitting)

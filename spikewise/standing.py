@@ -40,9 +40,9 @@ class Unseen:
     """Mean losses."""
     error: float
     """Standard error of their difference."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    ranks: float = 0.0
+    """How many standard errors validation images rank above training images (Mann-Whitney). A few huge losses make the means
+    uncertain, but not the ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,8 @@ def _high(name: str, one: Parts, guess: float) -> bool:
 def differs(unseen: Unseen) -> bool:
     """Whether the validation images differ from training images that the network had not seen either."""
     gap = unseen.validation - unseen.training
-    return gap > max(NOTABLE * unseen.validation, SMALLEST, CERTAIN * unseen.error)
+    certain = gap > CERTAIN * unseen.error or unseen.ranks > CERTAIN
+    return certain and gap > max(NOTABLE * unseen.validation, SMALLEST)
 
 
 def say(name: str, parts: Parts, now: Hyperparameters, guess: float, tried: Tried, unseen: Unseen | None) -> Text:

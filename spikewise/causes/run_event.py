@@ -58,7 +58,7 @@ WORDING = {
     "data": _Wording("changed training data", "The training data were changed", "compare the new data with the old."),
     "frozen_layers": _Wording(
         "layers frozen or unfrozen",
-        "The number of variables that train was changed",
+        "Layers were frozen or unfrozen, and the number of variables that train changed",
         "train the new ones at a learning rate ten times lower, and keep BatchNormalization of a pretrained base frozen (call the "
         "base with training=False).",
     ),
@@ -110,6 +110,8 @@ def _left_a_trace(case: Case, event: Event, number: int) -> bool:
         return case.fraction("bad_batches") < HALF
     if case.training.length_after[number] >= TRACE or case.training.jumps[number] >= JUMP:
         return True
+    if event.kind == "frozen_layers" and case.fraction("statistics") >= HALF:  # they began to move, or stopped
+        return case.fraction("bad_batches") < HALF
     path = case.probes.get("path")
     sudden = path is not None and path.fraction >= HALF and path.facts["first"] <= event.step < path.facts["last"]
     return sudden and event.kind in ("batch_size", "data")

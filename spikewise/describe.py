@@ -19,6 +19,8 @@ SHOWN = 3
 """Number of causes in the log, and of remedies in a summary."""
 LISTED = 5
 """Number of epochs listed for one cause."""
+HUGE = 10_000
+"""From this loss on, decimals say nothing."""
 VISIBLE = 0.25
 """A rise of this fraction of the expected loss is seen by anybody who looks at the curve."""
 NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
@@ -91,11 +93,16 @@ def headline(spike: Spike) -> str:
     what, expected = f"After epoch {spike.epoch} the validation loss was", _expected(spike)
     if not math.isfinite(spike.loss):
         return f"{what} not a finite number{expected}.{end}"
-    return f"{what} {spike.loss:.3f}{expected}: {spike.rise:.3f} more (95 %: {spike.low:.3f} to {spike.high:.3f}).{end}"
+    return f"{what} {nats(spike.loss)}{expected}: {nats(spike.rise)} more (95 %: {nats(spike.low)} to {nats(spike.high)}).{end}"
+
+
+def nats(value: float, sign: str = "") -> str:
+    """A loss with three decimals, a huge one with three digits. `sign`: "+" to show that of a positive one."""
+    return f"{value:{sign}.3f}" if abs(value) < HUGE else f"{value:{sign}.3g}"
 
 
 def _expected(spike: Spike) -> str:
-    return f" where {spike.baseline:.3f} was expected" if math.isfinite(spike.baseline) else ""
+    return f" where {nats(spike.baseline)} was expected" if math.isfinite(spike.baseline) else ""
 
 
 def block(diagnosis: Diagnosis, *, options: bool = False) -> str:
@@ -104,8 +111,8 @@ def block(diagnosis: Diagnosis, *, options: bool = False) -> str:
     spike = diagnosis.spike
     where = f"SPIKE in epoch {spike.epoch}: validation loss"
     if math.isfinite(spike.loss):
-        interval = f"(95 %: {spike.low:+.3f} to {spike.high:+.3f})"
-        lines = [f"{where} {spike.loss:.3f}{_expected(spike)}, {spike.rise:+.3f} {interval}"]
+        interval = f"(95 %: {nats(spike.low, '+')} to {nats(spike.high, '+')})"
+        lines = [f"{where} {nats(spike.loss)}{_expected(spike)}, {nats(spike.rise, '+')} {interval}"]
     else:
         lines = [f"{where} is not finite{_expected(spike)}"]
     for number, cause in enumerate(diagnosis.causes[:SHOWN], 1):

@@ -70,7 +70,7 @@ def _made_of(found: Findings) -> list[str]:
 
 def made_of(parts: Sequence[Parts]) -> list[str]:
     """What the last measured loss is made of, in a sentence whose numbers add up; empty without one."""
-    if not parts or not np.isfinite(parts[-1].loss):
+    if not parts or not np.isfinite([parts[-1].loss, *parts[-1].errors]).all():
         return []
     now = parts[-1]
     errors = dict(zip(PARTS, now.errors, strict=True))
@@ -80,12 +80,12 @@ def made_of(parts: Sequence[Parts]) -> list[str]:
     amounts = []
     for name in named:
         value = getattr(now, name)
-        doubt = f" (±{2 * errors[name]:.3f})" if abs(value) <= CERTAIN * errors[name] else ""
-        amounts.append(f"{value:.3f}{doubt} is {TITLES[name]}")
+        doubt = f" (±{describe.nats(2 * errors[name])})" if abs(value) <= CERTAIN * errors[name] else ""
+        amounts.append(f"{describe.nats(value)}{doubt} is {TITLES[name]}")
     rest = now.loss - sum(round(getattr(now, name), 3) for name in named)
-    if abs(rest) >= SMALL:
-        amounts.append(f"{rest:.3f} the rest")
-    return [f"Of the validation loss of {now.loss:.3f} in epoch {now.epoch}, {_list(amounts)}."]
+    if abs(rest) >= max(SMALL, 1e-6 * abs(now.loss)):
+        amounts.append(f"{describe.nats(rest)} the rest")
+    return [f"Of the validation loss of {describe.nats(now.loss)} in epoch {now.epoch}, {_list(amounts)}."]
 
 
 def jumps(parts: Sequence[Parts]) -> list[str]:

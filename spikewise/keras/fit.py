@@ -23,6 +23,7 @@ from spikewise.findings import Findings
 from spikewise.keras.data import Examples, labelled, predicted
 from spikewise.keras.loss import CompiledNetwork, Evaluation, Losses
 from spikewise.keras.recorder import EpochBatches, StepRecorder, raises, size_of
+from spikewise.keras.replaced import ReplacedWeights
 from spikewise.keras.setup import Setup, check, setup_of
 from spikewise.keras.tap import BatchTap, take_off, tap_on
 from spikewise.keras.unwatched import same, skip
@@ -35,10 +36,7 @@ SAMPLE = 500
 """Number of training examples whose loss in inference mode is followed: the first ones of the first epoch."""
 TRACE_BYTES = 2**28
 """The statistics of BatchNormalization after every step of an epoch are kept if they take at most this many bytes."""
-REPLACED = (
-    "after the last step of epoch {}, another callback replaced the weights, as SwapEMAWeights does. SpikeDiagnosis evaluates the "
-    "new ones, but explains spikes by the training steps. Fix: put SpikeDiagnosis before that callback."
-)
+ONLY_FIT = "Fix: train with model.fit; train_on_batch and training loops of your own are not watched."
 SAMPLED = 4
 """The sample takes at most one part in SAMPLED of the memory."""
 
@@ -78,7 +76,7 @@ class Watch:
         """Losses [n] at the end of the last epoch."""
         self._trace: list[Any] | None = None
         """Statistics of BatchNormalization before the first and after each step of the epoch; None if they are not kept."""
-        self._order = b""
+        self._order = (b"", b"")
         self._classes: np.ndarray | None = None
         self._first = self._ready = False
         """Whether the next step is the first of this `fit`, and whether the epoch has begun."""
@@ -92,8 +90,7 @@ class Watch:
         """Number of steps of the last epoch."""
         self._rate = np.nan
         """Learning rate of the last step."""
-        self._replaced = False
-        """Whether it was said that another callback replaces the weights."""
+        self._replaced = ReplacedWeights()
         self._lines: list[str] = []
         """Lines to print between two epochs."""
 
@@ -122,6 +119,8 @@ class Watch:
     def begin(self, model: keras.Model) -> None:
         """Begins a `fit`. Raises UserError if the model, the data or their names do not fit."""
         check(model)
+        if model.train_function is None:
+            raise UserError(f"SpikeDiagnosis watches model.fit alone. {ONLY_FIT}")
         take_off(model)
         self._connect(model)
         found = self._losses.evaluate(self._examples)
@@ -191,16 +190,17 @@ class Watch:
         fails here ends the training."""
         steps = self._recorder.steps() if self._recorder else np.zeros(0)
         if self._diagnostician is None or not len(steps):
-            self._lines.append(f"warning: SpikeDiagnosis saw no training step in epoch {self._number}.")
+            self._lines.append(f"warning: SpikeDiagnosis saw no training step in epoch {self._number}. {ONLY_FIT}")
             return
         self._steps = len(steps)
-        if cast(StepRecorder, self._recorder).replaced() and not self._replaced:
-            self._replaced = True
-            self._lines.append(f"warning: {REPLACED.format(self._number)}")
         try:
             found = self._losses.evaluate(self._examples, metrics="val_loss" not in logs)
-            sample = self._sample_losses()
-            for name, value in {"loss": float(found.losses.mean()), **found.logs}.items():
+            sample, mean = self._sample_losses(), float(found.losses.mean())
+            recorder = cast(StepRecorder, self._recorder)
+            losses, averages = (logs.get("val_loss", mean), mean), bool(recorder.optimizer.use_ema)
+            if warning := self._replaced.warning(self._number, recorder.weights, losses, averages=averages):
+                self._lines.append(f"warning: {warning}")
+            for name, value in {"loss": mean, **found.logs}.items():
                 logs.setdefault(f"val_{name}", value)
             self._diagnose(self._diagnostician, found, sample, steps)
         except Exception as error:

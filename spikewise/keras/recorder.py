@@ -53,10 +53,10 @@ class StepRecorder:
         self._measurements.append(self._measure(rate))
         return logs
 
-    def replaced(self) -> bool:
-        """Whether the weights have been written since the last step of the epoch."""
-        pairs = zip(self._before, self._watched, strict=False)  # the optimizer's moving means are last in `_before`
-        return any(bool(tf.reduce_any((a != b) & ((a == a) | (b == b)))) for a, b in pairs)  # NaN counts as equal to NaN
+    @property
+    def weights(self) -> tuple[list[Any], list[Any]]:
+        """The trainable weights after the last step, and now."""
+        return self._before[: len(self._watched)], self._watched
 
     @property
     def scheduled(self) -> bool:

@@ -45,6 +45,8 @@ def test_validation_images_unlike_unseen_training_images_are_found():
     assert standing.differs(UNSEEN)
     assert not standing.differs(replace(UNSEEN, validation=0.7))  # within the error
     assert not standing.differs(replace(UNSEEN, validation=0.4))
+    assert not standing.differs(replace(UNSEEN, error=0.5))
+    assert standing.differs(replace(UNSEEN, error=0.5, ranks=9.0))  # a few huge losses, but nearly all are higher
 
 
 @pytest.mark.parametrize("name", standing.TITLES)

@@ -273,6 +273,16 @@ def _fit(data, *, fresh=None, **options):
     (fresh or network()).fit(IMAGES[:64], LABELS[:64], epochs=2, verbose=0, callbacks=[SpikeDiagnosis(data, **options)])
 
 
+def _augmented():
+    data = tf.data.Dataset.from_tensor_slices((VALIDATION[0].astype("float32"), VALIDATION[1])).batch(99)
+    return data.map(lambda x, y: (x + tf.random.normal(tf.shape(x)), y))
+
+
+def _loop():
+    callbacks = keras.callbacks.CallbackList([SpikeDiagnosis(VALIDATION)], model=network())
+    callbacks.on_train_begin()
+
+
 def _mirrored():
     with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
         return network()
@@ -298,6 +308,8 @@ def _fit_two_models():
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION)), "cannot evaluate"),
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION[0]).batch(9)), r"are not pairs \(x, y\)"),
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION).shuffle(597).batch(99)), "in a different order each time"),
+        (lambda: _fit(_augmented()), r"other examples each time it is read, .* Fix: add \.cache\(\)"),
+        (_loop, "watches model.fit alone"),
         (lambda: _fit(SHUFFLES), r"in a different order each time it is read\. Fix: add \.cache\(\)"),
         (lambda: _fit(VALIDATION, keys=["a"]), "keys has 1 entries for 597"),
         (lambda: _fit(VALIDATION, batch_size=0), "batch_size=0 is not a number of at least 1"),

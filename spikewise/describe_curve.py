@@ -89,7 +89,8 @@ def made_of(parts: Sequence[Parts]) -> list[str]:
 
 
 def jumps(parts: Sequence[Parts]) -> list[str]:
-    """What the changes of the loss from one measured epoch to the next consist of, in a sentence; empty if it hardly changes."""
+    """What the changes of the loss from one measured epoch to the next consist of, in a sentence; empty if it hardly changes. A part
+    that moves against the loss has a negative fraction."""
     finite = [one for one in parts if np.isfinite(one.loss)]
     found = shares(finite)
     if found is None:
@@ -97,10 +98,8 @@ def jumps(parts: Sequence[Parts]) -> list[str]:
     losses = np.array([one.loss for one in finite])
     if np.sqrt(np.mean(np.diff(losses) ** 2)) < JUMPS * np.median(losses):
         return []
-    named = sorted((name for name in found if found[name] > NAMED), key=lambda name: -found[name])
-    if not named:
-        return []
-    listed = [f"{describe.percent(found[name])} is {TITLES[name]}" for name in named]
+    named = sorted((name for name in found if abs(found[name]) > NAMED), key=lambda name: -found[name])
+    listed = [f"{found[name]:.0%} is {TITLES[name]}" for name in named]
     return [f"Of its changes between epochs {finite[0].epoch} and {finite[-1].epoch}, {_list(listed)}."]
 
 

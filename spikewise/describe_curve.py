@@ -89,8 +89,8 @@ def made_of(parts: Sequence[Parts]) -> list[str]:
 
 
 def jumps(parts: Sequence[Parts]) -> list[str]:
-    """What the changes of the loss from one measured epoch to the next consist of, in a sentence; empty if it hardly changes. A part
-    that moves against the loss has a negative fraction."""
+    """What the changes of the loss from one measured epoch to the next consist of, in a sentence; empty if it hardly changes. A
+    part that moves against the loss has a negative fraction."""
     finite = [one for one in parts if np.isfinite(one.loss)]
     found = shares(finite)
     if found is None:

@@ -465,9 +465,11 @@ class Diagnostician:
 
 
 def _guessing(labels: np.ndarray | None) -> float:
-    """Loss of always predicting the class frequencies of `labels` [n]; infinite if they are unknown."""
+    """Loss of always predicting the class frequencies of `labels` [n]; infinite if they are unknown, or all of one class."""
     if labels is None or not len(labels):
         return np.inf
     fractions = np.bincount(np.asarray(labels, int)) / len(labels)
     fractions = fractions[fractions > 0]
+    if len(fractions) == 1:
+        return np.inf
     return float(-np.sum(fractions * np.log(fractions)))

@@ -86,8 +86,10 @@ class Watch:
         """The running epoch, from 1."""
         self._watched = 0
         """Number of epochs that were finished."""
-        self._steps = 0
-        """Number of steps of the last epoch."""
+        self._steps = self._planned = 0
+        """Number of steps of the last epoch, and what is known about the running one."""
+        self._snapshots: frozenset[int] = frozenset()
+        """The numbers of steps after which the weights are copied."""
         self._rate = np.nan
         """Learning rate of the last step."""
         self._replaced = ReplacedWeights()
@@ -141,8 +143,9 @@ class Watch:
         self._model, self._classes, self._order = model, found.classes, found.order
         self._offset, self._first = None, True
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Forgets what an interrupted epoch left behind, and prints what is due. `epoch`: Keras' number, from 0."""
+    def begin_epoch(self, epoch: int, steps: int | None) -> None:
+        """Forgets what an interrupted epoch left behind, and prints what is due. `epoch`: Keras' number, from 0; `steps`: those of
+        an epoch, None if unknown."""
         self._print()
         seen = self._diagnostician.detector.epoch if self._diagnostician else 0
         if self._offset is None:  # epochs go on where this callback has seen more of them than this fit counts
@@ -150,12 +153,11 @@ class Watch:
         self._number = epoch + 1 + self._offset
         self._batches = EpochBatches(self._memory - self._memory // SAMPLED)
         self._ready = False
-        self._snapshots: frozenset[int] = frozenset()
+        self._planned = steps or self._steps
         if self._recorder:
             self._recorder.clear()
         if self._diagnostician:
             self._diagnostician.discard_epoch()
-            self._snapshots = self._diagnostician.snapshots(self._steps)
         if not self._watched:
             self._sample = []
 
@@ -169,6 +171,7 @@ class Watch:
         x, y, weights = labelled(data, "training data")
         if not self._ready:
             self._prepare(len(x))
+            self._snapshots = cast(Diagnostician, self._diagnostician).snapshots(self._planned)
             weakref.finalize(iterator, self._batches.clear)  # an interrupted fit must not hold this memory
         self._keep(x, y, weights)
         recorder, diagnostician = cast(StepRecorder, self._recorder), cast(Diagnostician, self._diagnostician)

@@ -166,6 +166,15 @@ def test_every_kind_of_training_goes_on_as_without_it(name, capsys):
         assert histories[1]["val_loss"][-1] == pytest.approx(shown, rel=1e-4)
 
 
+@pytest.mark.integration
+def test_validation_images_prepared_in_another_way_are_found_in_the_first_epoch():
+    """Forgotten rescaling is what most people ask about; from the second epoch on, it looks like overfitting."""
+    spikes = SpikeDiagnosis((255 * VALIDATION[0], VALIDATION[1]))
+    network().fit(*TRAINING, epochs=2, verbose=0, callbacks=[spikes])
+    assert [one.name for one in spikes.standing] == ["preparation"]
+    assert spikes.summary.startswith("Validation images unlike the training images (in epoch 1): after step 33 of the first epoch")
+
+
 def test_a_spike_is_printed_between_two_epochs(capsys):
     """Otherwise the text would be torn apart by the progress bar, or appear when the run is over."""
     spikes = SpikeDiagnosis(VALIDATION)

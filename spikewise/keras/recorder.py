@@ -45,7 +45,7 @@ class StepRecorder:
 
     def record(self, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Calls `train`, which makes one step, and returns its logs."""
-        rate = tf.convert_to_tensor(self._model.optimizer.learning_rate, tf.float32)
+        rate = tf.cast(tf.convert_to_tensor(self._model.optimizer.learning_rate), tf.float32)
         if not self._measurements:  # another callback may have written the weights between two epochs
             self._synchronize()
         logs = train()

@@ -17,8 +17,8 @@ JUMPS = 0.05
 """The changes from one measured epoch to the next are described if their root mean square is above this fraction of the loss."""
 NAMED = 0.1
 """A part is named in a sentence above this fraction."""
-SMALL = 0.0015
-"""The parts that are not named are mentioned if they add up to more than rounding does, in nats."""
+SMALL = 0.01
+"""The parts that are not named are mentioned if they add up to at least this fraction of the loss."""
 
 
 class Answers(NamedTuple):
@@ -83,7 +83,7 @@ def made_of(parts: Sequence[Parts]) -> list[str]:
         doubt = f" (±{describe.nats(2 * errors[name])})" if abs(value) <= CERTAIN * errors[name] else ""
         amounts.append(f"{describe.nats(value)}{doubt} is {TITLES[name]}")
     rest = now.loss - sum(round(getattr(now, name), 3) for name in named)
-    if abs(rest) >= max(SMALL, 1e-6 * abs(now.loss)):
+    if abs(rest) >= SMALL * abs(now.loss):
         amounts.append(f"{describe.nats(rest)} the rest")
     return [f"Of the validation loss of {describe.nats(now.loss)} in epoch {now.epoch}, {_list(amounts)}."]
 

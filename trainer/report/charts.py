@@ -205,7 +205,9 @@ def stacked(label: str, epochs: np.ndarray, total: Series, measured: np.ndarray,
     values = np.stack([one.values for one in layers]).astype(float)
     tops = np.cumsum(np.maximum(values, 0), 0)
     bottoms = np.cumsum(np.minimum(values, 0), 0)
-    y = Scale(min(0.0, float(np.nanmin(bottoms))), float(np.nanmax(np.r_[tops[-1], total.values])), ticks=5)
+    low, high = min(0.0, float(np.nanmin(bottoms))), float(np.nanmax(np.r_[tops[-1], total.values]))
+    y = Scale(low if -low > high / 4 else 0.0, high, ticks=5)
+    y.low = min(y.low, low)  # a part that is hardly below 0 needs no tick of its own
     x = Scale(epochs[0], epochs[-1], ticks=8, outward=False)
     chart = Chart(label, x_name="epoch", legend=[(one.style, one.name) for one in (*layers, total)])
     chart.y_ticks = [Tick(_percent(1 - y(tick)), name) for tick, name in zip(y.ticks, _ticks(y, False), strict=True)]

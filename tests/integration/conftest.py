@@ -1,5 +1,6 @@
 """A finished run that several modules look at: it is trained once per session."""
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="session")
 def spiked(workplace: Place) -> Job:
-    """A finished run named `spiked` with a spike. It measured the parts of the loss in every epoch and proved its remedy."""
+    """A finished run named `spiked` with a spike. It measured the parts of the loss in every epoch and proved its remedy. Tests of
+    replay change its report; `reports/spiked` keeps the first one."""
     job = Job(workplace.configuration, "spiked", *SPIKE, "diagnosis.budget=1", "diagnosis.prove=100")
     job.succeed()
+    shutil.copytree(workplace.folder / "runs/spiked", workplace.folder / "reports/spiked")
     return job

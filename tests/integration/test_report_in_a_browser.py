@@ -36,8 +36,8 @@ def look(page: Path, folder: Path, width: int, *, dark: bool = False) -> dict:
 
 @pytest.fixture(scope="module")
 def page(workplace, spiked):  # noqa: ARG001
-    """The run's report.html, and its report.json."""
-    return workplace.folder / "runs/spiked/report.html", read_report(workplace.folder / "runs", "spiked")
+    """The report.html of the run, and its report.json."""
+    return workplace.folder / "reports/spiked/report.html", read_report(workplace.folder / "reports", "spiked")
 
 
 def test_a_reader_sees_the_sum_the_spike_and_the_proof(page, tmp_path):

@@ -19,6 +19,8 @@ SHOWN = 3
 """Number of causes in the log, and of remedies in a summary."""
 LISTED = 5
 """Number of epochs listed for one cause."""
+HUGE = 10_000
+"""From this loss on, decimals say nothing."""
 VISIBLE = 0.25
 """A rise of this fraction of the expected loss is seen by anybody who looks at the curve."""
 NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
@@ -29,33 +31,43 @@ probe = probes.title
 
 def summary(diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epochs: int, course: Course | None = None) -> str:
     """What happened to the validation loss in `epochs` epochs: the spikes, their causes, how they ended, and what to do."""
-    return " ".join(sentences(diagnoses, overfitting, epochs, course))
+    return " ".join([*happened(diagnoses, overfitting, epochs, course), *advice(diagnoses, overfitting, course)])
 
 
-def sentences(
+def happened(
     diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None, epochs: int, course: Course | None = None
 ) -> list[str]:
-    """The sentences of `summary`. The first one gives the number of spikes. `course`: the rest of the curve, if it is known."""
+    """The sentences of `summary` without those about what to do; the first one gives the number of spikes. `course`: the rest of
+    the curve, if it is known."""
     course = course or Course()
     trend = [_trend(overfitting)] if overfitting else []
-    unseen, rest = _unseen(course, alarms=bool(diagnoses)), [*_restless(course), *_guessing(course)]
+    unseen, rest = _unseen(course, alarms=bool(diagnoses)), _rest(course)
     if not diagnoses:
         return [f"No {'alarm' if unseen else 'spike'} in {_amount(epochs, 'epoch')}.", *unseen, *rest, *trend]
+    groups = _by_cause(diagnoses)
+    count = f"{_amount(len(diagnoses), 'spike')} in {_amount(epochs, 'epoch')}"
+    if len(groups) == 1:
+        (same,) = groups
+        together = {1: "", 2: "both "}.get(len(same), "all ")
+        spikes = [f"{count}: {together}{name(same[0])} ({_epochs(same)})."]
+    else:
+        spikes = [f"{count}."]
+        for same in groups:
+            spikes.append(f"{_counted(len(same))} {'was' if len(same) == 1 else 'were'} {name(same[0])} ({_epochs(same)}).")
+    return [*spikes, *_ends(diagnoses), *unseen, *rest, *trend]
+
+
+def _by_cause(diagnoses: Sequence[Diagnosis]) -> list[list[Diagnosis]]:
+    """The diagnoses of each cause, the most frequent cause first."""
     found: dict[str, list[Diagnosis]] = {}
     for diagnosis in diagnoses:
         found.setdefault(name(diagnosis), []).append(diagnosis)
-    groups = sorted(found.items(), key=lambda pair: -len(pair[1]))
-    count = f"{_amount(len(diagnoses), 'spike')} in {_amount(epochs, 'epoch')}"
-    if len(groups) == 1:
-        why, same = groups[0]
-        together = {1: "", 2: "both "}.get(len(same), "all ")
-        spikes = [f"{count}: {together}{why} ({_epochs(same)})."]
-    else:
-        spikes = [f"{count}."]
-        for why, same in groups:
-            spikes.append(f"{_counted(len(same))} {'was' if len(same) == 1 else 'were'} {why} ({_epochs(same)}).")
-    sound = overfitting is None and not rest
-    return [*spikes, *_ends(diagnoses), *unseen, *rest, *trend, *_advice([same for _, same in groups], sound=sound)]
+    return sorted(found.values(), key=lambda same: -len(same))
+
+
+def _rest(course: Course) -> list[str]:
+    """What else is wrong with the curve."""
+    return [*_restless(course), *_guessing(course)]
 
 
 def name(diagnosis: Diagnosis) -> str:
@@ -81,11 +93,16 @@ def headline(spike: Spike) -> str:
     what, expected = f"After epoch {spike.epoch} the validation loss was", _expected(spike)
     if not math.isfinite(spike.loss):
         return f"{what} not a finite number{expected}.{end}"
-    return f"{what} {spike.loss:.3f}{expected}: {spike.rise:.3f} more (95 %: {spike.low:.3f} to {spike.high:.3f}).{end}"
+    return f"{what} {nats(spike.loss)}{expected}: {nats(spike.rise)} more (95 %: {nats(spike.low)} to {nats(spike.high)}).{end}"
+
+
+def nats(value: float, sign: str = "") -> str:
+    """A loss with three decimals, a huge one with three digits. `sign`: "+" to show that of a positive one."""
+    return f"{value:{sign}.3f}" if abs(value) < HUGE else f"{value:{sign}.3g}"
 
 
 def _expected(spike: Spike) -> str:
-    return f" where {spike.baseline:.3f} was expected" if math.isfinite(spike.baseline) else ""
+    return f" where {nats(spike.baseline)} was expected" if math.isfinite(spike.baseline) else ""
 
 
 def block(diagnosis: Diagnosis, *, options: bool = False) -> str:
@@ -94,8 +111,8 @@ def block(diagnosis: Diagnosis, *, options: bool = False) -> str:
     spike = diagnosis.spike
     where = f"SPIKE in epoch {spike.epoch}: validation loss"
     if math.isfinite(spike.loss):
-        interval = f"(95 %: {spike.low:+.3f} to {spike.high:+.3f})"
-        lines = [f"{where} {spike.loss:.3f}{_expected(spike)}, {spike.rise:+.3f} {interval}"]
+        interval = f"(95 %: {nats(spike.low, '+')} to {nats(spike.high, '+')})"
+        lines = [f"{where} {nats(spike.loss)}{_expected(spike)}, {nats(spike.rise, '+')} {interval}"]
     else:
         lines = [f"{where} is not finite{_expected(spike)}"]
     for number, cause in enumerate(diagnosis.causes[:SHOWN], 1):
@@ -187,27 +204,39 @@ def _ends(diagnoses: Sequence[Diagnosis]) -> list[str]:
     return ends
 
 
-def _advice(groups: Sequence[Sequence[Diagnosis]], *, sound: bool) -> list[str]:
-    """Whether the model is fine, and what to do about the most frequent causes, judged by the last spike of each. `sound`: nothing
-    else is wrong with the curve."""
-    diagnoses = [diagnosis for same in groups for diagnosis in same]
-    groups = sorted(groups, key=lambda same: not _harmful(same[-1]))  # harmful causes first
+def advice(
+    diagnoses: Sequence[Diagnosis], overfitting: Overfitting | None = None, course: Course | None = None, *, sound: bool = True
+) -> list[str]:
+    """Whether the model is fine, and what to do about the most frequent causes, judged by the last spike of each. `overfitting`,
+    `course`: what else may be wrong with the curve. `sound`: False if something that these do not say is wrong with it."""
     fine = all(not _harmful(d) and d.spike.outcome == "recovered" for d in diagnoses)
-    advice = []
-    for same in groups:
+    actions = []
+    for same in _to_act_on(diagnoses):
         verdict = same[-1].verdict
         if verdict.name == "few_examples":
-            advice.append(f"look at the images of {_epochs(same)}")
+            actions.append(f"look at the images of {_epochs(same)}")
         elif (kind := kind_of(verdict.name)) and kind.advice:
-            advice.append(kind.advice(same))
+            actions.append(kind.advice(same))
         elif verdict.name != "unexplained":
-            advice.append((verdict.short_remedy or verdict.remedy).rstrip("."))
-    text = "; ".join(printable(one) for one in advice[:SHOWN])
-    if fine and sound:
+            actions.append((verdict.short_remedy or verdict.remedy).rstrip("."))
+    text = "; ".join(printable(one) for one in actions[:SHOWN])
+    if not text:
+        return []
+    if fine and sound and overfitting is None and not _rest(course or Course()):
         return [f"Your model is fine; {text}."]
     if fine:
-        return [f"The spikes did the model no harm; {text}."]
-    return [f"{text[0].upper()}{text[1:]}."] if text else []
+        return [f"The spike{'s' if len(diagnoses) > 1 else ''} did the model no harm; {text}."]
+    return [f"{text[0].upper()}{text[1:]}."]
+
+
+def settings(diagnoses: Sequence[Diagnosis]) -> tuple[str, ...]:
+    """The first action of `advice` as settings of the training job: its alternatives."""
+    return next((same[-1].verdict.settings for same in _to_act_on(diagnoses)), ())
+
+
+def _to_act_on(diagnoses: Sequence[Diagnosis]) -> list[list[Diagnosis]]:
+    """The diagnoses of each cause, those that harm the model first."""
+    return sorted(_by_cause(diagnoses), key=lambda same: not _harmful(same[-1]))
 
 
 def _harmful(diagnosis: Diagnosis) -> bool:

@@ -40,8 +40,8 @@ from spikewise.suspects import suspects
 
 SNAPSHOTS = 8
 """Number of parts that an epoch is divided into by copies of the weights."""
-RECENT = 2
-"""Number of epochs for which a raised learning rate remains a possible cause: its harm may come a little later."""
+RECENT = {"learning_rate": 2, "frozen_layers": 5}
+"""Number of epochs for which an event of a kind remains a possible cause: its harm may come a little later."""
 
 Predict = Callable[[Sequence[int]], dict[int, tuple[str, str, float]]]
 """Positions of validation images -> label, predicted class, and its probability, by position."""
@@ -54,7 +54,7 @@ class _Epoch:
     losses: np.ndarray
     """[n], validation images."""
     sample: float
-    """Mean loss of the sampled training images."""
+    """Mean loss of the sampled training images; NaN if they were not known yet."""
     steps: np.ndarray
     """[s], dtype STEP."""
     weights: Weights | None = None
@@ -124,8 +124,8 @@ class Diagnostician:
         self._samples: list[float] = []
         self._before: list[_Epoch] = []
         self._path: list[tuple[int, Weights]] = []
-        self._rate: Event | None = None
-        """The last change of the learning rate that was reported."""
+        self._recent: list[Event] = []
+        """The reported events that remain possible causes."""
         self._rate_before = np.nan
         """Learning rate of the last step of the epoch before."""
 
@@ -197,7 +197,8 @@ class Diagnostician:
             epoch=epoch,
             settled=not self.detector.open,
         )
-        self._rate = next((event for event in reversed(events) if event.kind == "learning_rate"), self._rate)
+        latest = {event.kind: event for event in (*self._recent, *events)}.values()
+        self._recent = [event for event in latest if epoch - event.epoch < RECENT.get(event.kind, 0)]
         if self.detector.ordinary[-1:] == [epoch]:
             average = probes.average(self._path) if len(self._path) > 1 else None
             weights = self._path[-1][1]
@@ -249,7 +250,7 @@ class Diagnostician:
             "detector": facts,
             "samples": self._samples,
             "before": [before.sample for before in self._before],
-            "rate": self._rate.as_dict() if self._rate else None,
+            "recent": [event.as_dict() for event in self._recent],
             "rate_before": self._rate_before if np.isfinite(self._rate_before) else None,
             "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses],
             "composition": self.composition.state(),
@@ -261,7 +262,7 @@ class Diagnostician:
         """Restores a `state`. `at_epoch_end`: the network now has the weights with which the last epoch ended."""
         self.detector.restore(facts["detector"], arrays["recent"])
         self._samples = list(facts["samples"])
-        self._rate = Event(**facts["rate"]) if facts.get("rate") else None
+        self._recent = [Event(**values) for values in facts.get("recent", ())]
         self._rate_before = np.nan if facts["rate_before"] is None else facts["rate_before"]
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
         self.composition.restore(facts["composition"])
@@ -309,7 +310,7 @@ class Diagnostician:
     def _lost(self, sampled: float, steps: int) -> bool | None:
         """Whether the network has lost more than half of what it knew about its training images; None if unknown. If lagging
         statistics may be the reason, the loss is measured with re-estimated statistics."""
-        if not self._before or not np.isfinite(self._guess) or np.isnan(sampled):
+        if not self._before or not np.isfinite(self._guess) or np.isnan([sampled, self._before[-1].sample]).any():
             return None
         limit = (self._guess + self._before[-1].sample) / 2
         if sampled >= limit and self.network.statistics and steps > 1:
@@ -342,8 +343,7 @@ class Diagnostician:
         trace: np.ndarray | None,
     ) -> Case:
         """Everything that is known about the spike. Makes the probes."""
-        if self._rate and spike.epoch - self._rate.epoch <= RECENT:
-            events = [*events, replace(self._rate, step=0)]
+        events = [*events, *(replace(event, step=0) for event in self._recent)]
         beta_2 = self.network.beta_2 if isinstance(self.network, outputs.UsesAdam) else np.nan
         self._hyperparameters = replace(self._hyperparameters, beta_2=beta_2)
         case = Case(spike, hyperparameters=self._hyperparameters, events=events, keys=self._keys, overfitting=self.overfitting)
@@ -351,6 +351,8 @@ class Diagnostician:
         if not self._before or spike.outcome == "divergence":
             return case
         before = self._before[-1]
+        if np.isnan(before.sample):
+            self._sample_again(before, len(sample))
         scene = Scene(
             network=self.network,
             spike=spike,
@@ -361,7 +363,7 @@ class Diagnostician:
             path=self._path,
             reference_average=before.average,
             steps=steps,
-            earlier=self._earlier,
+            earlier=self._earlier if len(self._earlier) else steps,  # without any, the epoch's steps are compared with each other
             batch_size=self._hyperparameters.batch_size,
             rate_before=self._rate_before,
             trace=trace,
@@ -393,6 +395,14 @@ class Diagnostician:
         images = [entry["image"] for entry in few.facts["images"]] if few else []
         return replace(case, probes=found, training=training, predicted=predict(images) if predict and images else {})
 
+    def _sample_again(self, before: _Epoch, count: int) -> None:
+        """Evaluates the `count` sampled training images with the weights of an epoch in which they were not known yet."""
+        if before.weights is not None and count:
+            with self.network.untouched():
+                self.network.assign(before.weights)
+                before.each = self.network.sample_part(count)
+            before.sample = float(np.mean(before.each))
+
     def _in_training_mode(self, steps: np.ndarray) -> dict[str, Any]:
         """The facts about the losses of the training batches, as fields of Training."""
         earlier = self._earlier
@@ -406,7 +416,7 @@ class Diagnostician:
         """What was unusual about the steps of the epoch."""
         if not len(scene.steps) or not len(scene.earlier):
             return Training()
-        lengths, norms = scene.lengths, scene.earlier["gradient_norm"]
+        lengths, norms, known = scene.lengths, scene.earlier["gradient_norm"], len(self._earlier) > 0
         trainable = [i for i in range(len(scene.now)) if i not in set(self.network.statistics)]
         weights = sum(scene.now[i].size for i in trainable)
         strides, usual = (analysis.strides(values, weights) for values in (scene.steps, scene.earlier))
@@ -415,7 +425,7 @@ class Diagnostician:
             length=float(lengths.max()),
             length_at=int(lengths.argmax()),
             raised=float(analysis.raised(scene.steps["learning_rate"], scene.rate_before)[lengths.argmax()]),
-            length_after=tuple(float(lengths[event.step :].max(initial=1.0)) for event in events),
+            length_after=tuple(float(lengths[event.step :].max(initial=1.0)) if known else np.nan for event in events),
             jumps=tuple(analysis.jump(scene.path, event.step, self.network.statistics) for event in events),
             astray=analysis.astray(scene.steps, scene.earlier),
             gradient=analysis.gradient_ratio(scene.steps[: len(scene.steps) // 2 + 1], scene.earlier),
@@ -455,9 +465,11 @@ class Diagnostician:
 
 
 def _guessing(labels: np.ndarray | None) -> float:
-    """Loss of always predicting the class frequencies of `labels` [n]; infinite if they are unknown."""
+    """Loss of always predicting the class frequencies of `labels` [n]; infinite if they are unknown, or all of one class."""
     if labels is None or not len(labels):
         return np.inf
     fractions = np.bincount(np.asarray(labels, int)) / len(labels)
     fractions = fractions[fractions > 0]
+    if len(fractions) == 1:
+        return np.inf
     return float(-np.sum(fractions * np.log(fractions)))

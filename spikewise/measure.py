@@ -65,7 +65,7 @@ class Composition:
             self.parts.append(found)
             names = standing.find(self.parts, guess)
             if not settled:
-                names &= {one.name for one in self.standing}
+                names &= {one.name for one in self.standing if not one.over}
             if "statistics" in names:
                 tried = replace(tried, momenta=momenta(network, path[-1][1], counterfactuals, chosen))
                 self._budget.charge(len(tried.momenta) * chosen.losses)
@@ -73,6 +73,8 @@ class Composition:
             self._budget.charge(chosen.statistics + 2 * chosen.losses if apart else 0)
         if apart and standing.differs(apart):
             names.add("preparation")
+        if "preparation" in names | {one.name for one in self.standing}:
+            names.discard("generalization")  # images of another kind do not tell whether the network would generalize
         self.standing, new = standing.update(
             self.standing, names, epoch, lambda name: standing.say(name, found, hyperparameters, guess, tried, apart)
         )
@@ -137,7 +139,13 @@ def unseen(network: Network, path: Path, batch_size: int, sizes: Sizes) -> Unsee
     _, validation = network.evaluate_part(sizes.losses)
     training = np.concatenate([network.batch_losses(i) for i in spread(step, steps, sizes.losses // batch_size)])
     error = float(np.hypot(*(np.std(values) / np.sqrt(len(values)) for values in (validation, training))))
-    return Unseen(step, float(np.mean(training)), float(np.mean(validation)), error)
+    return Unseen(step, float(np.mean(training)), float(np.mean(validation)), error, _ranks(validation, training))
+
+
+def _ranks(a: np.ndarray, b: np.ndarray) -> float:
+    """By how many standard errors values [n] of `a` rank above those [k] of `b` (Mann-Whitney, without correction for ties)."""
+    wins = float(np.mean(np.sign(a[:, None] - b))) / 2  # fraction of pairs with a > b, minus a half
+    return wins / float(np.sqrt((len(a) + len(b) + 1) / (12 * len(a) * len(b))))
 
 
 def spread(first: int, last: int, count: int) -> list[int]:

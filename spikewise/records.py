@@ -176,7 +176,7 @@ class Training:
     raised: float = 1.0
     """How many times the learning rate at that step lay above where a smooth schedule would have been."""
     length_after: tuple[float, ...] = ()
-    """The same maximum over the steps after each event."""
+    """The same maximum over the steps after each event; NaN without earlier epochs to compare with."""
     jumps: tuple[float, ...] = ()
     """For each event: how far the moving statistics moved where it happened, as a multiple of the farthest move elsewhere."""
     astray: float = 0.0

@@ -4,7 +4,7 @@ Rules in, sentences out: `find` names the standing causes of the measured epochs
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,9 +40,9 @@ class Unseen:
     """Mean losses."""
     error: float
     """Standard error of their difference."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    ranks: float = 0.0
+    """How many standard errors validation images rank above training images (Mann-Whitney). A few huge losses make the means
+    uncertain, but not the ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Standing:
     """statistics, wandering, generalization or fit, as the parts; or preparation."""
     title: str
     since: int
-    """The first epoch in which it was measured."""
+    """The first epoch in which it was measured; after a pause, the first one since then."""
     epoch: int
     """The last one."""
     finding: str
@@ -138,7 +138,8 @@ def _high(name: str, one: Parts, guess: float) -> bool:
 def differs(unseen: Unseen) -> bool:
     """Whether the validation images differ from training images that the network had not seen either."""
     gap = unseen.validation - unseen.training
-    return gap > max(NOTABLE * unseen.validation, SMALLEST, CERTAIN * unseen.error)
+    certain = gap > CERTAIN * unseen.error or unseen.ranks > CERTAIN
+    return certain and gap > max(NOTABLE * unseen.validation, SMALLEST)
 
 
 def say(name: str, parts: Parts, now: Hyperparameters, guess: float, tried: Tried, unseen: Unseen | None) -> Text:
@@ -161,8 +162,8 @@ def _statistics(parts: Parts, tried: Tried, now: Hyperparameters, guess: float) 
     tests.append(f"{tried.precise:.3f} with statistics estimated anew")
     finding = f"In epoch {parts.epoch} they add {parts.statistics:.3f} to {_loss(parts, guess)}."
     evidence = (
-        f"In training mode, which does not use the moving statistics, the loss is {parts.training:.3f}. Validation images with the "
-        f"same weights: {tried.now:.3f} as it is, {', '.join(tests)}."
+        f"In training mode, which does not use the moving statistics, the loss is {parts.training:.3f}. The same weights on a "
+        f"fixed part of the validation images: {tried.now:.3f} as it is, {', '.join(tests)}."
     )
     if not settings:
         return Text(finding, evidence, "lower the learning rate, so that the statistics can follow the weights.")
@@ -223,14 +224,15 @@ def update(
     known: Sequence[Standing], names: set[str], epoch: int, say: Callable[[str], Text]
 ) -> tuple[list[Standing], list[Standing]]:
     """The standing causes after the measurement of `epoch`, and those of them that are new. `names`: what it shows; `say`:
-    the text about one of them."""
+    the text about one of them. A cause that was over and returns is a new one, in place of the earlier one."""
+    active = {one.name: one for one in known if not one.over}
     now = []
     for one in known:
-        if one.name == "preparation":
+        if one.name == "preparation":  # measured once, in the first epoch
             now.append(one)
-        elif one.name in names:
+        elif one.name not in names:
+            now.append(replace(one, over=True))
+        elif one.name in active:
             now.append(Standing(one.name, one.title, one.since, epoch, *say(one.name)))
-        else:
-            now.append(Standing(**{**one.as_dict(), "over": True}))
-    new = [Standing(name, TITLES[name], epoch, epoch, *say(name)) for name in sorted(names - {one.name for one in known})]
+    new = [Standing(name, TITLES[name], epoch, epoch, *say(name)) for name in sorted(names - set(active))]
     return [*now, *new], new

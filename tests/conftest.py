@@ -14,7 +14,14 @@ import pytest
 
 from jobs.demo.s3_server import S3Server, local_s3_server
 
+
+def browser() -> str | None:
+    """The path of a Chromium, if there is one."""
+    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
 NEEDS = {
+    "browser": (browser, "there is no Chromium in PATH. Fix: apt install chromium (Debian)"),
     "prometheus": (
         lambda: shutil.which("prometheus") and shutil.which("promtool"),
         "prometheus and promtool are not installed. Fix: apt install prometheus (Debian)",

@@ -80,6 +80,8 @@ def attribute(case: Case) -> tuple[Cause, ...]:
     if first is unexplained.CAUSE:
         verdict = unexplained.with_reasons(verdict, (claim for _, claim in claims))
     ranked = {first.name: (first, verdict)}
+    if verdict.event is not None and verdict.event.kind == "loss":
+        claims = []  # every probe compares losses of two functions
     for kind, claim in sorted(claims, key=lambda pair: -pair[1].fraction):
         if claim.fraction >= LISTED and claim.listed:
             ranked.setdefault(kind.name, (kind, claim))

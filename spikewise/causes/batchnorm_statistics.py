@@ -75,7 +75,8 @@ def _measured(case: Case) -> dict[str, Probe]:
             which = "lower" if probe.name == "lower_momentum" else "higher"
             found[f"a {which} momentum" if value is None else f"a momentum of {value:g}"] = probe
     if "statistics" in case.probes:
-        found["statistics estimated anew"] = case.probes["statistics"]
+        dropout = " with dropout" if case.hyperparameters.dropout > 0 else ""  # as in training; model.statistics=precise has none
+        found[f"statistics estimated anew{dropout}"] = case.probes["statistics"]
     return found
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, training_images_share
+from spikewise.causes.kind import CauseKind, Claim, all_images_rose, claim_from
 from spikewise.causes.overfitting import only_validation_rose, rises
 from spikewise.records import Case
 from spikewise.suspects import HALF
@@ -14,19 +14,11 @@ def _rule(case: Case) -> Claim | None:
         unless=[
             (case.fraction("precision") >= HALF, "in float32 the same weights do not show the rise"),
             (
-                training_images_share(case, HALF) or _in_proportion(case),
+                all_images_rose(case),
                 "training images rose as well: the evaluation of all images changed, such as the loss or their preparation",
             ),
         ],
     )
-
-
-def _in_proportion(case: Case) -> bool:
-    """Whether training images rose at least half as much in proportion to their own loss, which may be much lower."""
-    training, before = case.training, case.spike.loss - case.rise
-    if not (training_images_share(case, 0.0) and training.train_loss > 0 and before > 0):
-        return False
-    return bool(training.train_rise / training.train_loss >= HALF * case.rise / before)
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001

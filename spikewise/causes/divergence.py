@@ -40,5 +40,12 @@ def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
 
 
 CAUSE = CauseKind(
-    "divergence", "a divergence", harms_training=True, rule=_rule, evidence=_evidence, remedy=_remedy, settings=_settings
+    "divergence",
+    "a divergence",
+    harms_training=True,
+    rule=_rule,
+    evidence=_evidence,
+    remedy=_remedy,
+    settings=_settings,
+    advice=lambda diagnoses: diagnoses[0].verdict.remedy.rstrip("."),  # before the first one
 )

@@ -92,6 +92,17 @@ def training_images_share(case: Case, fraction: float = SHARED) -> bool:
     return bool(certain > fraction * case.rise and training.train_rise > 0.1 * max(training.train_loss, 0.05))
 
 
+def all_images_rose(case: Case) -> bool:
+    """Whether training images, in inference mode, rose at least half as much as validation images, also in proportion to their own
+    loss, which may be much lower."""
+    training, before = case.training, case.spike.loss - case.rise
+    if training_images_share(case, HALF):
+        return True
+    if not (training_images_share(case, 0.0) and training.train_loss > 0 and before > 0):
+        return False
+    return bool(training.train_rise / training.train_loss >= HALF * case.rise / before)
+
+
 def no_step_needed(case: Case) -> Fact:
     """The fact that rules out every cause that acts through training steps."""
     return case.fraction("earlier_weights") >= HALF, "the earlier weights, evaluated again, show the rise too"

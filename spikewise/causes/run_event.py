@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, is_set, no_step_needed, percent
+from spikewise.causes.kind import CauseKind, Claim, all_images_rose, claim_from, is_set, no_step_needed, percent
 from spikewise.records import Case, Diagnosis, Event
 from spikewise.steps import JUMP
 from spikewise.suspects import HALF
@@ -58,7 +58,7 @@ WORDING = {
     "data": _Wording("changed training data", "The training data were changed", "compare the new data with the old."),
     "frozen_layers": _Wording(
         "layers frozen or unfrozen",
-        "The number of variables that train was changed",
+        "Layers were frozen or unfrozen, and the number of variables that train changed",
         "train the new ones at a learning rate ten times lower, and keep BatchNormalization of a pretrained base frozen (call the "
         "base with training=False).",
     ),
@@ -80,8 +80,8 @@ def _rule(case: Case) -> Claim | None:
     for event in case.events:
         if event.kind == "loss":  # losses of two functions do not compare, whatever the probes say
             return Claim(1.0, 1.0, 1.0, decides=True, event=event)
-    if no_step_needed(case)[0]:  # the event did not cause it
-        return None
+    if no_step_needed(case)[0]:  # no reported event caused it
+        return claim_from(case.probes["earlier_weights"]) if all_images_rose(case) else None
     if case.training.foreign is not None and case.fraction("bad_batches") < HALF:
         return Claim(1.0, 1.0, 1.0, decides=True)
     probe = case.probes.get("before_event")
@@ -106,8 +106,12 @@ def _left_a_trace(case: Case, event: Event, number: int) -> bool:
     """Whether the event changed anything: a restart that restored everything did not."""
     if event.kind == "learning_rate" and event.before and event.after:
         return event.after > RAISED * event.before
+    if np.isnan(case.training.length_after[number]):  # the first epoch that was watched: there is nothing to compare its steps with
+        return case.fraction("bad_batches") < HALF
     if case.training.length_after[number] >= TRACE or case.training.jumps[number] >= JUMP:
         return True
+    if event.kind == "frozen_layers" and case.fraction("statistics") >= HALF:  # they began to move, or stopped
+        return case.fraction("bad_batches") < HALF
     path = case.probes.get("path")
     sudden = path is not None and path.fraction >= HALF and path.facts["first"] <= event.step < path.facts["last"]
     return sudden and event.kind in ("batch_size", "data")
@@ -115,6 +119,12 @@ def _left_a_trace(case: Case, event: Event, number: int) -> bool:
 
 def _evidence(case: Case, claim: Claim) -> str:
     event = claim.event
+    if claim.probe == "earlier_weights":
+        facts = case.probes[claim.probe].facts
+        return (
+            f"Evaluated again, the earlier weights have a loss of {facts['today']:.3f}; it was {facts['recorded']:.3f} then. "
+            "Training images rose as well, so it is not the validation images that changed."
+        )
     if event is None:
         start, stop, excess = case.training.foreign or (0, 0, 0.0)
         return f"Between steps {start} and {stop} the weights moved {excess:.3g} farther than these steps account for."
@@ -134,6 +144,8 @@ def _evidence(case: Case, claim: Claim) -> str:
 
 
 def _remedy(case: Case, claim: Claim) -> str:
+    if claim.probe == "earlier_weights":
+        return "find what changed in the evaluation of all images: the loss function, its weights, regularization, preparation."
     if claim.event is None:
         return "find what else writes the weights: a restore, a callback, another process, faulty memory."
     wording, (before, after) = WORDING[claim.event.kind], _values(claim.event)
@@ -166,6 +178,8 @@ def _specific_title(diagnosis: Diagnosis) -> str | None:
     event = diagnosis.verdict.event
     if event in WORDING:
         return WORDING[event].title
+    if event is None and any(probe.name == "earlier_weights" and probe.fraction >= HALF for probe in diagnosis.probes):
+        return "another way of evaluating"
     return "weights written from outside" if diagnosis.training.foreign and not event else None
 
 

@@ -123,7 +123,7 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
         self._watch.begin(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        self._watch.begin_epoch(epoch)
+        self._watch.begin_epoch(epoch, (self.params or {}).get("steps"))
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         self._watch.expect_step()

@@ -50,14 +50,20 @@ class Examples:
             self.weighted = weights is not None
             yield x, y, weights
 
-    def check_order(self, before: bytes) -> None:
-        """Reads all labels once more. Raises UserError if their digest is not the one from `before`."""
+    def check_order(self, before: tuple[bytes, bytes]) -> None:
+        """Reads all examples once more. Raises UserError if their digests are not those from `before`."""
         if isinstance(self._data, tuple):
             return
-        digest = self.digest()
-        for _, y, _ in self.batches():
-            digest.update(np.asarray(y).tobytes())
-        if digest.digest() != before:
+        order = Order()
+        for x, y, _ in self.batches():
+            order.update(x, y)
+        labels, examples = order.digests
+        if labels == before[0] and examples != before[1]:
+            raise UserError(
+                f"{self.what} has other examples each time it is read, as random augmentation makes them, or another order. "
+                "Fix: add .cache() to the dataset, or leave out augmentation and shuffle() where it is made."
+            )
+        if labels != before[0]:
             raise UserError(
                 f"{self.what} is in a different order each time it is read. Fix: add .cache() to the dataset, or leave out "
                 "shuffle() where it is made. Do not combine shuffle=False with validation_split: that leaves only the last classes."
@@ -71,11 +77,6 @@ class Examples:
             "Fix: pass batches in the form that the model is trained on."
         )
 
-    @staticmethod
-    def digest() -> "hashlib.blake2b":
-        """A digest to be updated with the labels of each batch."""
-        return hashlib.blake2b(digest_size=16)
-
     def _read(self) -> Iterator[Any]:
         data = self._data
         if isinstance(data, tuple):
@@ -88,6 +89,24 @@ class Examples:
             for i in range(data.num_batches):
                 yield data[i]
             data.on_epoch_end()
+
+
+class Order:
+    """Recognizes examples that come in another order, or are others: digests of all labels, and of the first example of each
+    batch."""
+
+    def __init__(self) -> None:
+        self._labels, self._examples = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+
+    def update(self, x: Any, y: Any) -> None:
+        """Adds the next batch."""
+        self._labels.update(np.asarray(y).tobytes())
+        self._examples.update(np.asarray(x[:1]).tobytes())
+
+    @property
+    def digests(self) -> tuple[bytes, bytes]:
+        """Of the labels and of the examples."""
+        return self._labels.digest(), self._examples.digest()
 
 
 def _first_line(text: str) -> str:

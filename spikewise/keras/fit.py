@@ -23,8 +23,10 @@ from spikewise.findings import Findings
 from spikewise.keras.data import Examples, labelled, predicted
 from spikewise.keras.loss import CompiledNetwork, Evaluation, Losses
 from spikewise.keras.recorder import EpochBatches, StepRecorder, raises, size_of
+from spikewise.keras.replaced import ReplacedWeights
 from spikewise.keras.setup import Setup, check, setup_of
 from spikewise.keras.tap import BatchTap, take_off, tap_on
+from spikewise.keras.unwatched import same, skip
 from spikewise.probes import Network
 from spikewise.records import Diagnosis, Event
 
@@ -34,6 +36,7 @@ SAMPLE = 500
 """Number of training examples whose loss in inference mode is followed: the first ones of the first epoch."""
 TRACE_BYTES = 2**28
 """The statistics of BatchNormalization after every step of an epoch are kept if they take at most this many bytes."""
+ONLY_FIT = "Fix: train with model.fit; train_on_batch and training loops of your own are not watched."
 SAMPLED = 4
 """The sample takes at most one part in SAMPLED of the memory."""
 
@@ -73,7 +76,7 @@ class Watch:
         """Losses [n] at the end of the last epoch."""
         self._trace: list[Any] | None = None
         """Statistics of BatchNormalization before the first and after each step of the epoch; None if they are not kept."""
-        self._order = b""
+        self._order = (b"", b"")
         self._classes: np.ndarray | None = None
         self._first = self._ready = False
         """Whether the next step is the first of this `fit`, and whether the epoch has begun."""
@@ -83,10 +86,13 @@ class Watch:
         """The running epoch, from 1."""
         self._watched = 0
         """Number of epochs that were finished."""
-        self._steps = 0
-        """Number of steps of the last epoch."""
+        self._steps = self._planned = 0
+        """Number of steps of the last epoch, and what is known about the running one."""
+        self._snapshots: frozenset[int] = frozenset()
+        """The numbers of steps after which the weights are copied."""
         self._rate = np.nan
         """Learning rate of the last step."""
+        self._replaced = ReplacedWeights()
         self._lines: list[str] = []
         """Lines to print between two epochs."""
 
@@ -115,6 +121,8 @@ class Watch:
     def begin(self, model: keras.Model) -> None:
         """Begins a `fit`. Raises UserError if the model, the data or their names do not fit."""
         check(model)
+        if model.train_function is None:
+            raise UserError(f"SpikeDiagnosis watches model.fit alone. {ONLY_FIT}")
         take_off(model)
         self._connect(model)
         found = self._losses.evaluate(self._examples)
@@ -125,7 +133,7 @@ class Watch:
                 f"This SpikeDiagnosis has watched {len(self._last)} validation examples, and validation_data has "
                 f"{len(found.losses)}. Fix: pass the same examples, or create a new SpikeDiagnosis."
             )
-        if self._model not in (None, model) and self._last is not None and not _same(found.losses, self._last):
+        if self._model not in (None, model) and self._last is not None and not same(found.losses, self._last):
             raise UserError("This SpikeDiagnosis watches another model. Fix: create a new SpikeDiagnosis for this model.")
         for name, values in self._names.items():
             if len(values) != len(found.losses):
@@ -135,8 +143,9 @@ class Watch:
         self._model, self._classes, self._order = model, found.classes, found.order
         self._offset, self._first = None, True
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Forgets what an interrupted epoch left behind, and prints what is due. `epoch`: Keras' number, from 0."""
+    def begin_epoch(self, epoch: int, steps: int | None) -> None:
+        """Forgets what an interrupted epoch left behind, and prints what is due. `epoch`: Keras' number, from 0; `steps`: those of
+        an epoch, None if unknown."""
         self._print()
         seen = self._diagnostician.detector.epoch if self._diagnostician else 0
         if self._offset is None:  # epochs go on where this callback has seen more of them than this fit counts
@@ -144,12 +153,11 @@ class Watch:
         self._number = epoch + 1 + self._offset
         self._batches = EpochBatches(self._memory - self._memory // SAMPLED)
         self._ready = False
-        self._snapshots: frozenset[int] = frozenset()
+        self._planned = steps or self._steps
         if self._recorder:
             self._recorder.clear()
         if self._diagnostician:
             self._diagnostician.discard_epoch()
-            self._snapshots = self._diagnostician.snapshots(self._steps)
         if not self._watched:
             self._sample = []
 
@@ -163,6 +171,7 @@ class Watch:
         x, y, weights = labelled(data, "training data")
         if not self._ready:
             self._prepare(len(x))
+            self._snapshots = cast(Diagnostician, self._diagnostician).snapshots(self._planned)
             weakref.finalize(iterator, self._batches.clear)  # an interrupted fit must not hold this memory
         self._keep(x, y, weights)
         recorder, diagnostician = cast(StepRecorder, self._recorder), cast(Diagnostician, self._diagnostician)
@@ -184,13 +193,17 @@ class Watch:
         fails here ends the training."""
         steps = self._recorder.steps() if self._recorder else np.zeros(0)
         if self._diagnostician is None or not len(steps):
-            self._lines.append(f"warning: SpikeDiagnosis saw no training step in epoch {self._number}.")
+            self._lines.append(f"warning: SpikeDiagnosis saw no training step in epoch {self._number}. {ONLY_FIT}")
             return
         self._steps = len(steps)
         try:
             found = self._losses.evaluate(self._examples, metrics="val_loss" not in logs)
-            sample = self._sample_losses()
-            for name, value in {"loss": float(found.losses.mean()), **found.logs}.items():
+            sample, mean = self._sample_losses(), float(found.losses.mean())
+            recorder = cast(StepRecorder, self._recorder)
+            losses, averages = (logs.get("val_loss", mean), mean), bool(recorder.optimizer.use_ema)
+            if warning := self._replaced.warning(self._number, recorder.weights, losses, averages=averages):
+                self._lines.append(f"warning: {warning}")
+            for name, value in {"loss": mean, **found.logs}.items():
                 logs.setdefault(f"val_{name}", value)
             self._diagnose(self._diagnostician, found, sample, steps)
         except Exception as error:
@@ -269,17 +282,16 @@ class Watch:
         now, losses = setup_of(model, batch_size), None
         if self._last is not None or missed:
             losses = self._losses.evaluate(self._examples).losses
-        same = losses is not None and self._last is not None and _same(losses, self._last)
+        unchanged = losses is not None and self._last is not None and same(losses, self._last)
         if self._setup is not None:  # losses that are the same for every example come from the same loss function
-            self._events = [e for e in now.events(self._setup, self._number) if not (same and e.kind == "loss")]
+            self._events = [e for e in now.events(self._setup, self._number) if not (unchanged and e.kind == "loss")]
         elif missed and not now.iterations:
             self._events = [Event("optimizer_reset", self._number, detail="the optimizer has not made a step yet")]
         state = self._diagnostician.state() if self._diagnostician else None
         self._diagnostician = self._new_diagnostician(self._network, batch_size)
         facts, arrays = state or self._diagnostician.state()
-        if missed:
-            _skip(facts, arrays, missed, losses)
-        self._diagnostician.restore(facts, arrays, at_epoch_end=same)
+        begins = missed > 0 and skip(facts, arrays, missed, losses)
+        self._diagnostician.restore(facts, arrays, at_epoch_end=unchanged or begins)
         self._setup = now
 
     def _diagnose(self, diagnostician: Diagnostician, found: Evaluation, sample: np.ndarray, steps: np.ndarray) -> None:
@@ -365,22 +377,3 @@ class Watch:
             sys.stdout.write("\n".join([*self._lines, ""]))
             sys.stdout.flush()
         self._lines = []
-
-
-def _same(losses: np.ndarray, others: np.ndarray) -> bool:
-    """Whether two evaluations [n] used the same weights and the same loss."""
-    scale = float(np.mean(np.abs(others)))
-    return losses.shape == others.shape and np.allclose(losses, others, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
-
-
-def _skip(facts: dict[str, Any], arrays: dict[str, np.ndarray], epochs: int, losses: np.ndarray | None) -> None:
-    """Counts epochs that were not watched in the state of a Diagnostician. If it knows of no epoch at all, the losses [n] with
-    which this `fit` begins stand for the last of them, so that a rise in the first epoch is seen."""
-    detector = facts["detector"]
-    detector["means"] = [*detector["means"], *[np.nan] * epochs]
-    facts["samples"] = [*facts["samples"], *[np.nan] * epochs]
-    facts["followed"], arrays["counterfactuals"] = 0, np.zeros((0, 0))
-    if losses is not None and not detector["ordinary"] and np.isfinite(losses).all():
-        number = len(detector["means"])
-        detector["means"][-1] = facts["samples"][-1] = float(losses.mean())
-        detector["ordinary"], detector["recent"], arrays["recent"] = [number], [number], losses[None].astype(np.float32)

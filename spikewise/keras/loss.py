@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from spikewise.errors import UserError
-from spikewise.keras.data import Examples, classes, probabilities
+from spikewise.keras.data import Examples, Order, classes, probabilities
 from spikewise.keras.network import KerasNetwork, in_float32, restored
 
 
@@ -28,8 +28,8 @@ class Evaluation(NamedTuple):
     """[n]; their mean is the loss that `model.evaluate` returns."""
     classes: np.ndarray | None
     """Class number of each example [n]; None if the labels are not classes."""
-    order: bytes
-    """Digest of the labels in the order in which they were read."""
+    order: tuple[bytes, bytes]
+    """Digests of the labels and of the examples in the order in which they were read."""
     logs: dict[str, float]
     """The compiled metrics by name, without the loss; empty unless they were asked for."""
 
@@ -61,7 +61,7 @@ class Losses:
         first = next(batches, None)
         if first is None:
             raise UserError(f"{examples.what} contains no batch. Fix: pass at least one labelled example.")
-        losses, known, logs, order = [], [], {}, examples.digest()
+        losses, known, logs, order = [], [], {}, Order()
         try:
             x, y, w = first
             with self._undisturbed(x, y, w):
@@ -69,7 +69,7 @@ class Losses:
                     self._model.reset_metrics()
                 for x, y, w in chain([first], batches):
                     found, outputs, logs = self._compiled[metrics](x, y, w)
-                    order.update(np.asarray(y).tobytes())
+                    order.update(x, y)
                     losses.append(np.asarray(found, float))
                     known.append(classes(np.asarray(y), outputs.shape))
                     if losses[-1].shape != (len(y),):
@@ -86,7 +86,7 @@ class Losses:
             each += reported - each.mean()
         parts = [part for part in known if part is not None]
         labels = np.concatenate(parts) if len(parts) == len(known) else None
-        return Evaluation(each, labels, order.digest(), logs)
+        return Evaluation(each, labels, order.digests, logs)
 
     def predictions(self, examples: Examples, numbers: list[int] | None) -> dict[int, np.ndarray]:
         """Class probabilities [K] of single examples, by number; None: of all. Empty if the outputs are not those of classes."""

@@ -45,13 +45,18 @@ class StepRecorder:
 
     def record(self, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Calls `train`, which makes one step, and returns its logs."""
-        rate = tf.convert_to_tensor(self._model.optimizer.learning_rate, tf.float32)
+        rate = tf.cast(tf.convert_to_tensor(self._model.optimizer.learning_rate), tf.float32)
         if not self._measurements:  # another callback may have written the weights between two epochs
             self._synchronize()
         logs = train()
         self._losses.append(logs.get("loss", 0.0))
         self._measurements.append(self._measure(rate))
         return logs
+
+    @property
+    def weights(self) -> tuple[list[Any], list[Any]]:
+        """The trainable weights after the last step, and now."""
+        return self._before[: len(self._watched)], self._watched
 
     @property
     def scheduled(self) -> bool:

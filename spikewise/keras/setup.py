@@ -83,7 +83,7 @@ def setup_of(model: keras.Model, batch_size: int) -> Setup:
     loss, settings = _described(model.loss)
     return Setup(
         loss=loss,
-        loss_digest=f"{loss} {settings}",
+        loss_digest=f"{loss} {settings} {getattr(model._compile_loss, '_user_loss_weights', None)}",
         optimizer=type(optimizer).__name__,
         iterations=int(optimizer.iterations),
         trainable=sorted(places[id(v)] for v in model.trainable_variables if id(v) in places),

@@ -7,36 +7,15 @@ import pytest
 
 from benchmarks.support.job import Job, read_report
 from jobs import replay
-from tests.support import jobs
-from trainer import config
-from trainer.storage import open_store, results
+from trainer.storage import results
 from trainer.storage.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.integration
 
-SPIKE = ("optimizer.learning_rate=1e-3", "model.momentum=0.98", "training.epochs=4", "diagnosis.sensitivity=10")
-"""With 10 steps an epoch the moving statistics lag far behind at first, as in the demo."""
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with images and storage, and a configuration."""
-    folder = tmp_path_factory.mktemp("replay")
-    jobs.put_images(str(folder))
-    return folder, jobs.write_config(folder, str(folder)), open_store(f"{folder}/storage", config.S3())
-
-
-@pytest.fixture(scope="module")
-def spiked(place):
-    """A finished run with a spike, which proves its remedy in the end."""
-    job = Job(place[1], "spiked", *SPIKE, "diagnosis.prove=100")
-    job.succeed()
-    return job
-
-
-def test_the_remedy_of_a_natural_spike_is_proven_at_the_end_of_the_run(place, spiked):
+def test_the_remedy_of_a_natural_spike_is_proven_at_the_end_of_the_run(workplace, spiked):
     """The report would repeat untested advice, although the job had time to test it."""
-    folder, _, store = place
+    folder, _, store = workplace
     found, *_ = results.get_findings(store, "spiked").diagnoses
     assert found.verdict.name.startswith("batchnorm")
     epoch, (experiment, *_) = found.spike.epoch, results.get_experiments(store, "spiked")
@@ -59,9 +38,9 @@ def test_the_remedy_of_a_natural_spike_is_proven_at_the_end_of_the_run(place, sp
     assert "Trained again" in (folder / "runs/spiked/report.html").read_text()
 
 
-def test_the_checkpoint_before_the_spike_is_kept(place, spiked):
+def test_the_checkpoint_before_the_spike_is_kept(workplace, spiked):
     """A replay would have to train from the beginning, or a run could not go back."""
-    *_, store = place
+    *_, store = workplace
     found, *_ = results.get_findings(store, "spiked").diagnoses
     before = next(report for report in results.get_history(store, "spiked") if report.epoch == found.spike.epoch - 1)
     assert before.step in Checkpoints(store, "spiked", 1).steps()
@@ -69,9 +48,9 @@ def test_the_checkpoint_before_the_spike_is_kept(place, spiked):
     assert "resumed" not in spiked.output
 
 
-def test_any_epoch_is_diagnosed_on_request_and_a_useless_setting_is_called_so(place, spiked, capfd):  # noqa: ARG001
+def test_any_epoch_is_diagnosed_on_request_and_a_useless_setting_is_called_so(workplace, spiked, capfd):  # noqa: ARG001
     """A user could not ask about an epoch without an alarm; or every setting would be praised."""
-    folder, _, store = place
+    folder, _, store = workplace
     losses = [report.validation_loss for report in results.get_history(store, "spiked")]
     found, *_ = results.get_findings(store, "spiked").diagnoses
     asked = [found.spike.epoch]
@@ -87,9 +66,9 @@ def test_any_epoch_is_diagnosed_on_request_and_a_useless_setting_is_called_so(pl
     assert changed <= {f"runs/spiked/{name}" for name in ("report.html", "report.json", "loss.png")}
 
 
-def test_a_record_that_the_control_does_not_repeat_proves_nothing(place, spiked, capfd):  # noqa: ARG001
+def test_a_record_that_the_control_does_not_repeat_proves_nothing(workplace, spiked, capfd):  # noqa: ARG001
     """On another machine, or with damaged data, every remedy could be proven."""
-    folder, _, store = place
+    folder, _, store = workplace
     found, *_ = results.get_findings(store, "spiked").diagnoses
     epoch = found.spike.epoch
     report = next(report for report in results.get_history(store, "spiked") if report.epoch == epoch)
@@ -119,9 +98,9 @@ def test_a_record_that_the_control_does_not_repeat_proves_nothing(place, spiked,
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_what_cannot_be_replayed_ends_in_one_line(place, spiked, capfd, options, words):  # noqa: ARG001
+def test_what_cannot_be_replayed_ends_in_one_line(workplace, spiked, capfd, options, words):  # noqa: ARG001
     """A user would get a traceback, or wait for workers that fail."""
-    folder, _, store = place
+    folder, _, store = workplace
     found, *_ = results.get_findings(store, "spiked").diagnoses
     if "--run" not in options:
         options = ["--run", "spiked", "--spike", str(found.spike.epoch), *options]
@@ -131,9 +110,9 @@ def test_what_cannot_be_replayed_ends_in_one_line(place, spiked, capfd, options,
     assert re.search(words, complaint), complaint
 
 
-def test_a_run_that_diverges_goes_back_to_its_checkpoint(place):
+def test_a_run_that_diverges_goes_back_to_its_checkpoint(workplace):
     """The run would go on with lost weights in the middle of the night; or nobody would learn that it went back."""
-    folder, configuration, store = place
+    folder, configuration, store = workplace
     settled = ("model.momentum=0.5", "checkpoint.keep_last=1")
     Job(configuration, "back", *settled, "training.epochs=2", "optimizer.learning_rate=1e-3").succeed()
     wild = ("training.epochs=8", "optimizer.learning_rate=1.0", "diagnosis.on_divergence=roll_back")

@@ -406,3 +406,35 @@ def test_a_momentum_with_a_higher_loss_is_no_remedy():
     slow = replace(HIGHER, facts={**HIGHER.facts, "now": 0.95, "before": 1.0})
     verdict = attribute(case([STABLE, STATISTICS, WORSE, slow]))[0]
     assert (verdict.name, verdict.settings) == ("batchnorm_statistics", ("model.statistics=precise",))
+
+
+def test_losses_of_two_functions_are_not_compared():
+    """A few images would be blamed for a rise that the new loss function makes."""
+    event = Event("loss", 9, 0, detail="mse instead of mae")
+    found = attribute(case([FEW, STATISTICS, STABLE], events=(event,)))
+    assert [(cause.name, cause.event) for cause in found] == [("run_event", "loss")]
+
+
+@pytest.mark.parametrize(("others", "verdict"), [([], "run_event"), ([BATCH], "bad_batch")])
+def test_unfrozen_layers_whose_statistics_began_to_move_are_named(others, verdict):
+    """Fine-tuning in two phases would end with "lower the momentum", although the layers were unfrozen an epoch before."""
+    event = Event("frozen_layers", 8, 0, 2, 10, "8 more variables train, BatchNormalization among them")
+    before = probe("before_event", 1.0, **event.as_dict())
+    training = replace(QUIET, length_after=(1.0,), jumps=(0.0,))
+    first = attribute(case([STATISTICS, STABLE, before, *others], training=training, events=(event,)))[0]
+    assert first.name == verdict
+    if not others:
+        assert "8 more variables train, BatchNormalization among them" in first.evidence
+    still = attribute(case([STABLE, before], training=training, events=(event,)))[0]
+    assert still.name == "unexplained"
+
+
+@pytest.mark.parametrize(("others", "verdict"), [([], "run_event"), ([BATCH], "bad_batch")])
+def test_a_lost_optimizer_state_is_named_in_the_first_epoch_that_was_watched(others, verdict):
+    """Who resumes without the state of the callback would read "unexplained"; there are no earlier steps to compare with."""
+    event = Event("optimizer_reset", 9, 0, detail="the optimizer has not made a step yet")
+    before = probe("before_event", 1.0, **event.as_dict())
+    training = replace(QUIET, length_after=(np.nan,), jumps=(0.0,))
+    first = attribute(case([STABLE, before, *others], training=training, events=(event,)))[0]
+    assert first.name == verdict
+    assert "nan" not in first.evidence

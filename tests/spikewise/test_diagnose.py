@@ -291,3 +291,9 @@ def test_a_discarded_epoch_leaves_no_snapshots():
         network.weight = float(number)
         news = diagnostician.close_epoch(epoch, np.full(8, 0.3), steps)
     assert news.diagnosis.training.foreign is None
+
+
+def test_validation_images_of_one_class_have_no_loss_of_guessing():
+    """A network would be called untrained because its loss is above that of guessing: 0."""
+    for labels, expected in ((np.zeros(8, int), np.inf), (np.array([0, 1]), np.log(2)), (None, np.inf)):
+        assert Diagnostician(None, batch_size=32, labels=labels).course.guess == pytest.approx(expected)

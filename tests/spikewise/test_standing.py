@@ -45,6 +45,8 @@ def test_validation_images_unlike_unseen_training_images_are_found():
     assert standing.differs(UNSEEN)
     assert not standing.differs(replace(UNSEEN, validation=0.7))  # within the error
     assert not standing.differs(replace(UNSEEN, validation=0.4))
+    assert not standing.differs(replace(UNSEEN, error=0.5))
+    assert standing.differs(replace(UNSEEN, error=0.5, ranks=9.0))  # a few huge losses, but nearly all are higher
 
 
 @pytest.mark.parametrize("name", standing.TITLES)
@@ -88,3 +90,9 @@ def test_a_standing_cause_is_new_once_and_ends():
     known, new = standing.update(known, set(), 7, say)
     assert [(one.name, one.epoch, one.over) for one in known] == [("preparation", 1, False), ("statistics", 4, True)]
     assert [standing_from(json.loads(json.dumps(one.as_dict()))) for one in known] == known
+    known, new = standing.update(known, {"statistics"}, 30, say)  # returns, and is said again
+    assert [(one.name, one.since, one.epoch, one.over) for one in new] == [("statistics", 30, 30, False)]
+    assert [(one.name, one.since, one.epoch) for one in known] == [("preparation", 1, 1), ("statistics", 30, 30)]
+    known, new = standing.update(known, {"statistics"}, 33, say)
+    assert [(one.name, one.since, one.epoch) for one in known] == [("preparation", 1, 1), ("statistics", 30, 33)]
+    assert not new

@@ -199,28 +199,35 @@ def over_epochs(
     return chart
 
 
-def stacked(label: str, epochs: np.ndarray, layers: Sequence[Series], total: Series) -> Chart:
-    """Layers over the epochs [E], one on the other; those below 0 hang from the zero line. Together they are the `total`."""
+def stacked(label: str, epochs: np.ndarray, total: Series, measured: np.ndarray, layers: Sequence[Series]) -> Chart:
+    """The `total` of all epochs [E], and the layers of those that were `measured` [M], a subset: one on the other, together the
+    total of their epoch. Layers below 0 hang from the zero line. Dots mark the measured epochs if they are not all of them."""
     values = np.stack([one.values for one in layers]).astype(float)
     tops = np.cumsum(np.maximum(values, 0), 0)
     bottoms = np.cumsum(np.minimum(values, 0), 0)
-    y = Scale(min(0.0, float(np.nanmin(bottoms))), float(np.nanmax(np.r_[tops[-1], total.values])), ticks=5)
+    low, high = min(0.0, float(np.nanmin(bottoms))), float(np.nanmax(np.r_[tops[-1], total.values]))
+    y = Scale(low if -low > high / 4 else 0.0, high, ticks=5)
+    y.low = min(y.low, low)  # a part that is hardly below 0 needs no tick of its own
     x = Scale(epochs[0], epochs[-1], ticks=8, outward=False)
     chart = Chart(label, x_name="epoch", legend=[(one.style, one.name) for one in (*layers, total)])
     chart.y_ticks = [Tick(_percent(1 - y(tick)), name) for tick, name in zip(y.ticks, _ticks(y, False), strict=True)]
     chart.x_ticks = [Tick(_percent(x(tick)), f"{tick:.0f}") for tick in x.ticks if tick == int(tick)]
     chart.rules = [Marker(0, "", "zero", _percent(1 - y(0.0)))]
-    across = x(epochs)
+    across = x(measured)
     for layer, one in enumerate(layers):
         for edges, part in ((tops, np.maximum(values, 0)), (bottoms, np.minimum(values, 0))):
             if np.any(part[layer]):
                 chart.areas.append((one.style, _area(across, 1 - y(edges[layer]), 1 - y(edges[layer] - part[layer]))))
-    chart.lines.append((total.style, _path(across, 1 - y(total.values))))
+    chosen = _extremes(total.values[None])
+    chart.lines.append((total.style, _path(x(epochs)[chosen], 1 - y(total.values[chosen]))))
+    known = dict(zip(epochs.tolist(), total.values.tolist(), strict=True))
     middles = np.r_[0, (across[1:] + across[:-1]) / 2, 1]
-    for i, epoch in enumerate(epochs):
-        lines = [f"Epoch {epoch}", f"{number(total.values[i])}  {total.name}"]
+    for i, epoch in enumerate(measured.tolist()):
+        lines = [f"Epoch {epoch}", f"{number(known[epoch])}  {total.name}"]
         lines += [f"{number(one.values[i])}  {one.name}" for one in reversed(layers)]
         chart.hits.append(HoverArea(_percent(middles[i]), _percent(middles[i + 1] - middles[i]), "\n".join(lines)))
+        if len(measured) < len(epochs):
+            chart.markers.append(Marker(_percent(across[i]), "", "point", _percent(1 - y(known[epoch]))))
     return chart
 
 

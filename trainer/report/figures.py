@@ -72,13 +72,14 @@ def loss(document: dict[str, Any]) -> Chart | None:
 
 
 def parts(document: dict[str, Any]) -> Chart | None:
-    """What the validation loss of each measured epoch is made of; None with fewer than two."""
-    measured = [row for row in document["parts"] if row["loss"] is not None]
+    """The validation loss of all epochs, and what that of each measured epoch is made of; None with fewer than two of those."""
+    history, measured = document["history"], [row for row in document["parts"] if row["loss"] is not None]
     if len(measured) < 2:
         return None
     layers = [Series(name, f"part-{name}", _values(measured, name)) for name in PARTS]
-    total = Series("validation loss", "validation", _values(measured, "loss"))
-    return charts.stacked("What the validation loss is made of, by epoch", _epochs(measured), layers, total)
+    total = Series("validation loss", "validation", _values(history, "validation_loss"))
+    label = "What the validation loss is made of, by epoch"
+    return charts.stacked(label, _epochs(history), total, _epochs(measured), layers)
 
 
 def accuracy(document: dict[str, Any]) -> Chart | None:

@@ -6,6 +6,7 @@ Shapes: N validation (or test) images, K classes, E epochs.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 
 from spikewise import describe, describe_curve, detect, proof
 from spikewise.curve import shares
-from spikewise.findings import Findings
 from spikewise.proof import Experiment
 from spikewise.records import Course, Diagnosis
 from trainer import __version__
@@ -52,7 +52,7 @@ def summarize(result: RunResult) -> dict[str, Any]:
         "images_per_second": float(np.median([report.images_per_second for report in history])) if history else None,
         "input_wait": float(np.median([report.input_wait for report in history])) if history else None,
         "restarts": _restarts(history),
-        "spikes_summary": None if found is None or not history else _explained(result, found, validation["guess_loss"]),
+        **_explained(result, validation["guess_loss"]),
         "spikes": None if found is None else [_spike(result, diagnosis) for diagnosis in found.diagnoses],
         "overfitting": None if found is None or found.overfitting is None else found.overfitting.as_dict(),
         "parts": [] if found is None else [parts.as_dict() for parts in found.parts],
@@ -97,8 +97,27 @@ def _side(
     }
 
 
-def _explained(result: RunResult, found: Findings, guess: float | None) -> list[str]:
-    return describe_curve.explained(found, len(result.history), _course(result, guess), _proofs(result))
+def _explained(result: RunResult, guess: float | None) -> dict[str, Any]:
+    """What happened to the validation loss: as a paragraph, and by question; both None if the run was not diagnosed."""
+    found = result.findings
+    if found is None or not result.history:
+        return {"spikes_summary": None, "answers": None}
+    count, course = len(result.history), _course(result, guess)
+    tried = [_experiment(result, diagnosis) for diagnosis in found.diagnoses]
+    helpful = [proof.sentence(one, one.best) for one in tried if one and one.best]
+    useless = [sentence for one in tried if one and not one.best for sentence in proof.sentences(one)]
+    answers = describe_curve.answers(found, count, course, [*helpful, *useless])
+    if found.diagnoses and not any(tried):
+        answers.tried.append(_not_tried(result, found.diagnoses))
+    return {"spikes_summary": describe_curve.explained(found, count, course, helpful), "answers": answers._asdict()}
+
+
+def _not_tried(result: RunResult, diagnoses: Sequence[Diagnosis]) -> str:
+    """The command that tries the remedies of the spike with the largest rise."""
+    worst = max(diagnoses, key=lambda one: np.nan_to_num(one.spike.rise, nan=np.inf)).spike.epoch
+    storage = result.config.get("run", {}).get("storage", "...")
+    command = f"python -m jobs.replay --run {result.run} --storage {storage} --spike {worst}"
+    return f"Not trained again yet. To try what the diagnosis proposes: {command}"
 
 
 def _course(result: RunResult, guess: float | None) -> Course:
@@ -157,12 +176,6 @@ def _spike(result: RunResult, diagnosis: Diagnosis) -> dict[str, Any]:
 def _experiment(result: RunResult, diagnosis: Diagnosis) -> Experiment | None:
     """What training this spike again found; None if it was not."""
     return next((one for one in result.experiments if one.is_about(diagnosis.spike)), None)
-
-
-def _proofs(result: RunResult) -> list[str]:
-    """A sentence for the remedy that helps most of each spike that was trained again."""
-    found = [_experiment(result, diagnosis) for diagnosis in (result.findings.diagnoses if result.findings else ())]
-    return [proof.sentence(one, one.best) for one in found if one and one.best]
 
 
 def _batches(result: RunResult, diagnosis: Diagnosis) -> list[dict[str, Any]]:

@@ -13,7 +13,10 @@ DAMAGED = 30
 class Damaged(keras.utils.PyDataset):
     """The digits in batches of 32. In the sixth epoch one batch is not scaled."""
 
-    epoch = 0
+    def __init__(self, epoch=0):
+        """`epoch`: number of the last epoch before the first one that is read."""
+        super().__init__()
+        self.epoch = epoch
 
     def on_epoch_begin(self):
         self.epoch += 1

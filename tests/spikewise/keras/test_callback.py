@@ -166,6 +166,27 @@ def test_every_kind_of_training_goes_on_as_without_it(name, capsys):
         assert histories[1]["val_loss"][-1] == pytest.approx(shown, rel=1e-4)
 
 
+@pytest.mark.integration
+def test_training_in_float64_is_watched():
+    """Keras then keeps the learning rate in float64 as well, and every epoch would end in an error."""
+    keras.config.set_floatx("float64")
+    try:
+        spikes = SpikeDiagnosis(VALIDATION)
+        network().fit(Damaged(5), initial_epoch=5, epochs=6, shuffle=False, verbose=0, callbacks=[spikes])
+    finally:
+        keras.config.set_floatx("float32")
+    assert spikes.parts
+
+
+@pytest.mark.integration
+def test_validation_images_prepared_in_another_way_are_found_in_the_first_epoch():
+    """Forgotten rescaling is what most people ask about; from the second epoch on, it looks like overfitting."""
+    spikes = SpikeDiagnosis((255 * VALIDATION[0], VALIDATION[1]))
+    network().fit(*TRAINING, epochs=2, verbose=0, callbacks=[spikes])
+    assert [one.name for one in spikes.standing] == ["preparation"]
+    assert spikes.summary.startswith("Validation images unlike the training images (in epoch 1): after step 33 of the first epoch")
+
+
 def test_a_spike_is_printed_between_two_epochs(capsys):
     """Otherwise the text would be torn apart by the progress bar, or appear when the run is over."""
     spikes = SpikeDiagnosis(VALIDATION)
@@ -273,6 +294,24 @@ def _fit(data, *, fresh=None, **options):
     (fresh or network()).fit(IMAGES[:64], LABELS[:64], epochs=2, verbose=0, callbacks=[SpikeDiagnosis(data, **options)])
 
 
+class Augmented(keras.utils.PyDataset):
+    """Turns images upside down at random."""
+
+    generator = np.random.default_rng(0)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, number):
+        rows = slice(8 * number, 8 * number + 8)
+        return IMAGES[rows, :: self.generator.choice([1, -1])], LABELS[rows]
+
+
+def _loop():
+    callbacks = keras.callbacks.CallbackList([SpikeDiagnosis(VALIDATION)], model=network())
+    callbacks.on_train_begin()
+
+
 def _mirrored():
     with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
         return network()
@@ -298,6 +337,8 @@ def _fit_two_models():
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION)), "cannot evaluate"),
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION[0]).batch(9)), r"are not pairs \(x, y\)"),
         (lambda: _fit(tf.data.Dataset.from_tensor_slices(VALIDATION).shuffle(597).batch(99)), "in a different order each time"),
+        (lambda: _fit(Augmented()), r"other examples each time it is read, .* Fix: add \.cache\(\)"),
+        (_loop, "watches model.fit alone"),
         (lambda: _fit(SHUFFLES), r"in a different order each time it is read\. Fix: add \.cache\(\)"),
         (lambda: _fit(VALIDATION, keys=["a"]), "keys has 1 entries for 597"),
         (lambda: _fit(VALIDATION, batch_size=0), "batch_size=0 is not a number of at least 1"),

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from spikewise import SpikeDiagnosis, UserError
 from spikewise.keras.tap import BatchTap
-from tests.spikewise.keras.digits import DAMAGED, IMAGES, LABELS, Damaged, network
+from tests.spikewise.keras.digits import DAMAGED, IMAGES, LABELS, VALIDATION, Damaged, network
 
 FEW, CHECKED = (IMAGES[:96], LABELS[:96]), (IMAGES[1200:1300], LABELS[1200:1300])
 several_fits = pytest.mark.integration
@@ -189,15 +189,42 @@ def test_epochs_have_the_numbers_of_the_progress_bar():
 
 
 @several_fits
-def test_a_rise_in_the_first_resumed_epoch_is_seen_without_a_saved_state():
-    """The validation loss with which a resumed training begins is known, even to a new callback."""
+def test_a_rise_in_the_first_resumed_epoch_is_explained_without_a_saved_state():
+    """The weights and the validation loss with which a resumed training begins are known, even to a new callback."""
     model, _ = _trained()
     weights = model.get_weights()
     model = network(optimizer=keras.optimizers.Adam(0.3))
     model.set_weights(weights)
     spikes = SpikeDiagnosis(CHECKED)
     model.fit(*FEW, initial_epoch=5, epochs=6, verbose=0, callbacks=[spikes])
-    assert [diagnosis.spike.epoch for diagnosis in spikes.diagnoses] == [6]
+    (diagnosis,) = spikes.diagnoses
+    assert (diagnosis.spike.epoch, diagnosis.verdict.name, diagnosis.verdict.event) == (6, "run_event", "optimizer_reset")
+    assert diagnosis.training.train_rise > 0
+
+
+@several_fits
+def test_a_bad_batch_in_the_first_resumed_epoch_is_not_blamed_on_the_optimizer():
+    """A new optimizer is no harm by itself, and the batch would not be looked at."""
+    model = network()
+    model.fit(IMAGES[:1184], LABELS[:1184], epochs=5, verbose=0, shuffle=False)
+    weights = model.get_weights()
+    model = network()
+    model.set_weights(weights)
+    spikes = SpikeDiagnosis(VALIDATION)
+    model.fit(Damaged(epoch=5), initial_epoch=5, epochs=6, shuffle=False, verbose=0, callbacks=[spikes])
+    assert [(one.spike.epoch, one.verdict.name) for one in spikes.diagnoses] == [(6, "bad_batch")]
+
+
+@several_fits
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_weights_that_another_callback_replaces_are_reported(place, capsys):
+    """With SwapEMAWeights before it, the callback evaluates averages that no training step explains."""
+    model = network(optimizer=keras.optimizers.Adam(1e-3, use_ema=True))
+    spikes, swap = SpikeDiagnosis(CHECKED), keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    callbacks = [swap, spikes] if place == "before" else [spikes, swap]
+    model.fit(*FEW, epochs=3, verbose=0, callbacks=callbacks)
+    found = capsys.readouterr().out.count("another callback replaced the weights, as SwapEMAWeights does.")
+    assert found == (1 if place == "before" else 0)
 
 
 def _events(spikes):

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spikewise.curve import Parts
 from spikewise.findings import Findings
 from spikewise.records import Cause, Diagnosis, Overfitting, Spike
 from tests.trainer.report.runs import HOSTILE, Page, broken, demo, diagnosed, facts, replayed, written
+from trainer.report import figures
 from trainer.report.summary import HARDEST
 
 
@@ -165,7 +167,8 @@ def test_no_spike_is_reported_only_for_a_diagnosed_run(tmp_path: Path) -> None:
     assert "No alarm in 40 epochs." in quiet
     assert (document["spikes"], document["spikes_summary"]) == (None, None)
     assert quiet.count("<section") == unwatched.count("<section")
-    assert re.sub(r'  <p class="lead summary"><b>No alarm in 40 epochs.</b>.*</p>\n', "", quiet) == unwatched
+    assert document["answers"] is None
+    assert re.sub(r'  <dl class="answers">.*?</dl>\n', "", quiet, flags=re.DOTALL) == unwatched
 
 
 def test_overfitting_is_reported_once(tmp_path: Path) -> None:
@@ -183,7 +186,40 @@ def test_the_proof_is_at_the_top_and_beside_its_spike(tmp_path: Path) -> None:
     assert page.count(proof) == 2
     assert page.index("Trained again") > page.index("Epoch 5 ")
     _, text = written(replayed(diagnosed(demo()), problem="Nothing can be proven here.", proofs=()), tmp_path / "not")
-    assert Page(text).text.count("Nothing can be proven here.") == 1
+    assert Page(text).text.count("Nothing can be proven here.") == 2
+
+
+def test_the_first_lines_answer_the_questions(tmp_path: Path) -> None:
+    """A reader would have to search the page for what to change and how to try it."""
+    parts = tuple(Parts(row.epoch, row.validation_loss, 0.0, 0.0, row.validation_loss - 0.2, 0.2) for row in demo().history)
+    document, text = written(diagnosed(demo(), parts=parts), tmp_path)
+    top = Page(text).text.partition("Always predicting")[0]
+    asked = ("What the validation loss is made of", "Why it jumped", "What to change", "What trying it showed")
+    places = [top.index(question) for question in asked]
+    assert places == sorted(places)
+    answers = document["answers"]
+    for name in ("made_of", "why", "change", "tried"):
+        assert answers[name]
+        assert all(sentence in top for sentence in answers[name])
+    worst = max(document["spikes"], key=lambda one: one["spike"]["rise"])["spike"]["epoch"]
+    assert f"python -m jobs.replay --run {document['run']} --storage {document['config']['run']['storage']} --spike {worst}" in top
+
+
+def test_the_sum_shows_every_epoch_and_marks_the_measured_ones(tmp_path: Path) -> None:
+    """The chart of the parts would hide a spike between two measured epochs, and contradict the loss curve above it."""
+    history = demo().history
+    few = tuple(Parts(row.epoch, row.validation_loss, 0.1, -0.1, row.validation_loss - 0.2, 0.2) for row in history[::4])
+    document, text = written(diagnosed(demo(), parts=few), tmp_path)
+    chart = figures.parts(document)
+    assert chart is not None
+    ((style, line),) = chart.lines
+    assert style == "validation"
+    assert line.count("L") == len(history) - 1
+    assert [marker.style for marker in chart.markers] == ["point"] * len(few)
+    assert "Measured in 10 of 40 epochs (dots)." in " ".join(Page(text).text.split())
+    whole = figures.parts({**document, "parts": [{**document["parts"][0], "epoch": row.epoch} for row in history]})
+    assert whole is not None
+    assert not whole.markers
 
 
 def test_roll_backs_are_noted(tmp_path: Path) -> None:

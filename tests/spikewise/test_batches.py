@@ -4,18 +4,7 @@ import numpy as np
 import pytest
 
 from spikewise import batches
-from tests.spikewise.test_probes import STEPS, _Training
-
-
-@pytest.fixture(scope="module")
-def healthy():
-    return _Training()
-
-
-@pytest.fixture
-def training(healthy):
-    healthy.restore()
-    return healthy
+from tests.spikewise.training import STEPS
 
 
 def _found(training, change=lambda _, x, y: (x, y)):

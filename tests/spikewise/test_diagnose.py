@@ -10,41 +10,25 @@ from spikewise import describe
 from spikewise.detect import PATIENCE
 from spikewise.diagnose import Diagnostician
 from spikewise.records import STEP, Event, diagnosis_from
-from tests.spikewise.training import BATCH, RATE, STEPS, SmallTraining
+from tests.spikewise.training import RATE, STEPS, DiagnosedTraining
 
 EPOCHS = 10
 
 
-class _Training(SmallTraining):
+@pytest.fixture(scope="module")
+def healthy():
     """A network in training with a Diagnostician, after EPOCHS healthy epochs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        labels = self.y[self.validation]
-        self.diagnostician = Diagnostician(self.network, batch_size=BATCH, labels=labels, momentum=self.norm.momentum)
-        for _ in range(EPOCHS):
-            self.close()
-
-    def close(self, before_evaluation=lambda: None, events=()):
-        """Trains an epoch and has it diagnosed."""
-        snapshots = self.diagnostician.snapshots(STEPS)
-
-        def after(done: int) -> None:
-            if done == STEPS:
-                before_evaluation()
-            if done in snapshots:
-                self.diagnostician.snapshot(done)
-
-        steps = self.epoch(after=after)
-        rate = float(self.optimizer.learning_rate)
-        return self.diagnostician.close_epoch(
-            self.evaluate(), self.sample(), steps, learning_rate=rate, events=events, trace=np.array(self.trace)
-        )
+    training = DiagnosedTraining()
+    for _ in range(EPOCHS):
+        training.close()
+    training.remember()
+    return training
 
 
 @pytest.fixture
-def training():
-    return _Training()
+def training(healthy):
+    healthy.restore()
+    return healthy
 
 
 def test_lost_statistics_are_named_and_nothing_is_changed(training):
@@ -110,7 +94,7 @@ def test_a_restored_diagnostician_continues_like_an_undisturbed_one(training):
     """Otherwise a resumed run would explain a spike differently than a run that was not interrupted."""
     facts, arrays = training.diagnostician.state()
     assert all(array.dtype.kind == "f" and array.dtype.names is None for array in arrays.values())  # as safetensors needs them
-    resumed = Diagnostician(training.network, batch_size=BATCH, labels=training.y[training.validation], momentum=0.8)
+    resumed = training.diagnosing()
     resumed.restore(json.loads(json.dumps(facts)), arrays, at_epoch_end=True)
     both = (training.diagnostician, resumed)
 

@@ -4,38 +4,23 @@ import numpy as np
 import pytest
 
 from spikewise.curve import PARTS
-from spikewise.diagnose import Diagnostician
-from tests.spikewise.training import BATCH, STEPS, SmallTraining
+from tests.spikewise.training import DiagnosedTraining
 
 EPOCHS = 6
 
 
-class _Watched(SmallTraining):
-    """A network whose training is watched from its first epoch on; every epoch is measured."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        labels = self.y[self.validation]
-        self.diagnostician = Diagnostician(self.network, batch_size=BATCH, labels=labels, momentum=self.norm.momentum, budget=1.0)
-
-    def close(self, before_evaluation=lambda: None):
-        """Trains an epoch and has it measured."""
-        snapshots = self.diagnostician.snapshots(STEPS)
-
-        def after(done: int) -> None:
-            if done == STEPS:
-                before_evaluation()
-            if done in snapshots:
-                self.diagnostician.snapshot(done)
-
-        steps = self.epoch(after=after)
-        rate = float(self.optimizer.learning_rate)
-        return self.diagnostician.close_epoch(self.evaluate(), self.sample(), steps, learning_rate=rate, trace=np.array(self.trace))
+@pytest.fixture(scope="module")
+def fresh():
+    training = DiagnosedTraining(budget=1.0)
+    training.remember()
+    return training
 
 
 @pytest.fixture
-def watched():
-    return _Watched()
+def watched(fresh):
+    """A network whose training is watched from its first epoch on; every epoch is measured."""
+    fresh.restore()
+    return fresh
 
 
 def test_the_parts_of_a_healthy_run_add_up_and_nothing_stands(watched):
@@ -84,6 +69,6 @@ def test_a_resumed_run_measures_as_an_undisturbed_one(watched):
     for _ in range(3):
         watched.close()
     facts, arrays = watched.diagnostician.state()
-    other = Diagnostician(watched.network, batch_size=BATCH, labels=watched.y[watched.validation], budget=1.0)
+    other = watched.diagnosing()
     other.restore(facts, arrays, at_epoch_end=True)
     assert other.findings == watched.diagnostician.findings

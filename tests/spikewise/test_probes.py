@@ -5,70 +5,9 @@ import numpy as np
 import pytest
 
 from spikewise import batches, outputs, probes
-from spikewise.detect import Resampler
 from spikewise.keras.network import KerasNetwork
-from spikewise.probes import Scene
-from spikewise.records import Event, Spike
-from tests.spikewise.training import BATCH, STEPS, VALIDATION, SmallTraining
-
-SNAPSHOTS = (6, 12, 18, STEPS)
-
-
-class _Training(SmallTraining):
-    """A network after six healthy epochs, and one more epoch that a test can disturb."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for _ in range(6):
-            path, self.earlier = self.snapshots()
-        self.reference, self.average, self.reference_losses = self.network.weights(), probes.average(path), self.evaluate()
-        self._healthy = [np.array(variable.value) for variable in self.variables()]
-        self._data = self.x.copy(), list(self.batches)
-
-    def restore(self) -> None:
-        """Back to the end of the last healthy epoch."""
-        for variable, value in zip(self.variables(), self._healthy, strict=True):
-            variable.assign(value)
-        self.x[:], self.batches[:] = self._data
-        self.dropout.rate, self.network.evaluate = 0.2, self.evaluate
-
-    def snapshots(self, before=lambda _: None):
-        """An epoch: the weights at SNAPSHOTS, and the step records."""
-        path = []
-        steps = self.epoch(before, lambda done: path.append((done, self.network.weights())) if done in SNAPSHOTS else None)
-        return path, steps
-
-    def scene(self, path, steps) -> Scene:
-        """What the diagnosis passes to the probes after that epoch."""
-        losses = self.evaluate()
-        loss, baseline = float(losses.mean()), float(self.reference_losses.mean())
-        rise = loss - baseline
-        spike = Spike(9, loss, baseline, 0.01, 0.05, rise=rise, low=rise, high=rise, error=0.01, images=VALIDATION)
-        return Scene(
-            network=self.network,
-            spike=spike,
-            resampler=Resampler(VALIDATION),
-            losses=losses,
-            reference_losses=self.reference_losses,
-            reference=self.reference,
-            path=[(0, self.reference), *path],
-            reference_average=self.average,
-            steps=steps,
-            earlier=self.earlier,
-            batch_size=BATCH,
-            labels=self.y[self.validation],
-        )
-
-
-@pytest.fixture(scope="module")
-def healthy():
-    return _Training()
-
-
-@pytest.fixture
-def training(healthy):
-    healthy.restore()
-    return healthy
+from spikewise.records import Event
+from tests.spikewise.training import BATCH, STEPS, VALIDATION
 
 
 @pytest.fixture

@@ -1,13 +1,16 @@
 """A small job for tests: its images, its configuration, and the epochs that it recorded."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from trainer import config
+from trainer.engine.facts import NetworkFacts
 from trainer.epoch import EpochReport
+from trainer.model.module import Module
 from trainer.storage import open_store, results
 
 CONFIG = """
@@ -58,6 +61,21 @@ def write_config(folder: Path, storage: str, workers: int = 1) -> Path:
     path = folder / "job.toml"
     path.write_text(CONFIG.format(storage=storage, folder=folder, workers=workers))
     return path
+
+
+_inspected: dict[str, NetworkFacts] = {}
+
+
+def inspected_once(inspect: Callable[..., NetworkFacts]) -> Callable[..., NetworkFacts]:
+    """`inspect` (trainer.engine.facts), which starts a process, but only once for each network and optimizer."""
+
+    def inspected(settings: config.Settings, classes: int, module: Module | None = None) -> NetworkFacts:
+        key = repr((settings.model, settings.optimizer, settings.data.image_size, classes, module))
+        if key not in _inspected:
+            _inspected[key] = inspect(settings, classes, module)
+        return _inspected[key]
+
+    return inspected
 
 
 def history(storage: str, name: str) -> list[EpochReport]:

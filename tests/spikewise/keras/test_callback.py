@@ -218,18 +218,21 @@ class Linear(keras.optimizers.schedules.LearningRateSchedule):
         return {}
 
 
+SCHEDULES = {
+    "linear": (Linear(), None),
+    "cosine": (keras.optimizers.schedules.CosineDecay(0.0, 10 * STEPS, warmup_target=PEAK, warmup_steps=STEPS), None),
+    "by epoch": (1e-3, keras.callbacks.LearningRateScheduler(lambda epoch: PEAK * (epoch + 1) / 10)),
+    "step down": (3e-3, keras.callbacks.LearningRateScheduler(lambda epoch: 3e-3 if epoch < 3 else 3e-4)),
+}
+"""The optimizer's learning rate, and a callback that sets it."""
+
+
 @pytest.mark.parametrize(
-    ("rate", "callback"),
-    [
-        (Linear(), None),
-        (keras.optimizers.schedules.CosineDecay(0.0, 10 * STEPS, warmup_target=PEAK, warmup_steps=STEPS), None),
-        (1e-3, keras.callbacks.LearningRateScheduler(lambda epoch: PEAK * (epoch + 1) / 10)),
-        (3e-3, keras.callbacks.LearningRateScheduler(lambda epoch: 3e-3 if epoch < 3 else 3e-4)),
-    ],
-    ids=["linear", "cosine", "by epoch", "step down"],
+    "name", [name if name == "linear" else pytest.param(name, marks=pytest.mark.integration) for name in SCHEDULES]
 )
-def test_a_schedule_is_not_blamed_for_a_damaged_batch(rate, callback):
+def test_a_schedule_is_not_blamed_for_a_damaged_batch(name):
     """Warm-up is what the remedies themselves ask for; with it, everything in the first epochs would be blamed on it."""
+    rate, callback = SCHEDULES[name]
     spikes, model = SpikeDiagnosis(VALIDATION, sensitivity=2), network(optimizer=keras.optimizers.Adam(rate))
     callbacks = [spikes, *([callback] if callback else [])]
     model.fit(Damaged(), epochs=6, shuffle=False, verbose=0, callbacks=callbacks)

@@ -47,7 +47,7 @@ def unsteady():
 
 
 @pytest.mark.parametrize(
-    "where", ["batch end", "data", *(pytest.param(one, marks=several_fits) for one in ("batch begin", "epoch end"))]
+    "where", ["batch end", *(pytest.param(one, marks=several_fits) for one in ("data", "batch begin", "epoch end"))]
 )
 def test_however_a_fit_ends_the_model_is_an_ordinary_one(where):
     """In a notebook, fits are interrupted. What comes next must neither fail nor be watched, and hold no batches."""
@@ -134,7 +134,8 @@ def _trained(tmp_path=None):
     return model, spikes
 
 
-@pytest.mark.parametrize("kept", [pytest.param("optimizer too", marks=several_fits), "weights alone"])
+@several_fits
+@pytest.mark.parametrize("kept", ["optimizer too", "weights alone"])
 def test_a_resumed_fit_remembers(tmp_path, kept):
     """The first epoch after a restart is the one that people ask about: it is often the optimizer that was lost."""
     model, before = _trained(tmp_path)
@@ -231,6 +232,7 @@ def _events(spikes):
     return [(event.kind, event.epoch) for event in spikes._watch._events]
 
 
+@several_fits
 def test_what_was_compiled_anew_is_an_event():
     """Two-phase training changes layers, loss and optimizer on purpose; that is where its losses jump."""
     model, spikes = network(momentum=0.99), SpikeDiagnosis(CHECKED)

@@ -1,7 +1,5 @@
 """trainer.config.reading: from the file to the settings."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.trainer.config.files import MINIMAL, load
@@ -25,13 +23,11 @@ def test_files_that_cannot_be_read(tmp_path):
         config.load(tmp_path / "binary.toml")
 
 
-@pytest.mark.parametrize("name", ["demo", "question", "gpu"])
-def test_the_shipped_configurations_are_valid(name):
-    """The first command in README would fail."""
-    settings = config.load(Path("jobs/configs") / f"{name}.toml")
-    if name == "question":
-        assert (settings.training.epochs, settings.training.batch_size, settings.optimizer.learning_rate) == (100, 32, 1e-4)
-        assert settings.model == config.Model()
+def test_the_shipped_question_is_the_question():
+    """The first command in README would train another network, or in another way, than the question asks about."""
+    settings = config.load("jobs/configs/question.toml")
+    assert (settings.training.epochs, settings.training.batch_size, settings.optimizer.learning_rate) == (100, 32, 1e-4)
+    assert settings.model == config.Model()
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,31 @@ from trainer.engine.evaluate import evaluate
 MOMENTUM = 0.9
 
 
+@pytest.fixture(scope="module")
+def learners():
+    """Learners after one epoch by what was changed in their configuration, each with its settings, feed and state. Tests share
+    them, because TensorFlow takes seconds to trace a step."""
+    return {}
+
+
 @pytest.fixture
-def trained(request):
+def trained(request, learners):
     """A learner after one epoch, its feed, and the network that probes get. The parameter changes sections of the configuration."""
     changed = getattr(request, "param", {})
-    settings = training.settings(
-        augmentation={"flip": True, "shift": 2},
-        optimizer={"learning_rate": 1e-3, **changed.get("optimizer", {})},
-        model={"momentum": MOMENTUM, **changed.get("model", {})},
-    )
-    learner = training.learner(settings, SHAPE)
-    feed = training.feed(settings, _Rows(), np.arange(160))
-    learner.resident = feed.load()
-    for batch in feed.batches(1):
-        learner.train(batch)
+    if str(changed) not in learners:
+        settings = training.settings(
+            augmentation={"flip": True, "shift": 2},
+            optimizer={"learning_rate": 1e-3, **changed.get("optimizer", {})},
+            model={"momentum": MOMENTUM, **changed.get("model", {})},
+        )
+        learner = training.learner(settings, SHAPE)
+        feed = training.feed(settings, _Rows(), np.arange(160))
+        learner.resident = feed.load()
+        for batch in feed.batches(1):
+            learner.train(batch)
+        learners[str(changed)] = settings, learner, feed, learner.state()
+    settings, learner, feed, state = learners[str(changed)]
+    learner.restore(state)
     rows = np.arange(160, IMAGES)
     network = DistributedNetwork(learner, feed, rows, np.arange(40), precise=settings.model.statistics == "precise")
     network.begin(1)

@@ -1,5 +1,9 @@
 """What the driver learns about a network, from a process of its own."""
 
+import io
+import subprocess
+import sys
+
 import pytest
 
 from tests.support.training import settings
@@ -16,12 +20,29 @@ def test_the_facts_of_a_network():
     assert found.activations > 64 * 64 * 16 * 4
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs here what runs in the new process, which would import TensorFlow first."""
+
+    def run(command, **options):
+        answer = io.StringIO()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.StringIO(options["input"]))
+            patch.setattr(sys, "stdout", answer)
+            facts._main()
+        return subprocess.CompletedProcess(command, 0, answer.getvalue(), "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_refusals_arrive_in_one_line():
     """A user would have to find the error in the log of a worker, after the images were packed."""
     with pytest.raises(NetworkRefusedError, match=r"no_such_module does not import: .*\. Fix: "):
         inspect(settings(model={"network": "no_such_module:build"}), 2)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_layer_that_fails_in_training():
     """The last line of a traceback, which is often a list of arguments, would stand for the error."""
     said = (

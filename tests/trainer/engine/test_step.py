@@ -1,13 +1,11 @@
-"""One update: against a plain Keras loop, and on several workers against one."""
-
-import os
+"""One update, against a plain Keras loop."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.support import training, workers
+from tests.support import training
 from tests.support.training import settings
 from trainer import UserError
 from trainer.data.loader import Batch
@@ -16,6 +14,8 @@ from trainer.model import load
 
 SHAPE = (16, 16, 3)
 WITHOUT_DROPOUT = {"dropout": 0.0}
+TINY = {"network": "tests.support.networks:tiny"}
+"""For tests that hold for any network."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_the_step_is_keras_own():
 
 def test_the_statistics_of_a_step_are_what_they_are_called():
     """Gradient and update norms in the report and the metrics would be wrong."""
-    learner = build(model=WITHOUT_DROPOUT)
+    learner = build(model={**TINY, **WITHOUT_DROPOUT})
     batch = next(batches(1))
     weights = [variable.value for variable in learner.model.trainable_variables]
     with tf.GradientTape() as tape:
@@ -90,12 +90,12 @@ def test_records_hold_each_value_under_its_name():
 def test_restoring_a_state_repeats_training_exactly():
     """A resumed run would leave the path of the undisturbed one."""
     all_batches = list(batches(6))
-    learner = build()
+    learner = build(model=TINY)
     for batch in all_batches[:3]:
         learner.train(batch)
     state = learner.state()
     first = [loss(learner, batch) for batch in all_batches[3:]]
-    resumed, other = build(), build(run={"seed": 5})
+    resumed, other = build(model=TINY), build(model=TINY, run={"seed": 5})
     resumed.restore(state)
     other.restore(state)
     assert [loss(resumed, batch) for batch in all_batches[3:]] == first
@@ -104,8 +104,8 @@ def test_restoring_a_state_repeats_training_exactly():
 
 def test_a_restored_learner_keeps_its_own_learning_rate():
     """A user who resumes a diverged run with a lower learning rate would train on with the old one."""
-    learner = build(optimizer={"learning_rate": 1e-5})
-    learner.restore(build(optimizer={"learning_rate": 1e-1}).state())
+    learner = build(model=TINY, optimizer={"learning_rate": 1e-5})
+    learner.restore(build(model=TINY, optimizer={"learning_rate": 1e-1}).state())
     assert float(learner.train(next(batches(1)))[0].learning_rate) == pytest.approx(1e-5)
 
 
@@ -116,20 +116,27 @@ def test_a_state_of_another_network_is_refused():
         build().restore(state)
 
 
+@pytest.fixture(scope="module")
+def exact():
+    """The initial weights and the losses of four steps in float64."""
+    learner = build(model={**WITHOUT_DROPOUT, "precision": "float64"})
+    weights, losses = learner.model.get_weights(), [loss(learner, batch) for batch in batches(4)]
+    keras.config.set_dtype_policy("float32")
+    return weights, losses
+
+
 @pytest.mark.parametrize(
     ("model", "first", "later"),
     [
         ({}, 1e-5, 1e-4),
-        ({"data_format": "channels_first"}, 1e-5, 2e-3),  # float32 flips a few max-poolings, each 0.1 % of the gradient
-        ({"precision": "mixed_bfloat16"}, 2e-2, 5e-2),  # 8 significant bits
+        # float32 flips a few max-poolings, each 0.1 % of the gradient
+        pytest.param({"data_format": "channels_first"}, 1e-5, 2e-3, marks=pytest.mark.integration),
+        pytest.param({"precision": "mixed_bfloat16"}, 2e-2, 5e-2, marks=pytest.mark.integration),  # 8 significant bits
     ],
-    ids=str,
 )
-def test_other_layouts_and_precisions_learn_the_same(model, first, later):
+def test_other_layouts_and_precisions_learn_the_same(exact, model, first, later):
     """model.data_format or model.precision would train another model. Relative tolerances of the first loss and of three more."""
-    exact = build(model={**WITHOUT_DROPOUT, "precision": "float64"})
-    weights, expected = exact.model.get_weights(), [loss(exact, batch) for batch in batches(4)]
-    keras.config.set_dtype_policy("float32")
+    weights, expected = exact
     learner = build(model={**WITHOUT_DROPOUT, **model})
     learner.model.set_weights(weights)
     found = [loss(learner, batch) for batch in batches(4)]
@@ -141,7 +148,7 @@ def test_other_layouts_and_precisions_learn_the_same(model, first, later):
 def test_resident_rows_are_the_images():
     """Data that stays on the device would be other images than data that is fed."""
     batch = next(batches(1))
-    fed, resident = build(), build()
+    fed, resident = build(model=TINY), build(model=TINY)
     resident.resident = tf.constant(batch.images[::-1])
     rows = np.arange(len(batch.labels))[::-1].copy()
     losses, probabilities = resident.evaluate(rows, batch.labels)
@@ -151,54 +158,10 @@ def test_resident_rows_are_the_images():
     assert loss(resident, Batch(rows, *batch[1:])) == pytest.approx(loss(fed, batch), rel=1e-5)
 
 
-SCRIPT = """
-import sys; sys.path.insert(0, {root!r})
-import numpy as np
-from tests.trainer.engine.test_step import batches, build
-from trainer.data.loader import Batch
-from trainer.engine.group import Group
-group = Group()
-learner = build(group, launch={{"workers": group.size}}, model={model!r})
-part = 32 // group.size
-mine = slice(group.rank * part, (group.rank + 1) * part)
-losses = []
-for batch in batches(6):
-    stats, signals = learner.train(Batch(*(values[mine] for values in batch)), stop=group.rank == 1)
-    losses.append(float(stats.loss))
-    assert float(signals.stop) == (group.size > 1)
-learner.average_statistics()
-np.savez(f"{{group.size}}-{{group.rank}}.npz", losses=losses, **learner.state())
-assert group.sum(np.array([1.0, group.rank])).tolist() == [group.size, sum(range(group.size))]
-assert group.gather(group.rank, 7.0).tolist() == [[rank, 7.0] for rank in range(group.size)]
-"""
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    ("model", "same"),
-    [
-        ({"batch_normalization": "synchronized", "precision": "float64"}, True),
-        ({"batch_normalization": "fused"}, False),  # each worker has its own statistics: the comparison can fail
-    ],
-    ids=["synchronized", "fused"],
-)
-def test_two_workers_are_one(tmp_path, model, same):
-    """Two workers would drift apart, or learn something else than one worker does with the same global batches."""
-    script = SCRIPT.format(root=os.getcwd(), model=model)
-    workers.run(script, 1, tmp_path)
-    workers.run(script, 2, tmp_path)
-    one, first, second = (dict(np.load(tmp_path / name)) for name in ("1-0.npz", "2-0.npz", "2-1.npz"))
-    for name, values in first.items():
-        np.testing.assert_array_equal(second[name], values, err_msg=f"{name} differs between the workers")
-    difference = np.max(np.abs(first["losses"] / one["losses"] - 1))
-    assert difference < 1e-9 if same else difference > 2e-3
-
-
 def test_regularization_is_trained_on_and_said_apart():
     """L2 terms of a user's network would be ignored, or hidden in a training loss that then compares with nothing."""
-    network = {"network": "tests.support.networks:residual", "arguments": {"l2": 0.01}}
-    with_l2 = build(model={**network, **WITHOUT_DROPOUT})
-    without = build(model={"network": network["network"], **WITHOUT_DROPOUT})
+    with_l2 = build(model={**TINY, **WITHOUT_DROPOUT, "arguments": {"l2": 1.0}})
+    without = build(model={**TINY, **WITHOUT_DROPOUT})
     batch = next(batches(1))
     expected = sum(float(one) for one in with_l2.model.losses)
     found, plain = (learner.train(batch)[0] for learner in (with_l2, without))
@@ -207,63 +170,31 @@ def test_regularization_is_trained_on_and_said_apart():
     assert float(found.gradient_norm) != pytest.approx(float(plain.gradient_norm), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("values", "weights"),
-    [({"label_smoothing": 0.1}, None), ({}, [0.5, 2.0]), ({"label_smoothing": 0.2}, [0.5, 2.0])],
-    ids=["smoothing", "weights", "both"],
-)
-def test_smoothing_and_class_weights_are_keras(values, weights):
+def test_smoothing_and_class_weights_are_keras():
     """training.label_smoothing or class_weights would train something else than Keras' arguments of that name."""
-    model = {**WITHOUT_DROPOUT, "precision": "float64"}
+    model, values, weights = {**TINY, **WITHOUT_DROPOUT, "precision": "float64"}, {"label_smoothing": 0.2}, [0.5, 2.0]
     sections = settings(model=model, training=values, optimizer={"learning_rate": 1e-3})
-    learner = training.learner(sections, SHAPE, class_weights=weights and np.array(weights))
+    learner = training.learner(sections, SHAPE, class_weights=np.array(weights))
     plain = load.build(sections.model, SHAPE, 2, seed=0)
-    loss = keras.losses.CategoricalCrossentropy(label_smoothing=values.get("label_smoothing", 0.0))
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.2)
     plain.compile(keras.optimizers.Adam(1e-3), loss)
     for batch in batches(3):
         targets = np.eye(2)[batch.labels]
-        scale = None if weights is None else np.array(weights)[batch.labels]
+        scale = np.array(weights)[batch.labels]
         plain.train_on_batch(batch.images.astype(np.float64), targets, sample_weight=scale)
         learner.train(batch)
     for a, b in zip(learner.model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    "model",
-    [
-        {"network": "tests.support.networks:residual", "arguments": {"l2": 0.001}},
-        {"network": "tests.support.networks:depthwise"},
-        {"network": "keras.applications:MobileNet", "arguments": {"alpha": 0.25, "dropout": 0.2}},
-    ],
-    ids=["residual", "depthwise", "backbone"],
-)
-def test_networks_of_users_learn_the_same_on_any_number_of_workers(tmp_path, model):
-    """The curve of a user's own network would depend on the number of workers, as in any other tool."""
-    script = SCRIPT.replace("build(group,", "build(group, shape=(32, 32, 3),").replace(
-        "batches(6)", "batches(4, shape=(32, 32, 3))"
-    )
-    script = script.format(root=os.getcwd(), model={**model, "precision": "float64"})
-    for size in (1, 2, 4):
-        workers.run(script, size, tmp_path)
-    one = dict(np.load(tmp_path / "1-0.npz"))
-    for size in (2, 4):
-        found = dict(np.load(tmp_path / f"{size}-0.npz"))
-        np.testing.assert_allclose(found["losses"], one["losses"], rtol=1e-9)
-        other = dict(np.load(tmp_path / f"{size}-1.npz"))
-        for name, values in found.items():
-            np.testing.assert_array_equal(other[name], values, err_msg=f"{name} differs between the workers")
-
-
 def test_averages_that_a_state_lacks_begin_with_the_weights():
     """Whether averaged weights would have avoided a spike could not be tried from the checkpoint before it."""
-    plain = build(optimizer={"learning_rate": 1e-2})
+    plain = build(model=TINY, optimizer={"learning_rate": 1e-2})
     for batch in batches(3):
         plain.train(batch)
-    averaging = build(optimizer={"learning_rate": 1e-2, "ema": 0.9})
+    averaging = build(model=TINY, optimizer={"learning_rate": 1e-2, "ema": 0.9})
     averaging.restore(plain.state())
     for weight, average in zip(averaging.model.trainable_variables, averaging.averages, strict=True):
         np.testing.assert_array_equal(average.numpy(), weight.numpy())
     with pytest.raises(StateError, match="belongs to another model"):
-        build(optimizer={"name": "SGD", "arguments": {"momentum": 0.9}}).restore(plain.state())
+        build(model=TINY, optimizer={"name": "SGD", "arguments": {"momentum": 0.9}}).restore(plain.state())

@@ -30,13 +30,17 @@ def _distributed(classes=2, **model):
     return distribute(network, place=Place(0, 0, tf.Variable(0, dtype=tf.int64)), reduce=lambda total: total)
 
 
-@pytest.mark.parametrize(
-    ("name", "norms", "dropouts"), [("residual", 5, 2), ("depthwise", 0, 1), ("custom layer", 1, 1), ("backbone", 52, 1)]
-)
-def test_layers_are_exchanged_wherever_they_are(name, norms, dropouts):
+SLOW = [name if name != "backbone" else pytest.param(name, marks=pytest.mark.integration) for name in NETWORKS]
+"""The names of NETWORKS; the large one takes seconds to build."""
+COUNTS = {"residual": (5, 2), "depthwise": (0, 1), "custom layer": (1, 1), "backbone": (52, 1)}
+"""Numbers of their BatchNormalization and Dropout layers."""
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_layers_are_exchanged_wherever_they_are(name):
     """Layers inside blocks would keep statistics of their worker's part of a batch, and masks of their own."""
     network = _distributed(**NETWORKS[name])
-    assert (len(network.norms), len(network.dropouts)) == (norms, dropouts)
+    assert (len(network.norms), len(network.dropouts)) == COUNTS[name]
     for _, layer in load.layers(network.model):
         if isinstance(layer, keras.layers.BatchNormalization):
             assert isinstance(layer, BatchNormalization)
@@ -45,7 +49,7 @@ def test_layers_are_exchanged_wherever_they_are(name, norms, dropouts):
     assert network.warnings() == []
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", SLOW)
 def test_the_exchanged_network_computes_the_same(name):
     """A network would be another one in this job than in plain Keras."""
     model = NETWORKS[name]
@@ -60,9 +64,6 @@ def test_the_exchanged_network_computes_the_same(name):
     elif network.ending == "logits":
         outputs = tf.nn.softmax(outputs).numpy()
     np.testing.assert_allclose(probabilities, outputs, rtol=1e-3, atol=1e-5)
-
-
-SLOW = [name if name != "backbone" else pytest.param(name, marks=pytest.mark.integration) for name in NETWORKS]
 
 
 @pytest.mark.parametrize("name", SLOW)

@@ -12,7 +12,14 @@ from trainer import config
 from trainer.data.pack import images_of
 from trainer.data.pack_file import folder_name
 from trainer.data.sources import open_sources
+from trainer.run import plan
 from trainer.storage import open_store, results
+
+
+@pytest.fixture(autouse=True)
+def _one_inspection(monkeypatch):
+    """Each network is built in a process of its own once, not in each test: TensorFlow takes seconds to start."""
+    monkeypatch.setattr(plan, "inspect", jobs.inspected_once(plan.inspect))
 
 
 def test_a_dry_run_says_what_would_be_done_and_touches_nothing(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What a checkpoint holds, and the way back: with a real learner, diagnosis and folder."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,12 +17,15 @@ from trainer.run.resume import Position, changes, plain_steps, resume, step_reco
 from trainer.storage import open_store
 from trainer.storage.checkpoint import CheckpointError, Checkpoints
 
+NETWORK = {"network": "tests.support.networks:tiny"}
+"""Nothing here depends on it."""
+
 
 class Worker:
     """The parts of a worker that a checkpoint is made of."""
 
     def __init__(self, folder) -> None:
-        self.settings = training.settings(optimizer={"learning_rate": 1e-3})
+        self.settings = training.settings(optimizer={"learning_rate": 1e-3}, model=NETWORK)
         self.learner = training.learner(self.settings, SHAPE)
         self.feed = training.feed(self.settings, _Rows(), np.arange(160))
         self.learner.resident = self.feed.load()
@@ -76,33 +80,49 @@ def test_a_new_run_starts_at_the_beginning(tmp_path):
     assert (worker.position.epoch, len(worker.position.steps), worker.position.history) == (1, 0, [])
 
 
-def test_all_workers_load_the_checkpoint_that_rank_0_found(tmp_path):
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A folder with the checkpoints of steps 1 and 2, and the learner's state after step 1."""
+    worker = Worker(folder := tmp_path_factory.mktemp("stored"))
+    worker.train(1)
+    worker.save()
+    state = worker.learner.state()
+    worker.train(1)
+    worker.save()
+    return folder, state
+
+
+def check(worker, state):
+    for name, values in state.items():
+        np.testing.assert_array_equal(worker.learner.state()[name], values, err_msg=name)
+
+
+def test_all_workers_load_the_checkpoint_that_rank_0_found(stored):
     """A worker that sees a newer checkpoint, or a damaged one, would train with other weights than the others."""
-    first = Worker(tmp_path)
-    first.train(1)
-    first.save()
-    expected = first.learner.state()
-    first.train(1)
-    first.save()
-    other = Worker(tmp_path)
+    folder, state = stored
+    other = Worker(folder)
     assert other.resume(chief=False, broadcast=lambda mine: 1 if mine is None else mine).step == 1
-    for name, values in expected.items():
-        np.testing.assert_array_equal(other.learner.state()[name], values, err_msg=name)
+    check(other, state)
 
 
-def test_a_replay_only_reads_the_checkpoint_of_its_step(tmp_path):
-    """A replay of a run that is still training would take its checkpoints away from it, or train from other weights."""
-    first = Worker(tmp_path)
-    first.train(1)
-    first.save()
-    first.train(1)
-    first.save()
-    stored = [entry.key for entry in first.checkpoints._store.list()]
-    assert Worker(tmp_path).resume(step=1).step == 1
-    assert [entry.key for entry in first.checkpoints._store.list()] == stored
-    first.train(1)
-    first.save()
-    assert first.checkpoints.steps() == [1, 2, 3]
+def test_a_replay_only_reads_the_checkpoint_that_it_names(stored, tmp_path):
+    """The epochs after the spike would be trained again instead of the spike; or a replay of a run that is still training would
+    take its checkpoints away from it."""
+    folder, state = stored
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    run, other = Worker(tmp_path), Worker(tmp_path)
+    assert run.resume().step == 2
+    keys = [entry.key for entry in run.checkpoints._store.list()]
+    never = lambda _: pytest.fail("all workers know the step")  # noqa: E731
+    for chief in (True, False):
+        assert other.resume(chief=chief, broadcast=never, step=1).step == 1
+        check(other, state)
+    with pytest.raises(CheckpointError, match="incomplete"):
+        other.resume(broadcast=never, step=5)
+    assert [entry.key for entry in run.checkpoints._store.list()] == keys
+    run.learner.optimizer.iterations.assign(3)
+    run.save()
+    assert run.checkpoints.steps() == [1, 2, 3]
 
 
 def test_a_checkpoint_holds_plain_arrays_and_json(tmp_path):
@@ -127,12 +147,13 @@ def test_step_records_survive_the_way_through_plain_arrays(count):
 def test_changes_since_the_checkpoint_are_events(tmp_path):
     """A spike after a restart, a new learning rate or another number of workers would be called unexplained."""
     worker = Worker(tmp_path)
-    worker.train(2)
+    worker.learner.optimizer.iterations.assign(2)
+    worker.position = worker.position.after(np.zeros(2, STEP_RECORD))
     worker.save()
     found = worker.resume()
     (restart,) = changes(found, worker.settings, workers=1)
     assert (restart.kind, restart.epoch, restart.step) == ("restart", 1, 2)
-    _, rate, size = changes(found, training.settings(optimizer={"learning_rate": 1e-4}), workers=2)
+    _, rate, size = changes(found, training.settings(optimizer={"learning_rate": 1e-4}, model=NETWORK), workers=2)
     assert (rate.kind, rate.before, rate.after) == ("learning_rate", 1e-3, 1e-4)
     assert (size.kind, size.before, size.after) == ("world_size", 1, 2)
 
@@ -141,27 +162,9 @@ def test_a_changed_schedule_is_an_event(tmp_path):
     """A spike after training.epochs was raised, which lifts a cosine from 0, would be blamed on a lost state."""
     worker = Worker(tmp_path)
     cosine = {"learning_rate": 1e-3, "schedule": "cosine"}
-    worker.settings = training.settings(optimizer=cosine, training={"epochs": 10})
+    worker.settings = training.settings(optimizer=cosine, model=NETWORK, training={"epochs": 10})
     worker.save()
     found = worker.resume()
     assert len(changes(found, worker.settings, workers=1)) == 1
-    _, rate = changes(found, training.settings(optimizer=cosine, training={"epochs": 20}), workers=1)
+    _, rate = changes(found, training.settings(optimizer=cosine, model=NETWORK, training={"epochs": 20}), workers=1)
     assert (rate.kind, rate.before, rate.after) == ("learning_rate", None, None)
-
-
-def test_a_replay_begins_at_the_checkpoint_that_it_names(tmp_path):
-    """The epochs after the spike would be trained again instead of the spike."""
-    first = Worker(tmp_path)
-    first.train(1)
-    first.save()
-    expected = first.learner.state()
-    first.train(1)
-    first.save()
-    other = Worker(tmp_path)
-    never = lambda _: pytest.fail("all workers know the step")  # noqa: E731
-    found = resume(other.checkpoints, other.learner, other.diagnostician, chief=False, broadcast=never, step=1)
-    assert found.step == 1
-    for name, values in expected.items():
-        np.testing.assert_array_equal(other.learner.state()[name], values, err_msg=name)
-    with pytest.raises(CheckpointError, match="incomplete"):
-        resume(other.checkpoints, other.learner, other.diagnostician, chief=True, broadcast=never, step=5)

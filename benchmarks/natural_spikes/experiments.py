@@ -23,7 +23,6 @@ class Change(Injection):
     def __post_init__(self) -> None:
         self._average: list[np.ndarray] | None = None
         self._first: int | None = None
-        self._trained = 0
 
     def begin(self, run: Run) -> None:
         if self._first is None:

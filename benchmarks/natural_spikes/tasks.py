@@ -16,7 +16,7 @@ class Plan:
     epochs: int = 60
 
 
-ALL = ("photographs", "rare letters", "sparse marks", "studios")
+ALL = ("sparse marks", "studios", "rare letters", "photographs")
 PLANS = {
     "tune": Plan(ALL, tuple(range(6))),
     "report": Plan(ALL, tuple(range(700, 706))),

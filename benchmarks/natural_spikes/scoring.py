@@ -19,6 +19,8 @@ from spikewise.suspects import HALF
 
 VALIDATION_ONLY = {"sampling_noise": SHARED, "few_examples": HALF, "distribution_shift": HALF, "overfitting": HALF}
 """Verdicts that blame the validation images alone, and the fraction of the rise above which training images contradict them."""
+ALWAYS = (*STANDARD, *FALLBACK, ORDER, DRAW)
+"""Changes that are tried for every spike."""
 CERTAIN = 1.64
 """Standard errors by which a rise must exceed a limit."""
 
@@ -29,6 +31,7 @@ def score(results: Iterable[Result]) -> dict[str, Any]:
     spikes = [{**spike, "data": run["data"], "verdict": verdict(spike)} for run in runs for spike in run["spikes"]]
     explained = [spike for spike in spikes if spike["verdict"] != "unexplained"]
     named = [{**one, "data": run["data"], "guess": run["guess"]} for run in runs for one in run["standing"]]
+    everywhere = [proof for spike in spikes for proof in spike["proofs"] if proof["settings"] in ALWAYS]
     return {
         "runs": len(runs),
         "epochs": sum(run["epochs"] for run in runs),
@@ -52,10 +55,7 @@ def score(results: Iterable[Result]) -> dict[str, Any]:
             "what": dict(Counter(what for spike in spikes for what in against(spike))),
         },
         "verdicts": dict(Counter(spike["verdict"] for spike in spikes)),
-        "what_removes_the_rise": {
-            line: fraction([s for s in spikes if line in _proofs(s)], lambda spike, line=line: _proven(spike, line))
-            for line in sorted({line for spike in spikes for line in _proofs(spike) if _everywhere(line)})
-        },
+        "what_removes_the_rise": by(everywhere, "settings", lambda proof: proof["verdict"] == "proven"),
         "unexplained_and_removed_by_nothing": fraction(
             [spike for spike in spikes if spike["verdict"] == "unexplained"],
             lambda spike: not any(_proven(spike, line) for line in _proofs(spike) if line != ORDER),
@@ -151,11 +151,6 @@ def agrees(one: Mapping[str, Any]) -> bool:
         return bool(exact["fit"] > standing.LEARNED * one["guess"])
     least = standing.MOST if name == "generalization" else standing.NOTABLE
     return bool(exact[name] > max(least * exact["loss"], standing.SMALLEST))
-
-
-def _everywhere(line: str) -> bool:
-    """Whether a change was tried for every spike."""
-    return line in (*STANDARD, ORDER, DRAW, *FALLBACK)
 
 
 def _proofs(spike: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from benchmarks.natural_spikes.runs import NaturalRun
 from spikewise import proof
 from spikewise.proof import Proof
 from spikewise.records import Diagnosis, Spike
+from spikewise.suspects import HALF
 from trainer.run.replay import MOST_EPOCHS
 
 
@@ -68,7 +69,7 @@ def another_draw(spike: Spike, rise: np.ndarray, spare: np.ndarray) -> Proof:
     removed, error = float(rise.mean() - spare.mean()), float(spare.std() / np.sqrt(len(spare)))
     fraction, left = removed / float(rise.mean()), float(spare.mean())
     helps = removed - 1.96 * error > 0 and fraction >= proof.NOTABLE
-    gone = fraction >= proof.HALF and left <= spike.threshold
+    gone = fraction >= HALF and left <= spike.threshold
     verdict: proof.Verdict = "proven" if helps and gone else "helps in part" if helps else "does not help"
     low, high = removed - 1.96 * error, removed + 1.96 * error
     return Proof(DRAW, verdict, (spike.loss - removed,), removed, low, high, fraction, left)

@@ -59,8 +59,8 @@ def perform(task: Task) -> list[dict[str, Any]]:
     for epoch in range(1, task.epochs + 1):
         state = run.save()
         news = run.train_epoch()
-        if news.diagnosis:
-            before[epoch], cases[epoch] = state, run.diagnostician.case
+        if news.diagnosis and run.diagnostician.case:
+            before[epoch], cases[epoch] = state, run.diagnostician.case.as_dict()
         if news.standing and news.parts:
             exact = run.parts(news.parts.training)
             standing += [{"name": one.name, "since": one.since, "exact": exact.as_dict()} for one in news.standing]
@@ -77,7 +77,7 @@ def perform(task: Task) -> list[dict[str, Any]]:
             "spikes": [
                 {
                     "diagnosis": one.as_dict(),
-                    "case": cases[one.spike.epoch].as_dict(),
+                    "case": cases[one.spike.epoch],
                     **investigate(run, before[one.spike.epoch], one, history),
                 }
                 for one in diagnoses

@@ -38,7 +38,8 @@ def investigate(run: NaturalRun, before: dict[str, Any], diagnosis: Diagnosis, h
     there = measured[0]
 
     bad = any(probe.name == "bad_batches" for probe in diagnosis.probes)
-    lines = [line for cause in diagnosis.causes for line in own(cause.as_dict(), bad_batches=bad)]
+    first, *others = [own(cause.as_dict(), bad_batches=bad) for cause in diagnosis.causes]
+    lines = first + [line for cause in others for line in cause[:1]]  # of the others, what a person would try
     proofs = []
     for line in dict.fromkeys([*STANDARD, ORDER, DRAW, *FALLBACK, *lines]):
         if line == DRAW:

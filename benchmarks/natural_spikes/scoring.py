@@ -19,6 +19,8 @@ from spikewise.suspects import HALF
 
 VALIDATION_ONLY = {"sampling_noise": SHARED, "few_examples": HALF, "distribution_shift": HALF, "overfitting": HALF}
 """Verdicts that blame the validation images alone, and the fraction of the rise above which training images contradict them."""
+MOMENTUM = {"batchnorm_lag": STANDARD[:2], "batchnorm_shock": STANDARD[1::-1]}
+"""The momentum that a verdict says would help, and the other one."""
 ALWAYS = (*STANDARD, *FALLBACK, ORDER, DRAW)
 """Changes that are tried for every spike."""
 CERTAIN = 1.64
@@ -108,7 +110,14 @@ def own_lines(spike: Mapping[str, Any], number: int) -> list[str]:
 
 
 def confirmed(spike: Mapping[str, Any]) -> bool:
-    """Whether one of the first cause's own experiments is proven. A cause without any is not confirmed."""
+    """Whether one of the first cause's own experiments is proven, and, if it names a momentum that is too high or too low, that
+    direction helps and the other does not help as much. Precise statistics remove both. A cause without experiments is not
+    confirmed."""
+    named = MOMENTUM.get(verdict(spike))
+    if named is not None:
+        helps, other = (_proofs(spike)[line]["fraction"] for line in named)
+        if helps < HALF or helps <= other:
+            return False
     return any(_proven(spike, line) for line in own_lines(spike, 0))
 
 

@@ -45,17 +45,20 @@ def _score(*spikes: dict) -> dict:
     return scoring.score([run])
 
 
-HIGHER, LOWER = "model.momentum=0.999", "model.momentum=0.9"
+HIGHER, LOWER, PRECISE = "model.momentum=0.999", "model.momentum=0.9", "model.statistics=precise"
+LAG = {LOWER: ("proven", 0.9), HIGHER: ("does not help", -2.0)}
 
 
 def test_a_verdict_is_confirmed_only_by_its_own_experiment():
     """A verdict would count as right because some other change removed the rise, or because the diagnosis measured 100 % itself."""
     lag = _cause("batchnorm_lag", LOWER, fraction=1.0)
     wrong = _spike(lag, proofs={LOWER: ("does not help", -0.5), HIGHER: ("proven", 1.0), ORDER: ("proven", 1.0)})
-    right = _spike(_cause("batchnorm_shock", HIGHER), proofs={LOWER: ("does not help", -0.5), HIGHER: ("proven", 1.0)})
-    partly = _spike(_cause("batchnorm_shock", HIGHER), proofs={HIGHER: ("helps in part", 0.45)})
-    found = _score(wrong, right, partly)["first_verdict_confirmed"]["of_explained_spikes"]
-    assert (found["count"], found["of"]) == (1, 3)
+    shock = _cause("batchnorm_shock", HIGHER, PRECISE)
+    right = _spike(shock, proofs={LOWER: ("does not help", -0.5), HIGHER: ("proven", 1.0)})
+    partly = _spike(shock, proofs={LOWER: ("does not help", -0.5), HIGHER: ("helps in part", 0.45)})
+    reverse = _spike(shock, proofs={LOWER: ("proven", 0.65), HIGHER: ("does not help", 0.1), PRECISE: ("proven", 1.6)})
+    found = _score(wrong, right, partly, reverse)["first_verdict_confirmed"]["of_explained_spikes"]
+    assert (found["count"], found["of"]) == (1, 4)
 
 
 def test_a_verdict_without_an_experiment_is_not_confirmed():
@@ -67,7 +70,7 @@ def test_a_verdict_without_an_experiment_is_not_confirmed():
 
 def test_unexplained_spikes_count_against_explained_and_against_nothing_else():
     """A diagnosis that says little would look as right as one that explains everything."""
-    score = _score(_spike(_cause("unexplained")), _spike(_cause("batchnorm_lag", LOWER), proofs={LOWER: ("proven", 0.9)}))
+    score = _score(_spike(_cause("unexplained")), _spike(_cause("batchnorm_lag", LOWER), proofs=LAG))
     assert score["explained"]["count"] == 1
     assert score["first_verdict_confirmed"]["of_all_spikes"]["of"] == 2
     assert score["first_verdict_confirmed"]["of_explained_spikes"]["of"] == 1

@@ -26,7 +26,7 @@ ON_CLUSTER = $(call option,namespace,NAMESPACE)
 SUBMIT = $(BIN)/python -m jobs.submit --config $(call quoted,$(CONFIG)) $(call option,set,SET) --overlay $(call quoted,$(OVERLAY)) \
 	--shape $(SHAPE) --image $(call quoted,$(IMAGE)) $(call option,secret,SECRET) $(ON_CLUSTER)
 
-.PHONY: help install demo train replay test unit coverage lint format bench wheel lock clean
+.PHONY: help install demo train replay test unit coverage lint format bench bench-diagnosis wheel lock clean
 .PHONY: image image-s3-server cluster-data submit manifests status logs cancel e2e dashboard
 
 help: ## list these targets
@@ -75,6 +75,10 @@ format: $(READY) ## format the code with ruff and fix what it can
 
 bench: $(READY) ## measure speed and memory; prints JSON (about 15 minutes; keep the machine quiet)
 	$(BIN)/python -m benchmarks.speed
+
+bench-diagnosis: $(READY) ## measure how often the diagnosis is right, on injected and on natural spikes (two hours; resumes; prints JSON)
+	$(BIN)/python -m benchmarks.spike_causes
+	$(BIN)/python -m benchmarks.natural_spikes --spikes
 
 wheel: $(READY) ## build the library's wheel in dist/
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT \

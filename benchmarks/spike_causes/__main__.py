@@ -14,15 +14,10 @@ differ in data, seeds and strengths.
 import argparse
 import json
 import os
-import platform
-import sys
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.spike_causes.tasks import PLANS, Task, judge_again, perform, tasks
+from benchmarks.spike_causes.tasks import PLANS, judge_again, perform, tasks
+from benchmarks.support.resumable import circumstances, finished, perform_all
 
 
 def main() -> None:
@@ -36,41 +31,13 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(".cache/spike_causes"), help="folder of finished tasks")
     arguments = parser.parse_args()
     plan = PLANS["quick" if arguments.quick else arguments.set]
-    began, results = time.perf_counter(), []
-    waiting: list[Task] = []
-    for task in tasks(plan, arguments.injections, arguments.only):
-        path = arguments.cache / f"{task.name}.json"
-        known = json.loads(path.read_text()) if path.exists() else None
-        if known is not None and known["task"] == json.loads(json.dumps(asdict(task))):
-            results += known["results"]
-        else:
-            waiting.append(task)
-    arguments.cache.mkdir(parents=True, exist_ok=True)
-    print(f"{len(waiting)} tasks to do, {len(results)} results known", file=sys.stderr)
+    results, waiting = finished(tasks(plan, arguments.injections, arguments.only), arguments.cache)
     if arguments.rules:
         results, waiting = [judge_again(result) for result in results], []
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
-        running = {pool.submit(perform, task): task for task in waiting}
-        for number, future in enumerate(as_completed(running), 1):
-            task = running[future]
-            results += future.result()
-            path = arguments.cache / f"{task.name}.json"
-            path.with_suffix(".part").write_text(json.dumps({"task": asdict(task), "results": future.result()}))
-            path.with_suffix(".part").replace(path)
-            print(f"{number}/{len(waiting)} {task.name} after {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    results += perform_all(waiting, perform, arguments.cache, arguments.processes)
     from benchmarks.spike_causes import scoring
 
-    print(
-        json.dumps(
-            {
-                "command": f"python -m benchmarks.spike_causes {' '.join(sys.argv[1:])}".strip(),
-                "date": time.strftime("%Y-%m-%d"),
-                "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-                **scoring.score(results),
-            },
-            indent=1,
-        )
-    )
+    print(json.dumps({**circumstances("benchmarks.spike_causes"), **scoring.score(results)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -162,15 +162,12 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        pixels, labels = images(config.data, config.training + config.validation, config.seed)
-        order = np.random.default_rng([config.seed, 1]).permutation(len(labels))
-        training, validation = np.split(order, [config.training])
-        self.training = (pixels[training], labels[training])
-        self.validation = (pixels[validation], labels[validation])
-        """Validation images and labels. May be changed."""
-        self.classes = int(labels.max()) + 1
+        """May be changed."""
+        self.training, self.validation = self._images()
+        """Images and labels. Those of `validation` may be changed."""
+        self.classes = int(max(labels.max() for _, labels in (self.training, self.validation))) + 1
         keras.utils.set_random_seed(config.seed)
-        self.model = ARCHITECTURES[config.architecture](pixels.shape[1:], self.classes, config.momentum)
+        self.model = ARCHITECTURES[config.architecture](self.training[0].shape[1:], self.classes, config.momentum)
         self.optimizer = keras.optimizers.Adam(config.learning_rate)
         self.optimizer.build(self.model.trainable_variables)
         self.model.compile(self.optimizer)  # for the diagnosis, which looks at the optimizer
@@ -180,6 +177,8 @@ class Run:
         """The dropout layers. Their `rate` may be changed."""
         self.gradient_sign = 1.0
         """Factor of the gradient. May be changed."""
+        self.smoothing = 0.0
+        """Label smoothing. May be changed, as may be the optimizer's `global_clipnorm`, `weight_decay`, `beta_2` and `epsilon`."""
         self.batches: list[tuple[np.ndarray, np.ndarray]] = []
         """Images and labels of this epoch's batches. May be changed in `Injection.begin`."""
         self.events: list[Event] = []
@@ -227,14 +226,24 @@ class Run:
 
     def train_epoch(self, injection: Injection | None = None, *, restarted: bool = False) -> News:
         """Trains, evaluates and diagnoses one epoch, disturbed by `injection`. `restarted` also reports a harmless restart."""
+        self.events = [Event("restart", self.epoch + 1)] if restarted else []
+        steps, trace = self.advance(injection)
+        sample = self.losses(*(values[: self.config.sample] for values in self.training))
+        losses, rate = self.evaluate(), self.learning_rate
+        self.history.append(losses)
+        began = time.perf_counter()
+        news = self.diagnostician.close_epoch(
+            losses, sample, steps, learning_rate=rate, events=self.events, predict=self.predict, trace=trace
+        )
+        self.diagnosis_seconds += time.perf_counter() - began
+        return news
+
+    def advance(self, injection: Injection | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Trains one epoch, disturbed by `injection`. Returns its steps [s], dtype STEP, and the moving statistics [s + 1, m]
+        before the first and after each of them."""
         self.epoch += 1
         self._injection = injection
-        self.events = [Event("restart", self.epoch)] if restarted else []
-        count, size = len(self.training[1]), self.config.batch_size
-        order = (
-            np.random.default_rng([self.config.seed, 3, self.epoch]).permutation(count)[: count // size * size].reshape(-1, size)
-        )
-        self.batches = [(self.training[0][rows], self.training[1][rows]) for rows in order]
+        self.batches = self.shuffled()
         if self.epoch == SETTLES + 1:
             self.learning_rate *= self.config.settled
         if injection:
@@ -254,21 +263,13 @@ class Run:
                 self.diagnosis_seconds += time.perf_counter() - began
         if injection:
             injection.end(self)
-        sample = self.losses(*(values[: self.config.sample] for values in self.training))
-        losses, rate = self.evaluate(), self.learning_rate
-        self.history.append(losses)
-        began = time.perf_counter()
-        news = self.diagnostician.close_epoch(
-            losses,
-            sample,
-            np.array(steps, STEP),
-            learning_rate=rate,
-            events=self.events,
-            predict=self.predict,
-            trace=self.network.select(np.array([np.asarray(values) for values in trace])),
-        )
-        self.diagnosis_seconds += time.perf_counter() - began
-        return news
+        return np.array(steps, STEP), self.network.select(np.array([np.asarray(values) for values in trace]))
+
+    def shuffled(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Images and labels of this epoch's batches, in the order that the seed gives."""
+        count, size, r = len(self.training[1]), self.config.batch_size, np.random.default_rng([self.config.seed, 3, self.epoch])
+        order = r.permutation(count)[: count // size * size].reshape(-1, size)
+        return [(self.training[0][rows], self.training[1][rows]) for rows in order]
 
     def restrict(self, chosen: np.ndarray) -> None:
         """Keeps only these validation images, and rewrites the past as if there had never been others."""
@@ -317,6 +318,14 @@ class Run:
         self.gradient_sign, self._injection = 1.0, None
         self.rng = np.random.default_rng([self.config.seed, 2])
 
+    def _images(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Training and validation images, each with their labels."""
+        config = self.config
+        pixels, labels = images(config.data, config.training + config.validation, config.seed)
+        order = np.random.default_rng([config.seed, 1]).permutation(len(labels))
+        training, validation = np.split(order, [config.training])
+        return (pixels[training], labels[training]), (pixels[validation], labels[validation])
+
     def _variables(self) -> list[keras.Variable]:
         return [*self.model.variables, *self.optimizer.variables]
 
@@ -325,8 +334,10 @@ class Run:
         return _pixels(pixels), labels
 
     def _train(self) -> Callable[..., Any]:
-        """The compiled training step, one for each combination of dropout rates and sign, which are constants in it."""
-        key = (*(layer.rate for layer in self.dropouts), self.gradient_sign)
+        """The compiled training step, one for each combination of dropout rates and factors, which are constants in it."""
+        adam = self.optimizer
+        constants = (adam.global_clipnorm, adam.weight_decay, adam.beta_2, adam.epsilon)
+        key = (*(layer.rate for layer in self.dropouts), self.gradient_sign, self.smoothing, *constants)
         if key not in self._compiled:
             self._compiled[key] = tf.function(self._step)
         return self._compiled[key]
@@ -335,8 +346,12 @@ class Run:
         weights = [v.value for v in self.model.trainable_variables]
         with tf.GradientTape() as tape:
             logits = self.model(pixels, training=True)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        gradients = [self.gradient_sign * g for g in tape.gradient(loss, weights)]
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = objective = tf.reduce_mean(losses)
+            if self.smoothing:
+                uniform = -tf.reduce_mean(tf.nn.log_softmax(logits))
+                objective = (1 - self.smoothing) * loss + self.smoothing * uniform
+        gradients = [self.gradient_sign * g for g in tape.gradient(objective, weights)]
         before, rate = [tf.identity(w) for w in weights], tf.identity(self.optimizer.learning_rate.value)
         with tf.control_dependencies([*before, rate]):
             self.optimizer.apply(gradients)

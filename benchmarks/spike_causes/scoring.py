@@ -28,33 +28,33 @@ def score(results: Iterable[Result]) -> dict[str, Any]:
     epochs = sum(r["epochs"] for r in healthy)
     return {
         "verdict_right": {
-            "all": _fraction(detected, _right),
+            "all": fraction(detected, _right),
             **{
-                f"{name} strength": _fraction([r for r in detected if r["strength"] == i], _right)
+                f"{name} strength": fraction([r for r in detected if r["strength"] == i], _right)
                 for i, name in enumerate(STRENGTHS)
             },
-            "by_cause": _by(detected, "cause", _right),
-            "by_injection": _by(detected, "name", _right),
-            "by_architecture": _by(detected, "architecture", _right),
-            "by_data": _by(detected, "data", _right),
-            "among_first_two": _fraction(detected, lambda r: r["cause"] in r["causes"][:2]),
+            "by_cause": by(detected, "cause", _right),
+            "by_injection": by(detected, "name", _right),
+            "by_architecture": by(detected, "architecture", _right),
+            "by_data": by(detected, "data", _right),
+            "among_first_two": fraction(detected, lambda r: r["cause"] in r["causes"][:2]),
         },
         "detected": {
-            **{name: _fraction([r for r in injected if r["strength"] == i], _found) for i, name in enumerate(STRENGTHS)},
-            "strong_by_injection": _by([r for r in injected if r["strength"] == 2], "name", _found),
+            **{name: fraction([r for r in injected if r["strength"] == i], _found) for i, name in enumerate(STRENGTHS)},
+            "strong_by_injection": by([r for r in injected if r["strength"] == 2], "name", _found),
         },
         "confusion": _confusion(detected),
         "healthy": {
-            "runs_with_alarm": _fraction(healthy, _alarmed),
-            "runs_with_alarm_by_learning_rate": _by([{**r, "rate": RATES[r["seed"] % 2]} for r in healthy], "rate", _alarmed),
+            "runs_with_alarm": fraction(healthy, _alarmed),
+            "runs_with_alarm_by_learning_rate": by([{**r, "rate": RATES[r["seed"] % 2]} for r in healthy], "rate", _alarmed),
             "alarms_per_100_epochs": _rate(len(alarms), epochs),
             "epochs": epochs,
             "verdicts_of_alarms": dict(Counter(alarm["verdict"] for alarm in alarms)),
             "extra_time": _time([r for r in healthy if not r["alarms"]]),
         },
         "overfitting": {
-            "called_a_trend": _fraction(overfitted, lambda r: r["trend"]),
-            "runs_with_alarm": _fraction(overfitted, _alarmed),
+            "called_a_trend": fraction(overfitted, lambda r: r["trend"]),
+            "runs_with_alarm": fraction(overfitted, _alarmed),
         },
         "seconds_per_diagnosis": _median([r["seconds"] for r in detected]),
         "epochs_of_training_per_diagnosis": _median([r["seconds"] / r["epoch_seconds"] for r in detected]),
@@ -73,7 +73,7 @@ def _alarmed(result: Result) -> bool:
     return bool(result["alarms"])
 
 
-def _fraction(results: list[Result], holds: Callable[[Result], bool]) -> dict[str, Any] | None:
+def fraction(results: list[Result], holds: Callable[[Result], bool]) -> dict[str, Any] | None:
     """The fraction of results for which `holds`, its count, and Wilson's 95 % interval. None without results."""
     n = len(results)
     if not n:
@@ -96,8 +96,8 @@ def _rate(count: int, epochs: int) -> dict[str, Any] | None:
     }
 
 
-def _by(results: list[Result], key: str, holds: Callable[[Result], bool]) -> dict[str, Any]:
-    return {value: _fraction([r for r in results if r[key] == value], holds) for value in sorted({r[key] for r in results})}
+def by(results: list[Result], key: str, holds: Callable[[Result], bool]) -> dict[str, Any]:
+    return {value: fraction([r for r in results if r[key] == value], holds) for value in sorted({r[key] for r in results})}
 
 
 def _confusion(results: list[Result]) -> dict[str, dict[str, int]]:

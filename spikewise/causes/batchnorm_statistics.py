@@ -24,9 +24,11 @@ def _momentum(case: Case) -> tuple[Probe | None, Probe | None]:
 
 
 def _removes(case: Case, probe: Probe | None) -> float:
-    """The fraction of the rise that a momentum removes; 0 if the loss would be no lower than it is: statistics that never fit the
-    weights do not rise either."""
-    return probe.fraction if probe is not None and probe.facts["now"] < case.spike.loss else 0.0
+    """The fraction of the rise that a momentum removes, but no more than it lowers the loss: statistics that never fit the weights
+    do not rise either."""
+    if probe is None or not case.rise > 0:
+        return 0.0
+    return max(min(probe.fraction, (case.spike.loss - probe.facts["now"]) / case.rise), 0.0)
 
 
 def which(case: Case) -> str:

@@ -68,11 +68,8 @@ def test_the_exported_model_gives_the_reports_predictions(place):
     store = open_store(f"{storage}/storage", config.S3(path_style=True))
     state = Checkpoints(store, "one", 1).latest().state
     model = keras.models.load_model(folder / "runs" / "one" / "model.keras")
-    trained = [
-        values.astype(np.float32)
-        for name, values in sorted(state.items())
-        if name.startswith("model/") and "seed_generator" not in name
-    ]
+    names = sorted(name for name in state if name.startswith("model/") and "seed_generator" not in name)
+    trained = [state[name].astype(np.float32) for name in names]  # as every export is stored
     for ours, theirs in zip(sorted(trained, key=_sum), sorted(model.get_weights(), key=_sum), strict=True):
         np.testing.assert_array_equal(theirs, ours)
 

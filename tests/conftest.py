@@ -1,9 +1,10 @@
-"""Fixtures that several modules share (a real S3 server, started once per process), and the skipping of tests that need something
-this machine lacks."""
+"""Fixtures that several modules share (a real S3 server and a real Ray cluster, started once per process), and the skipping of
+tests that need something this machine lacks."""
 
 import os
 import secrets
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 
@@ -69,6 +70,18 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         yield server
+
+
+@pytest.fixture(scope="session")
+def cluster(s3_server: S3Server) -> Iterator[str]:  # noqa: ARG001 - its workers inherit the credentials
+    """Address of a Ray cluster with two cores, whose workers are started once for all tests of this process that use it."""
+    from ray.cluster_utils import Cluster
+
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short name: sockets lie there
+        options = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False, "temp_dir": folder}
+        running = Cluster(initialize_head=True, head_node_args=options)
+        yield running.address
+        running.shutdown()
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -30,6 +29,7 @@ from tests.trainer.data.test_decode import png
 from trainer import config
 from trainer.data.pack import load_pack
 from trainer.data.shards import open_rows
+from trainer.run import driver
 from trainer.storage import Store, open_store
 from trainer.storage.checkpoint import Checkpoints
 
@@ -112,6 +112,12 @@ class Attempt:
 @pytest.fixture
 def attempt(place, capfd) -> Attempt:
     return Attempt(place, capfd.readouterr)
+
+
+@pytest.fixture(autouse=True)
+def _one_inspection(monkeypatch):
+    """Each network is built in a process of its own once, not in each test: TensorFlow takes seconds to start."""
+    monkeypatch.setattr(driver, "inspect", jobs.inspected_once(driver.inspect))
 
 
 # Errors that are found before anything is started
@@ -232,18 +238,7 @@ def test_a_damaged_description_of_the_run(attempt):
     place.runs.delete(["runs/refused/run.json"])
 
 
-# Errors that need a cluster to be found: a small one, shared by these tests
-
-
-@pytest.fixture(scope="module")
-def cluster(place) -> Iterator[str]:  # noqa: ARG001 - its workers inherit the credentials
-    from ray.cluster_utils import Cluster
-
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short name: sockets lie there
-        options = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False, "temp_dir": folder}
-        running = Cluster(initialize_head=True, head_node_args=options)
-        yield running.address
-        running.shutdown()
+# Errors that need a cluster to be found
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ RARE = {"Standing causes A", "Spikes by cause A", "Last spike A", "Rise A", "Exp
 
 
 def test_every_query_of_the_dashboard_has_an_answer(s3_server: Any, tmp_path: Path) -> None:  # noqa: ARG001
-    """A panel would stay empty forever, and look as if nothing had happened."""
+    """A panel would stay empty forever, and look as if nothing had happened; or the end of the curve would be missing, because the
+    job is gone before it is scraped."""
     storage = "s3://spikewise/dashboard"
     jobs.put_images(storage)
     began = time.time()
@@ -43,10 +44,17 @@ def test_every_query_of_the_dashboard_has_an_answer(s3_server: Any, tmp_path: Pa
             job.succeed()
             runs = {name: "rare" if name in RARE else "seen" for name in DASHBOARD_QUERIES}
             answers = {name: ask(api, text, runs[name], began) for name, (text, _) in DASHBOARD_QUERIES.items()}
+            ours = f'instance="{target}"'
+            (loss,) = until(lambda: query(api, f'last_over_time(spikewise_loss{{split="validation",{ours}}}[10m])')).values()
+            (epoch,) = query(api, f"last_over_time(spikewise_epoch{{{ours}}}[10m])").values()
     finally:
         rare.close()
         if job.process.poll() is None:
             job.kill()
+    last = jobs.history(storage, "seen")[-1]
+    assert (loss, epoch) == (pytest.approx(last.validation_loss), 4)  # the job waited until its last values were scraped
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://{target}/metrics", timeout=5)
     of_the_run = {name for name, (text, _) in DASHBOARD_QUERIES.items() if metrics(text) <= METRICS.keys()}
     assert {name for name, series in answers.items() if series} == of_the_run
     assert {series["metric"]["rank"] for series in answers["Waiting for input A"]} == {"0", "1"}

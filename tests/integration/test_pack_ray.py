@@ -35,10 +35,10 @@ HOSTILE = ["Au/line\nbreak.jpg", "Au/ü 写真 \U0001f600.png", "Tp/..b.jpg", "T
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(s3_server):  # noqa: ARG001 - started first, so that Ray's workers inherit its credentials
+def connected(cluster):
     import ray
 
-    ray.init(num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, logging_level=logging.ERROR)
+    ray.init(cluster, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 

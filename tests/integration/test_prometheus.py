@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.epochs import report
 from tests.support.prometheus import DEADLINE, prometheus, query, until
-from trainer.epoch import EpochReport
 from trainer.metrics import METRICS, Exporter
 
 pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
@@ -16,29 +16,13 @@ pytestmark = [pytest.mark.integration, pytest.mark.prometheus]
 
 def test_prometheus_has_the_final_values_when_the_job_ends(tmp_path: Path) -> None:
     """The job ends once the wait reports a scrape; values that Prometheus lacks then would be lost forever."""
-    report = EpochReport(
-        epoch=3,
-        step=30,
-        train_loss=0.5,
-        train_accuracy=0.75,
-        train_loss_inference=0.45,
-        validation_loss=float("nan"),
-        validation_accuracy=0.5,
-        learning_rate=1e-4,
-        gradient_norm=2.0,
-        update_norm=0.1,
-        images_per_second=300.0,
-        input_wait=0.25,
-        step_seconds=0.1,
-        seconds=12.0,
-    )
     exporter = Exporter()
     exporter.describe_run(run="a-run", model="cnn", precision="float32", epochs=3, workers=2)
     port = exporter.serve("127.0.0.1", 0)
     try:
         with prometheus(tmp_path, f"127.0.0.1:{port}") as api:
             until(lambda: query(api, 'spikewise_state{state="starting"} == 1'))
-            exporter.update(report, best=None, images=960, input_waits=[0.1, 0.25])
+            exporter.update(report(3, math.nan, train_loss=0.5), best=None, images=960, input_waits=[0.1, 0.25])
             exporter.enter("completed")
             assert exporter.wait_for_scrape(DEADLINE)
             exporter.close()

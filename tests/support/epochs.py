@@ -1,10 +1,12 @@
 """Reports of made-up epochs."""
 
+from dataclasses import replace
+
 from trainer.epoch import EpochReport
 
 
-def report(epoch: int, validation_loss: float = 0.5) -> EpochReport:
-    return EpochReport(
+def report(epoch: int, validation_loss: float = 0.5, **changes: float) -> EpochReport:
+    made = EpochReport(
         epoch=epoch,
         step=10 * epoch,
         train_loss=0.7 / epoch,
@@ -21,3 +23,4 @@ def report(epoch: int, validation_loss: float = 0.5) -> EpochReport:
         seconds=4.0,
         restarts=1,
     )
+    return replace(made, **changes)

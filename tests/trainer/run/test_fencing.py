@@ -21,10 +21,10 @@ def test_the_mailbox_knows_how_long_the_lease_lasts():
 
 
 @pytest.mark.integration
-def test_workers_pause_until_the_lease_is_renewed(monkeypatch):
+def test_workers_pause_until_the_lease_is_renewed(cluster, monkeypatch):
     """Workers of a driver that is paused or cut off would go on training and saving beside those of its successor, or a short
     outage would end the run."""
-    ray.init(address="local", num_cpus=1, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(cluster, log_to_driver=False)
     try:
         mailbox = start_mailbox()
         fence = WorkerFence(mailbox, 3, 2.0)

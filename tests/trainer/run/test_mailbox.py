@@ -36,11 +36,11 @@ def test_a_failure_is_remembered_after_it_was_taken():
 
 
 @pytest.mark.integration
-def test_a_workers_end_of_the_mailbox():
+def test_a_workers_end_of_the_mailbox(cluster):
     """The driver would receive no events, or those of every worker; or a worker would not learn that it should stop."""
     import ray
 
-    ray.init(address="local", num_cpus=1, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(cluster, log_to_driver=False)
     try:
         mailbox = start_mailbox()
         chief, other = Outbox(mailbox, chief=True), Outbox(mailbox, chief=False)

@@ -45,6 +45,19 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
     assert "training.batch_size = 64 is larger than the training set of about 42 images" in capsys.readouterr().err
 
 
+def test_a_dry_run_foretells_groups_and_small_classes(tmp_path, capsys):
+    """A user would learn only after all images are packed that a class is too small, or that a pattern misses some keys."""
+    jobs.put_images(str(tmp_path), images=60)
+    dry = ["--config", str(jobs.write_config(tmp_path, str(tmp_path))), "--dry-run"]
+    pattern = r"data.group_by='/0*([1-9]\d*)\.jpg$'"
+    assert train.main([*dry, "--set", pattern, "--set", "data.min_validation=20"]) == 0
+    shown = capsys.readouterr().out
+    assert "split by group (59 groups; in none: 1): about 42 training images. Class 'authentic' gets about 9 valid" in shown
+    assert "below data.min_validation = 20" in shown
+    assert train.main([*dry, "--set", "data.min_validation=9"]) == 0
+    assert "min_validation" not in capsys.readouterr().out
+
+
 def test_a_dry_run_of_an_existing_run(tmp_path, capsys):
     """A dry run would promise to resume what the run refuses, or describe other images than those that the run began with."""
     jobs.put_images(str(tmp_path), images=60)

@@ -35,7 +35,9 @@ def plan(settings: config.Settings, name: str, module: Module | None) -> str:
         images, packed = len(found.images), load_pack(storage, found.digest, (*settings.data.image_size, 3)) is not None
         sizes = [image.size for image in found.images if image.source == "source"]
         data = f"{found.source}: {len(sizes):,} images of {size(sum(sizes))}, "
-        data += f"{found.ignored:,} other objects ignored" + (f" besides {found.junk:,} like .DS_Store" if found.junk else "")
+        data += f"{found.ignored:,} other objects ignored" + (
+            f" besides {found.junk:,} like .DS_Store or .txt" if found.junk else ""
+        )
         if found.archived:
             data += f", {found.archived:,} archived (skipped unless they are restored first)"
         counts = Counter(image.label for image in found.images)

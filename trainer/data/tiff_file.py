@@ -51,7 +51,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Contents:
 
 def _value(order: str, kind: int, value: bytes) -> int:
     """The first value of an entry that holds its values itself; 0 for one that does not hold integers."""
-    form = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
+    form = {1: "B", 3: "H", 4: "I", 8: "H", 9: "I", 16: "Q"}.get(kind)  # some writers store sizes as signed
     return struct.unpack_from(order + form, value)[0] if form and struct.calcsize(form) <= len(value) else 0
 
 

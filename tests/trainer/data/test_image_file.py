@@ -225,6 +225,14 @@ def test_a_tiff_of_separate_channels():
     assert np.array_equal(pixels(gray), pixels(saved(Image.fromarray(RGB[..., 0]), "PNG")))
 
 
+def test_a_tiff_whose_size_has_an_odd_type():
+    """A writer that stores the size as signed numbers would lose all its images."""
+    data = tiff([RGB.tobytes()])
+    for tag in (256, 257):
+        data = data.replace(struct.pack("<HHI", tag, 4, 1), struct.pack("<HHI", tag, 9, 1))
+    assert np.array_equal(pixels(data), pixels(PNG))
+
+
 def test_an_unreadable_header_has_a_reason_that_does_not_change():
     """quarantine.json would name an address in memory, and differ from run to run."""
     gray_alpha = tiff([RGB[..., :2].tobytes() * 2], bits=(16, 16), samples=2, photometric=1)

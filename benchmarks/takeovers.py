@@ -210,7 +210,7 @@ def main() -> None:
 
 def rounds(kind: str, number: int, seed: int = 0, parallel: int = 6) -> Counter[str]:
     """Plays rounds on a "folder" or on "s3"; returns the sum of their counts."""
-    CONTEXT.set_forkserver_preload(["benchmarks.takeovers", "trainer.storage.s3"])
+    CONTEXT.set_forkserver_preload(["jobs.demo.s3_server", "trainer.storage.s3", "trainer.storage.checkpoint"])
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())

@@ -121,8 +121,8 @@ def _spike(storage: Store, run: str, epoch: int) -> Diagnosis:
     findings = results.get_findings(storage, run)
     known = {diagnosis.spike.epoch: diagnosis for diagnosis in (findings.diagnoses if findings else ())}
     if epoch not in known:
-        epochs = ", ".join(map(str, known)) or "none"
-        raise UserError(f"Run {run} has no spike in epoch {epoch} (spikes: {epochs}). Fix: name one, or use --epoch {epoch}.")
+        epochs, fix = (", ".join(map(str, known)), "name one, or use") if known else ("none", "use")
+        raise UserError(f"Run {run} has no spike in epoch {epoch} (spikes: {epochs}). Fix: {fix} --epoch {epoch}.")
     return known[epoch]
 
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import pi_heif
 import simplejpeg
-from PIL import AvifImagePlugin, ExifTags, Image
+from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
 
 from trainer.data import image_file, tiff_file
 from trainer.data.dataset import DecodeError
@@ -64,7 +64,7 @@ class Opened:
     """Pillow's name of the format."""
     width: int
     height: int
-    contents: Jpeg | Image.Image
+    contents: Jpeg | image_file.Contents | Image.Image
     orientation: int = 1
     """A key of TURNS, or 1 for upright."""
 
@@ -102,6 +102,8 @@ def _refusal(error: Exception) -> DecodeError:
         return error
     if isinstance(error, MemoryError):
         return DecodeError("cannot be decoded: it takes more memory than an image of its size needs")
+    if isinstance(error, UnidentifiedImageError):  # its message holds an address in memory
+        return DecodeError("cannot be decoded: its header is damaged, or it stores its pixels in a way that is not supported")
     return DecodeError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}")
 
 
@@ -134,18 +136,14 @@ def _open(data: bytes, max_pixels: int) -> Opened:
         jpeg = read_jpeg(data)
         image_file.check_pixels(jpeg.width, jpeg.height, max_pixels)
         return Opened(form, jpeg.width, jpeg.height, jpeg, _orientation(jpeg.exif))
-    exif = b""
-    if form in READERS:
+    if form in READERS:  # Pillow's own take memory for all pixels when they open a file
         contents = READERS[form](data, max_pixels)
-        data, exif = contents.data, contents.exif
-    elif form in ("AVIF", "HEIF"):
-        data = image_file.without_exif(data)
-    image = Image.open(io.BytesIO(data), formats=(form,))
+        return Opened(form, contents.width, contents.height, contents, _orientation(contents.exif))
+    image = Image.open(io.BytesIO(data if form == "BMP" else image_file.without_exif(data)), formats=(form,))
     width, height = image.size
     image_file.check_pixels(width, height, max_pixels)
-    if form == "AVIF":  # Pillow gives the container's orientation as one of EXIF; it turns a TIFF, and pi_heif a HEIC, by itself
-        return Opened(form, width, height, image, _orientation(image.info.get("exif", b"")))
-    return Opened(form, width, height, image, _orientation(exif))
+    # Of an AVIF, Pillow gives the container's orientation as one of EXIF. It turns a TIFF by itself, and pi_heif a HEIC.
+    return Opened(form, width, height, image, _orientation(image.info.get("exif", b"")) if form == "AVIF" else 1)
 
 
 READERS = {"PNG": image_file.read_png, "WEBP": image_file.read_webp, "GIF": image_file.read_gif, "TIFF": tiff_file.read_tiff}
@@ -165,7 +163,7 @@ def _pixels(image: Opened, image_shape: tuple[int, int, int]) -> np.ndarray:
     height, width, _ = image_shape
     if image.orientation >= 5:  # these swap height and width; turning the small image is cheaper
         height, width = width, height
-    full = _jpeg(image.contents) if isinstance(image.contents, Jpeg) else image.contents
+    full = _full(image)
     if full.format == "TIFF":
         _check_tiff(full)
         with _printed() as printed:
@@ -177,6 +175,18 @@ def _pixels(image: Opened, image_shape: tuple[int, int, int]) -> np.ndarray:
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
     small = small.convert("RGB")
     return np.asarray(small if image.orientation == 1 else small.transpose(TURNS[image.orientation]))
+
+
+def _full(image: Opened) -> Image.Image:
+    """The image at its own size; only a JPEG's pixels are decoded already."""
+    if isinstance(image.contents, Jpeg):
+        return _jpeg(image.contents)
+    if isinstance(image.contents, Image.Image):
+        return image.contents
+    full = Image.open(io.BytesIO(image.contents.file()), formats=(image.form,))
+    if full.width * full.height > image.width * image.height:
+        raise DecodeError("is damaged: its headers contradict each other about its size")
+    return full
 
 
 def _jpeg(jpeg: Jpeg) -> Image.Image:
@@ -215,8 +225,9 @@ def _printed() -> Iterator[list[str]]:
 
 
 def _check_tiff(image: Image.Image) -> None:
-    """Raises DecodeError if a JPEG or a checksum in a TIFF reveals damage. libtiff does not."""
+    """Raises DecodeError if a TIFF lacks pixels, or if a JPEG or a checksum in it reveals damage. libtiff does not."""
     tags = image.tag_v2  # type: ignore[attr-defined]
+    tiff_file.check_layout(tags)
     compression = tags.get(tiff_file.COMPRESSION)
     if compression != tiff_file.JPEG and compression not in tiff_file.DEFLATE:
         return

@@ -8,7 +8,7 @@ anybody can look at its size. TIFF and BMP need no reader here: opening them rea
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from trainer.data.dataset import DecodeError
@@ -32,8 +32,8 @@ class Contents:
 
     width: int
     height: int
-    data: bytes = field(repr=False)
-    """The file without metadata and further images."""
+    file: Callable[[], bytes] = field(repr=False)
+    """Makes the file without metadata and further images. Takes as much memory as the pixels; raises DecodeError for damage."""
     exif: bytes = b""
 
 
@@ -45,7 +45,7 @@ def read_png(data: bytes, max_pixels: int) -> Contents:
     """Reads a PNG. Its pixels are unpacked here and stored uncompressed, because Pillow does not compare checksums while it decodes
     and fills missing pixels with black.
 
-    Raises DecodeError for more than `max_pixels` pixels, and if checksums or the number of bytes show that pixels are wrong.
+    Raises DecodeError for more than `max_pixels` pixels, and if checksums show damage; Contents.file if the pixels are wrong.
     """
     header, kept, packed, exif, sound = b"", [], [], b"", True
     for kind, body, wrong in _png_chunks(data):
@@ -69,8 +69,12 @@ def read_png(data: bytes, max_pixels: int) -> Contents:
     if not width or not height or color not in CHANNELS or depth not in (1, 2, 4, 8, 16) or interlaced > 1:
         raise DecodeError("is damaged: its header has invalid values")
     size = _png_bytes(width, height, depth * CHANNELS[color], interlaced)
-    kept.append(png_chunk(b"IDAT", zlib.compress(_unpacked(b"".join(packed), size, sound), 0)))  # no copy outlives its use
-    return Contents(width, height, b"".join((PNG, *kept, png_chunk(b"IEND", b""))), exif)
+
+    def file() -> bytes:
+        rows = png_chunk(b"IDAT", zlib.compress(_unpacked(b"".join(packed), size, sound), 0))  # no copy outlives its use
+        return b"".join((PNG, *kept, rows, png_chunk(b"IEND", b"")))
+
+    return Contents(width, height, file, exif)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
@@ -133,7 +137,7 @@ def read_webp(data: bytes, max_pixels: int) -> Contents:
         raise DecodeError("is damaged: it has no image data")
     check_pixels(width, height, max_pixels)
     body = b"WEBP" + b"".join(kept)
-    return Contents(width, height, b"RIFF" + struct.pack("<I", len(body)) + body, exif)
+    return Contents(width, height, lambda: b"RIFF" + struct.pack("<I", len(body)) + body, exif)
 
 
 def _riff_chunk(kind: bytes, body: bytes) -> bytes:
@@ -178,7 +182,7 @@ def read_gif(data: bytes, max_pixels: int) -> Contents:
     width, height = max(width, x + columns), max(height, y + rows)
     check_pixels(width, height, max_pixels)
     end = _gif_blocks_end(data, position + 11 + _gif_colors(flags))
-    return Contents(width, height, head + control + data[position:end] + b"\0;")
+    return Contents(width, height, lambda: head + control + data[position:end] + b"\0;")
 
 
 def _gif_colors(flags: int) -> int:

@@ -31,17 +31,18 @@ def build_manifest(sources: Sources, data: config.Data, storage: Store | None = 
     StoreError.
     """
     own = {name: prefix_of(storage, store) for name, store in sources.images.items()}
-    everything = {name: list(store.list()) for name, store in sources.images.items()}
+    everything = {
+        name: [entry for entry in store.list() if not _is_labels(sources, name, entry.key)]
+        for name, store in sources.images.items()
+    }
     objects = {name: [entry for entry in listed if not is_junk(entry.key, own[name])] for name, listed in everything.items()}
     junk = sum(map(len, everything.values())) - sum(map(len, objects.values()))
     for name, store in sources.images.items():
         if not objects[name]:
-            raise DataError(f"data.{name} = {store.url} holds no objects. Fix: correct it or upload the images.")
+            only = f"images, only files such as {everything[name][0].key!r}" if everything[name] else "objects"
+            raise DataError(f"data.{name} = {store.url} holds no {only}. Fix: correct it or upload the images.")
     labels = _labels(sources, objects, data)
-    found = {
-        name: [(entry, _label(name, entry.key, data, labels)) for entry in listed if not _is_labels(sources, name, entry.key)]
-        for name, listed in objects.items()
-    }
+    found = {name: [(entry, _label(name, entry.key, data, labels)) for entry in listed] for name, listed in objects.items()}
     _check_apart(sources, found)
     source = [label.name if label else None for _, label in found["source"]]
     classes = tuple(data.classes) or tuple(sorted({name for name in source if name is not None}))

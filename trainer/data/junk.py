@@ -6,12 +6,14 @@ import re
 from trainer.storage import Store
 
 HIDDEN = r"(?:^|/)\.[^./][^/]*(?:/|$)|(?:^|/)\._"
-FOLDERS = r"(?:^|/)(?:__macosx|@eadir|\$recycle\.bin|system volume information|lost\+found|_temporary)/"
-FILES = r"(?:^|/)(?:thumbs\.db|ehthumbs(?:_vista)?\.db|desktop\.ini|picasa\.ini|zbthumbnail\.info|icon\r|_success)$"
+FOLDERS = r"(?:^|/)(?:__macosx|@eadir|[@#]recycle|\$recycle\.bin|system volume information|lost\+found|__pycache__|_temporary)/"
+FILES = r"(?:^|/)(?:zbthumbnail\.info|icon\r|_success|readme|license|sha256sums|md5sums)$"
+OTHER = r"\.(?:txt|md|html?|pdf|json|xml|csv|tsv|ya?ml|parquet|db|ini|log|lnk|url|aae|xmp|mov|mp4|avi|zip|rar|7z|tar|gz|npy|npz)$"
 MARKERS = r"/$|_\$folder\$$"
-JUNK = re.compile("|".join((HIDDEN, FOLDERS, FILES, MARKERS)), re.IGNORECASE)
-"""Hidden files and folders (.DS_Store, ._1.jpg, .ipynb_checkpoints/), those of macOS, Windows, Synology, Picasa, XnView and Spark,
-and the objects that stand for folders in a bucket. Names that begin with two dots are ordinary."""
+JUNK = re.compile("|".join((HIDDEN, FOLDERS, FILES, OTHER, MARKERS)), re.IGNORECASE)
+"""Hidden files and folders (.DS_Store, ._1.jpg, .ipynb_checkpoints/), those of macOS, Windows, Synology, QNAP, XnView and Spark;
+texts, tables, archives and films that lie beside images (Thumbs.db, 1.json, IMG_1.AAE); objects that stand for folders in a bucket.
+Names that begin with two dots are ordinary."""
 OWN = ("runs/", "shards/")
 """Where a run's storage keeps its files."""
 

@@ -15,7 +15,6 @@ objects of different names. The first pack.json wins, and both jobs train on it.
 import hashlib
 import json
 import logging
-import socket
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -32,12 +31,12 @@ from trainer import config
 from trainer.data.dataset import DecodeError, Image, Manifest, Pack, Quarantined
 from trainer.data.decoder import Decoder, DecoderError
 from trainer.data.index import build_manifest
+from trainer.data.original import decoded
 from trainer.data.pack_file import folder_name, read_pack
 from trainer.data.shards import PackError, ShardWriter
 from trainer.data.sources import Sources
 from trainer.formatting import plain
-from trainer.storage import Archived, Exists, NotFound, Store, StoreError
-from trainer.storage.folder import FolderStore
+from trainer.storage import Exists, NotFound, Store, StoreError
 from trainer.storage.parsing import Damaged, parsed
 
 RETRIES = 3
@@ -304,8 +303,7 @@ def _decode_block(block: pa.Table, stores: Mapping[str, Store], image_shape: tup
         try:
             if size > most:
                 raise DecodeError(f"has {size} bytes, too many for an image within data.max_pixels = {max_pixels}", max_pixels)
-            content = _whole(next(read)[1], size, source, setting)
-            pixels = decoder.decode(content).tobytes()
+            content, pixels = decoded(*next(read), size, source, setting, decoder)
             rows.append((pixels, hashlib.blake2b(content, digest_size=16).hexdigest(), None, None))
         except DecodeError as error:
             rows.append((None, None, str(error), error.max_pixels))
@@ -324,29 +322,3 @@ def _decode_block(block: pa.Table, stores: Mapping[str, Store], image_shape: tup
             "max_pixels": pa.array(bounds, pa.int64()),
         }
     )
-
-
-def _whole(found: bytes | StoreError, size: int, source: Store, setting: str) -> bytes:
-    """The content of an image. `setting`: the key of [data] that names `source`.
-
-    Raises DecodeError if only this image is affected, StoreError if all images may be.
-    """
-    if isinstance(found, NotFound):
-        machine = socket.gethostname()
-        if isinstance(source, FolderStore) and _is_empty(source):  # otherwise the pack would lack these images forever
-            raise StoreError(f"{source.url} is empty or missing on machine {machine}. Fix: mount data.{setting} on every machine.")
-        raise DecodeError(f"was listed but is gone (seen from machine {machine})")
-    if isinstance(found, Archived):
-        raise DecodeError("is archived in its bucket (delete this pack's folder once it is restored, to pack the image as well)")
-    if isinstance(found, StoreError):
-        raise found
-    if len(found) != size:
-        raise DecodeError(f"changed after it was listed ({size} bytes then, {len(found)} now)")
-    return found
-
-
-def _is_empty(source: Store) -> bool:
-    try:
-        return next(iter(source.list()), None) is None
-    except NotFound:
-        return True

@@ -131,10 +131,12 @@ class RunLog:
             self._console.say(f"data: {manifest.junk:,} {others} (hidden files, Thumbs.db, a run's own files ...)")
         if quarantined:
             first = quarantined[0]
-            self.warn(
-                f"{len(quarantined)} images cannot be decoded and are skipped, such as {first.key!r} ({first.reason}); "
-                "quarantine.json lists all of them"
+            which = (
+                "1 image cannot be decoded and is"
+                if len(quarantined) == 1
+                else f"{len(quarantined)} images cannot be decoded and are"
             )
+            self.warn(f"{which} skipped, such as {first.key!r} ({first.reason}); quarantine.json lists all of them")
 
     def split(
         self,

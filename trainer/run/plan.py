@@ -35,7 +35,9 @@ def plan(settings: config.Settings, name: str, module: Module | None) -> str:
         images, packed = len(found.images), load_pack(storage, found.digest, (*settings.data.image_size, 3)) is not None
         sizes = [image.size for image in found.images if image.source == "source"]
         data = f"{found.source}: {len(sizes):,} images of {size(sum(sizes))}, "
-        data += f"{found.ignored:,} other objects ignored" + (f" besides {found.junk:,} like .DS_Store" if found.junk else "")
+        data += f"{found.ignored:,} other objects ignored" + (
+            f" besides {found.junk:,} like .DS_Store or .txt" if found.junk else ""
+        )
         if found.archived:
             data += f", {found.archived:,} archived (skipped unless they are restored first)"
         counts = Counter(image.label for image in found.images)
@@ -100,12 +102,23 @@ def _split(found: Manifest | Pack, data: config.Data) -> tuple[str, int]:
         return f"{fraction:.0%} for validation, split by {unit}: about {training:,} training images", training
     sides = Counter(image.side for image in found.images)
     if groups := len({image.group for image in found.images if image.group}):
-        unit = f"group ({groups:,} groups)"
+        alone = sum(not image.group for image in found.images)
+        unit = f"group ({groups:,} groups" + (f"; in none: {alone:,}" if alone else "") + ")"
     if data.group_near_duplicates:
         unit += ", near copies together"
     training = sides["training"] + round(sides[""] * (1 - fraction))
     given = ", ".join(f"{sides[side]:,} {side}" for side in SIDES if sides[side])
     if not sides[""]:
         return f"{given} images, as given", training
-    text = f"{fraction:.0%} for validation, split by {unit}: about {training:,} training images"
-    return text + f"; given: {given} images" * bool(given), training
+    text = (
+        f"{fraction:.0%} for validation, split by {unit}: about {training:,} training images"
+        + f"; given: {given} images" * bool(given)
+    )
+    undecided = Counter(image.label for image in found.images if not image.side)
+    least = min(range(len(found.classes)), key=lambda label: undecided[label])
+    if (expected := round(fraction * undecided[least])) < data.min_validation:
+        text += (
+            f". Class {found.classes[least]!r} gets about {expected} validation images, below data.min_validation = "
+            f"{data.min_validation}: with fewer, the run ends"
+        )
+    return text, training

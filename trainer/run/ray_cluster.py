@@ -53,7 +53,7 @@ def _start(launch: config.Launch) -> Path:
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
         )  # a single node cannot leave on its own; saves an idle process
         problem = f"Ray does not start on this machine with {cores} cores and launch.object_store_bytes = {memory}"
-        fix = "free memory and disk space, or lower launch.object_store_bytes"
+        fix = "try again when the machine is less busy, free memory and disk space, or lower launch.object_store_bytes"
     ours = signal.getsignal(signal.SIGTERM)
     try:
         context: Any = ray.init(**options)

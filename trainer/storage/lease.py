@@ -212,7 +212,8 @@ class Lease:
             try:
                 self._beat()
             except Exception as error:  # whatever the error, without heartbeats the name is lost
-                log.warning('the heartbeat of run "%s" failed and will be retried: %s', self._run, error)
+                slow = f"on slow storage, raise checkpoint.lease_seconds = {self._seconds:g}"
+                log.warning('the heartbeat of run "%s" failed and will be retried (%s): %s', self._run, slow, error)
 
     def _beat(self) -> None:
         """Sends one heartbeat and extends the fence, or loses it."""

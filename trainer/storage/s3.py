@@ -171,28 +171,35 @@ class S3Store(Store):
     def list(self, prefix: str = "") -> Iterator[Object]:
         with self._explained(prefix + "*"):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
-            entries = [
-                Object(
+            entries = {
+                entry["Key"]: Object(
                     entry["Key"].removeprefix(self.prefix),
                     entry["Size"],
                     entry.get("ETag", "").strip('"'),
                     archived=entry.get("StorageClass") in s3_errors.ARCHIVES,
                 )
                 for page in pages
-                for entry in page.get("Contents", ())
+                for entry in s3_errors.whole(page).get("Contents", ())
                 if not entry["Key"].endswith("/") and entry["Key"].startswith(self.prefix + prefix)
-            ]
-        # AWS sorts by key, SeaweedFS folder by folder, directory buckets not at all.
-        yield from sorted(entries, key=lambda entry: entry.key)
+            }
+        # AWS sorts by key, SeaweedFS folder by folder, directory buckets not at all. Some servers repeat a key on the next page.
+        yield from sorted(entries.values(), key=lambda entry: entry.key)
 
     def get(self, key: str) -> bytes:
         with self._explained(key):
             content, as_stored = self._get(key)
             # A digest that differs is a flipped bit, or no digest of the content (some encryption): the same bytes twice are right.
+            reads = 1
             while not as_stored and self._etags_are_digests:
+                if reads > self._s3.max_attempts:
+                    raise StoreError(
+                        f"{self._where(key)}: {reads} reads gave other bytes each time, none of which agree with the ETag. Fix: "
+                        "check the network, proxies and the server's disks.",
+                        transient=True,
+                    )
                 again, as_stored = self._get(key)
                 self._etags_are_digests = again != content
-                content = again
+                content, reads = again, reads + 1
         return content
 
     def _get(self, key: str) -> tuple[bytes, bool]:

@@ -9,6 +9,7 @@ from botocore.exceptions import (
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
+    PaginationError,
     ReadTimeoutError,
     SSLError,
 )
@@ -25,7 +26,9 @@ NOT_S3 = "NotS3"
 """Our own code for a successful response whose body is not that of an S3 server, such as a proxy's HTML page."""
 TRANSIENT = frozenset({429, 500, 502, 503, 504, 509})
 """HTTP statuses after which a retry may succeed."""
-TRANSIENT_CODES = frozenset({"RequestTimeout", "BadDigest", "OperationAborted", "ConditionalRequestConflict", NOT_S3})
+TRANSIENT_CODES = frozenset({"RequestTimeout", "BadDigest", "OperationAborted", "ConditionalRequestConflict", NOT_S3}) | {
+    *("SlowDown", "Throttling", "ThrottlingException", "KMS.ThrottlingException", "RequestLimitExceeded", "InternalError")
+}
 ANSWERS = {
     "NoSuchBucket": ("no such bucket", "create it or correct the bucket name"),
     "InvalidBucketName": ("not a bucket name for this server", "correct the bucket name"),
@@ -35,7 +38,9 @@ ANSWERS = {
         "these credentials lack the permission",
         "grant it (k8s/s3-policy.json lists all), use other credentials, or list a public bucket in s3.anonymous",
     ),
-    "ExpiredToken": ("the credentials have expired", "renew them"),
+    **dict.fromkeys(
+        ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"), ("the credentials have expired", "renew them")
+    ),
     "InvalidToken": ("the session token is wrong", "check AWS_SESSION_TOKEN, and unset it for permanent keys"),
     "RequestTimeTooSkewed": ("this machine's clock differs too much from the server's", "set the clock"),
     "NotImplemented": (
@@ -102,6 +107,13 @@ def check_answer(operation_model: Any, response_dict: dict[str, Any], **_: Any) 
         response_dict["status_code"] = 502
 
 
+def whole(page: dict[str, Any]) -> dict[str, Any]:
+    """The page of a listing. Raises ValueError if there are more pages but no token to ask for them: botocore would stop."""
+    if page.get("IsTruncated") and not page.get("NextContinuationToken"):
+        raise ValueError("a truncated listing without NextContinuationToken")
+    return page
+
+
 def explain(error: Exception, where: str, s3: config.S3, endpoint_url: str) -> StoreError | None:
     """The error of a failed operation on the object `where`; None if it does not come from S3 or the way to it."""
     if isinstance(error, ClientError):
@@ -139,7 +151,7 @@ def explain(error: Exception, where: str, s3: config.S3, endpoint_url: str) -> S
             "Fix: check the server's log and the network, or raise s3.max_attempts.",
             transient=True,
         )
-    if isinstance(error, ResponseParserError | ValueError | KeyError):  # from botocore's parsers
+    if isinstance(error, ResponseParserError | PaginationError | ValueError | KeyError):  # from botocore's parsers, and `whole`
         return StoreError(f"{where}: {endpoint} sent a malformed answer ({one_line(error)}). {_no_s3(endpoint_url)}")
     if isinstance(error, RecursionError):  # botocore follows redirects to other regions without a limit
         return StoreError(f"{where}: {endpoint} redirects every request. {_no_s3(endpoint_url)}")
@@ -154,15 +166,15 @@ def _explain_answer(error: ClientError, where: str, s3: config.S3, endpoint_url:
     bare = code == str(number)  # the response had no readable body
     server, tried = _endpoint(endpoint_url), _attempts(retries(error) + 1)
     answered = f"{where}: {server} answered {operation} with {number if bare else f'{number} {code}'}"
-    said = " ".join(str(told.get("Message") or "").split())
+    said = " ".join(str(told.get("Message") or "").split())[:300]
+    region = told.get("Region") or error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
     if code == "NoSuchKey":
         return NotFound(f"{where}: no such object")
     if code == "InvalidObjectState":
         return Archived(f"{where}: the object is archived ({told.get('StorageClass') or code}). Fix: restore it.")
-    if code in WRONG_REGION:
-        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        region = told.get("Region") or headers.get("x-amz-bucket-region") or "to the bucket's"
-        return StoreError(f"{where}: the bucket is in another region ({code}). Fix: set s3.region = {region}.")
+    if code in WRONG_REGION or (bare and 300 < number < 400 and region):
+        fix = f"set s3.region = {region}" if region else "set s3.region to that of the bucket"
+        return StoreError(f"{where}: the bucket is in another region ({code}). Fix: {fix}.")
     if code in ANSWERS:
         problem, fix = ANSWERS[code]
         if "kms:" in said:

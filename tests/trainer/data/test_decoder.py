@@ -179,6 +179,15 @@ def test_a_small_file_takes_little_time_and_memory(decoder, data, reason):
     assert peak < 150_000  # kB, of which Python and the libraries take a third
 
 
+def test_a_large_image_in_a_small_file_is_decoded():
+    """Screenshots, drawings and smooth photographs of 20 million pixels or more would be refused as if they were bombs."""
+    rows = zlib.compress((b"\0" + b"\xc8" * 16_500) * 5500, 1)
+    header = struct.pack(">IIBBBBB", 5500, 5500, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
+    with Decoder(SHAPE, MANY) as large:
+        assert (large.decode(data) == 200).all()
+
+
 def test_answers_that_cannot_be_right_end_the_process(decoder, monkeypatch):
     """A decoder that was damaged by an image could fill its owner's memory."""
     monkeypatch.setattr(module, "MESSAGE_BYTES", 0)

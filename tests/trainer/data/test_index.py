@@ -29,7 +29,7 @@ def by_prefix(**more) -> Data:
 
 def test_prefixes_label_images_in_the_order_of_the_config(tmp_path):
     """The network would learn the classes the wrong way round."""
-    store = folder(tmp_path, "Tp/2.jpg", "Au/1.jpg", "Tp/a/b/3.jpg", "readme.txt", "Tpx/4.jpg")
+    store = folder(tmp_path, "Tp/2.jpg", "Au/1.jpg", "Tp/a/b/3.jpg", "other.jpg", "Tpx/4.jpg")
     manifest = build_manifest(store, by_prefix())
     assert manifest.classes == ("authentic", "fake")
     assert [(image.key, image.label, image.group) for image in manifest.images] == [
@@ -230,8 +230,8 @@ def test_empty_cells_of_the_split_column(tmp_path):
     ("given", "words"),
     [
         (
-            {"validation": ("readme",)},
-            ["data.validation = ", "no image of class 'authentic' (0 images", "such as 'readme'", "Fix: "],
+            {"validation": ("other",)},
+            ["data.validation = ", "no image of class 'authentic' (0 images", "such as 'other'", "Fix: "],
         ),
         ({"validation": ("Au/1", "Au/2")}, ["data.validation = ", "no image of class 'fake' (2 images of other classes"]),
         ({"test": ("Tp/1",)}, ["data.test = ", "no image of class 'authentic'"]),

@@ -32,6 +32,13 @@ PATTERN = Data(source="unused", class_pattern=r"(?P<class>[^/]+)/[^/]+$")
         "Tp_$folder$",
         "Tp/",
         "_SUCCESS",
+        "Au/README",
+        "Au/annotations.xml",
+        "Au/1.json",
+        "Tp/IMG_1.AAE",
+        "Tp/IMG_1.MOV",
+        "Tp/#recycle/1.jpg",
+        "all.tar.gz",
     ],
 )
 def test_files_of_operating_systems_are_junk(key):
@@ -39,7 +46,20 @@ def test_files_of_operating_systems_are_junk(key):
     assert is_junk(key)
 
 
-@pytest.mark.parametrize("key", ["Au/1.jpg", "Au/..b.jpg", "Au/a.b/1.jpg", "MACOSX/1.jpg", "Au/thumbs.db.jpg", "runs/1.jpg", "1"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "Au/1.jpg",
+        "Au/..b.jpg",
+        "Au/a.b/1.jpg",
+        "MACOSX/1.jpg",
+        "Au/thumbs.db.jpg",
+        "runs/1.jpg",
+        "1",
+        "Au/1.txt.png",
+        "Au/readme/1.jpg",
+    ],
+)
 def test_other_files_are_not(key):
     """Images would silently be left out."""
     assert not is_junk(key)
@@ -56,7 +76,7 @@ def test_junk_is_neither_labelled_nor_counted_with_the_rest(tmp_path):
     put(store, "Au/1.jpg", "Au/.DS_Store", "Tp/2.jpg", "Tp/._2.jpg", "Tp/Thumbs.db", "__MACOSX/Au/._1.jpg", "readme.txt")
     manifest = build_manifest(Sources({"source": store}), DATA)
     assert [image.key for image in manifest.images] == ["Au/1.jpg", "Tp/2.jpg"]
-    assert (manifest.ignored, manifest.junk) == (1, 4)
+    assert (manifest.ignored, manifest.junk) == (0, 5)
     digest = manifest.digest
     (tmp_path / "Tp/Thumbs.db").unlink()
     assert build_manifest(Sources({"source": store}), DATA).digest == digest
@@ -66,7 +86,7 @@ def test_a_source_of_junk_alone_holds_no_images(tmp_path):
     """The message would speak of a wrong pattern, although the folder is empty but for .DS_Store."""
     store = FolderStore(tmp_path)
     put(store, ".DS_Store")
-    with pytest.raises(DataError, match="holds no objects"):
+    with pytest.raises(DataError, match=r"holds no images, only files such as .\.DS_Store"):
         build_manifest(Sources({"source": store}), DATA)
 
 

@@ -131,7 +131,7 @@ def test_the_data_are_described(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "data: 0 images at s3://bucket/images (packed in 3.1 s)",
         "warning: 1,200 objects at s3://bucket/images belong to no class and are ignored",
-        r"warning: 1 images cannot be decoded and are skipped, such as 'a/[b]\n.jpg' (is empty (0 bytes)); "
+        r"warning: 1 image cannot be decoded and is skipped, such as 'a/[b]\n.jpg' (is empty (0 bytes)); "
         "quarantine.json lists all of them",
         "data: 0 images at s3://bucket/images (already packed: no image was read)",
         "warning: 1,200 objects at s3://bucket/images belong to no class and are ignored",

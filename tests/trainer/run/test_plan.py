@@ -9,6 +9,8 @@ from jobs import train
 from jobs.command_line import find_module
 from tests.support import jobs
 from trainer import config
+from trainer.config import Data
+from trainer.data.dataset import Image, Manifest
 from trainer.data.pack import images_of
 from trainer.data.pack_file import folder_name
 from trainer.data.sources import open_sources
@@ -50,6 +52,18 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path, capsys):
     configuration = jobs.write_config(tmp_path, str(tmp_path))
     assert train.main(["--config", str(configuration), "--set", "training.batch_size=64", "--dry-run"]) == 2
     assert "training.batch_size = 64 is larger than the training set of about 42 images" in capsys.readouterr().err
+
+
+def test_a_dry_run_foretells_groups_and_small_classes():
+    """A user would learn only after all images are packed that a class is too small, or that a pattern misses some keys."""
+    images = tuple(Image(str(number), 1, "", number % 2, f"group {number}" if number else "") for number in range(60))
+    found = Manifest("folder", ("authentic", "fake"), images, "0" * 64)
+    line, training = plan._split(found, Data(source="x", class_pattern="(?P<class>.)", validation_fraction=0.3))
+    assert training == 42
+    assert "split by group (59 groups; in none: 1): about 42 training images. Class 'authentic' gets about 9 validation" in line
+    assert "below data.min_validation = 20" in line
+    line, _ = plan._split(found, Data(source="x", class_pattern="(?P<class>.)", validation_fraction=0.3, min_validation=9))
+    assert "min_validation" not in line
 
 
 def test_a_dry_run_of_an_existing_run(tmp_path, capsys):

@@ -206,6 +206,9 @@ def test_answers_of_any_shape_end_in_one_line(tmp_path):
         (507, "XMinioStorageFull", "", "disks are full"),
         (403, "AccessDenied", "", "Fix: grant it .* s3.anonymous"),
         (400, "AuthorizationHeaderMalformed", "", "another region"),
+        (400, "IllegalLocationConstraintException", "", "Fix: set s3.region to that of the bucket"),
+        (403, "ExpiredTokenException", "", "expired .* Fix: renew"),
+        (400, "Odd", "a" * 9999, "a{300}[.] Fix"),
     ],
 )
 def test_errors_name_their_fix(status, code, said, line):
@@ -226,6 +229,41 @@ def test_one_portal_page_is_asked_again():
         store = opened(url, max_attempts=2)
         assert [entry.key for entry in store.list()] == ["a"]
         assert store.retries == 1
+
+
+def _page(keys: str, more: bytes = b"") -> bytes:
+    rows = "".join(f"<Contents><Key>runs/{key}</Key><Size>1</Size></Contents>" for key in keys)
+    return b"<ListBucketResult>" + rows.encode() + more + b"</ListBucketResult>"
+
+
+def test_listings_of_odd_servers():
+    """An image that two pages repeat would count twice; those of pages that are never asked for would silently be missing."""
+    truncated = b"<IsTruncated>true</IsTruncated>"
+    pages = [_page("ab", truncated + b"<NextContinuationToken>1</NextContinuationToken>"), _page("bc")]
+    with server(lambda *_: (200, pages.pop(0), {})) as url:
+        assert [entry.key for entry in opened(url).list()] == ["a", "b", "c"]
+    with server(lambda *_: (200, _page("ab", truncated), {})) as url:
+        assert "malformed answer (a truncated listing" in str(failure(lambda: list(opened(url).list())))
+    same = _page("ab", truncated + b"<NextContinuationToken>1</NextContinuationToken>")
+    with server(lambda *_: (200, same, {})) as url:
+        assert "malformed answer (Error during pagination" in str(failure(lambda: list(opened(url).list())))
+
+
+def test_throttling_passes_whatever_its_status():
+    """A busy server or key service would end a job of days."""
+    for code in ("SlowDown", "ThrottlingException", "KMS.ThrottlingException"):
+        answers = [(400, ERROR.format(code, "").encode(), {}), (200, b"data", {})]
+        with server(lambda *_, answers=answers: answers.pop(0)) as url:
+            assert opened(url, max_attempts=2).get("key") == b"data"
+
+
+def test_an_object_that_differs_in_every_read_is_given_up():
+    """A driver would read a checkpoint again for ever, and hold the run's name meanwhile."""
+    bodies = [str(number).encode() for number in range(99)]
+    with server(lambda *_: (200, bodies.pop(), {"ETag": '"' + "0" * 32 + '"'})) as url:
+        error = failure(lambda: opened(url, max_attempts=3).get("key"))
+    assert error.transient
+    assert "4 reads gave other bytes each time" in str(error)
 
 
 def test_archived_objects_are_recognized():

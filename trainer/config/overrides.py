@@ -15,7 +15,7 @@ def apply(values: dict[str, Any], override: str) -> tuple[str, ...]:
         raise ConfigError(f"--set {override}: not an override. Fix: write section.key=value, such as training.epochs=5.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # TOMLDecodeError, or an integer of too many digits
         value = text.strip()
     table: Any = values
     for part in (section, *inner):
@@ -48,6 +48,6 @@ _NEXT_OVERRIDE = re.compile(r"\s+(?=[A-Za-z_]\w*(\.[\w-]+)+\s*=)")
 def _is_toml(override: str) -> bool:
     try:
         tomllib.loads(f"value = {override.partition('=')[2]}")
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return False
     return True

@@ -16,6 +16,8 @@ MOVED = {
     "pipeline.shift": "augmentation.shift",
 }
 """Keys of earlier versions, and what they are called now."""
+SHOWN = 200
+"""Characters of a value that a message shows."""
 UNION = ("literal[", "dict[")
 """How pydantic names the branches of a union in the place of a problem."""
 
@@ -48,14 +50,19 @@ def _line(problem: dict[str, Any], origin: str, overrides: Mapping[tuple[str, ..
         guilty = [
             override
             for path, override in overrides.items()
-            if path[: len(loc)] == loc and re.search(rf"\b(?:{re.escape('.'.join(path))}|{re.escape(path[-1])})\b", message)
+            if path[: len(loc)] == loc
+            and re.search(rf"\b(?:{re.escape('.'.join(path))}|{re.escape(path[len(loc)] if loc else path[-1])})\b", message)
         ]
     if guilty:
-        return f"--set {masked(' '.join(guilty))}: {message}."
+        return f"--set {_shortened(masked(' '.join(guilty)))}: {message}."
     key = ".".join(loc)
     if not isinstance(problem["input"], dict) or problem["type"] == "extra_forbidden":
-        key += f" = {problem['input']!r}"
+        key += f" = {_shortened(repr(problem['input']))}"
     return f"{origin}: {key}: {message}." if key else f"{origin}: {message}."
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _leaves(value: Any) -> int:

@@ -26,7 +26,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}. Fix: correct the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, or an integer of too many digits
         raise ConfigError(f"{path}: is not valid TOML: {error}. Fix: correct the file.") from None
     return parse(values, str(path), {apply(values, override): override for override in overrides})
 

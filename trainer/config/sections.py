@@ -13,7 +13,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e6)]  # operating systems accept no longer timeouts
 Bytes = Annotated[int, Field(ge=1)]
-LocalFolder = Annotated[str, AfterValidator(os.path.expanduser)]
+LocalFolder = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):
@@ -32,7 +32,7 @@ class Run(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$")] | None = None
     """Name of the run in storage and metrics: at most 52 lower-case letters, digits and dashes. Starting a run under an existing
     name resumes it. Default: the name of the configuration file and the time."""
-    storage: str = "s3://spikewise/runs-and-shards"
+    storage: Annotated[str, Field(min_length=1)] = "s3://spikewise/runs-and-shards"
     """Where shards, checkpoints and reports are stored: `s3://bucket/prefix` or a folder."""
     output: LocalFolder = "runs"
     """Local folder of the reports, one folder for each run. `~` is the home folder."""
@@ -41,7 +41,7 @@ class Run(Section):
 
 
 class Data(Section):
-    source: str
+    source: Annotated[str, Field(min_length=1)]
     """Where the images are: `s3://bucket/prefix` or a folder. Required."""
     classes: dict[str, str] = {}
     """Class name -> key prefix below `source`, such as `authentic = "Au/"`. The order defines the label numbers, from 0."""

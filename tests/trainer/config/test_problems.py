@@ -61,6 +61,9 @@ def test_what_is_wrong_is_named_with_its_value_and_bound(tmp_path, text, said):
         (["optimizer.warmup_epochs=9", "training.epochs=5"], ["--set optimizer.warmup_epochs=9 training.epochs=5: "]),
         (["training.epochs=many"], ["--set training.epochs=many: should be a valid integer"]),
         (["data.image_size=[4, 64]"], ["--set data.image_size=[4, 64]: should be greater than or equal to 8"]),
+        ([f"run.seed={'9' * 5000}"], [f"--set run.seed={'9' * 191}...: should be a valid integer"]),
+        (['run.output=""'], ['--set run.output="": should have at least 1 character']),
+        (["data.labels=x.csv", "data.classes.a=Aa/"], ["--set data.labels=x.csv data.classes.a=Aa/: exactly one of classes"]),
         (["run.seed.x=1"], ["--set run.seed.x=1: run is not a section"]),
         (["run.output=elsewhere"], None),
     ],
@@ -71,6 +74,12 @@ def test_mistakes_in_overrides_are_not_blamed_on_the_file(tmp_path, overrides, l
         load(tmp_path, MINIMAL + "[run]\nseed = 1\n", *overrides)
     for line, start in zip(str(error.value).splitlines() if lines else [], lines or [], strict=True):
         assert line.startswith(start), line
+
+
+def test_a_number_of_too_many_digits_is_an_error_like_any_other(tmp_path):
+    """A file with a damaged number would end in a traceback: Python refuses to read it, in an error that is not TOML's."""
+    with pytest.raises(config.ConfigError, match=r"is not valid TOML: .* Fix: correct the file"):
+        load(tmp_path, MINIMAL + f"[run]\nseed = {'9' * 5000}\n")
 
 
 def test_mistakes_in_the_file_are_not_blamed_on_overrides(tmp_path):

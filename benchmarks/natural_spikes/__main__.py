@@ -30,14 +30,16 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="worker processes (default: one per core)")
     parser.add_argument("--cache", type=Path, default=Path(".cache/natural_spikes"), help="folder of finished runs")
     arguments = parser.parse_args()
-    results, waiting = finished(tasks(PLANS["quick" if arguments.quick else arguments.set]), arguments.cache)
+    planned = tasks(PLANS["quick" if arguments.quick else arguments.set])
+    results, waiting = finished(planned, arguments.cache)
     results += perform_all([] if arguments.rules else waiting, perform, arguments.cache, arguments.processes)
     from benchmarks.natural_spikes import scoring
 
     if arguments.rules:
         results = [scoring.judge_again(result) for result in results]
     spikes = {"each_spike": [scoring.summary(run, spike) for run in results for spike in run["spikes"]]} if arguments.spikes else {}
-    print(json.dumps({**circumstances("benchmarks.natural_spikes"), **scoring.score(results), **spikes}, indent=1))
+    about = {**circumstances("benchmarks.natural_spikes"), "runs_planned": len(planned)}
+    print(json.dumps({**about, **scoring.score(results), **spikes}, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.natural_spikes.remedies import DRAW, FALLBACK, ORDER, STANDARD, own
 from benchmarks.spike_causes.scoring import Result, by, fraction
 from spikewise import standing
-from spikewise.causes import attribute
+from spikewise.causes import attribute, kind_of
 from spikewise.causes.kind import SHARED
 from spikewise.proof import NOTABLE
 from spikewise.records import case_from
@@ -52,6 +52,7 @@ def score(results: Iterable[Result]) -> dict[str, Any]:
         "first_remedy_proven": fraction(explained, lambda spike: first_remedy(spike) == "proven"),
         "first_remedy": dict(Counter(first_remedy(spike) for spike in explained)),
         "another_cause_did_better": fraction(explained, another_did_better),
+        "blames_the_weights_but_statistics_alone_remove_the_rise": fraction(explained, blames_the_weights),
         "against_evidence": {
             "all": fraction(spikes, lambda spike: bool(against(spike))),
             "what": dict(Counter(what for spike in spikes for what in against(spike))),
@@ -137,6 +138,13 @@ def another_did_better(spike: Mapping[str, Any]) -> bool:
     first = max((proofs[line]["fraction"] for line in own_lines(spike, 0) if line in proofs), default=0.0)
     others = {line for number in range(1, count) for line in own_lines(spike, number) if _proven(spike, line)}
     return any(proofs[line]["fraction"] > first + NOTABLE for line in others - set(own_lines(spike, 0)))
+
+
+def blames_the_weights(spike: Mapping[str, Any]) -> bool:
+    """Whether the first verdict says that the weights were harmed, although the same weights with other statistics do not show the
+    rise. What changed the weights may still be why the statistics no longer fit."""
+    kind = kind_of(verdict(spike))
+    return kind is not None and kind.harms_training and any(_proven(spike, line) for line in STANDARD)
 
 
 def against(spike: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,8 @@ def _removes(case: Case, probe: Probe | None) -> float:
     do not rise either."""
     if probe is None or not case.rise > 0:
         return 0.0
-    return max(min(probe.fraction, (case.spike.loss - probe.facts["now"]) / case.rise), 0.0)
+    lowered: float = (case.spike.loss - probe.facts["now"]) / case.rise
+    return max(min(probe.fraction, lowered), 0.0)
 
 
 def which(case: Case) -> str:

@@ -84,6 +84,14 @@ def test_a_second_cause_that_did_better_is_counted():
     assert _score(better, alike)["another_cause_did_better"]["count"] == 1
 
 
+def test_weights_are_not_blamed_in_silence_for_what_their_statistics_did():
+    """Averaged weights are evaluated with precise statistics: they would confirm gradient noise where the statistics did it all."""
+    noise = _cause("gradient_noise", "optimizer.ema=0.96")
+    both = _spike(noise, proofs={"optimizer.ema=0.96": ("proven", 1.4), PRECISE: ("proven", 1.4)})
+    weights = _spike(noise, proofs={"optimizer.ema=0.96": ("proven", 1.4), PRECISE: ("does not help", 0.0)})
+    assert _score(both, weights)["blames_the_weights_but_statistics_alone_remove_the_rise"]["count"] == 1
+
+
 def test_verdicts_against_evidence_are_counted():
     """Chance could be blamed for a rise that training images share, and a divergence for a run that trains well."""
     chance = _cause("sampling_noise")

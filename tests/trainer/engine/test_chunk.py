@@ -125,15 +125,10 @@ def test_xla_computes_the_same_steps():
     [
         EXACT,
         EVERYTHING,
-        {"model": {"precision": "float64", "batch_normalization": "fused"}, "optimizer": {"name": "AdamW"}},
-        {
-            "model": {"precision": "float64", "batch_normalization": "keras"},
-            "optimizer": {"name": "SGD", "arguments": {"momentum": 0.9}},
-        },
         {"model": {"precision": "float64", "data_format": "channels_first"}, "optimizer": {"schedule": "step", "step_epochs": [1]}},
         {"model": {"precision": "float64", "network": "tests.support.networks:depthwise"}},
     ],
-    ids=["question", "everything", "fused", "keras", "channels-first", "depthwise"],
+    ids=["question", "everything", "channels-first", "depthwise"],
 )
 def test_xla_computes_the_same_steps_of_every_network(sections):
     """As above, for networks and settings of users."""

@@ -22,7 +22,7 @@ from trainer.data.order import epoch_generator, epoch_order
 from trainer.data.shards import PackedRows
 
 EVALUATION_BATCH = 128
-"""Images of one evaluation batch of a worker."""
+"""Images of one evaluation batch of a worker, if they are not compiled."""
 READ_AHEAD = 2
 """Batches read from disk in advance."""
 
@@ -72,38 +72,45 @@ class Feed:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This worker's part of the epoch's global batches, from batch number `start` on."""
+        for batch in self.arrays(epoch, start):
+            began = time.perf_counter()
+            tensors = Batch(*map(tf.constant, batch))
+            self.waited += time.perf_counter() - began
+            yield tensors
+
+    def arrays(self, epoch: int, start: int = 0, *, ahead: int = READ_AHEAD) -> Iterator[Batch]:
+        """The same as NumPy arrays. `ahead`: batches read from disk in advance."""
         generator = epoch_generator(self._seed, epoch)
         order = epoch_order(generator, len(self.training), self._batch_size)
         changes = draw(generator, order.shape, self._augmentation)
         part = self._batch_size // self.size
         mine = slice(self.rank * part, (self.rank + 1) * part)
         indices, changes = self.training[order[start:, mine]], changes[start:, mine]
-        images = indices if self.resident else self._read_ahead(indices)
+        images = indices if self.resident else self._read_ahead(indices, ahead)
         began = time.perf_counter()
         for batch in zip(images, self.rows.labels[indices], changes, strict=True):
-            tensors = Batch(*map(tf.constant, batch))
             self.waited += time.perf_counter() - began
-            yield tensors
+            yield Batch(*batch)
             began = time.perf_counter()
 
-    def _read_ahead(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+    def _read_ahead(self, indices: np.ndarray, ahead: int) -> Iterator[np.ndarray]:
         """Row numbers [s, b] -> pixels uint8 [b, H, W, C] of each batch, read while earlier batches are trained on."""
         with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
             reads: deque[Future[np.ndarray]] = deque()
             for rows in indices:
                 reads.append(reader.submit(self.rows.images.take, rows))
-                if len(reads) > READ_AHEAD:
+                if len(reads) > ahead:
                     yield reads.popleft().result()
             while reads:
                 yield reads.popleft().result()
 
-    def evaluation(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """This worker's part of `rows`, in batches of (positions within `rows`, images, labels).
+    def evaluation(self, rows: np.ndarray, batch: int = EVALUATION_BATCH) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """This worker's part of `rows`, in batches of at most `batch` images: (positions within `rows`, images, labels).
 
         The images are pixels, or row numbers if the images are resident. All workers together cover every position once.
         """
         mine = np.arange(len(rows))[self.rank :: self.size]
-        for begin in range(0, len(mine), EVALUATION_BATCH):
-            positions = mine[begin : begin + EVALUATION_BATCH]
+        for begin in range(0, len(mine), batch):
+            positions = mine[begin : begin + batch]
             images = rows[positions] if self.resident else self.rows.images.take(rows[positions])
             yield positions, images, self.rows.labels[rows[positions]]

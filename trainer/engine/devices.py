@@ -27,6 +27,11 @@ def configure(*, threads: int, gpu: bool) -> None:
         tf.config.experimental.set_memory_growth(each, True)
 
 
+def has_gpu() -> bool:
+    """Whether TensorFlow computes on a GPU in this process."""
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
 def facts() -> dict[str, str]:
     """What else of this process decides how results are rounded: the GPU, and the kernels of the CPU."""
     gpus = [

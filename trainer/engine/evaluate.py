@@ -16,6 +16,7 @@ def evaluate(learner: Learner, feed: Feed, rows: np.ndarray) -> tuple[np.ndarray
     """
     losses = np.zeros(len(rows), np.float32)
     probabilities = np.zeros((len(rows), learner.classes), np.float32)
-    for positions, images, labels in feed.evaluation(rows):
-        losses[positions], probabilities[positions] = learner.evaluate(images, labels)
+    batches = feed.evaluation(rows, learner.evaluation_batch)
+    for positions, found in [(positions, learner.infer(images, labels)) for positions, images, labels in batches]:
+        losses[positions], probabilities[positions] = (values.numpy() for values in found)
     return learner.group.sum(losses), learner.group.sum(probabilities)

@@ -20,7 +20,7 @@ import tensorflow as tf
 from spikewise.keras.network import REDUCED, in_float32
 from trainer import UserError, config
 from trainer.data.augmentation import augment
-from trainer.data.loader import Batch
+from trainer.data.loader import EVALUATION_BATCH, Batch
 from trainer.engine.group import Group
 from trainer.model import load, optimizer
 from trainer.model.distribute import distribute
@@ -60,6 +60,8 @@ class Signals(NamedTuple):
 
 EVALUATED = "evaluated/"
 """Prefix of the statistics with which the last epoch was evaluated in a state."""
+COMPILED_EVALUATION = 1024, 2**25
+"""Most images and bytes of pixels in a batch of compiled evaluation. The layers' outputs may take a hundred times as many bytes."""
 PREFIXES = ("model/", "optimizer/", EVALUATED)
 """Prefixes of all names in a state."""
 STEP_RECORD = np.dtype([(name, np.float64) for name in StepStats._fields])
@@ -120,8 +122,12 @@ class Learner:
         moving ones."""
         self.resident: tf.Tensor | None = None
         """uint8 [N, H, W, C]. Once it is set, batches hold row numbers instead of pixels."""
+        self.evaluation_batch = EVALUATION_BATCH
+        """Images of one batch of `infer`."""
+        self._shape = shape
+        self._pads = False
         self._traced = False
-        self._train = tf.function(self._train_step, autograph=False)
+        self._train = tf.function(self.step, autograph=False)
         self._evaluate = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
         self._evaluate_in_float32 = tf.function(self._evaluate_batch, autograph=False, reduce_retracing=True)
         self._forward = tf.function(self._forward_batch, autograph=False)
@@ -166,6 +172,22 @@ class Learner:
         are none."""
         return self._moving_values() if self.moving else None
 
+    @property
+    def moving_size(self) -> int:
+        """Numbers in `moving_values`; 0 if there are none."""
+        return sum(int(np.prod(variable.shape)) for variable, _ in self.moving)
+
+    @contextmanager
+    def under_xla(self, compiled: bool) -> Iterator[None]:
+        """A context in which functions are traced that XLA compiles, if `compiled`."""
+        for layer in self.network.norms:
+            layer.under_xla = compiled
+        try:
+            yield
+        finally:
+            for layer in self.network.norms:
+                layer.under_xla = False
+
     def _trace(self) -> None:
         """Traces the model in training mode, without an update, so that the layers know whether they move."""
         image = tf.TensorSpec((1, *(size or 1 for size in self.model.inputs[0].shape[1:])), tf.float32)
@@ -201,8 +223,24 @@ class Learner:
     def evaluate(self, images: np.ndarray | tf.Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inference mode, on this worker alone: pixels uint8 [n, H, W, C] or resident rows int64 [n], and labels int [n] ->
         cross-entropy in nats [n] and probabilities [n, K], float32."""
-        losses, probabilities = self._evaluate(tf.convert_to_tensor(images), tf.convert_to_tensor(labels, tf.int32))
+        losses, probabilities = self.infer(images, labels)
         return losses.numpy(), probabilities.numpy()
+
+    def infer(self, images: np.ndarray | tf.Tensor, labels: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+        """`evaluate` without waiting for the results. Compiled, n is at most `evaluation_batch`."""
+        count = len(labels)
+        if self._pads:  # one shape, hence one compilation
+            images, labels = (_padded(values, self.evaluation_batch) for values in (images, labels))
+        losses, probabilities = self._evaluate(tf.convert_to_tensor(images), tf.convert_to_tensor(labels, tf.int32))
+        return (losses[:count], probabilities[:count]) if self._pads else (losses, probabilities)
+
+    def compile_evaluation(self) -> None:
+        """Lets XLA compile `infer`, for large batches. Raises TensorFlow's errors if it cannot."""
+        size = min(COMPILED_EVALUATION[0], max(COMPILED_EVALUATION[1] // int(np.prod(self._shape)), 1))
+        in_own, in_float32 = (tf.function(self._evaluate_batch, autograph=False, jit_compile=True) for _ in range(2))
+        images = np.zeros(size, np.int64) if self.resident is not None else np.zeros((size, *self._shape), np.uint8)
+        in_own(tf.constant(images), tf.zeros(size, tf.int32))
+        self._evaluate, self._evaluate_in_float32, self.evaluation_batch, self._pads = in_own, in_float32, size, True
 
     def move_statistics(self, batch: Batch, *, dropout: bool) -> None:
         """Updates BatchNormalization's moving statistics with this batch as training would, with dropout on or off, and changes
@@ -284,7 +322,9 @@ class Learner:
         x = tf.cast(pixels, tf.float32)
         return tf.transpose(x, (0, 3, 1, 2)) if self._channels_first else x
 
-    def _train_step(self, batch: Batch, signals: tf.Tensor) -> tuple[StepStats, Signals]:
+    def step(self, batch: Batch, signals: tf.Tensor) -> tuple[StepStats, Signals]:
+        """What one update consists of, for the functions that call it inside a tf.function. `signals`: stop and save, as 0 or 1,
+        float32 [2]."""
         weights = [variable.value for variable in self.model.trainable_variables]
         *gradients, numbers = self.group.run(self._forward_backward, batch, signals)
         before = [tf.identity(weight) for weight in weights]
@@ -357,6 +397,11 @@ class Learner:
         logits = self.network.logits(self.model(self._input(self._pixels(images)), training=False))
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         return tf.cast(losses, tf.float32), tf.cast(tf.nn.softmax(logits), tf.float32)
+
+
+def _padded(values: Any, size: int) -> np.ndarray:
+    """Repeats the values along the first axis until there are `size`."""
+    return np.resize(values, (size, *np.shape(values)[1:])) if len(values) < size else values
 
 
 def _shape(array: Any) -> tuple[int, ...] | None:

@@ -29,6 +29,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     fused = True
     """False: Keras' own computation, on this worker's part of the batch."""
     reduce: Reduce | None = None
+    under_xla = False
+    """Whether XLA compiles the layer. Read when a function is traced."""
     moves = 0
     """How many times a forward pass moves the statistics: calls in training mode while the layer is not frozen. Reset it to
     0 before a forward pass is traced."""
@@ -57,7 +59,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             if self.reduce is None:
                 y, batch_mean, batch_variance = _fused(x, gamma, beta, self.epsilon)
             else:
-                y, batch_mean, batch_variance = _synchronized(x, gamma, beta, self.epsilon, self.reduce)
+                y, batch_mean, batch_variance = _synchronized(x, gamma, beta, self.epsilon, self.reduce, self.under_xla)
             self.moving_mean.assign(mean * self.momentum + batch_mean * (1 - self.momentum))
             self.moving_variance.assign(variance * self.momentum + batch_variance * (1 - self.momentum))
         else:
@@ -112,7 +114,7 @@ def _affine_gradient(
 
 
 def _synchronized(
-    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, reduce: Reduce
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, reduce: Reduce, under_xla: bool
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Like `_fused`, with the moments of all workers' batches together.
 
@@ -127,8 +129,11 @@ def _synchronized(
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
         values = tf.cast(x, gamma.dtype)
         sums = tf.reduce_sum(values, (1, 2))
-        norms = tf.math.reduce_euclidean_norm(values, (1, 2))  # square and sum in one pass
-        parts = [tf.reduce_sum(tf.cast(sums, tf.float64), 0), tf.reduce_sum(tf.cast(norms, tf.float64) ** 2, 0)]
+        if under_xla:  # which has no such norm, and squares and sums in one pass by itself
+            squares = tf.cast(tf.reduce_sum(values**2, (1, 2)), tf.float64)
+        else:
+            squares = tf.cast(tf.math.reduce_euclidean_norm(values, (1, 2)), tf.float64) ** 2  # in one pass
+        parts = [tf.reduce_sum(tf.cast(sums, tf.float64), 0), tf.reduce_sum(squares, 0)]
         total = reduce(tf.concat([*parts, [tf.cast(_elements(x), tf.float64)]], 0))
         exact = total[:channels] / total[-1]
         mean = tf.cast(exact, gamma.dtype)

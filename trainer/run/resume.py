@@ -6,7 +6,7 @@ learner, the diagnosis and the position of the run into arrays and JSON, and bac
 Shapes: s steps of the current epoch so far.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,13 +41,10 @@ class Position:
     history: list[EpochReport] = field(default_factory=list)
     """One report for each finished epoch."""
 
-    def after(self, steps: np.ndarray, values: Sequence[Any] | None = None) -> "Position":
-        """The position after these further steps, STEP_RECORD, of the current epoch. `values`: the further rows of `trace`,
-        arrays or tensors [m]; None if they are not kept."""
-        trace = None
-        if values is not None:
-            rows = np.array([np.asarray(row) for row in values], np.float32)
-            trace = rows if self.trace is None else np.concatenate([self.trace, rows.reshape(-1, self.trace.shape[1])])
+    def after(self, steps: np.ndarray, trace: np.ndarray | None = None) -> "Position":
+        """The position after these further steps, STEP_RECORD, of the current epoch. `trace`: that of these steps alone."""
+        if len(self.steps):
+            trace = None if self.trace is None or trace is None else np.concatenate([self.trace, trace[1:]])
         return Position(self.epoch, np.concatenate([self.steps, steps]), trace, self.history)
 
     def next_epoch(self, report: EpochReport) -> "Position":

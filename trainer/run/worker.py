@@ -7,6 +7,7 @@ Shapes: n validation images, m images of the fixed training sample, K classes, s
 """
 
 import logging
+import math
 import resource
 import time
 from collections.abc import Sequence
@@ -27,10 +28,11 @@ from trainer.data.class_weights import class_weights
 from trainer.data.loader import Feed
 from trainer.data.shards import open_rows
 from trainer.engine import devices
+from trainer.engine.chunk import engine
 from trainer.engine.distributed_network import DistributedNetwork
 from trainer.engine.evaluate import evaluate
 from trainer.engine.group import Group
-from trainer.engine.step import Learner, StateError, StepStats, finite, records
+from trainer.engine.step import Learner, StateError, finite
 from trainer.epoch import EpochReport, best
 from trainer.model.module import NetworkError
 from trainer.run import divergence, events, ray_cluster
@@ -46,10 +48,11 @@ from trainer.storage.checkpoint import CheckpointError, Checkpoints
 
 log = logging.getLogger(__name__)
 
-SIGNAL_LAG = 4
-"""Steps after which the signals of a step are read. Reading them earlier would make the worker wait for the GPU."""
 PREEMPTION_STEPS = 32
-"""Steps between two queries to Ray whether a node is about to leave. Each is a round trip of all workers (2 to 9 ms)."""
+"""Steps of several workers between two queries to Ray whether a node is about to leave. Each is a round trip of all workers (2 to
+9 ms)."""
+PREEMPTION_SECONDS = 1.0
+"""Time between two such queries of a single worker."""
 TRACE_BYTES = 2**28
 """The moving statistics of every step of an epoch are kept for the diagnosis if they take at most this many bytes."""
 
@@ -132,6 +135,9 @@ class _Worker:
         )
         if self.feed.resident:
             self.learner.resident = self.feed.load()
+        self.engine = engine(self.learner, self.feed, trace_bytes=TRACE_BYTES)
+        self.asked = -math.inf
+        """time.monotonic() when a single worker last asked whether its node is about to leave."""
         self.network = DistributedNetwork(
             self.learner,
             self.feed,
@@ -248,46 +254,45 @@ class _Worker:
 
     def _train_epoch(self) -> _Trained | None:
         """Trains the remaining steps of the epoch. Returns None after a request to stop, with a checkpoint saved."""
-        epoch, start = self.position.epoch, len(self.position.steps)
-        steps: list[StepStats] = []
-        values = self._values_before(start)
-        signals = []
+        epoch, start, steps = self.position.epoch, len(self.position.steps), self.feed.steps
+        snapshots = self.diagnostician.snapshots(steps) if self.diagnosed else frozenset()
+        ends = sorted(snapshots | {steps})
         saved = False
-        snapshots = self.diagnostician.snapshots(self.feed.steps) if self.diagnosed else ()
         self.network.begin(epoch)
         self.feed.waited = 0.0
         began = time.perf_counter()
-        for batch in self.feed.batches(epoch, start):
+        self.engine.begin(epoch, start)
+        while (done := self.engine.done) < steps:
             self.fence.pause()
-            asks = (
-                not saved and len(steps) % PREEMPTION_STEPS == 0
-            )  # at the same steps on all workers, because they wait for each other
-            preempted = asks and ray.train.get_preemption_info() is not None
-            stats, raised = self.learner.train(batch, stop=self.outbox.stop, save=preempted)
-            steps.append(stats)
-            if values is not None:
-                values.append(self.learner.moving_values())
-            signals.append(raised)
-            done = start + len(steps)
+            preempted = not saved and self._asks(done - start) and ray.train.get_preemption_info() is not None
+            end = next(end for end in ends if end > done)
+            seen = self.engine.train(end, stop=self.outbox.stop, save=preempted)
+            done = self.engine.done
             if done in snapshots:
                 self.diagnostician.snapshot(done)
-            self.outbox.post_progress(epoch, done, self.feed.steps)
-            seen = signals[max(len(signals) - SIGNAL_LAG, 0)]
+            self.outbox.post_progress(epoch, done, steps)
             if float(seen.stop):
-                self._save_inside_epoch(self.position.after(records(steps), values))
+                self._save_inside_epoch(self._position_now())
                 return None
             if not saved and float(seen.save):  # a node is about to leave: keep what is done so far
                 saved = True
-                self._save_inside_epoch(self.position.after(records(steps), values))
-        self.position = self.position.after(records(steps), values)
-        return _Trained(len(steps), time.perf_counter() - began)
+                self._save_inside_epoch(self._position_now())
+        self.position = self._position_now()
+        return _Trained(steps - start, time.perf_counter() - began)
 
-    def _values_before(self, start: int) -> list[Any] | None:
-        """What the moving statistics of further steps, after `start` of the epoch, are appended to; None if they are not kept."""
-        first = self.learner.moving_values()
-        if first is None or (start and self.position.trace is None) or 4 * len(first) * (self.feed.steps + 1) > TRACE_BYTES:
-            return None
-        return [] if start else [first]
+    def _asks(self, trained: int) -> bool:
+        """Whether to ask Ray before the next step if a node is about to leave, after `trained` steps of this process in this epoch.
+        Several workers ask at the same steps, because they wait for each other."""
+        if self.group.size > 1:
+            return trained % PREEMPTION_STEPS == 0
+        now = time.monotonic()
+        if now - self.asked < PREEMPTION_SECONDS:
+            return False
+        self.asked = now
+        return True
+
+    def _position_now(self) -> Position:
+        return self.position.after(self.engine.records(), self.engine.trace())
 
     def _save_inside_epoch(self, position: Position) -> None:
         """Best effort: a failure here loses this epoch, not the run."""

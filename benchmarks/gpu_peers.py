@@ -19,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def torch_peer(images: int, size: int, batch: int, precision: str, rounds: int) 
     ways = {"eager": {"compiled": False, "graph": False}}
     if device.type == "cuda":
         ways |= {"CUDA graph": {"compiled": False, "graph": True}, "compile + CUDA graph": {"compiled": True, "graph": True}}
-    return {"version": torch.__version__} | {name: _tried(lambda way=way: variant(**way)) for name, way in ways.items()}
+    return {"version": torch.__version__} | {name: _tried(partial(variant, **way)) for name, way in ways.items()}
 
 
 def jax_peer(images: int, size: int, batch: int, precision: str, rounds: int) -> dict[str, Any]:

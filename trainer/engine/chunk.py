@@ -131,7 +131,7 @@ class Chunks:
         self.done = start
         self._batches = self._feed.arrays(epoch, start, ahead=self._ahead)
         self._records: list[np.ndarray] = []
-        self._values: list[np.ndarray] = [self._learner.moving_values().numpy()[None]] if self._traced else []
+        self._values: list[np.ndarray] = [np.asarray(self._learner.moving_values())[None]] if self._traced else []
 
     def train(self, end: int, *, stop: bool, save: bool) -> Signals:
         count = min(end - self.done, self._capacity, self._most)
@@ -145,7 +145,8 @@ class Chunks:
         return Signals(stop, save)
 
     def records(self) -> np.ndarray:
-        return np.concatenate([np.zeros((0, len(STEP_RECORD))), *self._records]).view(STEP_RECORD)[:, 0]
+        rows = np.concatenate([np.zeros((0, len(StepStats._fields))), *self._records])
+        return rows.view(STEP_RECORD)[:, 0]
 
     def trace(self) -> np.ndarray | None:
         return np.concatenate(self._values) if self._traced else None
@@ -160,7 +161,7 @@ class Chunks:
     def _steps(self, batches: Batch, count: tf.Tensor) -> list[tf.Tensor]:
         """`batches`: with c batches along a new first axis. Returns what `_call` does, in c rows."""
         learner = self._learner
-        widths = {tf.float64: len(STEP_RECORD)} | ({tf.float32: learner.moving_size} if self._traced else {})
+        widths = {tf.float64: len(StepStats._fields)} | ({tf.float32: learner.moving_size} if self._traced else {})
         empty = [tf.TensorArray(dtype, self._capacity, element_shape=(width,)) for dtype, width in widths.items()]
 
         def body(i: tf.Tensor, *arrays: tf.TensorArray) -> tuple[Any, ...]:

@@ -258,6 +258,11 @@ class Diagnostician:
         kept["followed"], arrays["counterfactuals"] = self._counterfactuals.state()
         return kept, arrays
 
+    def statistics_of_another_momentum(self) -> np.ndarray | None:
+        """If the network has another momentum than that with which the restored epochs were trained: the moving statistics [m] that
+        it would have now. See Counterfactuals.trained_with."""
+        return self._counterfactuals.trained_with(np.asarray(self.network.kept, float))
+
     def restore(self, facts: dict[str, Any], arrays: dict[str, np.ndarray], *, at_epoch_end: bool) -> None:
         """Restores a `state`. `at_epoch_end`: the network now has the weights with which the last epoch ended."""
         self.detector.restore(facts["detector"], arrays["recent"])

@@ -72,6 +72,8 @@ class Counterfactuals:
     def __init__(self) -> None:
         self._values: np.ndarray | None = None
         """[2, m]: lower, higher."""
+        self._kept: np.ndarray | None = None
+        """The run's own momenta [m]; None before the first epoch."""
         self.steps = 0
         """Steps followed so far."""
 
@@ -84,10 +86,11 @@ class Counterfactuals:
         """Follows one epoch. `trace` [s + 1, m], `kept` [m]: see `batch_moments`; None forgets everything. The first epoch, and one
         in which other layers move their statistics, starts from the run's own statistics."""
         if trace is None or not len(kept) or trace.shape[1:] != np.shape(kept):
-            self._values, self.steps = None, 0
+            self._values, self._kept, self.steps = None, None, 0
             return
         if self._values is None or self._values.shape[1] != len(kept):
             self._values, self.steps = np.stack([trace[0], trace[0]]).astype(np.float64), 0
+        self._kept = np.asarray(kept, float)
         self.steps += len(trace) - 1
         moments = batch_moments(trace, np.asarray(kept, float))
         self._values = np.stack([moved(at, moments, k) for at, k in zip(self._values, alternatives(kept), strict=True)])
@@ -97,10 +100,30 @@ class Counterfactuals:
         began with, which say nothing about that momentum."""
         return bool(np.all(self.steps * (1 - kept) >= 1))
 
+    def trained_with(self, kept: np.ndarray) -> np.ndarray | None:
+        """The statistics [m] that a run with momenta `kept` [m] would have now; None if they are the run's own, or so low that it
+        does not matter what such a run begins with.
+
+        Raises ValueError for higher momenta that were not followed."""
+        if self._kept is None or self._values is None or np.shape(kept) != self._kept.shape or np.allclose(kept, self._kept):
+            return None
+        for values, momenta in zip(self._values, alternatives(self._kept), strict=True):
+            if np.allclose(kept, momenta):
+                return values.copy()
+        if np.any(kept > self._kept):
+            followed = ", ".join(f"{momenta.max():g}" for momenta in alternatives(self._kept))
+            raise ValueError(f"the run followed what the momenta {followed} would give, not {np.max(kept):g}")
+        return None
+
     def state(self) -> tuple[int, np.ndarray]:
-        """`steps`, and the statistics [0 or 2, m]."""
-        return self.steps, np.zeros((0, 0)) if self._values is None else self._values.copy()
+        """`steps`, and the statistics and the run's own momenta [0 or 3, m]."""
+        known = self._values is not None and self._kept is not None
+        return self.steps, np.array([*self._values, self._kept]) if known else np.zeros((0, 0))  # type: ignore[misc]
 
     def restore(self, steps: int, values: np.ndarray) -> None:
         """Restores a `state`."""
-        self.steps, self._values = steps, np.asarray(values, np.float64) if len(values) else None
+        self.steps, self._values, self._kept = steps, None, None
+        if len(values):
+            self._values = np.array(values[:2], np.float64)
+        if len(values) > 2:  # checkpoints of earlier versions hold no momenta
+            self._kept = np.array(values[2], np.float64)

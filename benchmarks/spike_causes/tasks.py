@@ -152,8 +152,9 @@ def _disturb(run: Any, injection: Any) -> dict[str, Any]:
     if diagnosis is None:
         return {**about, "detected": False, "losses": [round(float(epoch.mean()), 4) for epoch in run.history[-8:]]}
     for _ in range(6 if injection.cause == "divergence" and diagnosis.spike.outcome == "open" else 0):
-        if resolved := run.train_epoch(injection).resolved:
-            diagnosis = resolved[0]
+        resolved = run.train_epoch(injection).resolved  # a second fault may be resolved before the first
+        if same := [one for one in resolved if one.spike.epoch == diagnosis.spike.epoch]:
+            diagnosis = same[0]
             break
     return {
         **about,

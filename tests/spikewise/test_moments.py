@@ -45,6 +45,20 @@ def test_another_momentum_gives_what_training_with_it_gives(epochs):
         np.testing.assert_allclose(found, _train(momentum, np.concatenate(epochs), start)[-1], rtol=1e-3, atol=1e-4)
 
 
+def test_a_replay_with_another_momentum_begins_with_the_statistics_of_that_momentum(epochs):
+    """With 0.999, a replay of a few epochs would show the run's own statistics, and prove that they are the remedy."""
+    start = np.array([0, 1, 0, 1.0])
+    run, resumed = Counterfactuals(), Counterfactuals()
+    run.update(_train(0.99, epochs[0], start), KEPT)
+    resumed.restore(*run.state())
+    expected = _train(0.999, epochs[0], start)[-1]
+    np.testing.assert_allclose(resumed.trained_with(np.full(4, 0.999)), expected, rtol=1e-3, atol=1e-4)
+    assert resumed.trained_with(KEPT) is None  # the control changes nothing
+    assert resumed.trained_with(np.full(4, 0.5)) is None
+    with pytest.raises(ValueError, match=r"momenta 0\.9, 0\.999 would give, not 0\.9995"):
+        resumed.trained_with(np.full(4, 0.9995))
+
+
 def test_a_resumed_run_continues_and_another_network_starts_anew(epochs):
     """The report of a resumed run would differ, or mix the statistics of two networks."""
     whole, first, second = Counterfactuals(), Counterfactuals(), Counterfactuals()

@@ -188,6 +188,14 @@ class Learner:
             for layer in self.network.norms:
                 layer.under_xla = False
 
+    def assign_moving(self, values: np.ndarray | None) -> None:
+        """Sets the moving statistics of `moving`, one after the other [m]; None leaves them."""
+        if values is None:
+            return
+        parts = np.split(values, np.cumsum([int(np.prod(variable.shape)) for variable, _ in self.moving])[:-1])
+        for (variable, _), part in zip(self.moving, parts, strict=True):
+            variable.assign(part.reshape(variable.shape))
+
     def _trace(self) -> None:
         """Traces the model in training mode, without an update, so that the layers know whether they move."""
         image = tf.TensorSpec((1, *(size or 1 for size in self.model.inputs[0].shape[1:])), tf.float32)

@@ -228,6 +228,10 @@ class _Worker:
         self._keep_before_spikes()
         if self.replay:  # where the first step would be with the replay's batch size; the learning rate depends on it
             self.learner.optimizer.iterations.assign((self.position.epoch - 1) * self.feed.steps)
+            try:  # statistics with a higher momentum would else be those of the run for hundreds of steps
+                self.learner.assign_moving(self.diagnostician.statistics_of_another_momentum())
+            except ValueError as error:
+                raise TrainingError(state_error(str(error))) from None
             return
         self.changes = changes(found, self.settings, workers=self.group.size)
         history, diagnoses = tuple(self.position.history), tuple(self.diagnostician.diagnoses)

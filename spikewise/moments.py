@@ -109,7 +109,7 @@ class Counterfactuals:
             return None
         for values, momenta in zip(self._values, alternatives(self._kept), strict=True):
             if np.allclose(kept, momenta):
-                return values.copy()
+                return np.array(values)
         if np.any(kept > self._kept):
             followed = ", ".join(f"{momenta.max():g}" for momenta in alternatives(self._kept))
             raise ValueError(f"the run followed what the momenta {followed} would give, not {np.max(kept):g}")

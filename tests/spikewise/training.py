@@ -55,13 +55,13 @@ class SmallTraining:
     def remember(self) -> None:
         """Makes this the state that `restore` goes back to."""
         self._kept = [variable.numpy() for variable in self.variables()]
-        self._data = self.x.copy(), list(self.batches)
+        self._data = self.x.copy(), self.y.copy(), list(self.batches)
 
     def restore(self) -> None:
         """Goes back to the remembered state, so that tests can share a network: TensorFlow takes seconds to trace a step."""
         for variable, value in zip(self.variables(), self._kept, strict=True):
             variable.assign(value)
-        self.x[:], self.batches[:] = self._data
+        self.x[:], self.y[:], self.batches[:] = self._data
         self.dropout.rate, self.network.evaluate = DROPOUT, self.evaluate
 
     def variables(self) -> list[keras.Variable]:
@@ -190,7 +190,7 @@ class ProbedTraining(SmallTraining):
             resampler=Resampler(VALIDATION),
             losses=losses,
             reference_losses=self.reference_losses,
-            reference=self.reference,
+            reference=[values.copy() for values in self.reference],
             path=[(0, self.reference), *path],
             reference_average=self.average,
             steps=steps,

@@ -54,11 +54,11 @@ replay: $(READY) ## train a spike again, to prove its remedy: make replay RUN=fi
 	$(BIN)/python -m jobs.replay --run $(RUN) $(if $(STORAGE),--storage $(STORAGE),--config $(CONFIG)) \
 		$(if $(EPOCH),--epoch $(EPOCH),--spike $(SPIKE)) $(SET:%=--set %)
 
-test: $(READY) lint ## lint, run the unit tests, then the integration tests (about 20 minutes on two cores)
+test: $(READY) lint ## lint, run the unit tests, then the integration tests (about 25 minutes on two cores)
 	$(PYTEST) -m "not integration"
 	$(PYTEST) -m integration
 
-unit: $(READY) ## run the unit tests only (about two and a half minutes on two cores)
+unit: $(READY) ## run the unit tests only (about three minutes on two cores)
 	$(PYTEST) -m "not integration"
 # All tests of a module in one process, which then traces its TensorFlow functions and starts its servers once.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -52,31 +52,32 @@ def train() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With what one worker, and each of two, has learned."""
+    """With what one worker, and each of two and of four, has learned."""
     folder = tmp_path_factory.mktemp("workers")
-    for size in (1, 2):
+    for size in (1, 2, 4):
         workers.run(SCRIPT, size, folder)
     return folder
 
 
-def loaded(folder, name):
-    """What one worker has learned, and each of two."""
-    return (dict(np.load(folder / f"{name}-{worker}.npz")) for worker in ("1-0", "2-0", "2-1"))
+def loaded(folder, name, size):
+    """What one worker has learned, and the first and the last of `size`."""
+    return (dict(np.load(folder / f"{name}-{worker}.npz")) for worker in ("1-0", f"{size}-0", f"{size}-{size - 1}"))
 
 
+@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_two_workers_are_one(folder, name):
-    """Two workers would drift apart, or learn something else than one worker does with the same global batches; the curve of a
-    user's own network would depend on the number of workers, as in any other tool."""
-    one, first, second = loaded(folder, name)
+def test_several_workers_are_one(folder, name, size):
+    """Workers would drift apart, or learn something else than one worker does with the same global batches; the curve of a user's
+    own network would depend on the number of workers, as in any other tool."""
+    one, first, last = loaded(folder, name, size)
     for key, values in first.items():
-        np.testing.assert_array_equal(second[key], values, err_msg=f"{key} differs between the workers")
+        np.testing.assert_array_equal(last[key], values, err_msg=f"{key} differs between the workers")
     np.testing.assert_allclose(first["losses"], one["losses"], rtol=1e-9)
 
 
 def test_workers_with_statistics_of_their_own_keep_equal_weights(folder):
     """model.batch_normalization = "fused" would end in a model for each worker; or the comparison above could not fail."""
-    one, first, second = loaded(folder, OWN_STATISTICS)
+    one, first, second = loaded(folder, OWN_STATISTICS, 2)
     for key, values in first.items():
         np.testing.assert_array_equal(second[key], values, err_msg=f"{key} differs between the workers")
     assert np.max(np.abs(first["losses"] / one["losses"] - 1)) > 2e-3

@@ -1,4 +1,4 @@
-"""Measures the diagnosis of spikes that nobody caused: trains the question's network, trains the epochs of each spike again with
+"""Measures the diagnosis of natural spikes: trains the question's network, trains the epochs of each spike again with
 one thing changed, and compares the verdict with what that did. Prints JSON.
 
     python -m benchmarks.natural_spikes              the reporting set: about an hour on two quiet cores

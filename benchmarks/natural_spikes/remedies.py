@@ -28,7 +28,7 @@ KNOWN = {
 }
 """Settings with which an epoch can be trained again."""
 UNTRAINED = ("training.keep", "training.early_stopping", "data.", "model.precision")
-"""Settings of which no replay shows anything."""
+"""Settings that a replay cannot test."""
 
 
 def parsed(line: str) -> dict[str, str] | None:

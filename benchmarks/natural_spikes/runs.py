@@ -1,4 +1,4 @@
-"""A run that nobody disturbs, and what its network does under other conditions.
+"""A run without injected faults, and what its network does under other conditions.
 
 Training never reads BatchNormalization's moving statistics. What another momentum or precise statistics would have given is
 therefore measured with the run's own weights, on the statistics that such a run would have had since its first epoch

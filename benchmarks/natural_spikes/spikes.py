@@ -66,7 +66,7 @@ def investigate(run: NaturalRun, before: dict[str, Any], diagnosis: Diagnosis, h
 
 def another_draw(spike: Spike, rise: np.ndarray, spare: np.ndarray) -> Proof:
     """What is left of the rise with other validation images: `rise` [n] of the images that showed it since the epoch before, and
-    `spare` [r] of those that nobody saw."""
+    `spare` [r] of the unseen ones."""
     removed, error = float(rise.mean() - spare.mean()), float(spare.std() / np.sqrt(len(spare)))
     fraction, left = removed / float(rise.mean()), float(spare.mean())
     helps = removed - 1.96 * error > 0 and fraction >= proof.NOTABLE

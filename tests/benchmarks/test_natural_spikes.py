@@ -1,4 +1,4 @@
-"""The benchmark of spikes that nobody caused: its scores cannot be fooled, and it trains again what it says."""
+"""The benchmark of natural spikes: its scores cannot be fooled, and it trains again what it says."""
 
 import json
 import subprocess

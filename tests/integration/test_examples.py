@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.support.job import Job, read_report
+from jobs import train
 from tests.integration.test_training import sleep_into_the_next_epochs
 from tests.support import jobs
 
@@ -88,6 +89,8 @@ def test_a_frozen_backbone(place):
     backbone = keras.applications.MobileNetV2(include_top=False, weights=None, alpha=0.35, input_shape=(32, 32, 3), pooling="avg")
     backbone.save_weights(weights)
     overrides = [*places, "training.epochs=1", f"model.arguments.weights={weights}"]
+    sets = [argument for override in ("run.name=backbone", *overrides) for argument in ("--set", override)]
+    assert train.main(["--config", str(folder / "backbone.toml"), *sets, "--dry-run"]) == 0
     job = Job(folder / "backbone.toml", "backbone", *overrides)
     job.succeed()
     exported = keras.models.load_model(folder / "runs/backbone/model.keras").get_layer("backbone")
@@ -95,13 +98,31 @@ def test_a_frozen_backbone(place):
         np.testing.assert_array_equal(old, new)
 
 
-def test_a_network_of_ones_own_survives_a_dead_worker(place, residual):  # noqa: ARG001
+NETWORKS = {
+    "depthwise": ["model.network=networks:depthwise", "optimizer.ema=0.9", "augmentation.rotation=10"],
+    "residual": [
+        "model.network=networks:residual",
+        "model.statistics=precise",
+        "training.keep=best",
+        "optimizer.name=SGD",
+        "optimizer.arguments.momentum=0.9",
+        "optimizer.schedule=cosine",
+    ],
+}
+
+
+@pytest.mark.parametrize("network", list(NETWORKS))
+def test_killed_and_resumed_equals_undisturbed(place, network):
     """A run with a network of the user's own, or with other settings than the defaults, would continue differently."""
     folder, places = place
-    job = Job(folder / "residual.toml", "died", *places, *OTHER, "launch.workers=2")
+    overrides = [*places, *NETWORKS[network], "training.epochs=6", "model.precision=float64"]
+    shutil.copy("jobs/configs/question.toml", folder / "job.toml")
+    Job(folder / "job.toml", f"{network}-whole", *overrides).succeed()
+    job = Job(folder / "job.toml", f"{network}-killed", *overrides)
     sleep_into_the_next_epochs(job, 1.4)
-    job.workers()[-1].kill()
-    job.succeed()
-    assert "resumed from the checkpoint of step" in job.output
-    whole, resumed = (jobs.curves(str(folder), name) for name in ("residual", "died"))
+    job.kill()
+    again = Job(folder / "job.toml", f"{network}-killed", *overrides, "launch.workers=2")
+    again.succeed()
+    assert "resumed from the checkpoint of step" in again.output
+    whole, resumed = (jobs.curves(str(folder), f"{network}-{how}") for how in ("whole", "killed"))
     np.testing.assert_allclose(resumed, whole, rtol=1e-6)

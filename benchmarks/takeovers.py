@@ -75,6 +75,7 @@ def drive(url: str, endpoint: str | None, shaky: bool, seed: int, pipe: Connecti
 def _train(lease: Lease, store: Store, pipe: Connection) -> None:
     number = lease.fence.number
     checkpoints = Checkpoints(store, "r", 2, number)
+    lease.fence.wait(PATIENCE)
     found = checkpoints.claim()
     step = found.step if found else 0
     pipe.send(("claims", number, step))

@@ -14,6 +14,8 @@ from spikewise.records import Probe
 
 SMALLEST = 1e-30
 """Probabilities below it count as this one."""
+HOTTEST = 20.0
+"""The highest temperature tried. At it, the classes are about as probable as each other, whatever the network says."""
 SAME = 0.05
 """Largest relative difference between the run's loss and the cross-entropy of its probabilities."""
 
@@ -112,8 +114,9 @@ def cross_fitted(logs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, floa
 
 
 def fit_temperature(logs: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature with the lowest mean loss, between 1/20 and 20. The loss is convex in its inverse, so bisection finds it."""
-    low, high = 1 / 20, 20.0  # of the inverse
+    """The temperature with the lowest mean loss, between 1 / HOTTEST and HOTTEST. The loss is convex in its inverse, so bisection
+    finds it."""
+    low, high = 1 / HOTTEST, HOTTEST  # of the inverse
     own = logs[np.arange(len(labels)), labels]
     for _ in range(20):
         middle = float(np.sqrt(low * high))

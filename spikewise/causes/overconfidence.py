@@ -4,6 +4,7 @@ One temperature removes the rise (Guo et al. 2017, On Calibration of Modern Neur
 """
 
 from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed, percent
+from spikewise.outputs import HOTTEST
 from spikewise.records import Case
 
 SMOOTHING = 0.1
@@ -24,6 +25,7 @@ def _rule(case: Case) -> Claim | None:
             no_step_needed(case),
             (fell, f"the accuracy fell from {facts['accuracy_before']:.1%} to {facts['accuracy']:.1%}"),
             (facts["temperature"] <= facts["temperature_before"], "the network did not become more confident"),
+            (facts["temperature"] > 0.9 * HOTTEST, "at the best temperature, all classes are about as probable"),
         ],
     )
 

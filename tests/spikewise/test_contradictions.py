@@ -76,6 +76,7 @@ CONTRADICTIONS = [
     ("overconfidence", NO_STEP_NEEDED),
     ("overconfidence", {"accuracy": 0.6}),
     ("overconfidence", {"temperature": 1.0}),
+    ("overconfidence", {"temperature": 20.0}),
     ("overfitting", NO_STEP_NEEDED),
     ("overfitting", {"training": {"train_rise": 0.39}}),
 ]

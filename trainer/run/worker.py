@@ -216,6 +216,7 @@ class _Worker:
         step = self.replay.step if self.replay else None
         if step == 0:  # a replay from the initial weights
             return
+        self.fence.pause()  # claiming writes, and building the network took a while
         try:
             found = resume(
                 self.checkpoints, self.learner, self.diagnostician, chief=self.chief, broadcast=broadcast_from_rank_zero, step=step

@@ -11,7 +11,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -160,13 +160,14 @@ class S3Store(Store):
         else:
             code = response[1].get("Error", {}).get("Code")
             transient = s3_errors.may_pass(response[1]["ResponseMetadata"]["HTTPStatusCode"], code, operation)
-        return self._delay(attempts) if transient else None
+        return self._delay(attempts, response[1] if response else {}) if transient else None
 
-    def _delay(self, attempts: int) -> float:
-        """Counts a retry; returns the seconds to wait before it."""
+    def _delay(self, attempts: int, answer: Mapping[str, Any]) -> float:
+        """Counts a retry; returns the seconds to wait before it: longer if the failed request's `answer` asks for that."""
         with self._counts.lock:
             self._counts.retries += 1
-        return min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (attempts - 1)) * random.uniform(0.5, 1)
+        delay = _FIRST_DELAY * 2 ** (attempts - 1) * random.uniform(0.5, 1)
+        return min(_LONGEST_DELAY, max(delay, s3_errors.retry_after(answer)))
 
     def list(self, prefix: str = "") -> Iterator[Object]:
         with self._explained(prefix + "*"):
@@ -261,7 +262,7 @@ class S3Store(Store):
                     error.response["ResponseMetadata"]["RetryAttempts"] = attempts - 1
                 if attempts == self._s3.max_attempts or not s3_errors.is_transient(error):
                     raise
-                time.sleep(self._delay(attempts))
+                time.sleep(self._delay(attempts, error.response if isinstance(error, ClientError) else {}))
         raise AssertionError
 
     def _receive(self, body: Any, length: int, file: BinaryIO) -> None:

@@ -1,6 +1,7 @@
 """What failed requests to S3 mean: whether a retry may help, and the line that the user reads."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from botocore.exceptions import (
@@ -90,6 +91,13 @@ def may_pass(number: int, code: str | None, operation: str) -> bool:
     # Every error response except those to HEAD has a body. Without one, the response was cut off.
     cut_off = code == str(number) and not operation.startswith("Head")
     return number in TRANSIENT or code in TRANSIENT_CODES or cut_off
+
+
+def retry_after(answer: Mapping[str, Any]) -> float:
+    """The seconds that a response asks a client to wait before the next attempt (RFC 9110, 10.2.3); 0 if it does not say so, or
+    gives a date."""
+    said = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
+    return float(said) if re.fullmatch(r"\d{1,9}", said) else 0.0
 
 
 def check_answer(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:

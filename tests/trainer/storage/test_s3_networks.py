@@ -11,6 +11,7 @@ import socketserver
 import ssl
 import subprocess
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import pytest
 
 from jobs.demo.s3_server import S3Server, without_proxy
 from trainer.config import S3
-from trainer.storage import Archived, StoreError, open_store, s3
+from trainer.storage import Archived, StoreError, open_store, s3, s3_errors
 from trainer.storage.store import PART
 
 OPERATIONS: dict[str, Callable[[Any, Path], Any]] = {
@@ -229,6 +230,22 @@ def test_one_portal_page_is_asked_again():
         store = opened(url, max_attempts=2)
         assert [entry.key for entry in store.list()] == ["a"]
         assert store.retries == 1
+
+
+@pytest.mark.parametrize("call", [lambda store: store.get("key"), lambda store: store.put("key", b"")], ids=["get", "put"])
+def test_a_server_says_when_to_come_back(call):
+    """An overloaded server would be asked again at once, until all attempts are spent."""
+    answers = [(503, ERROR.format("SlowDown", "").encode(), {"Retry-After": "1"}), (200, b"", {})]
+    with server(lambda *_: answers.pop(0)) as url:
+        began = time.monotonic()
+        call(opened(url, max_attempts=2))
+    assert time.monotonic() - began >= 1  # without the header, at most 0.5 s
+
+
+@pytest.mark.parametrize("said", ["", "soon", "-1", "1.5", "Fri, 31 Dec 2027 23:59:59 GMT", "9" * 400])
+def test_an_odd_request_to_come_back_is_ignored(said):
+    """A header that is not a number would end the job with a traceback, or a huge one would stop it for years."""
+    assert s3_errors.retry_after({"ResponseMetadata": {"HTTPHeaders": {"retry-after": said}}}) == 0
 
 
 def _page(keys: str, more: bytes = b"") -> bytes:

@@ -13,6 +13,7 @@ from trainer.config import Augmentation, Data, Diagnosis, Model, Optimizer, Sett
 from trainer.model.module import find
 
 DIAGNOSIS = Path("docs/diagnosis.md").read_text(encoding="utf-8")
+CALLBACK = Path("docs/callback.md").read_text(encoding="utf-8")
 SETUP = """
 norm = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
 x_validation, y_validation, names = x[1200:], y[1200:], [str(i) for i in range(597)]
@@ -25,7 +26,7 @@ losses_now = each()
 
 
 def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DIAGNOSIS, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", CALLBACK, re.DOTALL)
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -37,7 +38,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 @pytest.mark.integration
-def test_the_examples_of_the_diagnosis_run_and_print_what_is_shown():
+def test_the_examples_of_the_callback_run_and_print_what_is_shown():
     """These examples are the first thing a user copies."""
     whole, comparison = _blocks("python")
     script = "\n".join([whole, "print('----')", SETUP, comparison])

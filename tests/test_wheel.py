@@ -96,7 +96,7 @@ def test_nothing_else_of_this_repository_is_importable(python: Path, folder: Pat
 
 def test_the_example_of_the_documentation_runs(python: Path, folder: Path) -> None:
     """The first thing a user copies must work in their own project, whatever their files are called."""
-    document = (ROOT / "docs" / "diagnosis.md").read_text(encoding="utf-8")
+    document = (ROOT / "docs" / "callback.md").read_text(encoding="utf-8")
     example = re.findall(r"```python\n(.*?)```", document, re.DOTALL)[0]
     (folder / "example.py").write_text(example)
     printed = _run(python, "example.py", cwd=folder)

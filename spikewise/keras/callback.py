@@ -4,8 +4,8 @@
     model.fit(x, y, epochs=100, callbacks=[spikes])
     print(spikes.summary)
 
-docs/diagnosis.md explains the causes. This module is the public interface; fit.py does the work. It does not import TensorFlow, so
-that the constructor can refuse another Keras backend first.
+docs/callback.md is the manual, docs/diagnosis.md explains the causes. This module is the public interface; fit.py does the work. It
+does not import TensorFlow, so that the constructor can refuse another Keras backend first.
 """
 
 import os

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spikewise import batches, causes, outputs, probes
+from spikewise import causes, outputs, probes
 from spikewise import steps as analysis
 from spikewise.curve import BUDGET, Parts
 from spikewise.detect import Detector, Update, course, overfitting
+from spikewise.examine import about_steps, probe
 from spikewise.findings import Findings
 from spikewise.measure import Composition
 from spikewise.moments import Counterfactuals, batch_moments
@@ -30,7 +31,6 @@ from spikewise.records import (
     Event,
     Hyperparameters,
     Overfitting,
-    Probe,
     Spike,
     Training,
     diagnosis_from,
@@ -380,10 +380,11 @@ class Diagnostician:
         )
         if before.weights is not None and self.detector.ordinary[-1] == spike.epoch - 1:
             scene.path = [(0, before.weights), *self._path]
-        found = self._probe(scene, events)
+        found = probe(scene, events)
         training = case.training
         if np.isfinite(spike.loss):
-            training = self._training(scene, events)
+            adam = bool(np.isfinite(beta_2))
+            training = about_steps(scene, events, known=len(self._earlier) > 0, adam=adam)
             rise = float(np.mean(sample)) - before.sample if len(sample) else np.nan
             paired = before.each is not None and before.each.shape == sample.shape
             error = float(np.std(sample - before.each) / np.sqrt(len(sample))) if paired and len(sample) else np.nan
@@ -416,57 +417,6 @@ class Diagnostician:
             "usual_batch_loss": float(np.median(earlier["loss"])) if len(earlier) else np.nan,
             "lost": analysis.lost(steps, earlier, self._guess),
         }
-
-    def _training(self, scene: Scene, events: Sequence[Event]) -> Training:
-        """What was unusual about the steps of the epoch."""
-        if not len(scene.steps) or not len(scene.earlier):
-            return Training()
-        lengths, norms, known = scene.lengths, scene.earlier["gradient_norm"], len(self._earlier) > 0
-        trainable = [i for i in range(len(scene.now)) if i not in set(self.network.statistics)]
-        weights = sum(scene.now[i].size for i in trainable)
-        strides, usual = (analysis.strides(values, weights) for values in (scene.steps, scene.earlier))
-        adam = bool(np.isfinite(self._hyperparameters.beta_2))
-        return Training(
-            length=float(lengths.max()),
-            length_at=int(lengths.argmax()),
-            raised=float(analysis.raised(scene.steps["learning_rate"], scene.rate_before)[lengths.argmax()]),
-            length_after=tuple(float(lengths[event.step :].max(initial=1.0)) if known else np.nan for event in events),
-            jumps=tuple(analysis.jump(scene.path, event.step, self.network.statistics) for event in events),
-            astray=analysis.astray(scene.steps, scene.earlier),
-            gradient=analysis.gradient_ratio(scene.steps[: len(scene.steps) // 2 + 1], scene.earlier),
-            ordinary_gradient=float(np.quantile(norms, 0.95)) if np.ptp(norms) else np.nan,  # all equal: they are unknown
-            straightness=analysis.straightness(scene.path, trainable),
-            foreign=analysis.foreign(scene.path, scene.steps, trainable),
-            stride=float(strides.max()) if adam else np.nan,
-            usual_stride=float(np.median(usual)) if adam else np.nan,
-            stride_at=int(strides.argmax()),
-        )
-
-    def _probe(self, scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:
-        """The results of all probes that are possible, by name."""
-        found: list[Probe | None] = [probes.few_examples(scene.spike, scene.losses, scene.reference_losses)]
-        if scene.reference and scene.path and not np.isfinite(scene.spike.loss):
-            with self.network.untouched():
-                found.append(outputs.precision(scene))
-        if scene.reference and scene.path and np.isfinite(scene.spike.loss):
-            with self.network.untouched():
-                found += probes.evaluation(scene)
-                where = probes.path(scene)
-                found += [probes.before_event(scene, event) for event in events[:1]]
-                found += [
-                    where,
-                    probes.statistics(scene),
-                    *probes.momentum(scene),
-                    probes.variance_shift(scene),
-                    probes.line(scene),
-                    probes.averaged(scene),
-                    outputs.precision(scene),
-                    outputs.temperature(scene),
-                    batches.training_data(scene),
-                ]
-                first, last = (where.facts["first"], where.facts["last"]) if where else (0, len(scene.steps))
-                found.append(batches.bad_batches(scene, first, last))
-        return {probe.name: probe for probe in found if probe is not None}
 
 
 def _guessing(labels: np.ndarray | None) -> float:

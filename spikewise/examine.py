@@ -1,0 +1,68 @@
+"""What is measured at a spike: all probes that the scene allows, and what was unusual about the epoch's steps.
+
+Shapes: as in probes.py.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spikewise import batches, outputs, probes
+from spikewise import steps as analysis
+from spikewise.probes import Scene
+from spikewise.records import Event, Probe, Training
+
+
+def probe(scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:
+    """The results of all probes that are possible, by name. Leaves the network unchanged."""
+    found: list[Probe | None] = [probes.few_examples(scene.spike, scene.losses, scene.reference_losses)]
+    if scene.reference and scene.path:
+        with scene.network.untouched():
+            found += _finite(scene, events) if np.isfinite(scene.spike.loss) else [outputs.precision(scene)]
+    return {one.name: one for one in found if one is not None}
+
+
+def _finite(scene: Scene, events: Sequence[Event]) -> list[Probe | None]:
+    """The probes that compare a finite loss with that of the epoch before."""
+    found: list[Probe | None] = [*probes.evaluation(scene)]
+    where = probes.path(scene)
+    found += [probes.before_event(scene, event) for event in events[:1]]
+    found += [
+        where,
+        probes.statistics(scene),
+        *probes.momentum(scene),
+        probes.variance_shift(scene),
+        probes.line(scene),
+        probes.averaged(scene),
+        outputs.precision(scene),
+        outputs.temperature(scene),
+        batches.training_data(scene),
+    ]
+    first, last = (where.facts["first"], where.facts["last"]) if where else (0, len(scene.steps))
+    return [*found, batches.bad_batches(scene, first, last)]
+
+
+def about_steps(scene: Scene, events: Sequence[Event], *, known: bool, adam: bool) -> Training:
+    """What was unusual about the steps of the epoch. `known`: whether the scene's earlier steps are those of ordinary epochs.
+    `adam`: whether the optimizer divides by second moments, as Adam does."""
+    if not len(scene.steps) or not len(scene.earlier):
+        return Training()
+    lengths, norms = scene.lengths, scene.earlier["gradient_norm"]
+    trainable = [i for i in range(len(scene.now)) if i not in set(scene.network.statistics)]
+    weights = sum(scene.now[i].size for i in trainable)
+    strides, usual = (analysis.strides(values, weights) for values in (scene.steps, scene.earlier))
+    return Training(
+        length=float(lengths.max()),
+        length_at=int(lengths.argmax()),
+        raised=float(analysis.raised(scene.steps["learning_rate"], scene.rate_before)[lengths.argmax()]),
+        length_after=tuple(float(lengths[event.step :].max(initial=1.0)) if known else np.nan for event in events),
+        jumps=tuple(analysis.jump(scene.path, event.step, scene.network.statistics) for event in events),
+        astray=analysis.astray(scene.steps, scene.earlier),
+        gradient=analysis.gradient_ratio(scene.steps[: len(scene.steps) // 2 + 1], scene.earlier),
+        ordinary_gradient=float(np.quantile(norms, 0.95)) if np.ptp(norms) else np.nan,  # all equal: they are unknown
+        straightness=analysis.straightness(scene.path, trainable),
+        foreign=analysis.foreign(scene.path, scene.steps, trainable),
+        stride=float(strides.max()) if adam else np.nan,
+        usual_stride=float(np.median(usual)) if adam else np.nan,
+        stride_at=int(strides.argmax()),
+    )

@@ -42,6 +42,9 @@ def score(results: Iterable[Result]) -> dict[str, Any]:
         "detected": {
             **{name: fraction([r for r in injected if r["strength"] == i], _found) for i, name in enumerate(STRENGTHS)},
             "strong_by_injection": by([r for r in injected if r["strength"] == 2], "name", _found),
+            "rise_of_at_least": {
+                f"{least:.0%}": fraction([r for r in injected if _raised(r) >= least], _found) for least in (0.1, 0.25, 0.5, 1.0)
+            },
         },
         "confusion": _confusion(detected),
         "healthy": {
@@ -67,6 +70,16 @@ def _right(result: Result) -> bool:
 
 def _found(result: Result) -> bool:
     return result["detected"]
+
+
+def _raised(result: Result) -> float:
+    """By which fraction an injection raised the loss: above the expected loss if it was detected, otherwise the largest rise above
+    the median of the three epochs before, in the last eight epochs."""
+    if result["detected"]:
+        spike = result["diagnosis"]["spike"]
+        return float("inf") if spike["rise"] is None else float(spike["rise"] / spike["baseline"])
+    losses = result["losses"]
+    return max(float(losses[i] / np.median(losses[i - 3 : i]) - 1) for i in range(3, len(losses)))
 
 
 def _alarmed(result: Result) -> bool:

@@ -14,6 +14,7 @@ from spikewise import causes
 def _injected(cause: str, verdict: str | None, strength: int = 0) -> dict:
     found = {"detected": verdict is not None, "verdict": verdict, "causes": [verdict, "unexplained"]}
     about = {"kind": "injection", "name": f"some {cause}", "cause": cause, "strength": strength, "data": "x", "architecture": "y"}
+    about |= {"losses": [0.5] * 7 + [0.6]} if verdict is None else {"diagnosis": {"spike": {"rise": 0.2, "baseline": 0.5}}}
     return {**about, **found, "seconds": 2.0, "epoch_seconds": 1.0}
 
 
@@ -42,6 +43,8 @@ def test_an_undetected_spike_counts_as_missed_not_as_wrong():
     scores = scoring.score(results)
     assert scores["verdict_right"]["all"]["of"] == 1
     assert scores["detected"]["strong"]["fraction"] == 0.5
+    by_rise = scores["detected"]["rise_of_at_least"]  # 20 % and missed, 40 % and detected
+    assert [by_rise[least] and by_rise[least]["of"] for least in ("10%", "25%", "50%")] == [2, 1, None]
     assert scores["confusion"] == {"overshoot": {"overshoot": 1}}
 
 

@@ -8,19 +8,27 @@
 
 `explain` does the same for two sets of losses, as does `python -m spikewise` on the command line. docs/diagnosis.md describes
 causes and probes. Names are imported on first use: `import spikewise` needs and loads only NumPy; SpikeDiagnosis needs Keras on
-TensorFlow (`pip install 'spikewise[keras]'`).
+TensorFlow.
 
 The modules, from bottom to top:
 
+errors     UserError
 records    the values: Spike, Probe, Cause, Diagnosis, ...
 forecast   what earlier epochs predict, and how far above it is a spike
 detect     per-example losses of each epoch in, spikes out
 steps      what was unusual about the training in an epoch
-probes     counterfactuals: evaluate the validation set again with one condition changed
+moments    BatchNormalization's statistics under another momentum
+probes     counterfactuals: evaluate the validation set again with one condition changed; further ones in outputs and batches
+examine    makes all probes of a spike
 suspects   the individual images behind a rise
+advice     what remedies suggest
 causes     what probes and steps found -> ranked causes with evidence and remedy, one module per cause
+curve      the validation loss as a sum of parts
+standing   parts that stay high
+measure    measures the parts within a budget
+findings   everything that was found in a run
 diagnose   the Diagnostician, which joins all of this for one run
-describe   diagnoses as text
+describe   diagnoses as text; describe_curve does the same for the curve
 proof      the verdict on a remedy that was tried
 keras      the callback, and the adapters to Keras
 compare    explain
@@ -80,7 +88,7 @@ def __getattr__(name: str) -> Any:
             raise
         raise ImportError(
             f"spikewise.{name} needs Keras and TensorFlow, and {error.name} is not installed. "
-            "Fix: run pip install 'spikewise[keras]'."
+            "Fix: run pip install keras tensorflow."
         ) from None
     globals()[name] = value
     return value

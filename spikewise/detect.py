@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spikewise.errors import UserError
-from spikewise.forecast import PRIOR, SMALLEST_FRACTION, SMALLEST_RISE, forecast, line, threshold
+from spikewise.forecast import FLOOR, PRIOR, SMALLEST_FRACTION, SMALLEST_RISE, forecast, line, threshold
 from spikewise.records import Course, Outcome, Overfitting, Restless, Rise, Spike
 
 BACK = 3.0
@@ -48,7 +48,10 @@ class Resampler:
     def __init__(self, images: int, groups: Sequence[Hashable] | None = None, resamples: int = RESAMPLES) -> None:
         """`groups` [n]: images of the same group are drawn together; images whose group is None or "" are drawn on their own."""
         numbers: dict[tuple[Hashable, int], int] = {}
-        keys = [(g, i if g in (None, "") else -1) for i, g in enumerate(groups or [None] * images)]
+        keys = [
+            (g, i if g in (None, "") else -1)
+            for i, g in enumerate(groups if groups is not None and len(groups) else [None] * images)
+        ]
         self._members = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
         self.groups = count = len(numbers)
         self._names = [name for name, _ in numbers]
@@ -192,8 +195,8 @@ class Detector:
         steps = np.diff(self.means[-3:-1])
         highest = np.max(since[np.isfinite(since)], initial=np.fmax(expected, 0))
         level = float(highest + np.max(steps[np.isfinite(steps)], initial=0))
-        relative = first.scale / first.baseline if first.baseline > 0 else PRIOR
-        return level, relative * level
+        relative = first.scale / (first.baseline + FLOOR) if np.isfinite(first.baseline) else PRIOR
+        return level, relative * (level + FLOOR)
 
     def _judge(self, losses: np.ndarray, expected: float, scale: float, *, asked: bool = False) -> Spike | None:
         """The newest epoch as a spike, if it lies far enough above the `expected` loss; above it at all if `asked`."""
@@ -288,7 +291,7 @@ def overfitting(epochs: Sequence[int], validation: np.ndarray, training: np.ndar
     climb, level = line(x[best:], validation[best:])
     falls, _ = line(x[best:], training[best:])
     _, noise_scale = forecast(x, validation, int(x[-1]) + 1)
-    if level - smooth[best] < max(SMALLEST_FRACTION * smooth[best], 3 * noise_scale) or climb <= 0 or falls >= 0:
+    if level - smooth[best] < max(SMALLEST_FRACTION * smooth[best], 3 * noise_scale) or climb <= 0 or not falls < 0:
         return None
     gap = float(np.median(validation[-3:]) - np.median(training[-3:]))
     return Overfitting(epoch=int(x[best]), loss=float(validation[best]), climb=float(climb), gap=gap)

@@ -64,7 +64,7 @@ class _Epoch:
     moments: np.ndarray | None = None
     """[m], of all its batches together; None if they are unknown."""
     each: np.ndarray | None = None
-    """[m], losses of the sampled training images; None after a resume."""
+    """[m], losses of the sampled training images; None if they are unknown."""
     loss_scale: float = np.nan
 
 
@@ -93,6 +93,7 @@ class Diagnostician:
         groups: Sequence[Hashable] | None = None,
         keys: Sequence[str] | None = None,
         labels: np.ndarray | None = None,
+        cross_entropy: bool = True,
         momentum: float = np.nan,
         dropout: float = np.nan,
         validation_fraction: float = np.nan,
@@ -101,7 +102,8 @@ class Diagnostician:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """`batch_size`: images of a global batch. `groups`, `keys`, `labels` [n]: source, name and class number of each validation
-        image. `momentum`, `dropout`, `validation_fraction`, `settings`: as in records.Hyperparameters, for the remedies.
+        image. `cross_entropy`: whether the loss is that of the labels; otherwise the loss of guessing is unknown.
+        `momentum`, `dropout`, `validation_fraction`, `settings`: as in records.Hyperparameters, for the remedies.
         `sensitivity`: as for Detector. `budget`: fraction of the training time that measuring the parts of the loss may take."""
         self.network = network
         self.detector = Detector(groups, sensitivity=sensitivity)
@@ -120,7 +122,7 @@ class Diagnostician:
         self.case: Case | None = None
         """What was known about the last spike; for benchmarks, which judge it again by other rules."""
         self._keys = keys
-        self._guess = _guessing(labels)
+        self._guess = _guessing(labels if cross_entropy else None)
         self._samples: list[float] = []
         self._before: list[_Epoch] = []
         self._path: list[tuple[int, Weights]] = []
@@ -239,17 +241,18 @@ class Diagnostician:
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The state as JSON types and plain float arrays, without weights. A resumed run that restores both continues as an
-        undisturbed one would."""
+        undisturbed one would, except that a spike in its first epoch has no probe of averaged weights."""
         facts, recent = self.detector.state()
         arrays = {"recent": recent}
         for number, before in enumerate(self._before):
             arrays |= {f"{number}/losses": before.losses.astype(np.float32), f"{number}/steps": analysis.as_array(before.steps)}
-            if before.moments is not None:
-                arrays[f"{number}/moments"] = before.moments
+            more = {"moments": before.moments, "each": before.each}
+            arrays |= {f"{number}/{name}": values for name, values in more.items() if values is not None}
         kept = {
             "detector": facts,
             "samples": self._samples,
             "before": [before.sample for before in self._before],
+            "loss_scales": [before.loss_scale if np.isfinite(before.loss_scale) else None for before in self._before],
             "recent": [event.as_dict() for event in self._recent],
             "rate_before": self._rate_before if np.isfinite(self._rate_before) else None,
             "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses],
@@ -272,12 +275,15 @@ class Diagnostician:
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
         self.composition.restore(facts["composition"])
         self._counterfactuals.restore(facts["followed"], arrays["counterfactuals"])
+        scales = dict(enumerate(facts.get("loss_scales", ())))
         self._before = [
             _Epoch(
                 arrays[f"{number}/losses"].astype(float),
                 sample,
                 analysis.from_array(arrays[f"{number}/steps"]),
                 moments=arrays.get(f"{number}/moments"),
+                each=arrays.get(f"{number}/each"),
+                loss_scale=np.nan if (scale := scales.get(number)) is None else scale,
             )
             for number, sample in enumerate(facts["before"])
         ]
@@ -374,7 +380,7 @@ class Diagnostician:
             trace=trace,
             alternatives=(self._counterfactuals.now, before.alternatives),
             followed=self._counterfactuals.steps,
-            usual=before.moments,
+            usual=before.moments if before.moments is not None and len(before.moments) == len(self.network.kept) else None,
             sampled=before.sample,
             labels=self._labels,
         )

@@ -14,7 +14,10 @@ from spikewise.records import Event, Probe, Training
 
 
 def probe(scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:
-    """The results of all probes that are possible, by name. Leaves the network unchanged."""
+    """The results of all probes that are possible, by name. Leaves the network unchanged. Without a rise since the reference epoch
+    there are none: an epoch that was asked for may lie above the trend, but not above the epoch before it."""
+    if scene.rise.mean() <= 0:
+        return {}
     found: list[Probe | None] = [probes.few_examples(scene.spike, scene.losses, scene.reference_losses)]
     if scene.reference and scene.path:
         with scene.network.untouched():
@@ -26,7 +29,8 @@ def _finite(scene: Scene, events: Sequence[Event]) -> list[Probe | None]:
     """The probes that compare a finite loss with that of the epoch before."""
     found: list[Probe | None] = [*probes.evaluation(scene)]
     where = probes.path(scene)
-    found += [probes.before_event(scene, event) for event in events[:1]]
+    first = sorted(events, key=lambda event: not (event.raises_rate and event.epoch == scene.spike.epoch))[:1]
+    found += [probes.before_event(scene, event) for event in first]
     found += [
         where,
         probes.statistics(scene),
@@ -38,8 +42,8 @@ def _finite(scene: Scene, events: Sequence[Event]) -> list[Probe | None]:
         outputs.temperature(scene),
         batches.training_data(scene),
     ]
-    first, last = (where.facts["first"], where.facts["last"]) if where else (0, len(scene.steps))
-    return [*found, batches.bad_batches(scene, first, last)]
+    begin, end = (where.facts["first"], where.facts["last"]) if where else (0, len(scene.steps))
+    return [*found, batches.bad_batches(scene, begin, end)]
 
 
 def about_steps(scene: Scene, events: Sequence[Event], *, known: bool, adam: bool) -> Training:

@@ -137,7 +137,7 @@ def unseen(network: Network, path: Path, batch_size: int, sizes: Sizes) -> Unsee
     (step, weights), (steps, _) = path[-2:]
     network.assign(_clean(network, weights, spread(0, step, sizes.statistics // batch_size)))
     _, validation = network.evaluate_part(sizes.losses)
-    training = np.concatenate([network.batch_losses(i) for i in spread(step, steps, sizes.losses // batch_size)])
+    training = np.concatenate([probes.unweighted_losses(network, i) for i in spread(step, steps, sizes.losses // batch_size)])
     error = float(np.hypot(*(np.std(values) / np.sqrt(len(values)) for values in (validation, training))))
     return Unseen(step, float(np.mean(training)), float(np.mean(validation)), error, _ranks(validation, training))
 

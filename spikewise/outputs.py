@@ -81,9 +81,9 @@ def temperature(scene: Scene) -> Probe | None:
     network.assign(scene.reference)
     before = np.asarray(network.probabilities(), float)
     logs = [np.log(np.maximum(np.asarray(values, float), SMALLEST)) for values in (before, now)]
-    rows, numbers = np.arange(len(labels)), np.asarray(labels, int)
-    for values, losses in zip(logs, (scene.reference_losses, scene.losses), strict=True):
-        if abs(-values[rows, numbers].mean() - losses.mean()) > SAME * losses.mean():
+    numbers = np.asarray(labels, int)
+    for values, losses in ((before, scene.reference_losses), (now, scene.losses)):
+        if not are_cross_entropies(losses, cross_entropies(values, numbers)):
             return None
     (cooled_before, t_before), (cooled, t) = (cross_fitted(values, numbers) for values in logs)
     right_before, right = (values.argmax(1) == numbers for values in logs)
@@ -100,6 +100,17 @@ def temperature(scene: Scene) -> Probe | None:
         accuracy_before=float(right_before.mean()),
         accuracy_error=1.64 * error,
     )
+
+
+def cross_entropies(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cross-entropy [n] in nats of probabilities [n, K] and class numbers [n]."""
+    return np.asarray(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels].astype(float), SMALLEST)))
+
+
+def are_cross_entropies(losses: np.ndarray, entropies: np.ndarray) -> bool:
+    """Whether the losses [n] are, on average, these cross-entropies [n]: no other loss, no weights and no penalty. Only then does
+    the loss of guessing the class frequencies mean anything."""
+    return bool(abs(np.mean(entropies) - np.mean(losses)) <= SAME * np.mean(losses))
 
 
 def cross_fitted(logs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:

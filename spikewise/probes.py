@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -37,9 +37,9 @@ TITLES = {
     "path": "within the steepest stretch of steps",
     "before_event": "with the weights from before the event",
     "statistics": "BatchNorm statistics re-estimated",
+    "variance_shift": "without dropout's effect on the statistics",
     "lower_momentum": "with a lower momentum of BatchNorm",
     "higher_momentum": "with a higher momentum of BatchNorm",
-    "variance_shift": "without dropout's effect on the statistics",
     "line": "with steps of the usual length",
     "averaged": "weights averaged over the epoch",
     "bad_batches": "without the batches that stand out",
@@ -96,6 +96,19 @@ class Network(Protocol):
 
     def batch_losses(self, batch: int) -> np.ndarray:
         """Losses [b] of one of the epoch's batches in inference mode, with the images as they were trained on."""
+
+
+@runtime_checkable
+class WeighsTraining(Protocol):
+    """What a network may offer in addition if its training loss has weights that its validation loss lacks."""
+
+    def unweighted_losses(self, batch: int) -> np.ndarray:
+        """As `batch_losses`, but computed as those of validation images are."""
+
+
+def unweighted_losses(network: Network, batch: int) -> np.ndarray:
+    """Losses [b] of one of the epoch's batches in inference mode, which compare with those of validation images."""
+    return network.unweighted_losses(batch) if isinstance(network, WeighsTraining) else network.batch_losses(batch)
 
 
 @dataclass
@@ -227,7 +240,7 @@ def training_loss(network: Network, steps: int, batch_size: int) -> float:
     the network keeps."""
     some, others = halves(steps, batch_size)
     network.assign(reestimated(network, network.weights(), some))
-    return float(np.mean([network.batch_losses(number).mean() for number in others]))
+    return float(np.mean([unweighted_losses(network, number).mean() for number in others]))
 
 
 def strange(moments: list[np.ndarray]) -> np.ndarray:

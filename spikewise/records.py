@@ -16,6 +16,8 @@ Look = Literal["mislabelled", "damaged"]
 """What a single image appears to be. "mislabelled": the network is sure of another class; "damaged": the image is no longer what
 it was an epoch before."""
 
+RAISED = 1.2
+"""A learning rate counts as raised above this multiple of the earlier one."""
 STEP = np.dtype([(name, np.float64) for name in ("loss", "gradient_norm", "update_norm", "learning_rate")])
 """One training step: the batch's mean loss in training mode before the update, the L2 norm of its gradient, the L2 norm of the
 change of the trainable weights, and the optimizer's learning rate at that step (1 in all steps if it is unknown). Functions that
@@ -138,6 +140,11 @@ class Event:
     after: float | None = None
     detail: str | None = None
     """What exactly changed, as a phrase: "8 more variables train, BatchNormalization among them"."""
+
+    @property
+    def raises_rate(self) -> bool:
+        """Whether it certainly raised the learning rate."""
+        return bool(self.kind == "learning_rate" and self.before and self.after and self.after > RAISED * self.before)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

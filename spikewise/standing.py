@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spikewise import advice
 from spikewise.curve import Parts
 from spikewise.records import Hyperparameters
 
@@ -24,8 +25,6 @@ LEARNED = 0.9
 """Training images whose loss is above this fraction of that of guessing have not been learned."""
 EARLY = 5
 """Epochs in which a network need not have learned anything."""
-WARMUP, SHIFT, PATIENCE = 3, 4, 10
-"""Values that remedies suggest: epochs of warm-up, pixels, epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ def say(name: str, parts: Parts, now: Hyperparameters, guess: float, tried: Trie
     if name == "wandering":
         return _wandering(parts, now, guess)
     if name == "generalization":
-        return _generalization(parts, guess)
+        return _generalization(parts, now, guess)
     if name == "fit":
         return _fit(parts, now, guess)
     assert unseen is not None
@@ -177,22 +176,25 @@ def _statistics(parts: Parts, tried: Tried, now: Hyperparameters, guess: float) 
 
 
 def _wandering(parts: Parts, now: Hyperparameters, guess: float) -> Text:
-    decay = f"{1 - float(f'{np.clip(1 / now.steps, 1e-4, 0.1):.0e}'):g}" if now.steps else None
-    half = f"{now.learning_rate / 2:.2g}" if np.isfinite(now.learning_rate) else None
+    averages, half = advice.averages(now), advice.half_rate(now)
+    decay = None if averages else advice.decay(now)
+    average = "" if averages else f"average the weights over about an epoch{f' (a decay of {decay})' if decay else ''}, or "
     return Text(
         f"In epoch {parts.epoch} it adds {parts.wandering:.3f} to {_loss(parts, guess)}.",
         "Measured with weights averaged over the epoch.",
-        f"average the weights over about an epoch{f' (a decay of {decay})' if decay else ''}, or halve the learning rate.",
+        f"{average}halve the learning rate{f' to {half}' if half else ''}.",
         (*((f"optimizer.ema={decay}",) if decay else ()), *((f"optimizer.learning_rate={half}",) if half else ())),
     )
 
 
-def _generalization(parts: Parts, guess: float) -> Text:
+def _generalization(parts: Parts, now: Hyperparameters, guess: float) -> Text:
+    ways = [] if advice.stops(now) else [f"keep the best epoch and stop {advice.PATIENCE} epochs after it"]
+    ways += [] if advice.shifts(now) else ["shift the training images at random"]
     return Text(
         f"In epoch {parts.epoch}, {parts.generalization:.3f} of {_loss(parts, guess)} does not carry over from training images.",
         f"Their loss under the same conditions is {parts.fit:.3f}.",
-        f"keep the best epoch and stop {PATIENCE} epochs after it, shift the training images at random, or add training images.",
-        (f"training.keep=best training.early_stopping={PATIENCE}", f"augmentation.shift={SHIFT}"),
+        f"{', '.join([*ways, 'or add training images']) if ways else 'add training images'}.",
+        (*(() if advice.stops(now) else (advice.STOP,)), *(() if advice.shifts(now) else (advice.MOVE,))),
     )
 
 
@@ -202,7 +204,7 @@ def _fit(parts: Parts, now: Hyperparameters, guess: float) -> Text:
         f"After {parts.epoch} epochs the loss of training images is {parts.fit:.3f}; guessing costs {guess:.3f}.",
         "Measured in inference mode with averaged weights and clean statistics.",
         "check that labels belong to their images; then train longer, or raise the learning rate with a warm-up.",
-        (f"optimizer.learning_rate={faster} optimizer.warmup_epochs={WARMUP}",) if faster else (),
+        (f"optimizer.learning_rate={faster} optimizer.warmup_epochs={advice.WARMUP}",) if faster else (),
     )
 
 

@@ -13,6 +13,7 @@ To add a cause, write a module like those beside this one, put its CAUSE into PR
 docs/diagnosis.md (a test compares the table with PRECEDENCE).
 """
 
+from spikewise.advice import is_set
 from spikewise.causes import (
     bad_batch,
     batchnorm_lag,
@@ -34,7 +35,7 @@ from spikewise.causes import (
     unexplained,
     variance_shift,
 )
-from spikewise.causes.kind import CauseKind, Claim, is_set
+from spikewise.causes.kind import CauseKind, Claim
 from spikewise.records import Case, Cause
 from spikewise.suspects import HALF
 
@@ -82,9 +83,10 @@ def attribute(case: Case) -> tuple[Cause, ...]:
     ranked = {first.name: (first, verdict)}
     if verdict.event is not None and verdict.event.kind == "loss":
         claims = []  # every probe compares losses of two functions
-    for kind, claim in sorted(claims, key=lambda pair: -pair[1].fraction):
+    for kind, claim in sorted(claims, key=lambda pair: (-pair[1].fraction, not pair[1].decides)):
         if claim.fraction >= LISTED and claim.listed:
             ranked.setdefault(kind.name, (kind, claim))
+    now = case.hyperparameters
     return tuple(
         Cause(
             kind.name,
@@ -95,9 +97,7 @@ def attribute(case: Case) -> tuple[Cause, ...]:
             remedy=kind.remedy(case, claim),
             event=claim.event.kind if claim.event else None,
             short_remedy=kind.short_remedy(case, claim) if kind.short_remedy else None,
-            settings=tuple(
-                line for line in kind.settings(case, claim) if not all(is_set(case, setting) for setting in line.split())
-            ),
+            settings=tuple(line for line in kind.settings(case, claim) if not all(is_set(now, one) for one in line.split())),
         )
         for kind, claim in ranked.values()
     )

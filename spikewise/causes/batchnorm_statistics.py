@@ -8,7 +8,8 @@ the momentum's effect tells them apart.
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, is_set, no_step_needed, percent, too_high
+from spikewise.advice import is_set
+from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed, percent, too_high
 from spikewise.records import Case, Hyperparameters, Probe
 from spikewise.suspects import HALF
 
@@ -56,11 +57,10 @@ def _rule(case: Case) -> Claim | None:
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
-    rise = case.spike.rise if case.training.validation_rise is None else case.training.validation_rise
     tested = [_tested(name, probe) for name, probe in _measured(case).items()]
     evidence = (
-        f"With the moving statistics as they are, the loss went from {case.spike.loss - rise:.3f} to {case.spike.loss:.3f}; with "
-        f"the same weights, {_joined(tested)}."
+        f"With the moving statistics as they are, the loss went from {case.spike.loss - case.rise:.3f} to {case.spike.loss:.3f}; "
+        f"with the same weights, {_joined(tested)}."
     )
     if which(case) == "shock" and (mover := _mover(case)):
         step, units = mover
@@ -113,7 +113,7 @@ def _options(case: Case) -> list[tuple[float, str]]:
     ]
     if "statistics" in case.probes:
         found.append((case.probes["statistics"].facts["now"], "model.statistics=precise"))
-    return sorted(option for option in found if not is_set(case, option[1]))
+    return sorted(option for option in found if not is_set(case.hyperparameters, option[1]))
 
 
 def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-import numpy as np
-
+from spikewise import advice
 from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed, percent, too_high
 from spikewise.records import Case
 
@@ -46,36 +45,21 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
     return evidence + (f"; gradients were {larger:.1f} times as large as before." if larger >= MENTIONED else ".")
 
 
-def _decay(case: Case) -> str | None:
-    """The decay of a moving average over about one epoch, as the probe averaged; None if the epoch's steps are unknown."""
-    steps = case.hyperparameters.steps
-    return f"{1 - float(f'{np.clip(1 / steps, 1e-4, 0.1):.0e}'):g}" if steps else None
-
-
-def _rate(case: Case) -> str | None:
-    """Half of the learning rate; None if it is unknown."""
-    rate = case.hyperparameters.learning_rate
-    return f"{rate / 2:.2g}" if np.isfinite(rate) else None
-
-
 def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
-    batch, decay, rate = case.hyperparameters.batch_size, _decay(case), _rate(case)
+    now = case.hyperparameters
+    batch, decay, rate = now.batch_size, advice.decay(now), advice.half_rate(now)
     average = "average the weights" + (f" with a decay of {decay}" if decay else "")
     larger = f"use a batch of {4 * batch} instead of {batch} images" if batch else "use a larger batch"
     halve = f"halve the learning rate{f' to {rate}' if rate else ''}"
-    if _averages(case):
+    if advice.averages(now):
         return f"{larger}, or {halve}."
     return f"{average}, {larger}, or {halve}."
 
 
-def _averages(case: Case) -> bool:
-    """Whether the run averages its weights already."""
-    return case.hyperparameters.settings.get("optimizer.ema") is not None
-
-
 def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
-    batch, decay, rate = case.hyperparameters.batch_size, _decay(case), _rate(case)
-    average = (f"optimizer.ema={decay}",) if decay and not _averages(case) else ()
+    now = case.hyperparameters
+    batch, decay, rate = now.batch_size, advice.decay(now), advice.half_rate(now)
+    average = (f"optimizer.ema={decay}",) if decay and not advice.averages(now) else ()
     larger = (f"training.batch_size={4 * batch}",) if batch else ()
     return (*average, *larger, *((f"optimizer.learning_rate={rate}",) if rate else ()))
 

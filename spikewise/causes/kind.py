@@ -6,7 +6,7 @@ a second constant. `spikewise.causes` puts them in order.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -111,21 +111,6 @@ def no_step_needed(case: Case) -> Fact:
 def too_high(case: Case, probe: Probe | None) -> Fact:
     """The fact that the loss under the changed condition is not acceptable."""
     return probe is not None and not recovers(case, probe), "the loss would still be far too high"
-
-
-def is_set(case: Case, setting: str) -> bool:
-    """Whether the run has this setting, `section.key=value`, already."""
-    key, _, value = setting.partition("=")
-    known = case.hyperparameters.settings.get(key)
-    return known is not None and (str(known).lower() == value.lower() or _number(known) == _number(value))
-
-
-def _number(value: Any) -> float:
-    """The value as a number; NaN, which equals nothing, if it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return np.nan
 
 
 def recovers(case: Case, probe: Probe) -> bool:

@@ -2,14 +2,10 @@
 
 import numpy as np
 
-from spikewise.causes.kind import SHARED, CauseKind, Claim, is_set, no_step_needed
+from spikewise.advice import MOVE, PATIENCE, SHIFT, STOP, shifts, stops
+from spikewise.causes.kind import SHARED, CauseKind, Claim, no_step_needed
 from spikewise.records import Case
 from spikewise.suspects import HALF
-
-PATIENCE = 10
-"""Epochs without a better one after which to stop, as suggested."""
-SHIFT = 4
-"""Pixels by which to shift training images, as suggested."""
 
 
 def only_validation_rose(case: Case) -> Claim | None:
@@ -42,26 +38,16 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
 
 def _remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
     best = f"the best epoch (so far {case.overfitting.epoch})" if case.overfitting else "the best epoch"
-    ways = [f"keep {best} and stop {PATIENCE} epochs after it"] if not _stops(case) else []
-    ways += [f"shift the training images at random by up to {SHIFT} pixels"] if not _shifts(case) else []
+    ways = [f"keep {best} and stop {PATIENCE} epochs after it"] if not stops(case.hyperparameters) else []
+    ways += [f"shift the training images at random by up to {SHIFT} pixels"] if not shifts(case.hyperparameters) else []
     if not ways:
         return "add training images, which no setting does."
     return f"{', or '.join(ways)}; more training images, which no setting adds, help most."
 
 
-def _stops(case: Case) -> bool:
-    """Whether the run keeps its best epoch and stops early already."""
-    return is_set(case, "training.keep=best") and bool(case.hyperparameters.settings.get("training.early_stopping", 0) > 0)
-
-
-def _shifts(case: Case) -> bool:
-    """Whether the run shifts its training images as far already."""
-    return bool(case.hyperparameters.settings.get("augmentation.shift", 0) >= SHIFT)
-
-
 def _settings(case: Case, claim: Claim) -> tuple[str, ...]:  # noqa: ARG001
-    stop = () if _stops(case) else (f"training.keep=best training.early_stopping={PATIENCE}",)
-    return (*stop, *(() if _shifts(case) else (f"augmentation.shift={SHIFT}",)))
+    now = case.hyperparameters
+    return (*(() if stops(now) else (STOP,)), *(() if shifts(now) else (MOVE,)))
 
 
 CAUSE = CauseKind(

@@ -4,19 +4,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, all_images_rose, claim_from, is_set, no_step_needed, percent
+from spikewise.advice import WARMUP, is_set
+from spikewise.causes.kind import CauseKind, Claim, all_images_rose, claim_from, no_step_needed, percent
 from spikewise.records import Case, Diagnosis, Event
 from spikewise.steps import JUMP
 from spikewise.suspects import HALF
 
 TRACE = 1.5
 """An event left a trace if the steps after it were this many times longer than their gradients explain."""
-WARMUP = 3
-"""Epochs of warm-up that are suggested."""
 SYNCHRONIZED = "model.batch_normalization=synchronized"
 """The setting with which BatchNormalization's statistics are those of all workers' images together."""
-RAISED = 1.2
-"""A learning rate counts as raised above this multiple of the earlier one."""
 
 
 class _Wording(NamedTuple):
@@ -95,17 +92,20 @@ def _rule(case: Case) -> Claim | None:
 
 
 def _turn(case: Case, number: int, event: Event) -> int:
-    """The order in which events are considered. A change made at a restart leaves the same trace as a restart that lost something,
-    and is considered first; a change made in an earlier epoch is considered after a restart that lost its statistics."""
+    """The order in which events are considered. A raised learning rate leaves its trace on other changes of the same moment, and
+    comes first. A change made at a restart leaves the same trace as a restart that lost something, and comes before it; a change
+    made in an earlier epoch comes after a restart that lost its statistics."""
     if event.kind == "restart":
-        return 1 if case.training.jumps[number] >= JUMP else 3
-    return 0 if event.epoch == case.spike.epoch else 2
+        return 2 if case.training.jumps[number] >= JUMP else 4
+    if event.epoch != case.spike.epoch:
+        return 3
+    return 0 if event.raises_rate else 1
 
 
 def _left_a_trace(case: Case, event: Event, number: int) -> bool:
     """Whether the event changed anything: a restart that restored everything did not."""
     if event.kind == "learning_rate" and event.before and event.after:
-        return event.after > RAISED * event.before
+        return event.raises_rate
     if np.isnan(case.training.length_after[number]):  # the first epoch that was watched: there is nothing to compare its steps with
         return case.fraction("bad_batches") < HALF
     if case.training.length_after[number] >= TRACE or case.training.jumps[number] >= JUMP:
@@ -149,7 +149,7 @@ def _remedy(case: Case, claim: Claim) -> str:
     if claim.event is None:
         return "find what else writes the weights: a restore, a callback, another process, faulty memory."
     wording, (before, after) = WORDING[claim.event.kind], _values(claim.event)
-    if claim.event.kind == "world_size" and is_set(case, SYNCHRONIZED):
+    if claim.event.kind == "world_size" and is_set(case.hyperparameters, SYNCHRONIZED):
         return (
             "undo the change." if np.isnan(before) else f"go back to {before:g} workers: their statistics are synchronized already."
         )
@@ -162,7 +162,7 @@ def _settings(case: Case, claim: Claim) -> tuple[str, ...]:
     if claim.event is None:
         return ()
     before, after = _values(claim.event)
-    if claim.event.kind == "world_size" and is_set(case, SYNCHRONIZED):
+    if claim.event.kind == "world_size" and is_set(case.hyperparameters, SYNCHRONIZED):
         return () if np.isnan(before) else (f"launch.workers={before:g}",)
     found = [line.format(before=before, after=after) for line in WORDING[claim.event.kind].settings]
     return tuple(line for line in found if "nan" not in line)

@@ -4,6 +4,7 @@ Adam divides the mean gradient by the root of the mean squared gradient, so it m
 (Kingma & Ba 2015). A step moves the weights farther only where the second moment does not contain the recent gradients.
 """
 
+from spikewise.advice import WARMUP
 from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed
 from spikewise.causes.overshoot import LONGER, loss_at
 from spikewise.records import Case
@@ -11,8 +12,6 @@ from spikewise.records import Case
 FULL = 1.5
 """A step moves the weights by less than this many learning rates (root mean square) if the second moments contain its gradients:
 about 0.1 in ordinary training, 1 right after a start, 0.7 with a dropout rate of 0.9, whose gradients are sparse."""
-WARMUP = 3
-"""Epochs of warm-up that are suggested."""
 FASTER = 0.99
 """Decay of the second moments that is suggested."""
 

@@ -21,6 +21,8 @@ def _rule(case: Case) -> Claim | None:  # noqa: ARG001
 def _evidence(case: Case, claim: Claim) -> str:
     changed = [probe for probe in case.probes.values() if probe.name != "path"]  # `path` changes no condition
     best = max(changed, key=lambda probe: probe.fraction, default=None)
+    if case.rise <= 0:
+        return "The loss lies above the trend, but not above that of the epoch before it, so no changed condition was tried."
     if best is None:
         return "No single changed condition accounts for half of the rise."
     if best.fraction < HALF:

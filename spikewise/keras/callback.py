@@ -10,6 +10,7 @@ does not import TensorFlow, so that the constructor can refuse another Keras bac
 
 import os
 from collections.abc import Hashable, Sequence
+from numbers import Real
 from typing import Any
 
 import keras
@@ -54,7 +55,7 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
         options: dict[str, Any] = {"sensitivity": sensitivity, "budget": budget, "batch_size": batch_size, "memory": memory}
         limits = {"sensitivity": (0.1, 10), "budget": (0, 1), "batch_size": (1, np.inf), "memory": (0, np.inf)}
         for name, (least, most) in limits.items():
-            if not isinstance(options[name], (int, float)) or not least <= options[name] <= most:
+            if not isinstance(options[name], Real) or not least <= options[name] <= most:
                 bounds = f"of at least {least}" if most == np.inf else f"from {least} to {most}"
                 raise UserError(f"{name}={options[name]!r} is not a number {bounds}. Fix: pass one.")
         from spikewise.keras.fit import Watch  # imports TensorFlow

@@ -78,6 +78,8 @@ class Watch:
         """Statistics of BatchNormalization before the first and after each step of the epoch; None if they are not kept."""
         self._order = (b"", b"")
         self._classes: np.ndarray | None = None
+        self._cross_entropy = False
+        """Whether the loss is the cross-entropy of the classes."""
         self._first = self._ready = False
         """Whether the next step is the first of this `fit`, and whether the epoch has begun."""
         self._offset: int | None = None
@@ -141,6 +143,7 @@ class Watch:
                     f"{name} has {len(values)} entries for {len(found.losses)} validation examples. Fix: pass one for each."
                 )
         self._model, self._classes, self._order = model, found.classes, found.order
+        self._cross_entropy = found.cross_entropy
         self._offset, self._first = None, True
 
     def begin_epoch(self, epoch: int, steps: int | None) -> None:
@@ -208,7 +211,10 @@ class Watch:
             self._diagnose(self._diagnostician, found, sample, steps)
         except Exception as error:
             log.exception("The diagnosis of epoch %d failed.", self._number)
-            self._lines.append(f"warning: the diagnosis of epoch {self._number} failed: {error!r}")
+            self._lines.append(
+                f"warning: the diagnosis of epoch {self._number} failed, and training goes on: {error!r}. "
+                "Fix: report it with the traceback, which Python's logging has."
+            )
         self._batches.clear()
         if self._recorder:
             self._recorder.clear()
@@ -220,11 +226,12 @@ class Watch:
         self._batches.clear()
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The state after the last epoch as JSON types and arrays. Raises UserError before the first epoch was finished."""
-        if self._diagnostician is None or self._setup is None or self._last is None:
+        """The state after the last epoch as JSON types and arrays. Raises UserError before the first epoch was trained."""
+        if self._diagnostician is None or self._setup is None:
             raise UserError("There is nothing to save: no epoch was finished. Fix: save after an epoch.")
         facts, arrays = self._diagnostician.state()
-        named = {f"diagnostician/{name}": values for name, values in arrays.items()} | {"last": self._last}
+        named = {f"diagnostician/{name}": values for name, values in arrays.items()}
+        named |= {} if self._last is None else {"last": self._last}
         for i, (x, y, weights) in enumerate(self._sample):
             named |= {f"sample/{i}/x": x, f"sample/{i}/y": y, **({} if weights is None else {f"sample/{i}/weights": weights})}
         for epoch, batches in self.bad_batches.items():
@@ -241,7 +248,7 @@ class Watch:
 
     def restore(self, facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Restores a `state`. The next `fit` continues from there."""
-        self._setup, self._last = Setup(**facts["setup"]), arrays["last"]
+        self._setup, self._last = Setup(**facts["setup"]), arrays.get("last")
         self._watched, self._steps = facts["watched"], facts["steps"]
         self._rate = np.nan if facts["rate"] is None else facts["rate"]
         self._sample, self.bad_batches = [], {}
@@ -348,6 +355,7 @@ class Watch:
             cast(Network, network),
             batch_size=batch_size,
             labels=self._classes,
+            cross_entropy=self._cross_entropy,
             momentum=network.momentum if network else np.nan,
             dropout=network.dropout if network else np.nan,
             sensitivity=self._sensitivity,

@@ -19,6 +19,7 @@ import tensorflow as tf
 from spikewise.errors import UserError
 from spikewise.keras.data import Examples, Order, classes, probabilities
 from spikewise.keras.network import KerasNetwork, in_float32, restored
+from spikewise.outputs import are_cross_entropies, cross_entropies
 
 
 class Evaluation(NamedTuple):
@@ -32,6 +33,8 @@ class Evaluation(NamedTuple):
     """Digests of the labels and of the examples in the order in which they were read."""
     logs: dict[str, float]
     """The compiled metrics by name, without the loss; empty unless they were asked for."""
+    cross_entropy: bool
+    """Whether the losses are the cross-entropies of outputs and labels, without weights and penalties."""
 
 
 class Losses:
@@ -61,7 +64,7 @@ class Losses:
         first = next(batches, None)
         if first is None:
             raise UserError(f"{examples.what} contains no batch. Fix: pass at least one labelled example.")
-        losses, known, logs, order = [], [], {}, Order()
+        losses, known, entropies, logs, order = [], [], [], {}, Order()
         try:
             x, y, w = first
             with self._undisturbed(x, y, w):
@@ -72,6 +75,8 @@ class Losses:
                     order.update(x, y)
                     losses.append(np.asarray(found, float))
                     known.append(classes(np.asarray(y), outputs.shape))
+                    if known[-1] is not None:
+                        entropies.append(cross_entropies(probabilities(np.asarray(outputs)), known[-1]))
                     if losses[-1].shape != (len(y),):
                         raise ValueError(f"there are {len(losses[-1])} losses for {len(y)} examples")
                 if metrics:
@@ -86,7 +91,8 @@ class Losses:
             each += reported - each.mean()
         parts = [part for part in known if part is not None]
         labels = np.concatenate(parts) if len(parts) == len(known) else None
-        return Evaluation(each, labels, order.digests, logs)
+        compares = labels is not None and are_cross_entropies(each, np.concatenate(entropies))
+        return Evaluation(each, labels, order.digests, logs, compares)
 
     def predictions(self, examples: Examples, numbers: list[int] | None) -> dict[int, np.ndarray]:
         """Class probabilities [K] of single examples, by number; None: of all. Empty if the outputs are not those of classes."""
@@ -234,6 +240,11 @@ class CompiledNetwork(KerasNetwork):
     def batch_losses(self, batch: int) -> np.ndarray:
         """Losses [b] of a batch in inference mode, weighted as in training."""
         return self._losses(*self._batch(batch))
+
+    def unweighted_losses(self, batch: int) -> np.ndarray:
+        """Losses [b] of a batch in inference mode; with weights only if the validation examples have some."""
+        x, y, weights = self._batch(batch)
+        return self._losses(x, y, weights if self._examples.weighted else None)
 
 
 def _function(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:

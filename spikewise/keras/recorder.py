@@ -86,9 +86,10 @@ class StepRecorder:
             if isinstance(self.optimizer, keras.optimizers.Adam):
                 gradient = tf.linalg.global_norm([b + change / (1 - self._decay) for b, change in pairs])
             elif self._moments:
-                gradient = tf.linalg.global_norm([(self._decay - 1) * b - change for b, change in pairs]) / rate
+                norm = tf.linalg.global_norm([(self._decay - 1) * b - change for b, change in pairs])
+                gradient = tf.math.divide_no_nan(norm, rate)  # at a rate of 0, nothing moves
             else:
-                gradient = length / rate
+                gradient = tf.math.divide_no_nan(length, rate)
         sums = sum(mean.total for mean in self._means), sum(mean.count for mean in self._means)
         found = tf.stack([tf.cast(tf.convert_to_tensor(value), tf.float32) for value in (gradient, length, rate, *sums)])
         with tf.control_dependencies([found]):

@@ -28,7 +28,7 @@ def skip(facts: dict[str, Any], arrays: dict[str, np.ndarray], epochs: int, loss
     if losses is None or detector["ordinary"] or not np.isfinite(losses).all():
         return False
     number = len(detector["means"])
-    detector["means"][-1] = facts["samples"][-1] = float(losses.mean())
+    detector["means"][-1] = float(losses.mean())
     detector["ordinary"], detector["recent"], arrays["recent"] = [number], [number], losses[None].astype(np.float32)
     facts["before"] = [np.nan]
     arrays |= {"0/losses": losses.astype(np.float32), "0/steps": as_array(np.zeros(0, STEP))}

@@ -66,6 +66,21 @@ def test_the_last_cause_always_claims_the_case():
     assert [cause.name for cause in attribute(Case(SPIKE))] == ["unexplained"]
 
 
+@pytest.mark.parametrize("other", ["batch_size", "optimizer_reset", "world_size"])
+def test_a_raised_learning_rate_is_not_hidden_by_another_change(other):
+    """Whoever compiles again with a higher rate would be told to go back to the batch size."""
+    events = (Event(other, SPIKE.epoch, RATE.step, 32, 64), RATE)
+    found = case([STABLE, EVENT], training=replace(LONG, length_after=(4.0, 4.0), jumps=(1.0, 1.0)), events=events)
+    assert (attribute(found)[0].name, attribute(found)[0].event) == ("run_event", "learning_rate")
+
+
+def test_weights_that_oscillate_are_not_said_not_to():
+    """A sentence that its own number refutes makes a reader doubt all others."""
+    oscillates = case([STABLE, BATCH, MEAN], training=replace(QUIET, straightness=0.3))
+    noise = next(cause for cause in attribute(oscillates) if cause.name == "gradient_noise")
+    assert "did not oscillate" not in noise.evidence
+
+
 ORDER = [
     ("nondeterministic_evaluation", [AGAIN]),
     ("precision", [FLOAT32]),

@@ -27,8 +27,10 @@ def test_examples_of_one_source_count_as_one():
     """Otherwise a rise in the crops of one photograph would be called certain."""
     change = np.repeat([1.5, *[0.0] * 19], 20)
     assert explain(BEFORE, BEFORE + change).verdict.name != "sampling_noise"
-    found = explain(BEFORE, BEFORE + change, groups=[f"photo {i // 20}" for i in range(400)])
-    assert (found.spike.group, found.spike.groups) == ("photo 0", 20)
+    names = [f"photo {i // 20}" for i in range(400)]
+    for groups in (names, np.array(names)):
+        found = explain(BEFORE, BEFORE + change, groups=groups)
+        assert (found.spike.group, found.spike.groups) == ("photo 0", 20)
     assert found.verdict.name == "sampling_noise"
 
 

@@ -226,6 +226,20 @@ def test_a_second_fault_during_an_open_spike_is_a_spike_of_its_own():
     assert spikes[1].baseline == pytest.approx(1.5, abs=0.01)
 
 
+@pytest.mark.parametrize("small", [0.05, 0.005, 0.0005])
+def test_a_second_fault_is_found_however_small_the_loss_was(small):
+    """A loss near 0 varies by more than its size, so what counts as a second fault would grow without bounds."""
+    spikes = _spikes([small, 1.1 * small, 0.9 * small, small, 1.0, 1.0, 4.0, 1.0])
+    assert [spike.epoch for spike in spikes] == [5, 7]
+
+
+def test_a_trend_needs_training_losses_that_are_known():
+    """A run that was resumed without a saved state would be called overfitting, although training images rose as well."""
+    climbing = 0.5 + 0.05 * np.arange(20)
+    assert overfitting(range(1, 21), climbing, climbing) is None
+    assert overfitting(range(1, 21), climbing, np.array([np.nan, *climbing[1:]])) is None
+
+
 def test_a_fault_during_a_level_shift_is_found_and_does_not_become_the_norm():
     """The epoch that settles the outcome of one spike would hide the next, or raise what is expected afterwards."""
     for second in (13, 14):

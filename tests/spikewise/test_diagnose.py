@@ -252,6 +252,27 @@ def test_an_epoch_without_an_alarm_is_diagnosed_when_asked():
     assert sorted(one.image for one in news.diagnosis.suspects) == [0, 1, 2]
 
 
+def test_an_asked_epoch_below_the_one_before_it_is_not_explained_backwards():
+    """Every changed condition would seem to remove a rise that there is not, or to add to it."""
+    losses = np.repeat([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.1, 1.07], 300).reshape(9, 300)
+    network = _OneWeight(losses)
+    diagnostician = Diagnostician(network, batch_size=8)
+    steps = np.array([(0.3, 1, 2, 1e-3)] * 10, STEP)
+    for number, epoch in enumerate(losses):
+        network.weight = float(number)
+        found = diagnostician.close_epoch(epoch, np.full(8, 0.3), steps, asked=number == 8).diagnosis
+    assert (found.verdict.name, found.probes) == ("unexplained", ())
+    assert "not above that of the epoch before it" in found.verdict.evidence
+
+
+@pytest.mark.parametrize("cross_entropy", [True, False])
+def test_the_loss_of_guessing_is_known_for_cross_entropies_alone(cross_entropy):
+    """A squared error below 0.25 would be called lost, or a run with a large penalty worse than guessing."""
+    labels = np.array([0, 1] * 150)
+    diagnostician = Diagnostician(_OneWeight(np.zeros((1, 300))), batch_size=8, labels=labels, cross_entropy=cross_entropy)
+    assert diagnostician.course.guess == pytest.approx(np.log(2) if cross_entropy else np.inf)
+
+
 def test_an_epoch_that_did_not_rise_has_nothing_to_explain():
     """Otherwise fractions of a fall would be reported as causes."""
     losses = np.full((4, 300), 0.5) - 0.1 * np.arange(4)[:, None]

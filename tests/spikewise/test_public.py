@@ -58,7 +58,7 @@ def test_without_keras_the_callback_says_what_to_install(missing):
     )
     assert _run(script) == (
         f"spikewise.SpikeDiagnosis needs Keras and TensorFlow, and {missing} is not installed. "
-        "Fix: run pip install 'spikewise[keras]'."
+        "Fix: run pip install keras tensorflow."
     )
 
 

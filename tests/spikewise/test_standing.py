@@ -64,6 +64,17 @@ def test_each_cause_has_evidence_and_a_remedy(name):
     assert not {text for text in (*unknown[:3], *unknown[3]) if " nan" in text or " inf " in text}
 
 
+@pytest.mark.parametrize("name", ["wandering", "generalization"])
+def test_nothing_is_advised_that_the_run_does_already(name):
+    """A user would look for a mistake in settings that are right."""
+    settings = {"optimizer.ema": 0.99, "training.keep": "best", "training.early_stopping": 20, "augmentation.shift": 8}
+    said = standing.say(name, LAGS, replace(NOW, settings=settings), GUESS, TRIED, UNSEEN)
+    assert (said.remedy, said.settings) == {
+        "wandering": ("halve the learning rate to 5e-05.", ("optimizer.learning_rate=5e-05",)),
+        "generalization": ("add training images.", ()),
+    }[name]
+
+
 def test_the_setting_that_measured_best_comes_first():
     """The user tries the first one; a setting that measured worse must not be offered."""
     _, evidence, remedy, settings = standing.say("statistics", LAGS, NOW, GUESS, TRIED, None)

@@ -281,6 +281,11 @@ def test_validation_data_that_change_their_order_later_do_not_end_the_training(c
     assert "warning: validation_data came in another order in epoch 2" in capsys.readouterr().out
 
 
+def test_numbers_of_numpy_are_numbers():
+    """A batch size computed with NumPy would be refused as "not a number"."""
+    SpikeDiagnosis(VALIDATION, batch_size=np.int64(64), sensitivity=np.float32(2), memory=np.int64(2**30))
+
+
 def test_memory_bounds_the_batches_and_the_sample():
     """Large images would fill the machine's memory."""
     spikes = SpikeDiagnosis(VALIDATION, memory=2**17)  # 256 images of 512 bytes, in float32 twice as many

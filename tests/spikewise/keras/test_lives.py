@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from spikewise import SpikeDiagnosis, UserError
 from spikewise.keras.tap import BatchTap
-from tests.spikewise.keras.digits import DAMAGED, IMAGES, LABELS, VALIDATION, Damaged, network
+from tests.spikewise.keras.digits import DAMAGED, IMAGES, LABELS, TRAINING, VALIDATION, Damaged, network
 
 FEW, CHECKED = (IMAGES[:96], LABELS[:96]), (IMAGES[1200:1300], LABELS[1200:1300])
 several_fits = pytest.mark.integration
@@ -273,6 +273,44 @@ def test_a_callback_may_unfreeze_layers_in_the_middle_of_a_fit():
     history = model.fit(*FEW, epochs=4, verbose=0, callbacks=[spikes, Unfreezes(), notes]).history
     assert seen == [[], [], [("frozen_layers", 3), ("optimizer_reset", 3)], []]
     assert len(history["val_loss"]) == 4
+
+
+@several_fits
+@pytest.mark.parametrize("first", [True, False], ids=["the first is frozen", "the second is frozen"])
+def test_a_spike_after_unfreezing_batchnorm_is_explained(first):
+    """Unfreezing is where losses jump. The moments of the epoch before have no values for the layers that were frozen then."""
+    keras.utils.set_random_seed(1)
+    norms = [keras.layers.BatchNormalization(momentum=0.9), keras.layers.BatchNormalization(momentum=0.9)]
+    dense = keras.layers.Dense(24, activation="relu"), keras.layers.Dense(10, activation="softmax")
+    model = keras.Sequential([keras.Input((8, 8)), keras.layers.Flatten(), norms[0], dense[0], norms[1], dense[1]])
+    (norms[0] if first else norms[1]).trainable = False
+    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
+    spikes = SpikeDiagnosis(VALIDATION)
+    model.fit(*TRAINING, epochs=4, verbose=0, callbacks=[spikes])
+    norms[0].trainable = norms[1].trainable = True
+    model.compile(keras.optimizers.Adam(3.0), "sparse_categorical_crossentropy")
+    model.fit(*TRAINING, epochs=1, verbose=0, callbacks=[spikes])
+    assert [one.spike.epoch for one in spikes.diagnoses] == [5]
+    assert (spikes.diagnoses[0].verdict.name, spikes.diagnoses[0].verdict.event) == ("run_event", "learning_rate")
+
+
+@several_fits
+@pytest.mark.parametrize("kind", ["squared error", "L2", "class weights"])
+def test_losses_are_compared_with_guessing_and_with_training_where_they_can_be(kind):
+    """A penalty would read as worse than guessing, a squared error as lost, and class weights as other validation images."""
+    model, data, labels = network(), {}, LABELS
+    if kind == "L2":
+        last = keras.layers.Dense(10, activation="softmax", kernel_regularizer=keras.regularizers.L2(0.1))
+        model = keras.Sequential([keras.Input((8, 8)), keras.layers.Flatten(), last])
+    elif kind == "squared error":
+        labels = np.eye(10)[LABELS]
+    else:
+        data["class_weight"] = dict.fromkeys(range(10), 0.1)
+    model.compile(keras.optimizers.Adam(1e-3), "mse" if kind == "squared error" else "sparse_categorical_crossentropy")
+    spikes = SpikeDiagnosis((IMAGES[1200:], labels[1200:]))
+    model.fit(IMAGES[:1200], labels[:1200], epochs=6, verbose=0, callbacks=[spikes], **data)
+    assert np.isfinite(spikes._watch._diagnostician.course.guess) == (kind == "class weights")
+    assert not {"fit", "preparation"} & {one.name for one in spikes.standing}
 
 
 @several_fits

@@ -45,6 +45,18 @@ def test_steps_are_measured_from_outside(optimizer):
     np.testing.assert_allclose(as_array(steps), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_at_a_rate_of_0_has_a_gradient_that_is_a_number(momentum):
+    """A warm-up from 0 would make every later comparison of gradients NaN."""
+    optimizer = keras.optimizers.SGD(0.0, momentum=momentum)
+    model = network(optimizer=optimizer)
+    optimizer.build(model.trainable_variables)
+    recorder = StepRecorder(model)
+    ones = [tf.ones(v.shape) for v in model.trainable_variables]
+    recorder.record(lambda: optimizer.apply(ones, model.trainable_variables) or {"loss": 1.0})
+    assert np.isfinite(as_array(recorder.steps())).all()
+
+
 def test_the_learning_rate_of_each_step_is_that_of_its_update():
     """A schedule moves on with each step; the rate of the next step would be recorded for this one."""
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1, 2], [0.3, 0.2, 0.1])

@@ -118,6 +118,25 @@ def test_rights_of_submitters(objects):
     assert {"get", "list", "watch", "create", "patch", "delete"} == set(kinds["verbs"])
     verbs = {verb for rule in role["rules"] if "secrets" in rule["resources"] for verb in rule["verbs"]}
     assert verbs == {"create", "patch", "delete"}  # of the token; nobody needs to read Secrets
+    forwards = {verb for rule in role["rules"] if "pods/portforward" in rule["resources"] for verb in rule["verbs"]}
+    assert forwards == {"get", "create"}  # the driver's log tells the user to do it
+
+
+CONDITION_KEYS = {"s3:ListBucket": {"s3:prefix", "s3:delimiter", "s3:max-keys"}}
+"""Action -> keys of its own that a condition may ask for; our other actions have none that limits them. AWS, Service Authorization
+Reference, "Actions defined by Amazon S3"."""
+
+
+def test_the_policys_conditions_can_hold():
+    """AWS denies an action under a condition whose key the action lacks: what killed jobs left would stay in the bucket and cost
+    money."""
+    statements = json.loads(Path("k8s/s3-policy.json").read_text())["Statement"]
+    for statement in statements:
+        asked = {key for operator in statement.get("Condition", {}).values() for key in operator}
+        for action in statement["Action"]:
+            assert asked <= CONDITION_KEYS.get(action, set()), action
+    actions = {action for statement in statements for action in statement["Action"]}
+    assert actions >= {"s3:ListBucketMultipartUploads", "s3:AbortMultipartUpload"}  # of Store.sweep
 
 
 def test_patch_for_the_operators_namespace():

@@ -108,7 +108,7 @@ def remove(kubectl: Kubectl, run: str, timeout: float = 300) -> None:
             raise
         raise KubernetesError(
             f"Run {run} is being removed, but after {timeout:g} s still terminating: {', '.join(left)}. Fix: repeat `make cancel "
-            f"RUN={run}` later; if a node is lost for good, give up its pod: `kubectl delete pod NAME -n {kubectl.namespace} --force`."
+            f"RUN={run}` later; if a node is lost for good, use `kubectl delete pod NAME -n {kubectl.namespace} --force`."
         ) from None
 
 

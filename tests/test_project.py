@@ -103,8 +103,8 @@ def test_every_dependency_of_the_job_is_used(group):
         ("replay", {"RUN": "a b;c"}, "--run"),
         ("replay", {"CONFIG": "my configs/a.toml"}, "--config"),
         ("replay", {"STORAGE": "s3://bucket/my (runs)"}, "--storage"),
-        ("replay", {"EPOCH": "3;4"}, "--epoch"),
-        ("replay", {"SPIKE": "3;4"}, "--spike"),
+        ("replay", {"EPOCH": "3 4"}, "--epoch"),
+        ("replay", {"SPIKE": "3 4"}, "--spike"),
     ],
 )
 def test_values_survive_make_and_the_shell(target, variables, option):

@@ -24,7 +24,7 @@ option = $(if $(value $(2)),--$(1) $(call quoted,$(value $(2))))
 quoted = '$(subst ','\'',$(1))'
 ON_CLUSTER = $(call option,namespace,NAMESPACE)
 SUBMIT = $(BIN)/python -m jobs.submit --config $(call quoted,$(CONFIG)) $(call option,set,SET) --overlay $(call quoted,$(OVERLAY)) \
-	--shape $(SHAPE) --image $(call quoted,$(IMAGE)) $(call option,secret,SECRET) $(ON_CLUSTER)
+	--shape $(call quoted,$(SHAPE)) --image $(call quoted,$(IMAGE)) $(call option,secret,SECRET) $(ON_CLUSTER)
 
 .PHONY: help install demo train replay test unit coverage lint format bench bench-diagnosis wheel lock clean
 .PHONY: image image-s3-server cluster-data submit manifests status logs cancel e2e dashboard
@@ -51,8 +51,8 @@ train: $(READY) ## train on this machine: make train CONFIG=jobs/configs/questio
 	$(BIN)/python -m jobs.train --config $(call quoted,$(CONFIG)) $(call option,set,SET)
 
 replay: $(READY) ## train a spike again, to prove its remedy: make replay RUN=first CONFIG=F SPIKE=46 [SET="model.momentum=0.9"]
-	$(BIN)/python -m jobs.replay --run $(RUN) $(if $(STORAGE),--storage $(STORAGE),--config $(CONFIG)) \
-		$(if $(EPOCH),--epoch $(EPOCH),--spike $(SPIKE)) $(SET:%=--set %)
+	$(BIN)/python -m jobs.replay $(call option,run,RUN) $(or $(call option,storage,STORAGE),--config $(call quoted,$(CONFIG))) \
+		$(or $(call option,epoch,EPOCH),$(call option,spike,SPIKE)) $(call option,set,SET)
 
 test: $(READY) lint ## lint, run the unit tests, then the integration tests (about 25 minutes on two cores)
 	$(PYTEST) -m "not integration"
@@ -91,12 +91,12 @@ image: ## build the image with docker, podman or buildah: make image IMAGE=regis
 	docker/build $(call quoted,$(IMAGE)) $(VARIANT:%=--build-arg VARIANT=%) $(BUILD)
 
 image-s3-server: ## build the image of the S3 server, for a cluster without a bucket
-	docker/build $(S3_SERVER_IMAGE) --target s3-server $(BUILD)
+	docker/build $(call quoted,$(S3_SERVER_IMAGE)) --target s3-server $(BUILD)
 
 cluster-data: $(READY) ## start that S3 server in the cluster and upload the demo's images
 	$(BIN)/python -m jobs.cluster_data --image $(call quoted,$(S3_SERVER_IMAGE)) $(ON_CLUSTER)
 
-submit: $(READY) ## train on a cluster: make submit CONFIG=F OVERLAY=local|cpu|gpu|spot|kueue [SHAPE=job|rayjob] IMAGE=I SET="run.name=first"
+submit: $(READY) ## train on a cluster: make submit CONFIG=F OVERLAY=local|cpu|gpu|spot|kueue [SHAPE=job|rayjob] IMAGE=I SET="run.name=first" (GPUs: only gpu, or an overlay of your own)
 	$(SUBMIT)
 
 manifests: $(READY) ## print what submit would apply, without applying it
@@ -112,7 +112,7 @@ cancel: $(READY) ## stop a run after it has saved a checkpoint: make cancel RUN=
 	@$(BIN)/python -m jobs.cluster cancel $(call option,run,RUN) $(ON_CLUSTER)
 
 e2e: $(READY) ## test on the cluster of the current kubectl context (about half an hour; see docs/cluster.md)
-	SPIKEWISE_IMAGE=$(IMAGE) SPIKEWISE_S3_SERVER_IMAGE=$(S3_SERVER_IMAGE) $(BIN)/python -m pytest tests/e2e/run_on_cluster.py
+	SPIKEWISE_IMAGE=$(call quoted,$(IMAGE)) SPIKEWISE_S3_SERVER_IMAGE=$(call quoted,$(S3_SERVER_IMAGE)) $(BIN)/python -m pytest tests/e2e/run_on_cluster.py
 
 dashboard: $(READY) ## regenerate the JSON of the Grafana dashboard
 	$(BIN)/python -m k8s.monitoring.dashboard > k8s/monitoring/dashboard.json

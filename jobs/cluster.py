@@ -7,12 +7,11 @@ progress; and the bucket for a run that has ended or is no longer on the cluster
 import argparse
 import os
 import sys
-from typing import Any
 
 from jobs.command_line import add_namespace, report_error, say
 from jobs.kubernetes import pods, runs
 from jobs.kubernetes.kubectl import Kubectl, KubernetesError, KubernetesObject
-from jobs.kubernetes.manifests import LABEL
+from jobs.kubernetes.manifests import LABEL, METRICS_PORT
 from jobs.kubernetes.watch import Watch
 from trainer import UserError, config
 from trainer.epoch import best as best_epoch
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         except KubernetesError as error:
             if not (arguments.command == "status" and arguments.run and arguments.storage):
                 raise
-            say(f"{error} From the bucket:")
+            say(f"{str(error).partition(' Fix: ')[0]} From the bucket:")
             # Most S3 servers other than AWS need the bucket's name in the path.
             say(stored(arguments.run, arguments.storage, config.S3(path_style="AWS_ENDPOINT_URL" in os.environ)))
             return 0
@@ -90,16 +89,24 @@ def status(kubectl: Kubectl, kind: str, run: str) -> int:
 def cancel(kubectl: Kubectl, kind: str, run: str) -> None:
     """Ends the run after its driver has saved a checkpoint. Prints the rest of the log. Of a run that has ended, removes the
     objects. Raises KubernetesError."""
-    storage = runs.settings(kubectl, run).run.storage
+    place = _place(kubectl, run)
     if ended := pods.end(*runs.look(kubectl, kind, run)):
         runs.remove(kubectl, run)
-        say(f"run {run} had already ended ({ended.line}) and is removed from the cluster; its results stay in {storage}/runs/{run}")
+        say(f"run {run} had already ended ({ended.line}) and is removed from the cluster; its results stay in {place}")
         return
     watch = Watch(kubectl, run, kind, say)
     watch.follow_log()
     runs.remove(kubectl, run)
     watch.finish(5)
-    say(f"run {run} is cancelled; its checkpoints stay in {storage}/runs/{run}. To resume it, submit it again under the same name.")
+    say(f"run {run} is cancelled; its checkpoints stay in {place}. To resume it, submit it again under the same name.")
+
+
+def _place(kubectl: Kubectl, run: str) -> str:
+    """Where the run's results are, for a message."""
+    try:
+        return f"{runs.settings(kubectl, run).run.storage}/runs/{run}"
+    except UserError:  # its ConfigMap is gone, or was written by another version
+        return f"runs/{run} below its run.storage"
 
 
 def progress(text: str) -> str:
@@ -156,8 +163,10 @@ def _best(loss: float, epoch: float) -> str:
 
 def _metrics(kubectl: Kubectl, head: KubernetesObject) -> str:
     """The metrics in Prometheus' text format; empty before the driver serves them. Raises KubernetesError."""
-    container: dict[str, Any] = head["spec"]["containers"][0]
-    port = next(port["containerPort"] for port in container["ports"] if port["name"] == "metrics")
+    ports = (port for container in head["spec"]["containers"] for port in container.get("ports", ()))
+    port = next((port["containerPort"] for port in ports if port.get("name") == METRICS_PORT), None)
+    if port is None:
+        raise KubernetesError(f"Pod {head['metadata']['name']} has no port named {METRICS_PORT}. Fix: keep it in the overlay.")
     pod = f"/api/v1/namespaces/{kubectl.namespace}/pods/{head['metadata']['name']}:{port}"
     try:
         return kubectl.run("get", "--raw", f"{pod}/proxy/status")  # every path serves them; /metrics would count as a scrape

@@ -1,24 +1,30 @@
 """Owns the arguments and the output that several commands share."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 from trainer import UserError, config
-from trainer.formatting import one_line, printable
+from trainer.formatting import LogFormatter, one_line, printable
 from trainer.model import module
 
 
 def add_configuration(parser: argparse.ArgumentParser, about: str) -> None:
     """Adds --config and --set, as `config.load` takes them. `about`: the help text of --config."""
     parser.add_argument("--config", required=True, metavar="FILE", help=about)
+    add_overrides(parser, "override one value")
+
+
+def add_overrides(parser: argparse.ArgumentParser, about: str) -> None:
+    """Adds --set. `about`: the beginning of its help text, what one override does."""
     parser.add_argument(
         "--set",
         action="extend",
         type=config.split_overrides,
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="override one value, or several with spaces in between; may be repeated",
+        help=f"{about}, or several with spaces in between; may be repeated",
     )
 
 
@@ -32,6 +38,13 @@ def find_module(settings: config.Settings, path: str) -> module.Module | None:
 
 def add_namespace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--namespace", metavar="NAME", help="Kubernetes namespace (default: that of the kubeconfig's context)")
+
+
+def print_warnings() -> None:
+    """Prints what libraries and this project log as warnings, in the form of the other lines."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("warning: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def say(line: str) -> None:

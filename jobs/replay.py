@@ -7,16 +7,16 @@ Exit codes: 0 the replay was made, 1 nothing can be proven here, 2 an error that
 
 import argparse
 import json
-import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.command_line import add_overrides, find_module, print_warnings, report_error
 from spikewise import describe
 from spikewise.records import Diagnosis
 from trainer import UserError, config
-from trainer.formatting import one_line
 from trainer.model import module
 from trainer.run.console import Console
 from trainer.run.events import EpochFinished, Progress, WorkerEvent
@@ -34,20 +34,17 @@ def main(argv: list[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--spike", type=int, metavar="EPOCH", help="the spike to train again")
     which.add_argument("--epoch", type=int, metavar="EPOCH", help="any epoch, to train again and to diagnose")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="what to change, all together; may be repeated (default: the remedies of the diagnosis, one after the other); keys of "
-        "[launch] and [pipeline] say where to train",
+    add_overrides(
+        parser,
+        "what to change, all together (default: the remedies of the diagnosis, one after the other); keys of [launch], [pipeline] "
+        "and [s3], run.storage and run.output say where to train: one value",
     )
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    print_warnings()
     try:
         return _replay(arguments)
     except (UserError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        report_error(error)
         return 2
 
 
@@ -61,21 +58,20 @@ def _replay(arguments: argparse.Namespace) -> int:
     from trainer.storage.lease import Lease
 
     run, epoch = arguments.run, arguments.epoch if arguments.spike is None else arguments.spike
-    storage, place = _storage(arguments)
+    where, changes = replay.elsewhere(arguments.set)
+    storage, place = _storage(arguments, where)
     facts = results.get_run(storage, run)
     if facts is None:
         raise UserError(f"No run {run} in {storage.url}. Fix: correct --run or --{'config' if arguments.config else 'storage'}.")
     diagnosis = None if arguments.spike is None else _spike(storage, run, epoch)
-    network = config.parse(facts["config"], f"run {run}").model.network
-    found = module.find(network, [Path(arguments.config or ".").parent, Path.cwd()])
+    settings = config.changed(config.parse(facts["config"], f"run {run}"), [*place, *where])
+    found = find_module(settings, arguments.config or ".")
     module.check_unchanged(found, facts.get("module"), run)
-    where, changes = replay.elsewhere(arguments.set)
     remedies = [changes] if changes else replay.remedies(diagnosis) if diagnosis else []
+    check_output(settings.run.output)
     with Console() as console:
-        settings = config.parse(facts["config"], f"run {run}")
         pack, rows, split = open_images(storage, run, facts, settings.pipeline)
         groups, output = [rows.groups[row] for row in split.validation], Path(settings.run.output)
-        check_output(settings.run.output)
         lease = Lease(storage, f"{run}/replays/{epoch:04d}", settings.checkpoint.lease_seconds)
         prover = Prover(run, storage, pack, split, groups, found, output / ".ray", lease, where=[*place, *where], say=console.say)
         prover.hear = lambda event: _show(console, event)
@@ -102,16 +98,23 @@ def _replay(arguments: argparse.Namespace) -> int:
     return 0 if experiment.problem is None else 1
 
 
-def _storage(arguments: argparse.Namespace) -> tuple[Store, list[str]]:
-    """The store of the run, and the overrides that lead the workers to it. Raises ConfigError, StoreError."""
+def _storage(arguments: argparse.Namespace, where: Sequence[str]) -> tuple[Store, list[str]]:
+    """The store of the run, and the overrides that lead the workers to it. `where`: overrides that say where to train.
+
+    Raises ConfigError, StoreError.
+    """
+    overrides = [one for one in where if one.partition(".")[0].strip() in ("run", "s3")]
     if arguments.config:
-        settings = config.load(arguments.config)
-        url, s3 = settings.run.storage, settings.s3
-        keys: dict[str, Any] = {key: value for key, value in s3.model_dump().items() if value is not None}
-    else:  # most S3 servers other than AWS need the bucket's name in the path
-        url, s3, keys = arguments.storage, config.S3(path_style="AWS_ENDPOINT_URL" in os.environ), {}
-    return open_store(url, s3), [
-        f"run.storage={json.dumps(url)}",
+        settings = config.load(arguments.config, overrides)
+        keys: dict[str, Any] = {key: value for key, value in settings.s3.model_dump().items() if value is not None}
+    else:
+        # Most S3 servers other than AWS need the bucket's name in the path. A configuration needs images, a store does not.
+        s3 = {"path_style": "AWS_ENDPOINT_URL" in os.environ}
+        images = {"source": ".", "class_pattern": "(?P<class>.)"}
+        values = {"data": images, "run": {"storage": arguments.storage}, "s3": s3}
+        settings, keys = config.changed(config.parse(values, "--storage"), overrides), {}
+    return open_store(settings.run.storage, settings.s3), [
+        f"run.storage={json.dumps(settings.run.storage)}",
         *(f"s3.{key}={json.dumps(value)}" for key, value in keys.items()),
     ]
 

@@ -1,7 +1,7 @@
 """Runs a job on a Kubernetes cluster: `python -m jobs.submit --config FILE --overlay NAME --image IMAGE`.
 
-Owns the checks before anything is created. Submitting an ended run again resumes it. The exit code is the job's, or 2 for an error
-that the user can correct. Ctrl-C stops watching; the run continues.
+Owns the checks before anything is created. Submitting an ended run again resumes it. The exit code is the driver's (of a RayJob
+1 for every failure), or 2 for an error that the user can correct. Ctrl-C stops watching; the run continues.
 """
 
 import argparse
@@ -80,7 +80,8 @@ def _check_gpus(gpu: bool, main: KubernetesObject, overlay: str) -> None:
     """`gpu`: launch.gpu. Raises UserError if the overlay does not match it."""
     if gpu and not manifests.gpus(main):
         raise UserError(
-            f"launch.gpu = true, but --overlay {overlay} requests no GPU. Fix: use --overlay gpu, or set launch.gpu=false."
+            f"launch.gpu = true, but --overlay {overlay} requests no GPU. Fix: use --overlay gpu, combine both in an overlay of "
+            "your own (docs/cluster.md), or set launch.gpu=false."
         )
     if manifests.gpus(main) and not gpu:
         raise UserError(

@@ -5,14 +5,13 @@ Exit codes: 0 success, 1 the run failed, 2 an error that the user can correct, 1
 """
 
 import argparse
-import logging
 import os
 import sys
 import traceback
 
-from jobs.command_line import add_configuration, find_module, report_error, say
+from jobs.command_line import add_configuration, find_module, print_warnings, report_error, say
 from trainer import UserError, config
-from trainer.formatting import LogFormatter, printable
+from trainer.formatting import printable
 from trainer.run.console import Console
 
 
@@ -24,9 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         "--retried", action="store_true", help=f"exit with {os.EX_TEMPFAIL} after a failure after which a retry may succeed"
     )
     arguments = parser.parse_args(argv)
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter("warning: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    print_warnings()
     try:
         settings = config.load(arguments.config, arguments.set)
         name = config.run_name(settings, arguments.config)

@@ -9,7 +9,7 @@ import pytest
 
 from spikewise import causes, probes
 from trainer import config
-from trainer.config import Augmentation, Data, Diagnosis, Model, Optimizer, Settings, Training
+from trainer.config import Augmentation, Data, Diagnosis, Launch, Model, Optimizer, Settings, Training
 from trainer.model.module import find
 
 DIAGNOSIS = Path("docs/diagnosis.md").read_text(encoding="utf-8")
@@ -87,6 +87,12 @@ def test_commands_of_the_cluster_exist():
             for path in re.findall(r"(?:k8s|jobs/configs|docker)/[\w./-]+", command):
                 assert Path(path).exists(), command
     assert "kubectl apply --server-side -k k8s/monitoring -n monitoring" in Path("docs/cluster.md").read_text(encoding="utf-8")
+
+
+def test_the_documented_limits_are_those_of_the_code():
+    """Otherwise a user would expect a run on spot nodes to survive more lost workers than it does."""
+    text = Path("docs/cluster.md").read_text(encoding="utf-8")
+    assert f"more than `launch.max_failures` times, by default {Launch().max_failures} |" in text
 
 
 def test_every_promise_names_tests_that_exist():

@@ -99,6 +99,12 @@ def test_every_dependency_of_the_job_is_used(group):
         ("status", {"STORAGE": "s3://bucket/my (runs)"}, "--storage"),
         ("submit", {"SECRET": "a b"}, "--secret"),
         ("train", {"CONFIG": "my configs/a.toml"}, "--config"),
+        ("replay", {"SET": "model.momentum=0.9 run.output=my runs"}, "--set"),
+        ("replay", {"RUN": "a b;c"}, "--run"),
+        ("replay", {"CONFIG": "my configs/a.toml"}, "--config"),
+        ("replay", {"STORAGE": "s3://bucket/my (runs)"}, "--storage"),
+        ("replay", {"EPOCH": "3 4"}, "--epoch"),
+        ("replay", {"SPIKE": "3 4"}, "--spike"),
     ],
 )
 def test_values_survive_make_and_the_shell(target, variables, option):
@@ -111,7 +117,7 @@ def test_values_survive_make_and_the_shell(target, variables, option):
         text=True,
         check=True,
     )
-    words = shlex.split(done.stdout.splitlines()[-1])
+    words = shlex.split(done.stdout)
     assert words[words.index(option) + 1] == value
 
 

@@ -27,7 +27,8 @@ from spikewise.standing import TITLES as STANDING
 from spikewise.standing import Standing
 from trainer.epoch import EpochReport
 
-State = Literal["starting", "packing", "training", "completed", "failed", "interrupted"]
+State = Literal["starting", "packing", "training", "proving", "completed", "failed", "interrupted"]
+"""`proving`: all epochs are trained, and remedies are tried in replays, which save no checkpoints."""
 STATES: tuple[State, ...] = get_args(State)
 
 
@@ -128,7 +129,8 @@ METRICS: dict[str, Definition] = {
     "spikewise_storage_requests_total": Definition(
         "counter",
         "",
-        "Requests to storage and data sources: get, put, list or delete. Retries are included, except those of image reads.",
+        "Requests of the driver and of worker 0 to storage and data sources: get, put, list or delete. Retries are included, "
+        "except those of image reads.",
         ("operation",),
     ),
     "spikewise_storage_retries_total": Definition("counter", "", "Requests to the run's storage that were retried."),

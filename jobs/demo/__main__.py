@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from jobs import train
+from jobs.command_line import report_error
 from jobs.demo import GROUPS, SOURCE, images
 from jobs.demo.s3_server import local_s3_server
 from trainer import UserError
-from trainer.formatting import printable
 
 CONFIG = Path(__file__).parents[1] / "configs/demo.toml"
 FOLDER = Path(".cache/demo")
@@ -35,7 +35,7 @@ def main() -> int:
             code = images.main(["--images", str(arguments.images), "--size", "128", SOURCE])
             return code or train.main(["--config", arguments.config, *overrides, *rest])
     except UserError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        report_error(error)
         return 2
 
 

@@ -35,6 +35,10 @@ class ForbiddenError(KubernetesError):
     """The user lacks the permission for a request."""
 
 
+class WaitError(KubernetesError):
+    """What kubectl was asked to do, or to wait for, did not happen in time."""
+
+
 def kubectl_program() -> str:
     """Path of kubectl: the one installed with Python's packages, or the one in PATH. Raises KubernetesError."""
     program = shutil.which("kubectl", path=sysconfig.get_path("scripts")) or shutil.which("kubectl")
@@ -109,7 +113,7 @@ class Kubectl:
         try:
             done = subprocess.run(command, input=stdin or "", capture_output=True, text=True, timeout=timeout + 10)
         except subprocess.TimeoutExpired:
-            raise KubernetesError(
+            raise WaitError(
                 f"{self._cluster()} did not answer `kubectl {arguments[0]}` within {timeout:g} s. Fix: try again later."
             ) from None
         if done.returncode:
@@ -140,7 +144,9 @@ class Kubectl:
             )
         if "Unauthorized" in line or "provide credentials" in line:
             return KubernetesError(f"{self._cluster()} rejects the kubeconfig's credentials ({line}). Fix: log in again.")
-        return KubernetesError(f"{self._cluster()}: {line}")
+        if "timed out waiting" in stderr:
+            return WaitError(f"{self._cluster()}: {line}. Fix: `kubectl describe` shows the reason; then run the command again.")
+        return KubernetesError(f"{self._cluster()}: {line.rstrip('.')}. Fix: correct what this names, or ask an administrator.")
 
 
 class Log:
@@ -190,7 +196,7 @@ def _not_installed(kind: str) -> str:
         return "KubeRay is not installed on this cluster. Fix: install it, or use --shape job, which does not need it."
     if kind.lower().startswith("localqueue"):
         return "Kueue is not installed on this cluster. Fix: install it, or choose another --overlay."
-    return f"The cluster does not know objects of kind {kind}."
+    return f"The cluster does not know objects of kind {kind}. Fix: install what defines them, or remove them from the overlay."
 
 
 def _last_line(text: str) -> str:

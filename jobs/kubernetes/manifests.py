@@ -23,6 +23,9 @@ LABEL = "spikewise/run"
 """Label on every object and pod of a run; its value is the run's name."""
 RUN_PLACEHOLDER = "run-name"
 IMAGE_PLACEHOLDER = "spikewise"
+METRICS_PORT = "metrics"
+CONTAINER = "spikewise"
+"""Name of the container that runs Ray; an overlay of the user's own may add others."""
 LONGEST_RAYJOB = 47
 """Most characters in the name of a RayJob; KubeRay appends to it."""
 
@@ -63,7 +66,7 @@ def fit(
     """The rendered objects with the values of this run; the Job or RayJob comes last, because its pods need the others.
 
     `secret`: name of the Secret with the credentials; None keeps the overlay's. `module`: that of the user's own network. Raises
-    KubernetesError if the run's name is too long.
+    KubernetesError if the run's name is too long, or if the overlay does not show which of its Secrets `secret` replaces.
     """
     fitted: list[KubernetesObject] = _rename(objects, run)
     fitted.sort(key=lambda found: found["kind"] in SHAPES.values())
@@ -83,10 +86,10 @@ def fit(
         if container["image"] == IMAGE_PLACEHOLDER:
             container["image"] = image
         for port in container.get("ports", ()):
-            if port["name"] == "metrics":
+            if port.get("name") == METRICS_PORT:
                 port["containerPort"] = settings.metrics.port
-        for source in container.get("envFrom", ()) if secret else ():
-            source["secretRef"] = {"name": secret}
+        if secret and container["name"] == CONTAINER:
+            _use_secret(container, secret)
     return fitted
 
 
@@ -129,9 +132,29 @@ def pod_templates(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def secrets(main: KubernetesObject) -> dict[str, bool]:
-    """Secrets from which the pods take environment variables: name -> whether the Secret is optional."""
-    sources = [source["secretRef"] for container in containers(main) for source in container.get("envFrom", ())]
-    return {source["name"]: source.get("optional", False) for source in sources}
+    """Secrets from which the pods take all environment variables: name -> whether the Secret is optional everywhere."""
+    found: dict[str, bool] = {}
+    for source in (source for container in containers(main) for source in _secret_sources(container)):
+        reference = source["secretRef"]
+        found[reference["name"]] = found.get(reference["name"], True) and reference.get("optional", False)
+    return found
+
+
+def _secret_sources(container: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of `envFrom` that name a Secret; others name a ConfigMap."""
+    return [source for source in container.get("envFrom", ()) if "secretRef" in source]
+
+
+def _use_secret(container: dict[str, Any], secret: str) -> None:
+    """Takes the credentials from `secret`. Raises KubernetesError unless the container takes variables from exactly one Secret."""
+    sources = _secret_sources(container)
+    if len(sources) != 1:
+        names = ", ".join(source["secretRef"]["name"] for source in sources) or "none"
+        raise KubernetesError(
+            f"--secret {secret} replaces the overlay's Secret with the credentials, but its container takes variables from "
+            f"{len(sources)} Secrets ({names}). Fix: drop --secret, and name {secret} under envFrom in the overlay."
+        )
+    sources[0]["secretRef"] = {"name": secret}
 
 
 def gpus(main: KubernetesObject) -> int:

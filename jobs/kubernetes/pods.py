@@ -128,6 +128,13 @@ def lost(pods: list[KubernetesObject]) -> list[str]:
     return [line for pod in sorted(pods, key=_created, reverse=True) if (line := _why_lost(pod))]
 
 
+def terminating(pods: list[KubernetesObject]) -> list[str]:
+    """The pods that are being deleted, each with its node, which may no longer answer."""
+    return [
+        f"pod {_name(pod)} on node {pod['spec'].get('nodeName', 'none')}" for pod in pods if "deletionTimestamp" in pod["metadata"]
+    ]
+
+
 def end(main: KubernetesObject, pods: list[KubernetesObject]) -> End | None:
     """How the run ended; None if it has not."""
     return _end_of_job(main, pods) if main["kind"] == "Job" else _end_of_rayjob(main, pods)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from jobs.kubernetes import manifests, pods
-from jobs.kubernetes.kubectl import ForbiddenError, Kubectl, KubernetesError, KubernetesObject
+from jobs.kubernetes.kubectl import ForbiddenError, Kubectl, KubernetesError, KubernetesObject, WaitError
 from jobs.kubernetes.manifests import LABEL, SHAPES, object_name
 from trainer import config
+from trainer.formatting import one_line
 
 
 class RunNotFoundError(KubernetesError):
@@ -32,7 +33,10 @@ def find(kubectl: Kubectl, run: str | None) -> KubernetesObject:
     if not mains:
         kubectl.check_namespace()
         what = f"no run {run}" if run else "no run"
-        raise RunNotFoundError(f"Namespace {kubectl.namespace} of context {kubectl.context} has {what}.")
+        raise RunNotFoundError(
+            f"Namespace {kubectl.namespace} of context {kubectl.context} has {what}. Fix: correct --run or --namespace; "
+            "--storage shows a run that has left the cluster."
+        )
     return max(mains, key=lambda each: each["metadata"]["creationTimestamp"])
 
 
@@ -53,8 +57,13 @@ def refusal(kubectl: Kubectl, main: KubernetesObject, found: list[KubernetesObje
 
 def settings(kubectl: Kubectl, run: str) -> config.Settings:
     """The configuration with which the run was submitted. Raises KubernetesError, ConfigError."""
-    text = kubectl.get("configmap", object_name(run))["data"]["config.toml"]
-    return config.parse(tomllib.loads(text), f"configuration of run {run}")
+    name = object_name(run)
+    data = kubectl.get("configmap", name).get("data") or {}
+    try:
+        values = tomllib.loads(data["config.toml"])
+    except (KeyError, ValueError) as error:  # of TOML: ValueError
+        raise KubernetesError(f"ConfigMap {name} holds no configuration ({one_line(error)}). Fix: submit the run again.") from None
+    return config.parse(values, f"configuration of run {run}")
 
 
 def create(kubectl: Kubectl, objects: list[KubernetesObject], run: str, say: Callable[[str], None]) -> None:
@@ -84,13 +93,23 @@ def remove(kubectl: Kubectl, run: str, timeout: float = 300) -> None:
     Raises KubernetesError, also after `timeout` seconds.
     """
     selector, waiting = f"{LABEL}={run}", f"--timeout={timeout:g}s"
+    answer = timeout + 30  # kubectl then gives up by itself, and says what it waited for
     kinds = "job,service,configmap,serviceaccount,networkpolicy"
     if kubectl.run("api-resources", "--api-group=ray.io", "-o", "name").strip():
         kinds = f"rayjob,{kinds}"
-    kubectl.run("delete", kinds, "-l", selector, "--cascade=foreground", waiting, timeout=timeout)
-    with suppress(ForbiddenError):  # it usually goes with its Job. By name: a selector needs the permission to list Secrets
-        kubectl.run("delete", "secret", object_name(run), "--ignore-not-found", "--wait=false")
-    kubectl.run("wait", "pod", "-l", selector, "--for=delete", waiting, timeout=timeout)
+    try:
+        kubectl.run("delete", kinds, "-l", selector, "--cascade=foreground", waiting, timeout=answer)
+        with suppress(ForbiddenError):  # it usually goes with its Job. By name: a selector needs the permission to list Secrets
+            kubectl.run("delete", "secret", object_name(run), "--ignore-not-found", "--wait=false")
+        kubectl.run("wait", "pod", "-l", selector, "--for=delete", waiting, timeout=answer)
+    except WaitError:
+        left = pods.terminating(kubectl.get("pods", "-l", selector)["items"])
+        if not left:
+            raise
+        raise KubernetesError(
+            f"Run {run} is being removed, but after {timeout:g} s still terminating: {', '.join(left)}. Fix: repeat `make cancel "
+            f"RUN={run}` later; if a node is lost for good, use `kubectl delete pod NAME -n {kubectl.namespace} --force`."
+        ) from None
 
 
 def clean_up(kubectl: Kubectl, run: str, say: Callable[[str], None]) -> None:
@@ -98,7 +117,8 @@ def clean_up(kubectl: Kubectl, run: str, say: Callable[[str], None]) -> None:
     try:
         remove(kubectl, run)
     except KubernetesError as error:
-        say(f"warning: not all objects of run {run} could be removed ({error}). Fix: run `make cancel RUN={run}`.")
+        reason = str(error).partition(". Fix: ")[0]
+        say(f"warning: not all objects of run {run} could be removed ({reason}). Fix: run `make cancel RUN={run}`.")
 
 
 def _make_way(kubectl: Kubectl, run: str) -> None:

@@ -114,7 +114,9 @@ class Watch:
             raise StartError(reason)
         stuck = pods.not_creatable(found)
         if self._lasts("stuck", stuck) > NOT_CREATABLE_SECONDS:
-            raise StartError(f"{stuck}, for {NOT_CREATABLE_SECONDS:g} s")
+            raise StartError(
+                f"{stuck}, for {NOT_CREATABLE_SECONDS:g} s. Fix: correct what this names, such as a missing Secret or ConfigMap."
+            )
         if self._kind == "rayjob" and not main.get("status", {}).get("jobDeploymentStatus") and age > UNMANAGED_SECONDS:
             raise StartError(
                 f"KubeRay's operator has not acted on the RayJob for {UNMANAGED_SECONDS:g} s. Fix: start it, or use --shape job."

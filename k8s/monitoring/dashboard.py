@@ -50,7 +50,9 @@ STATE = " or ".join(f'{number} * spikewise_state{{state="{state}"}}' for number,
 
 ROWS: dict[str, dict[Panel, dict[str, str]]] = {
     "Run": {
-        ("State", "The state of the run.", "none", "states", 12): {"{{run}}": of_run(f"sum by (job, instance) ({STATE})")},
+        ("State", "The state of the run. Proving: remedies are tried after the last epoch.", "none", "states", 12): {
+            "{{run}}": of_run(f"sum by (job, instance) ({STATE})")
+        },
         ("Progress", "Finished fraction of the planned epochs.", "percentunit", "number", 4): {
             "{{run}}": of_run("spikewise_progress_ratio")
         },
@@ -163,7 +165,8 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
     "Storage": {
         (
             "Requests",
-            "Requests to the run's storage by the driver and by worker 0, which saves checkpoints; including retries.",
+            "Requests of the driver and of worker 0, which saves checkpoints, to the run's storage and the data sources. Retries "
+            "are included, except those of image reads.",
             "reqps",
             "lines",
             12,

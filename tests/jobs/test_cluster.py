@@ -7,6 +7,7 @@ from prometheus_client import generate_latest
 
 from jobs import cluster
 from jobs.kubernetes import manifests
+from jobs.kubernetes.kubectl import KubernetesError
 from tests.jobs.kubernetes.objects import job
 from trainer import UserError, config
 from trainer.epoch import EpochReport
@@ -59,11 +60,13 @@ class _Ended:
 
     def __init__(self, storage: str) -> None:
         settings = config.load("jobs/configs/demo.toml", ["run.name=first", f"run.storage={storage}"])
-        self.data = {"config.toml": manifests.to_toml(settings)}
+        self.data: dict[str, str] | None = {"config.toml": manifests.to_toml(settings)}
         self.removed = False
 
     def get(self, kind: str, *_: str) -> object:
         if kind == "configmap":
+            if self.data is None:
+                raise KubernetesError('configmaps "run-first" not found')
             return {"data": self.data}
         main = job({"type": "Complete", "status": "True"})
         main["metadata"] |= {"creationTimestamp": "2026-01-01T00:00:00Z"}
@@ -83,6 +86,35 @@ def test_a_run_that_has_ended(capsys, tmp_path):
     assert ended.removed
     line = f"run first had already ended (completed) and is removed from the cluster; its results stay in {tmp_path}/runs/first"
     assert capsys.readouterr().out.splitlines() == [line]
+
+
+@pytest.mark.parametrize("data", [None, {}, {"config.toml": "[run]\nstorage = 's3://b'\ncolour = 1\n"}, {"config.toml": "["}])
+def test_no_configuration_keeps_a_run_from_being_cancelled(capsys, data):
+    """A colleague with an older checkout could not end a run on expensive nodes; nor anybody, once its ConfigMap is gone."""
+    ended = _Ended("s3://bucket")
+    ended.data = data
+    cluster.cancel(ended, "job", "first")
+    assert ended.removed
+    assert capsys.readouterr().out.endswith("its results stay in runs/first below its run.storage\n")
+
+
+@pytest.mark.parametrize("names", [("ray", "metrics"), (None, "metrics"), (None,)])
+def test_the_port_of_the_metrics_is_found_by_its_name(names):
+    """`make status` would end with a traceback for an overlay with a port without a name, or show no progress."""
+
+    class Serving:
+        namespace = "training"
+
+        def run(self, *arguments: str) -> str:
+            return arguments[-1]
+
+    ports = [{"containerPort": number, **({"name": name} if name else {})} for number, name in enumerate(names, 9400)]
+    head = {"metadata": {"name": "run-first-0-a"}, "spec": {"containers": [{"name": "proxy"}, {"ports": ports}]}}
+    if "metrics" in names:
+        assert "/pods/run-first-0-a:9401/proxy/" in cluster._metrics(Serving(), head)
+    else:
+        with pytest.raises(KubernetesError, match=r"has no port named metrics\. Fix: "):
+            cluster._metrics(Serving(), head)
 
 
 def test_status_from_the_bucket(tmp_path):

@@ -86,7 +86,7 @@ def test_names_that_yaml_reads_otherwise(capsys):
         (["--overlay", "gpu"], "error: launch.gpu = false, but --overlay gpu requests a GPU for each pod. Fix: "),
         (
             ["--overlay", "local", "--set", "launch.gpu=true"],
-            "error: launch.gpu = true, but --overlay local requests no GPU. Fix: ",
+            "error: launch.gpu = true, but --overlay local requests no GPU. Fix: use --overlay gpu, combine both in an overlay of",
         ),
         (["--overlay", "local", "--set", "training.epochs=0"], r"error: --set training\.epochs=0: .*"),
         (["--overlay", "local", "--set", "run.storage=runs"], "error: run.storage = 'runs' is a folder, .* Fix: use s3://"),

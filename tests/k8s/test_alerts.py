@@ -31,7 +31,9 @@ class Course(NamedTuple):
 PROGRESS = "spikewise_last_progress_timestamp_seconds"
 UNEXPLAINED, FEW = ('spikewise_validation_spikes_total{cause="' + cause + '"}' for cause in ("unexplained", "few_examples"))
 DIVERGENCE = 'spikewise_validation_spikes_total{cause="divergence"}'
-TRAINING, COMPLETED, INTERRUPTED = ('spikewise_state{state="' + state + '"}' for state in ("training", "completed", "interrupted"))
+TRAINING, PROVING, COMPLETED, INTERRUPTED = (
+    f'spikewise_state{{state="{state}"}}' for state in ("training", "proving", "completed", "interrupted")
+)
 COMMITTED = "spikewise_checkpoint_last_success_timestamp_seconds"
 
 HANGS = "Run a-run in ml has made no progress for 17m 0s and has not ended."
@@ -95,6 +97,11 @@ COURSES = [
     Course("SpikewiseInputStarvation", "not for long", {"spikewise_input_wait_ratio": "0.5x8", TRAINING: "1x8"}, 8, None),
     Course("SpikewiseInputStarvation", "of an ended run", {"spikewise_input_wait_ratio": "0.5x20", TRAINING: "1x3 0x20"}, 15, None),
     Course(
+        *("SpikewiseInputStarvation", "of a run whose remedies are proven"),
+        {"spikewise_input_wait_ratio": "0.5x20", TRAINING: "1x3 0x20", PROVING: "0x3 1x20"},
+        *(15, None),
+    ),
+    Course(
         *("SpikewiseCheckpointTooOld", "ten minutes and three epochs"),
         {COMMITTED: "0x20", "spikewise_epoch_duration_seconds": "60x20", TRAINING: "1x20"},
         *(14, LOSES),
@@ -107,6 +114,11 @@ COURSES = [
     Course(
         *("SpikewiseCheckpointTooOld", "of an ended run"),
         {COMMITTED: "0x20", "spikewise_epoch_duration_seconds": "60x20", TRAINING: "0x20"},
+        *(14, None),
+    ),
+    Course(
+        *("SpikewiseCheckpointTooOld", "of a run whose remedies are proven"),
+        {COMMITTED: "0x20", "spikewise_epoch_duration_seconds": "60x20", TRAINING: "1x3 0x20", PROVING: "0x3 1x20"},
         *(14, None),
     ),
     Course("SpikewiseCheckpointTooOld", "none could be saved", {"spikewise_checkpoint_failures_total": "0 1 1 1"}, 3, LOSES),

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -118,6 +119,25 @@ def test_rights_of_submitters(objects):
     assert {"get", "list", "watch", "create", "patch", "delete"} == set(kinds["verbs"])
     verbs = {verb for rule in role["rules"] if "secrets" in rule["resources"] for verb in rule["verbs"]}
     assert verbs == {"create", "patch", "delete"}  # of the token; nobody needs to read Secrets
+    forwards = {verb for rule in role["rules"] if "pods/portforward" in rule["resources"] for verb in rule["verbs"]}
+    assert forwards == {"get", "create"}  # the driver's log tells the user to do it
+
+
+CONDITION_KEYS = {"s3:ListBucket": {"s3:prefix", "s3:delimiter", "s3:max-keys"}}
+"""Action -> keys of its own that a condition may ask for; our other actions have none that limits them. AWS, Service Authorization
+Reference, "Actions defined by Amazon S3"."""
+
+
+def test_the_policys_conditions_can_hold():
+    """AWS denies an action under a condition whose key the action lacks: what killed jobs left would stay in the bucket and cost
+    money."""
+    statements = json.loads(Path("k8s/s3-policy.json").read_text())["Statement"]
+    for statement in statements:
+        asked = {key for operator in statement.get("Condition", {}).values() for key in operator}
+        for action in statement["Action"]:
+            assert asked <= CONDITION_KEYS.get(action, set()), action
+    actions = {action for statement in statements for action in statement["Action"]}
+    assert actions >= {"s3:ListBucketMultipartUploads", "s3:AbortMultipartUpload"}  # of Store.sweep
 
 
 def test_patch_for_the_operators_namespace():
@@ -127,6 +147,41 @@ def test_patch_for_the_operators_namespace():
     number, *rest = path.split()[0].split("/")
     assert rest == ["from", "0", "namespaceSelector", "matchLabels"]
     assert policy["spec"]["ingress"][int(number)]["from"][0]["namespaceSelector"] == {}
+
+
+def _documented(folder: Path) -> None:
+    """Writes the files of docs/cluster.md's own overlay, beside a copy of k8s/, to which they lead."""
+    shutil.copytree("k8s", folder / "k8s")
+    blocks = re.findall(r"```yaml\n# (cluster/[\w./-]+).*\n((?:.*\n)*?)```", Path("docs/cluster.md").read_text(encoding="utf-8"))
+    for name, text in blocks:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.mark.parametrize("shape", manifests.SHAPES)
+def test_the_documented_overlay(shape, tmp_path):
+    """A user who copies it would get pods without the company's certificate or without a GPU, or an error of kustomize."""
+    _documented(tmp_path)
+    overlay = tmp_path / "cluster/production"
+    written = (overlay / "kustomization.yaml").read_text()
+    shaped = written.replace("../../k8s/job", f"../../k8s/{shape}")
+    (overlay / "kustomization.yaml").write_text(shaped)
+    main = manifests.owner(manifests.fit(manifests.render(str(overlay), shape), SETTINGS, "first", "image", None))
+    assert manifests.gpus(main) == 1
+    assert manifests.queue(main) == "spikewise"
+    assert "company-ca" not in json.dumps(main)
+    (overlay / "kustomization.yaml").write_text(shaped.replace(f"  - ../../k8s/{shape}", f"  - ca\n  - ../../k8s/{shape}"))
+    objects = manifests.fit(manifests.render(str(overlay), shape), SETTINGS, "first", "image", None)
+    account = next(each for each in objects if each["kind"] == "ServiceAccount")
+    assert account["metadata"]["annotations"]
+    for spec in _pods(objects[-1]):
+        (container,) = spec["containers"]
+        if container["name"] == "submitter":
+            continue
+        (volume,) = [volume["name"] for volume in spec["volumes"] if volume.get("configMap", {}).get("name") == "company-ca"]
+        (folder,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == volume]
+        assert {"name": "AWS_CA_BUNDLE", "value": f"{folder}/ca.crt"} in container["env"]
 
 
 def test_s3_server_has_the_demo_images():

@@ -5,13 +5,47 @@ import os
 import re
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 UNUSED_SECONDS = 30 * 86400.0
 """A pack that no job of this machine has opened for so long is deleted."""
 LOCK = "lock"
-"""File in a pack's folder: locked while the pack is fetched; its time says when the pack was last opened."""
+"""File in a pack's folder: locked while the pack is fetched (by one job) or checked and mapped (by any number); its time says when
+the pack was last opened."""
+
+
+@contextmanager
+def fetching(folder: Path) -> Iterator[None]:
+    """Creates a pack's folder if necessary, and keeps other jobs from using or deleting it. Raises OSError."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends, even if it is killed
+            if _is_at(lock, folder / LOCK):  # no other job has deleted the folder while this one waited
+                yield
+                return
+
+
+@contextmanager
+def opening(folder: Path) -> Iterator[None]:
+    """Keeps other jobs from deleting a pack, and records its use. Without LOCK it is not fetched yet, or on a read-only disk."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            lock = stack.enter_context((folder / LOCK).open("rb"))
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        touch(folder)
+        yield
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def touch(folder: Path) -> None:
@@ -30,7 +64,7 @@ def evict(cache: Path, keep: Path, max_bytes: int) -> None:
         if total <= max_bytes and used > time.time() - UNUSED_SECONDS:
             continue
         with suppress(OSError), (folder / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a job fetches it
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a job fetches or opens it
             shutil.rmtree(folder)
             total -= sizes[folder]
 

@@ -43,11 +43,9 @@ COSINES = np.array([[1 if u == 0 else 2**0.5 * np.cos((2 * k + 1) * u * np.pi / 
 
 
 def recompress(pixels: tf.Tensor, quality: tf.Tensor) -> tf.Tensor:
-    """Saves and loads each image as a JPEG, in effect. Pixels float32 [b, H, W, C] with integers of 0 to 255, C is 3 (RGB) or 1
-    (gray); quality int32 [b], 1 to 100, as libjpeg counts it -> the same shape, again integers of 0 to 255."""
-    height, width, channels = pixels.shape[1:]
-    if channels == 1:
-        return _code(pixels, tf.gather(_tables(LUMINANCE), quality))
+    """Saves and loads each RGB image as a JPEG, in effect. Pixels float32 [b, H, W, 3] with integers of 0 to 255; quality int32
+    [b], 1 to 100, as libjpeg counts it -> the same shape, again integers of 0 to 255."""
+    height, width = pixels.shape[1:3]
     red, green, blue = tf.unstack(pixels, axis=-1)
     y = tf.round(0.299 * red + 0.587 * green + 0.114 * blue)
     cb = tf.round(0.5 * blue - 0.168735892 * red - 0.331264108 * green) + 128.0

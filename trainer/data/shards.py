@@ -7,7 +7,6 @@ Shapes: N images of all shards, n of one shard or one call, H W C one image (C =
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.cache import LOCK, evict, others_bytes, touch
+from trainer.data.cache import LOCK, evict, fetching, opening, others_bytes, touch
 from trainer.data.dataset import DataError, Pack, Shard
 from trainer.data.pack_file import folder_name
 from trainer.formatting import plain
@@ -186,20 +185,35 @@ def open_rows(pack: Pack, storage: Store, cache_dir: Path, cache_max_bytes: int 
         raise PackError(f"{pack.digest!r:.80} is not the digest of a pack. Fix: choose another run.name.")
     folder = cache_dir.absolute() / folder_name(pack.digest, pack.image_shape)
     paths = [folder / Path(shard.key).name for shard in pack.shards]
-    if _damaged(pack, paths):
-        _fetch(pack, paths, storage, folder)
-    touch(folder)
+    with opening(folder):  # the checksums take minutes, and a file that is mapped may be deleted
+        batches = None if _damaged(pack, paths) else _mapped(pack, paths, storage)
+    if batches is None:
+        with _disk(folder, 0, CACHE_DIR), fetching(folder):
+            _fetch(pack, paths, storage, folder)
+            batches = _mapped(pack, paths, storage)
+        touch(folder)
     if cache_max_bytes is not None:
         evict(folder.parent, folder, cache_max_bytes - sum(shard.size for shard in pack.shards))
+    return PackedRows(batches, pack.image_shape)
+
+
+def _mapped(pack: Pack, paths: list[Path], storage: Store) -> list[pa.RecordBatch]:
+    """The tables of all shards, whose checksums are verified. Raises PackError: for a local file that cannot be read, or for a
+    table that cannot be that of a pack."""
     batches = []
     for shard, path in zip(pack.shards, paths, strict=True):
         try:
             batches.append(_read(path, shard, pack))
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, OSError) and error.errno:  # Arrow raises an OSError without a number for wrong content
+                raise PackError(
+                    f"{path}: cannot be read ({os.strerror(error.errno)}). Fix: run again, which downloads what is missing, or set "
+                    f"{CACHE_DIR} to another folder."
+                ) from None
             raise PackError(
                 f"{storage.url}/{shard.key} is not a shard of its pack ({plain(error)}). Fix: {_repack(storage, shard)}."
             ) from None
-    return PackedRows(batches, pack.image_shape)
+    return batches
 
 
 def _read(path: Path, shard: Shard, pack: Pack) -> pa.RecordBatch:
@@ -246,32 +260,28 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(pack: Pack, paths: list[Path], storage: Store, folder: Path) -> None:
-    with _disk(folder, 0, CACHE_DIR):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends, even if it is killed
-        missing = _damaged(pack, paths)  # again: another worker may have fetched them meanwhile
-        for stray in set(folder.iterdir()) - set(paths) - {folder / LOCK} | {path for _, path in missing}:
-            with suppress(IsADirectoryError, PermissionError):
-                stray.unlink(missing_ok=True)  # damaged, or left by a killed download
-        needed = sum(shard.size for shard, _ in missing)
-        if (lacking := needed - shutil.disk_usage(folder).free) > 0:
-            evict(folder.parent, folder, others_bytes(folder.parent, folder) - lacking)
-        if needed > shutil.disk_usage(folder).free:
-            raise _full(folder, needed, CACHE_DIR)
-        for shard, path in missing:
-            try:
-                with _disk(folder, needed, CACHE_DIR):
-                    storage.read_again(lambda shard=shard, path=path: _download(shard, path, storage), NotFound, PackError)  # type: ignore[misc]
-            except NotFound as error:
-                raise NotFound(f"{error}, although pack.json lists it. Fix: {_repack(storage, shard)}.") from None
+    """Downloads what `folder` lacks, and deletes what does not belong into it. The folder must be locked."""
+    missing = _damaged(pack, paths)  # again: another worker may have fetched them meanwhile
+    for stray in set(folder.iterdir()) - set(paths) - {folder / LOCK} | {path for _, path in missing}:
+        with suppress(IsADirectoryError, PermissionError):
+            stray.unlink(missing_ok=True)  # damaged, or left by a killed download
+    needed = sum(shard.size for shard, _ in missing)
+    if (lacking := needed - shutil.disk_usage(folder).free) > 0:
+        evict(folder.parent, folder, others_bytes(folder.parent, folder) - lacking)
+    if needed > shutil.disk_usage(folder).free:
+        raise _full(folder, needed, CACHE_DIR)
+    for shard, path in missing:
+        try:
+            with _disk(folder, needed, CACHE_DIR):
+                storage.read_again(lambda shard=shard, path=path: _download(shard, path, storage), NotFound, PackError)  # type: ignore[misc]
+        except NotFound as error:
+            raise NotFound(f"{error}, although pack.json lists it. Fix: {_repack(storage, shard)}.") from None
 
 
 def _download(shard: Shard, path: Path, storage: Store) -> None:
-    """Raises PackError when what arrives is not what was packed."""
+    """Raises PackError when what arrives is not what was packed, and OSError when the local file cannot be read."""
     storage.download(shard.key, path)
-    if not _intact(shard, path):
+    if (path.stat().st_size, _sha256(path)) != (shard.size, shard.sha256):
         path.unlink()
         raise PackError(f"{storage.url}/{shard.key} differs from the packed shard (checksum). Fix: {_repack(storage, shard)}.")
 

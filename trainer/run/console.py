@@ -166,7 +166,7 @@ class RunLog:
         """`status`: after this event."""
         match event:
             case events.Started():
-                self._started(event, again=status.starts > 1)
+                self._started(event, worker_died=status.worker_died)
             case events.Resumed():
                 self._console.say(
                     f"resumed from the checkpoint of step {event.step}, in epoch {event.epoch} (restart {event.restarts})"
@@ -204,9 +204,9 @@ class RunLog:
     def report_incomplete(self, reason: str) -> None:
         self.warn(f"the report is incomplete (python -m jobs.report --config FILE --run {self._run} rebuilds it): {reason}")
 
-    def _started(self, event: events.Started, *, again: bool) -> None:
+    def _started(self, event: events.Started, *, worker_died: bool) -> None:
         self.phase("")
-        if again:
+        if worker_died:
             self.warn("a worker died; all workers were restarted")
         where = "in memory" if event.resident else "on the local disk"
         workers = f"{event.workers} worker{'s' * (event.workers > 1)}"

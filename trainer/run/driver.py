@@ -42,9 +42,7 @@ from trainer.storage.lease import Lease, WaitStopped
 
 END_SECONDS = 60.0
 """Longest wait for Ray Train to notice that a run has failed for good."""
-
-
-DAY = 86400.0
+HOUR, DAY = 3600.0, 86400.0
 
 
 class LaunchError(UserError):
@@ -232,9 +230,11 @@ class _Run:
         return self._close(data, facts)
 
     def _sweep(self) -> None:
-        """Removes what killed jobs left: of this run all, since no one else may write to it; of other jobs what is a day old."""
+        """Removes what killed jobs left. Only the holder of the lease writes the run's checkpoints; jobs.replay, with leases of its
+        own, writes beside them, and other jobs write shards: there, what is new may still be written."""
         try:
-            self.storage.sweep(f"runs/{self.name}/", 0)
+            self.storage.sweep(f"runs/{self.name}/checkpoints/", 0)
+            self.storage.sweep(f"runs/{self.name}/", HOUR)
             self.storage.sweep("shards/", DAY)
         except StoreError as error:
             self.log.warn(f"unfinished uploads of killed jobs were not removed: {error}")
@@ -317,6 +317,7 @@ class _Run:
         finished, budget = self.status.finished, self.settings.diagnosis.prove * self._trained_seconds()
         if not budget or not finished or finished.outcome == "interrupted":
             return
+        self.monitoring.exporter.enter("proving")
         groups = [data.rows.groups[row] for row in data.split.validation]
         folder = Path(self.settings.run.output, ".ray")
         prover = Prover(self.name, self.storage, data.pack, data.split, groups, self.module, folder, self.lease, stop=self.stop)

@@ -21,6 +21,8 @@ MOST_EPOCHS = PATIENCE + 1
 """Most epochs from the spike on that are trained again. A spike that lasts longer is a level shift or a divergence."""
 ELSEWHERE = {"launch", "s3", "pipeline", "metrics", "checkpoint", "diagnosis"}
 """Sections that say where and how to train, not what is learned: they apply to the control too."""
+PLACES = {"run.storage", "run.output"}
+"""Keys of another section that do the same."""
 OTHER_STATE = {"model.network", "model.weights", "model.trainable", "optimizer.name"}
 """Keys whose change a checkpoint cannot show, because it holds the state of another network or optimizer."""
 
@@ -101,8 +103,12 @@ def remedies(diagnosis: Diagnosis) -> list[list[str]]:
 
 def elsewhere(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Divides `section.key=value` overrides into those that say where to train, and those that change what is learned."""
-    where = [one for one in overrides if one.partition(".")[0].strip() in ELSEWHERE]
+    where = [one for one in overrides if one.partition(".")[0].strip() in ELSEWHERE or _key(one) in PLACES]
     return where, [one for one in overrides if one not in where]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
 def treated(settings: config.Settings, change: Sequence[str]) -> config.Settings:
@@ -111,7 +117,11 @@ def treated(settings: config.Settings, change: Sequence[str]) -> config.Settings
     Raises ConfigError for a wrong value, and ReplayError for what a checkpoint cannot show or what changes nothing.
     """
     for one in change:
-        key = one.partition("=")[0].strip()
+        key = _key(one)
+        if key == "run.name":
+            raise ReplayError(
+                f"{one} names another run, and changes nothing that is learned. Fix: name the run to replay with --run."
+            )
         if key.startswith("data."):
             raise ReplayError(
                 f"{one} changes which images train or validate, so no checkpoint can show it. Fix: start another run."

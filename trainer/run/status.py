@@ -25,6 +25,10 @@ class RunStatus:
     finished: Finished | None = None
     diverged: Diverged | None = None
     """The divergence from which the run has to go back."""
+    worker_died: bool = False
+    """Whether the last start of the workers was needed because one had died."""
+    _ended: bool = False
+    """Whether the workers have ended so that the run can go back."""
 
     @property
     def best(self) -> EpochReport | None:
@@ -34,6 +38,8 @@ class RunStatus:
     def update(self, event: WorkerEvent) -> None:
         match event:
             case Started():
+                self.worker_died = self.starts > 0 and not self._ended
+                self._ended = False
                 self.starts += 1
             case Resumed():
                 self.history, self.diagnoses = list(event.history), list(event.diagnoses)
@@ -53,6 +59,7 @@ class RunStatus:
     def forget(self) -> None:
         """Forgets all epochs: the workers start again, from the beginning or from a checkpoint, which `Resumed` describes."""
         self.history, self.diagnoses, self.diverged = [], [], None
+        self._ended = True
 
     def fail(self, message: str, *, transient: bool = False) -> None:
         """Records why the run failed, unless an earlier reason is known."""

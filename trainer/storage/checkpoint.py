@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from trainer.storage import Exists, NotFound, Store, StoreError
-from trainer.storage.checkpoint_files import META, CheckpointError, Restored, loss_of, read, write
+from trainer.storage.checkpoint_files import CheckpointError, Restored, loss_of, read, write
 from trainer.storage.files import scratch
 from trainer.storage.lineage import (
     CLAIM,
@@ -40,7 +40,7 @@ from trainer.storage.lineage import (
     read_listing,
     superseded,
 )
-from trainer.storage.parsing import Damaged, json_object, sealed, unsealed
+from trainer.storage.parsing import Damaged, sealed, unsealed
 from trainer.storage.store import list_keys
 
 log = logging.getLogger(__name__)
@@ -333,10 +333,7 @@ class Checkpoints:
         return True
 
     def _read_loss(self, save: Save) -> float | None:
-        commit = unsealed(self._store.get(self._prefix + save.folder + COMMIT))
-        if "validation_loss" not in commit:  # of a version before owners existed
-            commit = json_object(self._store.get(self._prefix + save.folder + META))
-        return loss_of(commit)
+        return loss_of(unsealed(self._store.get(self._prefix + save.folder + COMMIT)))
 
     def _delete_old(self, stored: Stored, newest: Save) -> None:
         assert self._owner

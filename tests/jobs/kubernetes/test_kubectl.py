@@ -60,13 +60,16 @@ def test_a_cluster_that_does_not_answer(kubectl):
         ),
         ('error: the server doesn\'t have a resource type "localqueue"', "Kueue is not installed on this cluster. Fix: "),
         ("error: You must be logged in to the server (Unauthorized)", "rejects the kubeconfig's credentials"),
-        ("Error from server (BadRequest): invalid", "The cluster of context off (https://127.0.0.1:1): invalid"),
+        ('error: no matches for kind "Wood" in version "v1"', "does not know objects of kind Wood. Fix: install what defines them"),
+        ("error: timed out waiting for the condition on pods/p", "timed out waiting for the condition on pods/p. Fix: "),
+        ("Error from server (BadRequest): invalid", "The cluster of context off (https://127.0.0.1:1): invalid. Fix: correct what"),
     ],
 )
 def test_errors_of_the_cluster(kubectl, stderr, line):
     """A user would have to guess what is missing on the cluster from kubectl's own words."""
     error = str(kubectl._explain(stderr))
     assert line in error
+    assert error.count(". Fix: ") == 1
     assert len(error.splitlines()) == 1
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from jobs.command_line import find_module
 from jobs.kubernetes import entrypoint, manifests
-from jobs.kubernetes.kubectl import KubernetesError
+from jobs.kubernetes.kubectl import KubernetesError, KubernetesObject
 from trainer import config
 from trainer.model.module import Module
 
@@ -78,3 +78,54 @@ def test_without_a_network_of_the_users_own_nothing_is_added():
     objects = manifests.fit(manifests.render("local", "job"), settings, "first", "i", None, None)
     assert [each["data"].keys() for each in objects if each["kind"] == "ConfigMap"] == [{"config.toml"}]
     assert "items" not in manifests.to_yaml(objects)
+
+
+def _overlay(shape: str, sources: list[dict[str, Any]]) -> list[KubernetesObject]:
+    """The overlay `local` with these entries of envFrom, a port without a name, and a second container."""
+    objects = manifests.render("local", shape)
+    main = next(each for each in objects if each["kind"] == manifests.SHAPES[shape])
+    for container in manifests.containers(main):
+        if container["name"] == manifests.CONTAINER:
+            container["envFrom"] = sources
+            container["ports"].append({"containerPort": 1234})
+    for template in manifests.pod_templates(main["spec"]):
+        template["spec"]["containers"].append({"name": "proxy", "image": "p", "envFrom": [{"secretRef": {"name": "of-proxy"}}]})
+    return objects
+
+
+SETTING = {"configMapRef": {"name": "proxy-settings"}}
+CREDENTIALS = {"secretRef": {"name": "mine", "optional": True}, "prefix": "AWS_"}
+
+
+@pytest.mark.parametrize("shape", manifests.SHAPES)
+def test_variables_of_an_overlay_of_ones_own(shape):
+    """An overlay that takes variables from a ConfigMap, or has a port without a name, would end in a traceback; or `--secret` would
+    replace what has nothing to do with the bucket."""
+    settings = config.load("jobs/configs/demo.toml", ["metrics.port=9500"])
+    kept = manifests.owner(manifests.fit(_overlay(shape, [SETTING, CREDENTIALS]), settings, "first", "i", None))
+    assert manifests.secrets(kept) == {"mine": True, "of-proxy": False}
+    main = manifests.owner(manifests.fit(_overlay(shape, [SETTING, CREDENTIALS]), settings, "first", "i", "other"))
+    assert manifests.secrets(main) == {"other": False, "of-proxy": False}
+    ours = [each for each in manifests.containers(main) if each["name"] == manifests.CONTAINER]
+    assert ours
+    for container in ours:
+        assert container["envFrom"] == [SETTING, {"secretRef": {"name": "other"}, "prefix": "AWS_"}]
+        assert {each["containerPort"] for each in container["ports"]} >= {9500, 1234}
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [([SETTING], r"0 Secrets \(none\)"), ([CREDENTIALS, {"secretRef": {"name": "x"}}], r"2 Secrets \(mine, x\)")],
+)
+def test_a_secret_that_replaces_no_other(sources, words):
+    """`--secret` would be ignored, or replace the wrong Secret, and the pods would have no access to the bucket."""
+    settings = config.load("jobs/configs/demo.toml")
+    with pytest.raises(KubernetesError, match=rf"--secret other replaces .* {words}\. Fix: drop --secret, "):
+        manifests.fit(_overlay("job", sources), settings, "first", "i", "other")
+
+
+def test_a_secret_that_one_container_needs_is_needed():
+    """`make submit` would not notice that the Secret is missing, and the pods would wait for it."""
+    sources = [{"secretRef": {"name": "s"}}, {"secretRef": {"name": "s", "optional": True}}]
+    main = {"spec": {"template": {"spec": {"containers": [{"envFrom": [source]} for source in sources]}}}}
+    assert manifests.secrets(main) == {"s": False}

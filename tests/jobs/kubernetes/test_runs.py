@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from jobs.kubernetes import runs
-from jobs.kubernetes.kubectl import ForbiddenError, KubernetesError, KubernetesObject
+from jobs.kubernetes.kubectl import ForbiddenError, KubernetesError, KubernetesObject, WaitError
 from jobs.kubernetes.manifests import LABEL
+from tests.jobs.kubernetes.objects import pod
+from trainer import UserError
 
 
 def _main(kind: str, name: str, created: int, **metadata: Any) -> KubernetesObject:
@@ -49,7 +51,7 @@ def test_the_newest_run_is_found():
 def test_a_cluster_without_kuberay():
     """Nothing would work on a cluster that only knows Jobs; or a cluster that does not answer would look empty."""
     assert runs.find(_Cluster(job=[_main("Job", "run-first", 1)]), None)["kind"] == "Job"
-    with pytest.raises(runs.RunNotFoundError, match=r"Namespace training of context here has no run first\."):
+    with pytest.raises(runs.RunNotFoundError, match=r"Namespace training of context here has no run first\. Fix: "):
         runs.find(_Cluster(job=[]), "first")
     with pytest.raises(KubernetesError, match="unknown kind job"):
         runs.find(_Cluster(), None)
@@ -119,6 +121,47 @@ def test_a_run_is_removed_without_rights_on_secrets():
     runs.remove(cluster, "first")
     assert cluster.ran[-2][:3] == ("delete", "secret", "run-first")
     assert cluster.ran[-1][:2] == ("wait", "pod")
+
+
+class _LostNode(_Cluster):
+    """A cluster whose pods stay, because the node of one does not answer."""
+
+    def run(self, *arguments: str, timeout: float = 0) -> str:
+        if "--timeout=5s" in arguments:
+            assert timeout > 5  # else kubectl is killed before it says what it waited for
+            raise WaitError("The cluster of context here: timed out waiting for the condition on jobs/run-first. Fix: wait.")
+        return ""
+
+
+def test_a_pod_on_a_lost_node_is_named():
+    """`make cancel` would end in kubectl's own words after five minutes; the user would not learn that it can be repeated, or which
+    pod holds it up."""
+    stuck = pod(1)
+    stuck["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:09Z"
+    stuck["spec"]["nodeName"] = "node-7"
+    with pytest.raises(KubernetesError) as error:
+        runs.remove(_LostNode(pods=[pod(0), stuck]), "first", 5)
+    line = str(error.value)
+    assert line.startswith(
+        "Run first is being removed, but after 5 s still terminating: pod run-first-1-abcde on node node-7. Fix: "
+    )
+    assert "repeat `make cancel RUN=first`" in line
+    assert "kubectl delete pod NAME -n training --force" in line
+    with pytest.raises(WaitError, match="condition on jobs/run-first"):  # no pod is the reason
+        runs.remove(_LostNode(pods=[pod(0)]), "first", 5)
+
+
+@pytest.mark.parametrize("data", [None, {}, {"config.toml": "no TOML ["}, {"config.toml": "[run]\ncolour = 1"}])
+def test_a_configuration_that_cannot_be_read(data):
+    """`make status` would end with a traceback if somebody edited the ConfigMap, or if another version wrote it."""
+
+    class Edited(_Cluster):
+        def get(self, kind: str, *_: str) -> Any:
+            assert kind == "configmap"
+            return {"metadata": {}} if data is None else {"data": data}
+
+    with pytest.raises(UserError, match=r"run-first holds no configuration .*\. Fix: |configuration of run first: .*"):
+        runs.settings(Edited(), "first")
 
 
 def test_the_reason_survives_the_clean_up():

@@ -63,7 +63,7 @@ def test_what_keeps_a_run_from_starting(monkeypatch):
         ([[]] * 2, [refusal("exceeded quota")], r"The cluster creates no pods: exceeded quota\. Fix: .*"),
         ([[pod(0), unscheduled(1)]] * 3, [], "pod run-first-1-abcde cannot be scheduled: .*"),
         ([[pod(0), unscheduled(1)], [pod(0)]] * 4, [], "continues"),
-        ([[pod(0), uncreatable]] * 3, [], r"pod run-first-1-abcde cannot start: busy \(CreateContainerError\), for 60 s"),
+        ([[pod(0), uncreatable]] * 3, [], r"pod run-first-1-abcde cannot start: busy \(CreateContainerError\), for 60 s\. Fix: .*"),
         ([[pod(0), uncreatable], [pod(0)]] * 4, [], "continues"),
     ):
         ended = _watched(monkeypatch, _Cluster(job(), *looks, events=events), 60.0)[1]

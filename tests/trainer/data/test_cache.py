@@ -2,12 +2,14 @@
 
 import fcntl
 import os
+import shutil
 import time
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
-from trainer.data.cache import UNUSED_SECONDS, evict, touch
+from trainer.data.cache import UNUSED_SECONDS, evict, fetching, touch
 
 
 @pytest.fixture
@@ -64,3 +66,29 @@ def test_a_pack_that_is_being_fetched_stays(cache: Path) -> None:
 def test_a_cache_that_does_not_exist(tmp_path: Path) -> None:
     """The first run on a machine would end with a traceback."""
     evict(tmp_path / "none", tmp_path / "none/x", 0)
+
+
+def test_a_folder_deleted_while_a_job_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that begins to fetch a pack while another deletes it would end with a traceback, or two would fetch it at once."""
+    folder, lock, waits = tmp_path / f"{1:016x}-8x8x3", fcntl.flock, []
+
+    def late(file: IO[Any], operation: int) -> None:
+        if not waits:
+            shutil.rmtree(folder)
+        waits.append(operation)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with fetching(folder):
+        (folder / "part-00000.arrow").write_bytes(b"1")
+        evict(tmp_path, tmp_path / "other", 0)
+        assert sorted(path.name for path in folder.iterdir()) == ["lock", "part-00000.arrow"]
+    assert waits[:2] == [fcntl.LOCK_EX] * 2
+    evict(tmp_path, tmp_path / "other", 0)
+    assert not folder.exists()  # its lock is free again
+
+
+def test_an_error_while_fetching_ends_the_fetch(tmp_path: Path) -> None:
+    """A file that vanishes during a download would end with an error of the lock instead of its own."""
+    with pytest.raises(FileNotFoundError, match="gone"), fetching(tmp_path / "pack"):
+        raise FileNotFoundError("gone")

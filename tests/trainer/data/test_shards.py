@@ -1,11 +1,13 @@
 """trainer.data.shards on real files: what is written comes back, and damage is never taken for data."""
 
+import errno
 import hashlib
 import os
 import resource
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from trainer.data import shards
+from trainer.data.cache import UNUSED_SECONDS, evict
 from trainer.data.dataset import Pack, Shard
 from trainer.data.shards import PackError, ShardWriter, open_rows
 from trainer.storage import NotFound
@@ -211,6 +214,55 @@ def test_one_flipped_bit_in_a_download(store, tmp_path, damage):
     made = written(store, rows)
     opened = open_rows(made, Once(store.root), tmp_path / "cache")
     assert np.array_equal(opened.images.take(np.arange(3)), pixels)
+
+
+def test_a_pack_that_is_being_opened_is_not_deleted(store, tmp_path, monkeypatch):
+    """While the checksums of a large pack are verified, a second job with another data set would delete it; the first would end
+    and tell the user to delete the sound pack in the bucket."""
+    rows, pixels = table(3)
+    made = written(store, rows)
+    open_rows(made, store, tmp_path / "cache")
+    (lock,) = (tmp_path / "cache").rglob("lock")
+    long_ago = time.time() - 2 * UNUSED_SECONDS
+    os.utime(lock, (long_ago, long_ago))
+    verify = shards._damaged
+
+    def slow(*arguments):
+        found = verify(*arguments)
+        evict(tmp_path / "cache", tmp_path / "cache/other", 0)
+        return found
+
+    monkeypatch.setattr(shards, "_damaged", slow)
+    opened = open_rows(made, FolderStore(tmp_path / "gone"), tmp_path / "cache")
+    assert np.array_equal(opened.images.take(np.arange(3)), pixels)
+    assert lock.stat().st_mtime > long_ago
+    evict(tmp_path / "cache", tmp_path / "cache/other", 0)
+    assert not lock.exists()  # later it may be deleted: the job has it mapped
+
+
+def test_a_local_file_that_vanishes_is_a_local_fault(store, tmp_path, monkeypatch):
+    """The user would delete the pack of all runs in the bucket because of one file on this machine."""
+    made = written(store, table(3)[0])
+    open_rows(made, store, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").rglob("*.arrow")
+    monkeypatch.setattr(shards, "_damaged", lambda *_: [])
+    file.unlink()
+    with pytest.raises(PackError) as error:
+        open_rows(made, store, tmp_path / "cache")
+    assert str(error.value).startswith(f"{file}: cannot be read (No such file or directory). Fix: ")
+    assert str(store.root) not in str(error.value).replace(str(file), "")
+
+
+def test_a_local_file_that_cannot_be_read_back_is_a_local_fault(store, tmp_path, monkeypatch):
+    """A failing disk would be reported as a damaged pack in the bucket."""
+
+    def fails(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    made = written(store, table(3)[0])
+    monkeypatch.setattr(shards, "_sha256", fails)
+    with pytest.raises(PackError, match=r"cache/.*: cannot be written \(Input/output error\)\. Fix: set pipeline\.cache_dir"):
+        open_rows(made, store, tmp_path / "cache")
 
 
 def hostile(rows, **columns):

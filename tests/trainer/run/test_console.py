@@ -80,6 +80,18 @@ def test_a_restart_of_the_workers_is_a_warning(capsys):
     assert lines(capsys, STARTED, STARTED)[1] == "warning: a worker died; all workers were restarted"
 
 
+def test_a_roll_back_is_no_death(capsys):
+    """The user would look for a worker that died, although the run went back to an earlier checkpoint on purpose."""
+    status = RunStatus(3)
+    with Console() as console:
+        log = RunLog(console, "first", 3)
+        for _ in range(2):
+            status.update(STARTED)
+            log.hear(STARTED, status)
+            status.forget()
+    assert "died" not in capsys.readouterr().out
+
+
 def test_only_the_best_epoch_is_marked(capsys):
     """A user would take a worse epoch for the best one."""
     first, second = lines(capsys, finished(1, 0.25), finished(2, 0.5))

@@ -71,6 +71,7 @@ def test_remedies_are_tried_in_their_order_and_once():
         ("data.validation_fraction=0.4", "changes which images train or validate"),
         ("optimizer.name=SGD", "needs another state"),
         ("model.network=other:build", "needs another state"),
+        ("run.name=other", "names another run"),
         ("model.statistics=moving", "was trained with model.statistics=moving already"),
     ],
 )
@@ -87,9 +88,10 @@ def test_a_wrong_value_is_refused_as_by_the_run():
 
 
 def test_where_to_train_is_no_change_of_what_is_learned():
-    """A control on one worker would be compared with a treatment on two."""
-    where, changes = replay.elsewhere(["launch.workers=1", "optimizer.clip_norm=1", "pipeline.memory_bytes=5"])
-    assert (where, changes) == (["launch.workers=1", "pipeline.memory_bytes=5"], ["optimizer.clip_norm=1"])
+    """A control on one worker would be compared with a treatment on two; or the folder of the report would be tried as a remedy."""
+    places = ["launch.workers=1", "pipeline.memory_bytes=5", "run.output=here", "run.storage = s3://b/a", "s3.region=r"]
+    changes = ["optimizer.clip_norm=1", "run.seed=1"]
+    assert replay.elsewhere([*places[:2], *changes, *places[2:]]) == (places, changes)
 
 
 def test_a_control_that_differs_says_where_and_why():

@@ -76,3 +76,17 @@ def test_a_run_that_goes_back_forgets_what_came_after():
     found.forget()
     assert (found.history, found.diagnoses, found.diverged) == ([], [], None)
     assert found.failure is None
+
+
+def test_a_death_is_told_from_a_roll_back():
+    """After every roll-back the log would say that a worker died; or a death after one would be kept secret."""
+    started = events.Started(0, 0, 2, 12, True)
+    found = status(started)
+    assert not found.worker_died
+    found.update(started)
+    assert found.worker_died
+    found.forget()
+    found.update(started)
+    assert not found.worker_died
+    found.update(started)
+    assert found.worker_died

@@ -8,6 +8,7 @@ Shapes: n validation images, s steps of the epoch, e steps of ordinary epochs be
 import numpy as np
 
 from spikewise import steps as analysis
+from spikewise.moments import deviation
 from spikewise.probes import IMAGES, Scene, strange
 from spikewise.records import Probe
 
@@ -72,11 +73,12 @@ def training_data(scene: Scene) -> Probe | None:
     limit = max(2 * usual, 2 * np.nan_to_num(scene.sampled), float(np.quantile(scene.earlier["loss"], 0.99)))
     moments = network.moments(chosen, dropout=True) if network.statistics else []
     stored = [scene.reference[i] for i in network.statistics]
+    spreads = None
     if scene.usual is not None:  # the moving statistics may not have settled yet
-        stored = np.split(scene.usual, np.cumsum([values.size for values in stored])[:-1])
+        stored, spreads = (np.split(values, np.cumsum([values.size for values in stored])[:-1]) for values in scene.usual)
     shifts = np.array([np.abs(_shift([values[k] for values in moments], stored)).max() for k in range(len(chosen))])
     start = _since((losses > limit) | (shifts > SHIFT), [count - number for number in chosen])
-    clustering = _clustering(moments, len(each[0]))
+    clustering = _clustering(moments, len(each[0]), spreads[-2] if spreads else None)
 
     def since(start: int) -> tuple[float, float, float]:
         """Loss, distance of the means and logarithm of the variances' factor of the batches from `start` on, all together."""
@@ -146,14 +148,15 @@ def _repeats(each: list[np.ndarray]) -> bool:
     return bool(np.median(found) <= 0.5)
 
 
-def _clustering(moments: list[np.ndarray], images: int) -> float:
-    """Variance of the means of k batches, as a multiple of what independent images give: about 1 or less if they are shuffled.
-    `moments` [k, C] each; of the last layer, which separates the classes best. `images` of a batch."""
+def _clustering(moments: list[np.ndarray], images: int, usual: np.ndarray | None) -> float:
+    """Variance of the means of k batches, as a multiple of that of shuffled batches: of the `usual` deviation [C], or, if that is
+    unknown, of what independent images give (too much for a layer that averages over positions). About 1 or less if they are
+    shuffled. `moments` [k, C] each; of the last layer, which separates the classes best. `images` of a batch."""
     if not moments or len(moments[0]) < 8:
         return 0.0
     means, variances = moments[-2:]
-    expected = variances.mean(0) / images
-    alive = variances.mean(0) > 1e-3 * variances.mean(0).max()
+    expected = variances.mean(0) / images if usual is None else usual**2
+    alive = (variances.mean(0) > 1e-3 * variances.mean(0).max()) & (expected > 0)
     if not alive.any():
         return 0.0
-    return float(np.median(means.var(0, ddof=1)[alive] / (expected[alive] + 1e-12)))
+    return float(np.median(deviation(means)[alive] ** 2 / expected[alive]))

@@ -21,7 +21,7 @@ from spikewise.detect import Detector, Update, course, overfitting
 from spikewise.examine import about_steps, probe
 from spikewise.findings import Findings
 from spikewise.measure import Composition
-from spikewise.moments import Counterfactuals, batch_moments
+from spikewise.moments import Counterfactuals, batch_moments, typical
 from spikewise.probes import Network, Scene, Weights
 from spikewise.records import (
     STEP,
@@ -62,7 +62,7 @@ class _Epoch:
     alternatives: np.ndarray | None = None
     """Moving statistics with other momenta (moments.Counterfactuals)."""
     moments: np.ndarray | None = None
-    """[m], of all its batches together; None if they are unknown."""
+    """[2, m], what was typical of its batches; None if that is unknown."""
     each: np.ndarray | None = None
     """[m], losses of the sampled training images; None if they are unknown."""
     loss_scale: float = np.nan
@@ -292,11 +292,15 @@ class Diagnostician:
             self._before[-1].alternatives = self._counterfactuals.now
 
     def _moments_of(self, trace: np.ndarray | None) -> np.ndarray | None:
-        """The moments [m] of all batches of an epoch together, from its moving statistics [s + 1, m]."""
+        """What was typical of the batches of an epoch, as for `moments.typical`, from its moving statistics [s + 1, m]."""
         kept = np.asarray(self.network.kept, float)
         if trace is None or trace.shape[1:] != kept.shape or len(trace) < 2:
             return None
-        return np.asarray(batch_moments(trace, kept).mean(0))
+        return typical(batch_moments(trace, kept))
+
+    def _fits(self, moments: np.ndarray | None) -> bool:
+        """Whether these are moments of the layers that keep statistics now: others may have been frozen."""
+        return moments is not None and moments.shape == (2, len(self.network.kept))
 
     @property
     def _earlier(self) -> np.ndarray:
@@ -380,7 +384,7 @@ class Diagnostician:
             trace=trace,
             alternatives=(self._counterfactuals.now, before.alternatives),
             followed=self._counterfactuals.steps,
-            usual=before.moments if before.moments is not None and len(before.moments) == len(self.network.kept) else None,
+            usual=before.moments if self._fits(before.moments) else None,
             sampled=before.sample,
             labels=self._labels,
         )

@@ -38,6 +38,16 @@ def batch_moments(trace: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return np.asarray((trace[1:] - kept * trace[:-1]) / (1 - kept))
 
 
+def typical(moments: np.ndarray) -> np.ndarray:
+    """Mean and deviation [2, m] of the moments [s, m] of an epoch's batches. A few odd batches do not widen the deviation."""
+    return np.stack([moments.mean(0), deviation(moments)])
+
+
+def deviation(values: np.ndarray) -> np.ndarray:
+    """Standard deviation [...] of values [k, ...], from the median distance to their median."""
+    return np.asarray(1.4826 * np.median(np.abs(values - np.median(values, 0)), 0))
+
+
 def moved(start: np.ndarray, moments: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """The moving statistics [m] after batches with these `moments` [s, m], from `start` [m] on."""
     weights = (1 - kept) * kept ** np.arange(len(moments))[::-1, None]

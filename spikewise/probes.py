@@ -144,7 +144,7 @@ class Scene:
     followed: int = 0
     """Number of steps that these have followed."""
     usual: np.ndarray | None = None
-    """Moments [m] of all batches of the reference epoch together; None if unknown."""
+    """Mean and deviation [2, m] of the moments of the reference epoch's batches; None if unknown."""
     sampled: float = np.nan
     """Mean loss of the sampled training images at the reference epoch."""
     labels: np.ndarray | None = None

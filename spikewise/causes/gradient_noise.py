@@ -3,13 +3,16 @@
 from dataclasses import replace
 
 from spikewise import advice
-from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed, percent, too_high
+from spikewise.causes import batchnorm_statistics
+from spikewise.causes.kind import CauseKind, Claim, Fact, claim_from, no_step_needed, percent, too_high
 from spikewise.records import Case
 
 LARGER = 2.0
 """Gradients this many times larger than usual are unusual."""
 MENTIONED = 1.5
 """Gradients this many times larger than usual are mentioned."""
+ADDS = 0.25
+"""Averaging the weights must remove more of the rise, by this fraction of it, than estimating the statistics anew does alone."""
 STRAIGHT = 0.7
 """Weights oscillate if their path through the epoch is at most this straight."""
 
@@ -31,9 +34,16 @@ def _late(case: Case) -> bool:
 def _averaged(case: Case, *, noisy: bool) -> Claim | None:
     probe = case.probes.get("averaged")
     why = "the rise came too late for an average over the epoch to show it" if _late(case) else "the weights did not oscillate"
-    return claim_from(
-        probe, unless=[no_step_needed(case), too_high(case, probe), (not noisy, f"gradients were not unusual, and {why}")]
-    )
+    facts = [no_step_needed(case), too_high(case, probe), _statistics_do_it(case)]
+    return claim_from(probe, unless=[*facts, (not noisy, f"gradients were not unusual, and {why}")])
+
+
+def _statistics_do_it(case: Case) -> Fact:
+    """The fact that the weights as they are show no rise with statistics estimated anew. Averaged weights have such statistics too,
+    so their average proves nothing then."""
+    alone = batchnorm_statistics.claim(case)
+    enough = alone is not None and alone.decides and alone.fraction > case.fraction("averaged") - ADDS
+    return enough, "other statistics alone remove as much, with the weights as they are"
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spikewise import batches
+from spikewise.moments import typical
 from tests.spikewise.training import STEPS
 
 
@@ -41,6 +42,19 @@ def test_images_that_come_class_by_class_are_recognized(training):
     assert found.facts["first"] == 0
 
 
+@pytest.mark.parametrize("order", ["sorted", "shuffled"])
+def test_layers_that_average_over_positions_show_sorted_images_too(order):
+    """Batches of a convolution differ far less than its activations do, so sorted images would look like shuffled ones."""
+    r = np.random.default_rng(0)
+    images = np.repeat([0.0, 0.5], 400)[:, None] + r.normal(0, 0.1, (800, 4))  # means over positions, of two classes
+    shuffled = r.permutation(images).reshape(50, 16, 4).mean(1)
+    means = (images if order == "sorted" else r.permutation(images)).reshape(50, 16, 4).mean(1)
+    moments = [means, np.ones_like(means)]  # within an image, activations vary by 1
+    found = batches._clustering(moments, 16, typical(shuffled)[1])
+    assert (found > batches.CLUSTERED) == (order == "sorted")
+    assert batches._clustering(moments, 16, None) < batches.CLUSTERED  # not known without shuffled batches
+
+
 def test_ordinary_training_data_are_not_called_changed(training):
     """The user would search the training data for a change that there was not."""
     assert _found(training) is None
@@ -74,5 +88,5 @@ def test_moving_statistics_that_have_not_settled_are_no_change_of_the_training_d
         for i in training.network.statistics:
             scene.reference[i] = scene.reference[i] + 500
         assert batches.training_data(scene).facts["shifted"]
-        scene.usual = np.concatenate([values.mean(0) for values in moments])
+        scene.usual = typical(np.concatenate(moments, 1))
         assert not batches.training_data(scene).facts["shifted"]

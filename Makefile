@@ -96,7 +96,7 @@ image-s3-server: ## build the image of the S3 server, for a cluster without a bu
 cluster-data: $(READY) ## start that S3 server in the cluster and upload the demo's images
 	$(BIN)/python -m jobs.cluster_data --image $(call quoted,$(S3_SERVER_IMAGE)) $(ON_CLUSTER)
 
-submit: $(READY) ## train on a cluster: make submit CONFIG=F OVERLAY=local|cpu|gpu|spot|kueue [SHAPE=job|rayjob] IMAGE=I SET="run.name=first" (GPUs: only gpu, or an overlay of your own)
+submit: $(READY) ## train on a cluster: make submit CONFIG=F OVERLAY=local|cpu|gpu|spot|kueue [SHAPE=job|rayjob] IMAGE=I SET="run.name=first" (only gpu has GPUs)
 	$(SUBMIT)
 
 manifests: $(READY) ## print what submit would apply, without applying it

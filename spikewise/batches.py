@@ -22,8 +22,6 @@ SHIFT = 0.4
 """Standard deviations, or logarithms of a variance's factor, by which unchanged images do not move the first layer's moments."""
 CLUSTERED = 4.0
 """Batches in random order differ from each other less than this many times as much as chance makes batches of their size differ."""
-WIDER = 1.5
-"""The losses of sorted batches vary at least this many times as much as those of earlier epochs."""
 
 
 def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
@@ -86,7 +84,7 @@ def training_data(scene: Scene) -> Probe | None:
 
     loss, deviations, factor = since(start or 0)
     if start is None or (loss <= limit and max(deviations, abs(factor)) <= SHIFT):  # each differs in its own way, as small ones do
-        if clustering < CLUSTERED or analysis.spread(scene.steps, scene.earlier) < WIDER or _repeats(each):
+        if clustering < CLUSTERED or analysis.spread(scene.steps, scene.earlier) < analysis.WIDER or _repeats(each):
             return None
         start = 0
         loss, deviations, factor = since(start)

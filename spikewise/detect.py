@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spikewise.errors import UserError
-from spikewise.forecast import FLOOR, PRIOR, SMALLEST_FRACTION, SMALLEST_RISE, forecast, line, threshold
+from spikewise.forecast import FLOOR, MULTIPLE, PRIOR, SMALLEST_FRACTION, SMALLEST_RISE, forecast, line, threshold
 from spikewise.records import Course, Outcome, Overfitting, Restless, Rise, Spike
 
 BACK = 3.0
 """A spike has recovered once the rise is below this many noise scales. Between BACK and MULTIPLE it stays open; with a single
 limit, a loss that stays just below it would count as recovered."""
+SUSPICIOUS = 4.5
+"""A rise above this many noise scales may be a spike: if the steps of the epoch were unusual and explain it (Diagnostician)."""
 PATIENCE = 5
 """A spike that has not recovered after this many epochs is a level shift or a divergence."""
 REFERENCES = 3
@@ -77,6 +79,8 @@ class Update(NamedTuple):
     """A new spike."""
     resolved: tuple[Spike, ...]
     """Earlier spikes whose outcome is now known, the earliest first."""
+    suspicion: Spike | None = None
+    """What may be a spike (SUSPICIOUS), if `spike` is None and no earlier one is open. Its threshold is the lower one."""
 
 
 class Detector:
@@ -98,6 +102,8 @@ class Detector:
         """Of the rises that raised no alarm, the largest compared with the loss expected then."""
         self._recent: dict[int, np.ndarray] = {}
         """Losses [n] of the last ordinary epochs, by epoch."""
+        self._kept: tuple[list[int], dict[int, np.ndarray], Rise | None] = [], {}, None
+        """`ordinary`, `_recent` and `largest` before the newest epoch."""
         self._groups = groups
         self._sensitivity = sensitivity
         self._resampler: Resampler | None = None
@@ -124,6 +130,7 @@ class Detector:
         expected one at all; without an alarm it stays an ordinary epoch."""
         losses = np.asarray(losses, float)
         self.means.append(float(np.mean(losses)))
+        largest = self.largest
         expected, scale = self._expected()
         before = self.open
         ends = {spike.epoch: self._outcome(spike, losses, expected, lost) for spike in before}
@@ -136,18 +143,24 @@ class Detector:
         resolved = tuple(spike for spike in self.spikes if spike.epoch in ends and spike.outcome != "open")
         if lasting := [spike for spike in resolved if spike.outcome != "recovered"]:
             self._restart(lasting[0].epoch)
-        spike = None
+        spike = suspicion = None
         if asked or not before:
             spike = self._judge(losses, expected, scale, asked=asked)
+            suspicion = None if asked or spike else self._judge(losses, expected, scale, SUSPICIOUS)
         elif ends[before[0].epoch] != "recovered":  # the loss is high since then: a second fault lies above that as well
             spike = self._judge(losses, *self._expected_above(before[0], expected))
+        self._kept = list(self.ordinary), self._recent, largest
         if spike is not None and (spike.rise == np.inf or spike.rise > spike.threshold):  # a smaller one was only asked for
             self.spikes.append(spike)
         elif np.isfinite(self.means[-1]) and not self.open:
             self.ordinary.append(self.epoch)
-            self._recent[self.epoch] = losses
-            self._recent = dict(sorted(self._recent.items())[-REFERENCES:])
-        return Update(spike, resolved)
+            self._recent = dict([*self._recent.items(), (self.epoch, losses)][-REFERENCES:])
+        return Update(spike, resolved, suspicion)
+
+    def confirm(self, suspicion: Spike) -> None:
+        """Makes the suspicion that `update` has just returned a spike."""
+        self.ordinary, self._recent, self.largest = self._kept
+        self.spikes = [*self.spikes, suspicion]
 
     def reference(self) -> np.ndarray | None:
         """Loss of each image [n], averaged over the last ordinary epochs; None if there were none."""
@@ -198,10 +211,12 @@ class Detector:
         relative = first.scale / (first.baseline + FLOOR) if np.isfinite(first.baseline) else PRIOR
         return level, relative * (level + FLOOR)
 
-    def _judge(self, losses: np.ndarray, expected: float, scale: float, *, asked: bool = False) -> Spike | None:
+    def _judge(
+        self, losses: np.ndarray, expected: float, scale: float, multiple: float = MULTIPLE, *, asked: bool = False
+    ) -> Spike | None:
         """The newest epoch as a spike, if it lies far enough above the `expected` loss; above it at all if `asked`."""
         loss = self.means[-1]
-        limit = float(threshold(expected, scale, sensitivity=self._sensitivity))
+        limit = float(threshold(expected, scale, multiple, self._sensitivity))
         rise = loss - expected
         if np.isfinite(loss) and not rise > (0 if asked else limit):
             if rise > 0 and (self.largest is None or rise * self.largest.expected > self.largest.rise * expected):

@@ -40,6 +40,8 @@ from spikewise.suspects import suspects
 
 SNAPSHOTS = 8
 """Number of parts that an epoch is divided into by copies of the weights."""
+UNCERTAIN = frozenset({"unexplained", "sampling_noise", "few_examples", "distribution_shift", "overconfidence", "overfitting"})
+"""Verdicts that unusual steps do not support. They confirm no suspicion."""
 RECENT = {"learning_rate": 2, "frozen_layers": 5}
 """Number of epochs for which an event of a kind remains a possible cause: its harm may come a little later."""
 
@@ -155,7 +157,8 @@ class Diagnostician:
         trace: np.ndarray | None = None,
         asked: bool = False,
     ) -> News:
-        """Judges an epoch after its evaluation. On a spike, it probes the network and leaves it unchanged.
+        """Judges an epoch after its evaluation. On a spike, it probes the network and leaves it unchanged. A smaller rise is a
+        spike as well if something about the steps was unusual, and a probe shows that it caused the rise.
 
         `losses` [n] of the validation images and `sample` [m] of the sampled training images are in inference mode. `steps` [s] is
         any structured array with the fields of records.STEP. `learning_rate`: the configured one, for the remedies (NaN if it is
@@ -177,15 +180,22 @@ class Diagnostician:
         resolved = tuple(one for spike in update.resolved if (one := self._resolve(spike, steps)))
         self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
         self._counterfactuals.update(trace, np.asarray(self.network.kept, float))
-        diagnosis = None
-        if (spike := update.spike) is not None:
+        spike, diagnosis = update.spike, None
+        if update.suspicion and (events or analysis.unusual(steps, self._earlier, self._rate_before)):
+            spike = update.suspicion
+        if spike is not None:
             began = time.perf_counter()
-            self.case = case = self._case(spike, losses, np.asarray(sample), steps, events, predict, trace)
+            case = self._case(spike, losses, np.asarray(sample), steps, events, predict, trace)
             ranked = causes.attribute(case)
-            diagnosis = Diagnosis(
-                spike, ranked, tuple(case.probes.values()), case.training, time.perf_counter() - began, suspects(case)
-            )
-            self.diagnoses.append(diagnosis)
+            if update.spike is None and ranked[0].name in UNCERTAIN:
+                spike = None
+            else:
+                found = tuple(case.probes.values())
+                diagnosis = Diagnosis(spike, ranked, found, case.training, time.perf_counter() - began, suspects(case))
+                self.diagnoses.append(diagnosis)
+                self.case = case
+                if update.spike is None:
+                    self.detector.confirm(spike)
         parts, new = self.composition.measure(
             self.network,
             self._counterfactuals,
@@ -195,7 +205,7 @@ class Diagnostician:
             steps=steps,
             guess=self._guess,
             hyperparameters=self._hyperparameters,
-            spike=update.spike is not None,
+            spike=spike is not None,
             epoch=epoch,
             settled=not self.detector.open,
         )
@@ -320,7 +330,7 @@ class Diagnostician:
         resolved = [replace(one, outcome="level shift") if one.outcome == "divergence" else one for one in update.resolved]
         known = {one.epoch: one for one in resolved}
         self.detector.spikes = [known.get(one.epoch, one) for one in self.detector.spikes]
-        return Update(spike, tuple(resolved))
+        return update._replace(spike=spike, resolved=tuple(resolved))
 
     def _lost(self, sampled: float, steps: int) -> bool | None:
         """Whether the network has lost more than half of what it knew about its training images; None if unknown. If lagging
@@ -388,7 +398,7 @@ class Diagnostician:
             sampled=before.sample,
             labels=self._labels,
         )
-        if before.weights is not None and self.detector.ordinary[-1] == spike.epoch - 1:
+        if before.weights is not None and spike.epoch - 1 in self.detector.ordinary[-2:]:  # a suspicion is the last of them
             scene.path = [(0, before.weights), *self._path]
         found = probe(scene, events)
         training = case.training

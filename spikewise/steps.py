@@ -19,6 +19,14 @@ linear warm-up may double it."""
 JUMP = 3.0
 """Moving statistics that moved this many times farther than anywhere else in the epoch were lost."""
 
+LONGER = 2.0
+"""A step this many times longer than its gradient explains is too long."""
+WIDER = 1.5
+"""Losses that differ this many times as much from batch to batch as in earlier epochs are those of sorted images."""
+ASTRAY = 3.0
+"""If the training loss of the last batches lies this many standard deviations above the usual one, the weights themselves are to
+blame."""
+
 Path = Sequence[tuple[int, Sequence[np.ndarray]]]
 
 
@@ -114,6 +122,20 @@ def lost(steps: np.ndarray, earlier: np.ndarray, guess: float) -> bool | None:
     if not np.isfinite(guess):
         return False if now < 2 * usual else None
     return now >= ((usual + guess) / 2 if usual < guess else 2 * usual)
+
+
+def unusual(steps: np.ndarray, earlier: np.ndarray, before: float = np.nan) -> bool:
+    """Whether anything about the steps [s] is out of the ordinary: a step that is twice as long as its gradient and the schedule
+    explain, a batch whose loss or gradient stands out, losses that differ more from batch to batch, or a training loss that ends
+    far above the usual one. Costs nothing, and holds in few epochs of a healthy run. `before`: as for `unexplained_lengths`."""
+    if not len(steps) or not len(earlier):
+        return False
+    return bool(
+        unexplained_lengths(steps, earlier, before).max() >= LONGER
+        or any(outliers(steps[name], earlier[name]).any() for name in ("loss", "gradient_norm"))
+        or spread(steps, earlier) >= WIDER
+        or astray(steps, earlier) >= ASTRAY
+    )
 
 
 def spread(steps: np.ndarray, earlier: np.ndarray) -> float:

@@ -11,11 +11,9 @@ import numpy as np
 from spikewise.advice import is_set
 from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed, percent, too_high
 from spikewise.records import Case, Hyperparameters, Probe
+from spikewise.steps import ASTRAY
 from spikewise.suspects import HALF
 
-ASTRAY = 3.0
-"""If the training loss of the last batches lies this many standard deviations above the usual one, the weights themselves are to
-blame."""
 CLEAR = 0.25
 """One momentum is better than the other if it removes more of the rise by at least this fraction."""
 

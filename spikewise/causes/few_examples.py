@@ -3,8 +3,8 @@
 import numpy as np
 
 from spikewise.causes.kind import CauseKind, Claim, claim_from, training_images_share
-from spikewise.causes.overshoot import LONGER
 from spikewise.records import Case, Diagnosis
+from spikewise.steps import LONGER
 from spikewise.suspects import HALF, look, suspects
 
 SHOWN = 7

@@ -11,9 +11,7 @@ import numpy as np
 from spikewise.advice import WARMUP
 from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed
 from spikewise.records import Case
-
-LONGER = 2.0
-"""A step this many times longer than its gradient explains is too long."""
+from spikewise.steps import LONGER
 
 
 def _rule(case: Case) -> Claim | None:

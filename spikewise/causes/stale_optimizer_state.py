@@ -6,8 +6,9 @@ Adam divides the mean gradient by the root of the mean squared gradient, so it m
 
 from spikewise.advice import WARMUP
 from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed
-from spikewise.causes.overshoot import LONGER, loss_at
+from spikewise.causes.overshoot import loss_at
 from spikewise.records import Case
+from spikewise.steps import LONGER
 
 FULL = 1.5
 """A step moves the weights by less than this many learning rates (root mean square) if the second moments contain its gradients:

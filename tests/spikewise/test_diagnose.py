@@ -9,6 +9,7 @@ import pytest
 from spikewise import describe
 from spikewise.detect import PATIENCE
 from spikewise.diagnose import Diagnostician
+from spikewise.forecast import forecast, threshold
 from spikewise.records import STEP, Event, diagnosis_from
 from tests.spikewise.training import RATE, STEPS, DiagnosedTraining
 
@@ -250,6 +251,31 @@ def test_an_epoch_without_an_alarm_is_diagnosed_when_asked():
     assert 0 < spike.rise < spike.threshold
     assert spike.low <= spike.rise <= spike.high
     assert sorted(one.image for one in news.diagnosis.suspects) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["explained", "usual steps", "nothing explains it"])
+def test_a_smaller_rise_is_a_spike_if_unusual_steps_explain_it(kind):
+    """A fault that raises the loss by a tenth would go unreported, or each larger fluctuation be an alarm."""
+    means = 0.5 + np.random.default_rng(0).normal(0, 0.02, 20)
+    expected, scale = forecast(np.arange(1, 20), means[:-1], 20)
+    means[-1] = expected + 0.75 * threshold(expected, scale)
+    losses = np.repeat(means, 300).reshape(20, 300)
+    network = _OneWeight(losses)
+    diagnostician = Diagnostician(network, batch_size=8)
+    for number, epoch in enumerate(losses):
+        network.weight, last = float(number), number == 19
+        steps = np.array([(0.3, 1, 2, 1e-3)] * 10, STEP)
+        events = [Event("learning_rate", 20, 0, 1e-3, 1e-2)] if last and kind == "explained" else []
+        steps["loss"][5] += 5.0 * (last and kind == "nothing explains it")
+        found = diagnostician.close_epoch(epoch, np.full(8, 0.3), steps, events=events).diagnosis
+    detector = diagnostician.detector
+    if kind == "explained":
+        assert found.verdict.name == "run_event"
+        assert found.spike.threshold < found.spike.rise < 2 * found.spike.threshold
+        assert (detector.spikes, detector.ordinary[-1], detector.largest.epoch < 20) == ([found.spike], 19, True)
+        assert diagnostician.close_epoch(losses[0], np.full(8, 0.3), steps).resolved[0].spike.outcome == "recovered"
+    else:
+        assert (found, detector.spikes, detector.ordinary[-1], detector.largest.epoch) == (None, [], 20, 20)
 
 
 def test_an_asked_epoch_below_the_one_before_it_is_not_explained_backwards():

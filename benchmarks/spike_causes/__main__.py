@@ -1,6 +1,6 @@
 """Measures how often the diagnosis names the right cause: injects known causes into small training runs. Prints JSON.
 
-    python -m benchmarks.spike_causes                          the reporting set: two to three hours on two cores
+    python -m benchmarks.spike_causes                          the reporting set: an hour and a half on two cores
     python -m benchmarks.spike_causes --quick                  a small part of it: a few minutes
     python -m benchmarks.spike_causes --set tune               the set on which thresholds were tuned
     python -m benchmarks.spike_causes --injections my_file.py  your own injections instead (see README.md)

@@ -15,7 +15,7 @@ DECAY = 0.01
 
 def _rule(case: Case) -> Claim | None:
     probe = case.probes.get("temperature")
-    if probe is None:
+    if probe is None or probe.facts["temperature"] > 0.9 * HOTTEST:  # the outputs say nothing, at any temperature
         return None
     facts = probe.facts
     fell = facts["accuracy_before"] - facts["accuracy"] > facts["accuracy_error"]
@@ -25,7 +25,6 @@ def _rule(case: Case) -> Claim | None:
             no_step_needed(case),
             (fell, f"the accuracy fell from {facts['accuracy_before']:.1%} to {facts['accuracy']:.1%}"),
             (facts["temperature"] <= facts["temperature_before"], "the network did not become more confident"),
-            (facts["temperature"] > 0.9 * HOTTEST, "at the best temperature, all classes are about as probable"),
         ],
     )
 

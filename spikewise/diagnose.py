@@ -16,7 +16,7 @@ import numpy as np
 
 from spikewise import causes, outputs, probes
 from spikewise import steps as analysis
-from spikewise.curve import BUDGET, Parts
+from spikewise.curve import BUDGET, FORWARD, Parts
 from spikewise.detect import Detector, Update, course, overfitting
 from spikewise.examine import about_steps, probe
 from spikewise.findings import Findings
@@ -40,8 +40,10 @@ from spikewise.suspects import suspects
 
 SNAPSHOTS = 8
 """Number of parts that an epoch is divided into by copies of the weights."""
-UNCERTAIN = frozenset({"unexplained", "sampling_noise", "few_examples", "distribution_shift", "overconfidence", "overfitting"})
-"""Verdicts that unusual steps do not support. They confirm no suspicion."""
+CONFIRMING = frozenset({"run_event", "training_data_changed", "bad_batch", "stale_optimizer_state", "overshoot", "precision"})
+"""Verdicts that confirm a suspicion: something happened in this epoch. Other causes make small rises in every healthy run."""
+PASSES = 25
+"""About how many passes over the validation images the probes of a suspicion take."""
 RECENT = {"learning_rate": 2, "frozen_layers": 5}
 """Number of epochs for which an event of a kind remains a possible cause: its harm may come a little later."""
 
@@ -106,10 +108,14 @@ class Diagnostician:
         """`batch_size`: images of a global batch. `groups`, `keys`, `labels` [n]: source, name and class number of each validation
         image. `cross_entropy`: whether the loss is that of the labels; otherwise the loss of guessing is unknown.
         `momentum`, `dropout`, `validation_fraction`, `settings`: as in records.Hyperparameters, for the remedies.
-        `sensitivity`: as for Detector. `budget`: fraction of the training time that measuring the parts of the loss may take."""
+        `sensitivity`: as for Detector. `budget`: fraction of the training time that measuring the parts of the loss may take, and
+        again the probes of rises that turn out to be no spikes."""
         self.network = network
         self.detector = Detector(groups, sensitivity=sensitivity)
         self.diagnoses: list[Diagnosis] = []
+        self._budget = budget
+        self._credit: float | None = None
+        """What the probes of suspicions may still take, in training images; None before the first epoch."""
         self.composition = Composition(budget)
         """What the validation loss is made of, and the standing causes."""
         self._counterfactuals = Counterfactuals()
@@ -181,14 +187,15 @@ class Diagnostician:
         self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
         self._counterfactuals.update(trace, np.asarray(self.network.kept, float))
         spike, diagnosis = update.spike, None
-        if update.suspicion and (events or analysis.unusual(steps, self._earlier, self._rate_before)):
+        affordable, cost = self._afford(len(losses), len(steps))
+        if update.suspicion and affordable and (events or analysis.unusual(steps, self._earlier, self._rate_before)):
             spike = update.suspicion
         if spike is not None:
             began = time.perf_counter()
             case = self._case(spike, losses, np.asarray(sample), steps, events, predict, trace)
             ranked = causes.attribute(case)
-            if update.spike is None and ranked[0].name in UNCERTAIN:
-                spike = None
+            if update.spike is None and ranked[0].name not in CONFIRMING:
+                spike, self._credit = None, (self._credit or 0) - cost
             else:
                 found = tuple(case.probes.values())
                 diagnosis = Diagnosis(spike, ranked, found, case.training, time.perf_counter() - began, suspects(case))
@@ -232,6 +239,14 @@ class Diagnostician:
         self._rate_before = float(steps["learning_rate"][-1]) if len(steps) else self._rate_before
         return News(diagnosis, resolved, parts, tuple(new))
 
+    def _afford(self, images: int, steps: int) -> tuple[bool, float]:
+        """Whether a suspicion may be probed in an epoch of so many steps, with so many validation images, and what that costs. The
+        probes of suspicions that are not confirmed take another `budget` of the training time at most, the first one aside."""
+        cost = PASSES * FORWARD * images
+        earned = self._budget * steps * self._hyperparameters.batch_size
+        self._credit = cost if self._credit is None else min(self._credit + earned, cost)
+        return self._budget > 0 and self._credit >= cost, cost
+
     @property
     def course(self) -> Course:
         """What there is to say about the curve so far besides its spikes."""
@@ -264,6 +279,7 @@ class Diagnostician:
             "before": [before.sample for before in self._before],
             "loss_scales": [before.loss_scale if np.isfinite(before.loss_scale) else None for before in self._before],
             "recent": [event.as_dict() for event in self._recent],
+            "credit": self._credit,
             "rate_before": self._rate_before if np.isfinite(self._rate_before) else None,
             "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses],
             "composition": self.composition.state(),
@@ -281,6 +297,7 @@ class Diagnostician:
         self.detector.restore(facts["detector"], arrays["recent"])
         self._samples = list(facts["samples"])
         self._recent = [Event(**values) for values in facts.get("recent", ())]
+        self._credit = facts.get("credit")
         self._rate_before = np.nan if facts["rate_before"] is None else facts["rate_before"]
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
         self.composition.restore(facts["composition"])

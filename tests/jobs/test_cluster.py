@@ -35,7 +35,7 @@ def test_status_from_the_metrics():
 
 
 def test_cancel_names_its_run(capsys, monkeypatch):
-    """`make cancel` without RUN= would end the newest run of the namespace, whoever started it."""
+    """`make cancel` without RUN= would end the newest run of the namespace, even one of another user."""
     monkeypatch.setattr(cluster, "Kubectl", lambda _: pytest.fail("the cluster was asked"))
     assert cluster.main(["cancel"]) == 2
     assert capsys.readouterr().err.startswith("error: cancel ends a run, so it must be named. Fix: make cancel RUN=NAME")

@@ -72,7 +72,7 @@ def test_the_report_goes_where_the_user_says(capsys, tmp_path):
 
 
 def test_a_strangers_text_cannot_write_escape_sequences(capsys, tmp_path):
-    """Whoever can write to the bucket could clear the terminal of the user who replays a run."""
+    """Anyone who can write to the bucket could clear the terminal of the user who replays a run."""
     _run(tmp_path, model={"network": "a\x1b[2Jb"})
     _complaint(capsys, "--storage", str(tmp_path))
     _run(tmp_path, model={"\x1b[2J": 2})

@@ -68,7 +68,7 @@ def test_the_last_cause_always_claims_the_case():
 
 @pytest.mark.parametrize("other", ["batch_size", "optimizer_reset", "world_size"])
 def test_a_raised_learning_rate_is_not_hidden_by_another_change(other):
-    """Whoever compiles again with a higher rate would be told to go back to the batch size."""
+    """A user who compiles again with a higher rate would be told to go back to the batch size."""
     events = (Event(other, SPIKE.epoch, RATE.step, 32, 64), RATE)
     found = case([STABLE, EVENT], training=replace(LONG, length_after=(4.0, 4.0), jumps=(1.0, 1.0)), events=events)
     assert (attribute(found)[0].name, attribute(found)[0].event) == ("run_event", "learning_rate")

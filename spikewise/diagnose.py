@@ -240,8 +240,9 @@ class Diagnostician:
         return News(diagnosis, resolved, parts, tuple(new))
 
     def _afford(self, images: int, steps: int) -> tuple[bool, float]:
-        """Whether a suspicion may be probed in an epoch of so many steps, with so many validation images, and what that costs. The
-        probes of suspicions that are not confirmed take another `budget` of the training time at most, the first one aside."""
+        """Credits an epoch of so many steps. Returns whether a suspicion may be probed in it, and what that costs with so many
+        validation images. The probes of suspicions that are not confirmed take another `budget` of the training time at most, the
+        first one aside."""
         cost = PASSES * FORWARD * images
         earned = self._budget * steps * self._hyperparameters.batch_size
         self._credit = cost if self._credit is None else min(self._credit + earned, cost)

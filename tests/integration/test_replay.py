@@ -111,7 +111,7 @@ def test_what_cannot_be_replayed_ends_in_one_line(workplace, spiked, capfd, opti
 
 
 def test_a_run_that_diverges_goes_back_to_its_checkpoint(workplace):
-    """The run would go on with lost weights in the middle of the night; or nobody would learn that it went back."""
+    """The run would go on with lost weights overnight, or go back without a trace in log and report."""
     folder, configuration, store = workplace
     settled = ("model.momentum=0.5", "checkpoint.keep_last=1")
     Job(configuration, "back", *settled, "training.epochs=2", "optimizer.learning_rate=1e-3").succeed()

@@ -118,7 +118,7 @@ def test_rights_of_submitters(objects):
         assert resource in kinds["resources"]
     assert {"get", "list", "watch", "create", "patch", "delete"} == set(kinds["verbs"])
     verbs = {verb for rule in role["rules"] if "secrets" in rule["resources"] for verb in rule["verbs"]}
-    assert verbs == {"create", "patch", "delete"}  # of the token; nobody needs to read Secrets
+    assert verbs == {"create", "patch", "delete"}  # of the token; no one needs to read Secrets
     forwards = {verb for rule in role["rules"] if "pods/portforward" in rule["resources"] for verb in rule["verbs"]}
     assert forwards == {"get", "create"}  # the driver's log tells the user to do it
 

@@ -109,7 +109,7 @@ def test_training_images_that_share_a_rise_only_by_their_own_noise_do_not_rule_o
 
 
 def test_the_earlier_weights_alone_do_not_blame_the_validation_images():
-    """Whoever changed the loss function would search the validation images for a change."""
+    """A user who changed the loss function would search the validation images for a change."""
     verdict, second, *_ = attribute(case([STABLE, THEN], training=QUIET))
     assert (verdict.name, verdict.event) == ("run_event", None)
     assert verdict.evidence.endswith("Training images rose as well, so it is not the validation images that changed.")

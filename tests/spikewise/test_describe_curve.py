@@ -18,7 +18,7 @@ STANDING = Standing(
 
 
 def test_a_loss_is_divided_into_its_largest_parts():
-    """The user would read four numbers of which two do not matter."""
+    """The user would read four numbers, two of them irrelevant."""
     assert made_of([PARTS]) == [
         "Of the validation loss of 1.000 in epoch 9, 0.500 is what BatchNorm's moving statistics add, 0.400 is what the network "
         "has not learned, 0.220 is what does not carry over to unseen images and -0.120 is what the last steps' to and fro adds."

@@ -220,7 +220,7 @@ def test_a_few_images_without_a_finite_loss_are_not_a_divergence():
 
 
 def test_a_second_fault_during_an_open_spike_is_a_spike_of_its_own():
-    """A second fault would be hidden until the first one is over, and nobody would look for it."""
+    """A second fault would be hidden until the first one is over, and stay unexplained."""
     spikes = _spikes([*[0.7] * 8, 1.5, 1.4, 4.5, 1.4, 0.7])
     assert [(s.epoch, s.outcome, s.outcome_epoch) for s in spikes] == [(9, "recovered", 13), (11, "recovered", 12)]
     assert spikes[1].baseline == pytest.approx(1.5, abs=0.01)

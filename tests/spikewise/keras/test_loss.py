@@ -123,7 +123,7 @@ def test_the_mean_is_the_loss_of_evaluate(name):
     found = Losses(model).evaluate(Examples((x, y), "data"))
     assert found.losses.shape == (COUNT,)
     assert found.losses.mean() == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
-    # Each example has the loss of its own, the parts of which all have the same aside.
+    # Apart from terms that all examples share, each has its own loss.
     alone = np.array([model.evaluate(x[i : i + 1], y[i : i + 1], verbose=0) for i in range(5)])
     assert np.ptp(found.losses) > 0
     if name not in ("sum", "a sum", "its own test_step", "mask", "add_loss", "a scalar and add_loss"):
@@ -219,7 +219,7 @@ def test_a_model_without_one_loss_is_refused(loss):
 
 
 def test_a_model_with_two_outputs_is_refused():
-    """Its loss is a sum, of which only one part may have jumped."""
+    """Its loss is a sum; only one part of it may have jumped."""
     x = keras.Input((5,))
     model = keras.Model(x, [layers.Dense(1)(x), layers.Dense(1)(x)])
     model.compile(loss="mse")

@@ -9,7 +9,7 @@ import numpy as np
 
 from spikewise import steps as analysis
 from spikewise.moments import deviation
-from spikewise.probes import IMAGES, Scene, strange
+from spikewise.probes import IMAGES, KnowsClasses, Scene, strange
 from spikewise.records import Probe
 
 COMPARED = 12
@@ -21,7 +21,8 @@ MOST = 0.8
 SHIFT = 0.4
 """Standard deviations, or logarithms of a variance's factor, by which unchanged images do not move the first layer's moments."""
 CLUSTERED = 4.0
-"""Batches in random order differ from each other less than this many times as much as chance makes batches of their size differ."""
+"""Batches in random order differ from each other less than this many times as much as chance makes batches of their size differ:
+the variance of their moments, or of the fractions of their classes."""
 
 
 def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
@@ -77,6 +78,7 @@ def training_data(scene: Scene) -> Probe | None:
     shifts = np.array([np.abs(_shift([values[k] for values in moments], stored)).max() for k in range(len(chosen))])
     start = _since((losses > limit) | (shifts > SHIFT), [count - number for number in chosen])
     clustering = _clustering(moments, len(each[0]), spreads[-2] if spreads else None)
+    sorting = _sorting([network.batch_classes(i) for i in chosen]) if isinstance(network, KnowsClasses) else 0.0
 
     def since(start: int) -> tuple[float, float, float]:
         """Loss, distance of the means and logarithm of the variances' factor of the batches from `start` on, all together."""
@@ -84,7 +86,7 @@ def training_data(scene: Scene) -> Probe | None:
 
     loss, deviations, factor = since(start or 0)
     if start is None or (loss <= limit and max(deviations, abs(factor)) <= SHIFT):  # each differs in its own way, as small ones do
-        if clustering < CLUSTERED or analysis.spread(scene.steps, scene.earlier) < analysis.WIDER or _repeats(each):
+        if max(clustering, sorting) < CLUSTERED or analysis.spread(scene.steps, scene.earlier) < analysis.WIDER or _repeats(each):
             return None
         start = 0
         loss, deviations, factor = since(start)
@@ -103,6 +105,7 @@ def training_data(scene: Scene) -> Probe | None:
         factor=float(np.exp(factor)),
         shifted=max(deviations, abs(factor)) > SHIFT,
         clustering=clustering,
+        sorting=sorting,
     )
 
 
@@ -144,6 +147,19 @@ def _repeats(each: list[np.ndarray]) -> bool:
         known = losses[losses > 1e-5]  # those of images that the network is sure of are all about 0
         found.append(len(np.unique(np.round(np.log(known), 3))) / len(known) if len(known) > 3 else 1.0)
     return bool(np.median(found) <= 0.5)
+
+
+def _sorting(batches: list[np.ndarray | None]) -> float:
+    """Variance of the fractions of the classes in k batches, as a multiple of that of batches drawn at random (the index of
+    dispersion of multinomial counts). `batches`: class numbers [b] each; 0 if they are unknown."""
+    known = [classes for classes in batches if classes is not None]
+    if len(known) < len(batches) or len(known) < 8:
+        return 0.0
+    count = max(int(classes.max()) for classes in known) + 1
+    fractions = np.array([np.bincount(classes, minlength=count) / len(classes) for classes in known])
+    mean = fractions.mean(0)
+    by_chance = float(np.sum(mean * (1 - mean)) / np.mean([len(classes) for classes in known]))
+    return float(fractions.var(0, ddof=1).sum()) / by_chance if by_chance > 0 else 0.0
 
 
 def _clustering(moments: list[np.ndarray], images: int, usual: np.ndarray | None) -> float:

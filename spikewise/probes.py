@@ -106,6 +106,14 @@ class WeighsTraining(Protocol):
         """As `batch_losses`, but computed as those of validation images are."""
 
 
+@runtime_checkable
+class KnowsClasses(Protocol):
+    """What a network that classifies may offer in addition."""
+
+    def batch_classes(self, batch: int) -> np.ndarray | None:
+        """Class number of each image [b] of one of the epoch's batches; None if the labels are no classes."""
+
+
 def unweighted_losses(network: Network, batch: int) -> np.ndarray:
     """Losses [b] of one of the epoch's batches in inference mode, which compare with those of validation images."""
     return network.unweighted_losses(batch) if isinstance(network, WeighsTraining) else network.batch_losses(batch)

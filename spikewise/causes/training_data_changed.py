@@ -22,7 +22,12 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
     if facts["shifted"]:
         means = f"moved the first BatchNorm's means by {facts['shift']:.1f} standard deviations"
         signs.append(f"{means} and multiplied its variances by {facts['factor']:.3g}")
-    if not signs:
+    if not signs and facts.get("sorting", 0.0) > facts["clustering"]:
+        times = facts["sorting"] ** 0.5
+        signs.append(
+            f"held one class more than others: its fraction varied {times:.1f} times as much as in batches in random order"
+        )
+    elif not signs:
         signs.append(f"differed from each other {facts['clustering']:.1f} times as much as batches in random order do")
     return "; ".join(text for text in (f"The training batches {_since(case)} {' and '.join(signs)}", came) if text) + "."
 

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spikewise.keras.data import classes
 from spikewise.probes import Weights
 
 REDUCED = ("float16", "bfloat16")
@@ -88,6 +89,7 @@ class KerasNetwork:
         self.dropout = max((float(layer.rate) for layer in self._dropouts), default=float("nan"))
         """The highest dropout rate; NaN without dropout."""
         self._forward: dict[tuple[float, ...], Callable[..., Any]] = {}
+        self._outputs: Sequence[int] | None = None
         momenta = {float(layer.momentum) for layer in self._norms}
         self.momentum = momenta.pop() if len(momenta) == 1 else float("nan")
         """Momentum of BatchNormalization; NaN if the trainable layers differ."""
@@ -217,6 +219,13 @@ class KerasNetwork:
         x, y = self._batch(batch)
         assert self._loss is not None
         return np.asarray(self._loss(tf.convert_to_tensor(y), self.infer(tf.convert_to_tensor(x))))
+
+    def batch_classes(self, batch: int) -> np.ndarray | None:
+        """Class number of each image [b] of a batch; None if the labels are no classes."""
+        x, y = self._batch(batch)[:2]
+        if self._outputs is None:
+            self._outputs = self.infer(tf.convert_to_tensor(x)).shape[1:]
+        return classes(np.asarray(y), (len(y), *self._outputs))
 
 
 @contextmanager

@@ -42,6 +42,32 @@ def test_images_that_come_class_by_class_are_recognized(training):
     assert found.facts["first"] == 0
 
 
+def test_the_classes_of_the_batches_tell_sorted_images_where_moments_do_not(training, monkeypatch):
+    """A network without BatchNormalization, or with one that does not separate classes, would be told to look for bad images."""
+    x, y = (np.concatenate(values) for values in zip(*training.batches, strict=True))
+    order = np.argsort(y, kind="stable").reshape(STEPS, -1)
+    monkeypatch.setattr(batches, "_clustering", lambda *_: 1.0)
+    found = _found(training, lambda number, *_: (x[order[number]], y[order[number]]))
+    assert found is not None
+    assert found.facts["sorting"] > batches.CLUSTERED
+
+
+@pytest.mark.parametrize(
+    ("order", "is_sorted"), [("shuffled", False), ("stratified", False), ("sorted", True), ("in blocks", True)]
+)
+@pytest.mark.parametrize("classes", [2, 10])
+def test_sorted_batches_are_those_whose_classes_vary_more_than_by_chance(classes, order, is_sorted):
+    """Shuffled images would be called sorted, or images of which each batch holds but a few classes shuffled."""
+    labels, numbers = np.random.default_rng(1).integers(0, classes, 24 * 32), np.arange(24 * 32)
+    orders = {"shuffled": labels, "stratified": numbers % classes, "sorted": np.sort(labels), "in blocks": numbers // 40 % classes}
+    assert (batches._sorting(list(orders[order].reshape(24, 32))) > batches.CLUSTERED) == is_sorted
+
+
+def test_without_classes_nothing_is_called_sorted():
+    """The targets of a regression would be counted as classes."""
+    assert batches._sorting([np.arange(32) // 16] * 23 + [None]) == 0
+
+
 @pytest.mark.parametrize("order", ["sorted", "shuffled"])
 def test_layers_that_average_over_positions_show_sorted_images_too(order):
     """Batches of a convolution differ far less than its activations do, so sorted images would look like shuffled ones."""

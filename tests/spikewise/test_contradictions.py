@@ -218,6 +218,11 @@ def test_a_collapsed_loss_scale_is_named_where_no_probe_shows_the_rise():
             "in epoch 9 differed from each other 9.0 times as much as batches in random order",
             "shuffle",
         ),
+        (
+            {"clustering": 1.0, "sorting": 25.0, "first": 0},
+            "in epoch 9 held one class more than others: its fraction varied 5.0 times as much as in batches in random order",
+            "shuffle",
+        ),
     ],
 )
 def test_changed_training_data_are_described_by_what_differs(facts, evidence, remedy):

@@ -172,6 +172,10 @@ class DistributedNetwork:
         """Losses [B] of one of the epoch's batches, augmented as in training, in inference mode."""
         return self._learner.batch_losses(self._batch(batch))
 
+    def batch_classes(self, batch: int) -> np.ndarray:
+        """Class number of each image [B] of one of the epoch's batches. All workers must call it together."""
+        return self._learner.gathered(self._batch(batch).labels.numpy()).astype(int)
+
     def _batch(self, number: int) -> Batch:
         return next(self._feed.batches(self._epoch, number))
 

@@ -27,3 +27,25 @@ def test_moments_are_those_of_a_batch_however_often_a_layer_is_called(calls, mom
         for place, values in zip(network.statistics, found, strict=True):
             np.testing.assert_allclose(model.weights[place].numpy(), values[0], rtol=1e-4)
     assert norm.moving_variance.numpy().tolist() == [1] * 4
+
+
+class Subclassed(keras.Model):
+    """A model that does not know the shape of its outputs before it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize("form", ["numbers", "column", "one-hot", "none"])
+def test_the_classes_of_a_batch_are_known_in_every_form_of_labels(form):
+    """Sorted images would go unnoticed with one-hot labels or a subclassed model, or targets of a regression count as classes."""
+    numbers = np.arange(12) % 3
+    labels = {"numbers": numbers, "column": numbers[:, None], "one-hot": np.eye(3)[numbers], "none": numbers + 0.5}[form]
+    model = Subclassed()
+    model(np.zeros((12, 4), np.float32))
+    found = KerasNetwork(model, lambda: np.zeros(1), lambda _: (np.zeros((12, 4), np.float32), labels), None).batch_classes(0)
+    assert found is None if form == "none" else np.array_equal(found, numbers)

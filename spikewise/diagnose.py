@@ -16,9 +16,9 @@ import numpy as np
 
 from spikewise import causes, outputs, probes
 from spikewise import steps as analysis
-from spikewise.curve import BUDGET, FORWARD, Parts
+from spikewise.curve import BUDGET, Parts
 from spikewise.detect import Detector, Update, course, overfitting
-from spikewise.examine import about_steps, probe
+from spikewise.examine import about_steps, costs, probe, promising
 from spikewise.findings import Findings
 from spikewise.measure import Composition
 from spikewise.moments import Counterfactuals, batch_moments, typical
@@ -38,12 +38,13 @@ from spikewise.records import (
 from spikewise.standing import Standing
 from spikewise.suspects import suspects
 
+PARTS, SUSPICIONS = 0.6, 0.3
+"""Fractions of the budget for the parts of the loss, and for smaller rises that turn out to be no spikes. Copies of weights take
+the rest."""
 SNAPSHOTS = 8
 """Number of parts that an epoch is divided into by copies of the weights."""
 CONFIRMING = frozenset({"run_event", "training_data_changed", "bad_batch", "stale_optimizer_state", "overshoot", "precision"})
 """Verdicts that confirm a suspicion: something happened in this epoch. Other causes make small rises in every healthy run."""
-PASSES = 25
-"""About how many passes over the validation images the probes of a suspicion take."""
 RECENT = {"learning_rate": 2, "frozen_layers": 5}
 """Number of epochs for which an event of a kind remains a possible cause: its harm may come a little later."""
 
@@ -108,15 +109,15 @@ class Diagnostician:
         """`batch_size`: images of a global batch. `groups`, `keys`, `labels` [n]: source, name and class number of each validation
         image. `cross_entropy`: whether the loss is that of the labels; otherwise the loss of guessing is unknown.
         `momentum`, `dropout`, `validation_fraction`, `settings`: as in records.Hyperparameters, for the remedies.
-        `sensitivity`: as for Detector. `budget`: fraction of the training time that measuring the parts of the loss may take, and
-        again the probes of rises that turn out to be no spikes."""
+        `sensitivity`: as for Detector. `budget`: fraction of the training time that measuring the parts of the loss, and the
+        probes of rises that turn out to be no spikes, may take together."""
         self.network = network
         self.detector = Detector(groups, sensitivity=sensitivity)
         self.diagnoses: list[Diagnosis] = []
         self._budget = budget
-        self._credit: float | None = None
-        """What the probes of suspicions may still take, in training images; None before the first epoch."""
-        self.composition = Composition(budget)
+        self._credit = np.nan
+        """What the probes of suspicions may still take, in training images; NaN before the first epoch."""
+        self.composition = Composition(PARTS * budget)
         """What the validation loss is made of, and the standing causes."""
         self._counterfactuals = Counterfactuals()
         self._hyperparameters = Hyperparameters(
@@ -187,15 +188,16 @@ class Diagnostician:
         self._hyperparameters = replace(self._hyperparameters, learning_rate=learning_rate, steps=len(steps))
         self._counterfactuals.update(trace, np.asarray(self.network.kept, float))
         spike, diagnosis = update.spike, None
-        affordable, cost = self._afford(len(losses), len(steps))
-        if update.suspicion and affordable and (events or analysis.unusual(steps, self._earlier, self._rate_before)):
-            spike = update.suspicion
+        began = time.perf_counter()
+        self._earn(losses, steps)
+        suspicion, possible = update.suspicion, events or analysis.unusual(steps, self._earlier, self._rate_before)
+        if suspicion and possible and self._promising(suspicion, losses, np.asarray(sample), steps, events, trace):
+            spike = suspicion
         if spike is not None:
-            began = time.perf_counter()
             case = self._case(spike, losses, np.asarray(sample), steps, events, predict, trace)
             ranked = causes.attribute(case)
             if update.spike is None and ranked[0].name not in CONFIRMING:
-                spike, self._credit = None, (self._credit or 0) - cost
+                spike, self._credit = None, self._credit - self._costs(losses, steps)[1]
             else:
                 found = tuple(case.probes.values())
                 diagnosis = Diagnosis(spike, ranked, found, case.training, time.perf_counter() - began, suspects(case))
@@ -239,14 +241,32 @@ class Diagnostician:
         self._rate_before = float(steps["learning_rate"][-1]) if len(steps) else self._rate_before
         return News(diagnosis, resolved, parts, tuple(new))
 
-    def _afford(self, images: int, steps: int) -> tuple[bool, float]:
-        """Credits an epoch of so many steps. Returns whether a suspicion may be probed in it, and what that costs with so many
-        validation images. The probes of suspicions that are not confirmed take another `budget` of the training time at most, the
-        first one aside."""
-        cost = PASSES * FORWARD * images
-        earned = self._budget * steps * self._hyperparameters.batch_size
-        self._credit = cost if self._credit is None else min(self._credit + earned, cost)
-        return self._budget > 0 and self._credit >= cost, cost
+    def _costs(self, losses: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
+        """What finding out whether a suspicion is worth probing costs, and what the probes cost, in training images."""
+        return costs(len(losses), len(steps), self._hyperparameters.batch_size)
+
+    def _earn(self, losses: np.ndarray, steps: np.ndarray) -> None:
+        """Credits an epoch with these steps. Suspicions that are not confirmed take no more than that, the first one aside."""
+        most = sum(self._costs(losses, steps))
+        earned = SUSPICIONS * self._budget * len(steps) * self._hyperparameters.batch_size
+        self._credit = most if np.isnan(self._credit) else min(self._credit + earned, most)
+
+    def _promising(
+        self,
+        suspicion: Spike,
+        losses: np.ndarray,
+        sample: np.ndarray,
+        steps: np.ndarray,
+        events: Sequence[Event],
+        trace: np.ndarray | None,
+    ) -> bool:
+        """Whether a suspicion is worth all probes, and they are affordable."""
+        screen, all_probes = self._costs(losses, steps)
+        if self._budget <= 0 or self._credit < screen or not self._before:
+            return False
+        self._credit -= screen
+        scene, events = self._scene(suspicion, losses, sample, steps, trace), self._possible(events)
+        return promising(scene, events, self._about_steps(scene, events)) and self._credit >= all_probes
 
     @property
     def course(self) -> Course:
@@ -280,7 +300,7 @@ class Diagnostician:
             "before": [before.sample for before in self._before],
             "loss_scales": [before.loss_scale if np.isfinite(before.loss_scale) else None for before in self._before],
             "recent": [event.as_dict() for event in self._recent],
-            "credit": self._credit,
+            "credit": self._credit if np.isfinite(self._credit) else None,
             "rate_before": self._rate_before if np.isfinite(self._rate_before) else None,
             "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses],
             "composition": self.composition.state(),
@@ -298,7 +318,7 @@ class Diagnostician:
         self.detector.restore(facts["detector"], arrays["recent"])
         self._samples = list(facts["samples"])
         self._recent = [Event(**values) for values in facts.get("recent", ())]
-        self._credit = facts.get("credit")
+        self._credit = np.nan if (credit := facts.get("credit")) is None else credit
         self._rate_before = np.nan if facts["rate_before"] is None else facts["rate_before"]
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
         self.composition.restore(facts["composition"])
@@ -386,13 +406,48 @@ class Diagnostician:
         trace: np.ndarray | None,
     ) -> Case:
         """Everything that is known about the spike. Makes the probes."""
-        events = [*events, *(replace(event, step=0) for event in self._recent)]
-        beta_2 = self.network.beta_2 if isinstance(self.network, outputs.UsesAdam) else np.nan
-        self._hyperparameters = replace(self._hyperparameters, beta_2=beta_2)
+        events = self._possible(events)
+        self._hyperparameters = replace(self._hyperparameters, beta_2=self._beta_2)
         case = Case(spike, hyperparameters=self._hyperparameters, events=events, keys=self._keys, overfitting=self.overfitting)
         case = replace(case, training=Training(**self._in_training_mode(steps)))
         if not self._before or spike.outcome == "divergence":
             return case
+        scene = self._scene(spike, losses, sample, steps, trace)
+        found = probe(scene, events)
+        training = case.training
+        if np.isfinite(spike.loss):
+            training, before = self._about_steps(scene, events), self._before[-1]
+            rise = float(np.mean(sample)) - before.sample if len(sample) else np.nan
+            paired = before.each is not None and before.each.shape == sample.shape
+            error = float(np.std(sample - before.each) / np.sqrt(len(sample))) if paired and len(sample) else np.nan
+            training = replace(
+                training,
+                **self._in_training_mode(steps),
+                train_rise=rise,
+                train_loss=before.sample,
+                train_error=error,
+                validation_rise=float(scene.rise.mean()),
+                loss_scale=(before.loss_scale, self._loss_scale) if before.loss_scale > 0 else None,
+            )
+        few = found.get("few_examples")
+        images = [entry["image"] for entry in few.facts["images"]] if few else []
+        return replace(case, probes=found, training=training, predicted=predict(images) if predict and images else {})
+
+    def _possible(self, events: Sequence[Event]) -> list[Event]:
+        """The events of this epoch, and those before that may still be its causes."""
+        return [*events, *(replace(event, step=0) for event in self._recent)]
+
+    @property
+    def _beta_2(self) -> float:
+        """Decay of Adam's second moments; NaN with another optimizer."""
+        return self.network.beta_2 if isinstance(self.network, outputs.UsesAdam) else np.nan
+
+    def _about_steps(self, scene: Scene, events: Sequence[Event]) -> Training:
+        """What was unusual about the steps of the epoch."""
+        return about_steps(scene, events, known=len(self._earlier) > 0, adam=bool(np.isfinite(self._beta_2)))
+
+    def _scene(self, spike: Spike, losses: np.ndarray, sample: np.ndarray, steps: np.ndarray, trace: np.ndarray | None) -> Scene:
+        """What the probes of this epoch may look at."""
         before = self._before[-1]
         if np.isnan(before.sample):
             self._sample_again(before, len(sample))
@@ -418,26 +473,7 @@ class Diagnostician:
         )
         if before.weights is not None and spike.epoch - 1 in self.detector.ordinary[-2:]:  # a suspicion is the last of them
             scene.path = [(0, before.weights), *self._path]
-        found = probe(scene, events)
-        training = case.training
-        if np.isfinite(spike.loss):
-            adam = bool(np.isfinite(beta_2))
-            training = about_steps(scene, events, known=len(self._earlier) > 0, adam=adam)
-            rise = float(np.mean(sample)) - before.sample if len(sample) else np.nan
-            paired = before.each is not None and before.each.shape == sample.shape
-            error = float(np.std(sample - before.each) / np.sqrt(len(sample))) if paired and len(sample) else np.nan
-            training = replace(
-                training,
-                **self._in_training_mode(steps),
-                train_rise=rise,
-                train_loss=before.sample,
-                train_error=error,
-                validation_rise=float(scene.rise.mean()),
-                loss_scale=(before.loss_scale, self._loss_scale) if before.loss_scale > 0 else None,
-            )
-        few = found.get("few_examples")
-        images = [entry["image"] for entry in few.facts["images"]] if few else []
-        return replace(case, probes=found, training=training, predicted=predict(images) if predict and images else {})
+        return scene
 
     def _sample_again(self, before: _Epoch, count: int) -> None:
         """Evaluates the `count` sampled training images with the weights of an epoch in which they were not known yet."""

@@ -9,8 +9,31 @@ import numpy as np
 
 from spikewise import batches, outputs, probes
 from spikewise import steps as analysis
-from spikewise.probes import Scene
+from spikewise.curve import FORWARD
+from spikewise.probes import IMAGES, Scene
 from spikewise.records import Event, Probe, Training
+from spikewise.suspects import HALF
+
+SCREENED = 6 * batches.LOOKED
+"""Forward passes over batches, at most, that `promising` costs."""
+PASSES = 25
+"""About how many passes over the validation images all probes take, and half as many estimates of the statistics."""
+
+
+def promising(scene: Scene, events: Sequence[Event], training: Training) -> bool:
+    """Whether probes may show that something happened in this epoch: an event, foreign or long steps, bad batches or other data.
+    Costs little where nothing did. Leaves the network unchanged."""
+    if events or training.foreign is not None or training.length >= analysis.LONGER or not (scene.reference and scene.path):
+        return bool(scene.reference and scene.path)
+    with scene.network.untouched():
+        found = (batches.training_data(scene), outputs.precision(scene), batches.bad_batches(scene, 0, len(scene.steps)))
+        return any(probe is not None and probe.fraction >= HALF for probe in found)
+
+
+def costs(images: int, steps: int, batch_size: int) -> tuple[float, float]:
+    """What `promising` costs and what all probes cost, in training images: with so many validation images, and steps an epoch."""
+    clean = min(IMAGES, steps * batch_size) / 2
+    return FORWARD * min(SCREENED, steps) * batch_size, FORWARD * PASSES * (images + clean)
 
 
 def probe(scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:

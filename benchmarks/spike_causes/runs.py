@@ -198,6 +198,7 @@ class Run:
             keras.losses.SparseCategoricalCrossentropy(True, reduction=None),
             self.optimizer.variables,
             self._probabilities,
+            part=self._part,
             sample=lambda most: self.losses(*(values[: min(most, config.sample)] for values in self.training)),
         )
         self.network.exact = lambda: self._injection.evaluate_in_float32(self) if self._injection else None
@@ -289,6 +290,13 @@ class Run:
         pixels, labels = self.validation
         fractions = keras.ops.convert_to_numpy(keras.ops.softmax(self.model(_pixels(pixels[numbers]), training=False)))
         return {int(i): (str(labels[i]), str(p.argmax()), float(p.max())) for i, p in zip(numbers, fractions, strict=True)}
+
+    def _part(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [v] of at most `most` validation images, the same ones each time, and their losses [v]."""
+        count = len(self.validation[1])
+        positions = np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
+        own = self._injection.evaluate(self) if self._injection else None
+        return positions, self.losses(*(v[positions] for v in self.validation)) if own is None else own[positions]
 
     def _probabilities(self) -> np.ndarray:
         """Probabilities of the classes [n, K] for the validation images."""

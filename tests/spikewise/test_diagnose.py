@@ -121,7 +121,7 @@ class _OneWeight:
     drops = False
 
     def __init__(self, losses) -> None:
-        self.losses, self.weight = losses, 0.0
+        self.losses, self.weight, self.evaluations = losses, 0.0, 0
 
     def untouched(self):
         return nullcontext()
@@ -133,10 +133,12 @@ class _OneWeight:
         self.weight = float(weights[0][0])
 
     def evaluate(self):
+        self.evaluations += 1
         return self.losses[round(self.weight)]
 
     def evaluate_part(self, most):
-        return np.arange(len(self.evaluate()))[:most], self.evaluate()[:most]
+        losses = self.losses[round(self.weight)]
+        return np.arange(len(losses))[:most], losses[:most]
 
     def sample_part(self, most):
         return np.full(min(most, 8), 0.3)
@@ -267,8 +269,10 @@ def test_a_smaller_rise_is_a_spike_if_unusual_steps_explain_it(kind):
         steps = np.array([(0.3, 1, 2, 1e-3)] * 10, STEP)
         events = [Event("learning_rate", 20, 0, 1e-3, 1e-2)] if last and kind == "explained" else []
         steps["loss"][5] += 5.0 * (last and kind == "nothing explains it")
+        evaluations = network.evaluations
         found = diagnostician.close_epoch(epoch, np.full(8, 0.3), steps, events=events).diagnosis
     detector = diagnostician.detector
+    assert (network.evaluations > evaluations) == (kind == "explained")  # all probes of each larger fluctuation would cost too much
     if kind == "explained":
         assert found.verdict.name == "run_event"
         assert found.spike.threshold < found.spike.rise < 2 * found.spike.threshold

@@ -257,8 +257,8 @@ class Diagnosis(Section):
     """How small a rise of the validation loss is an alarm, 0.1 to 10: every limit is divided by it. With 2, half the rise is an
     alarm; healthy runs then raise alarms more often."""
     budget: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Fraction of the training time, 0 to 1, that measuring what the validation loss is made of may take. Probes of smaller rises
-    that turn out to be no spikes may take as much again. 0 turns both off; spikes are explained all the same."""
+    """Fraction of the training time, 0 to 1, that measuring what the validation loss is made of (60 %) and probes of smaller rises
+    that turn out to be no spikes (30 %) may take. 0 turns both off; spikes are explained all the same."""
     prove: Annotated[float, Field(ge=0, le=100)] = 0.1
     """Time for proving the remedies of the worst spikes after the last epoch, as a fraction of the time that the run has trained; 0
     proves none. A fraction costs a short and a long run alike, and nothing if there was no spike."""

@@ -246,8 +246,9 @@ class Diagnostician:
         return costs(len(losses), len(steps), self._hyperparameters.batch_size)
 
     def _earn(self, losses: np.ndarray, steps: np.ndarray) -> None:
-        """Credits an epoch with these steps. Suspicions that are not confirmed take no more than that, the first one aside."""
-        most = sum(self._costs(losses, steps))
+        """Credits an epoch with these steps. Suspicions that are not confirmed take no more than that, the first ones aside."""
+        screen, all_probes = self._costs(losses, steps)
+        most = 3 * screen + all_probes  # a suspicion that comes to nothing must not use up what the next one needs
         earned = SUSPICIONS * self._budget * len(steps) * self._hyperparameters.batch_size
         self._credit = most if np.isnan(self._credit) else min(self._credit + earned, most)
 

@@ -14,7 +14,7 @@ from spikewise.probes import IMAGES, Scene
 from spikewise.records import Event, Probe, Training
 from spikewise.suspects import HALF
 
-SCREENED = 6 * batches.LOOKED
+SCREENED = 8 * batches.LOOKED
 """Forward passes over batches, at most, that `promising` costs."""
 PASSES = 25
 """About how many passes over the validation images all probes take, and half as many estimates of the statistics."""

@@ -113,7 +113,7 @@ class Budget:
 
     Time is counted in training images, so that the decision depends neither on the machine nor on the number of workers. Every
     epoch earns its part; what is not spent is saved for up to two measurements. The second one is kept for an epoch in which the
-    loss moves.
+    loss moves. Two more may be made on credit where it is urgent.
     """
 
     def __init__(self, fraction: float = BUDGET) -> None:
@@ -121,9 +121,9 @@ class Budget:
         self.saved: float | None = None
         """In training images; None before the first epoch."""
 
-    def due(self, images: int, *, moved: bool, spike: bool = False) -> bool:
-        """Whether to measure the epoch that has just ended, with `images` trained. `moved`: whether its loss is unusual. A
-        `spike` is always measured and, like its probes, not counted."""
+    def due(self, images: int, *, moved: bool, urgent: bool = False, spike: bool = False) -> bool:
+        """Whether to measure the epoch that has just ended, with `images` trained. `moved`: whether its loss is unusual. `urgent`:
+        whether the user should not wait for an explanation. A `spike` is always measured and, like its probes, not counted."""
         if self.fraction <= 0:
             return False
         cost = sizes(images).cost
@@ -131,6 +131,9 @@ class Budget:
         first = self.saved is None
         self.saved = min(saved, 2 * cost)
         if spike:
+            return True
+        if urgent and self.saved > -cost:
+            self.saved -= cost
             return True
         if self.saved < cost or not (first or moved or self.saved >= 2 * cost or self.fraction * images >= cost):
             return False

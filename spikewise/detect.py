@@ -7,7 +7,7 @@ benchmarks/short_runs.py.
 Shapes: n validation images, k epochs, r resamples.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -264,11 +264,14 @@ def _broken(losses: np.ndarray) -> bool:
     return bool(np.mean(~np.isfinite(losses)) > FEW)
 
 
-def replay(means: Sequence[float], sensitivity: float = 1.0) -> Detector:
-    """A detector that has seen these mean losses, epoch by epoch. It has no intervals."""
+def replay(means: Sequence[float], sensitivity: float = 1.0, confirmed: Container[int] = ()) -> Detector:
+    """A detector that has seen these mean losses, epoch by epoch. It has no intervals. `confirmed`: epochs of which a suspicion, if
+    there is one, was confirmed."""
     detector = Detector(sensitivity=sensitivity)
     for mean in means:
-        detector.update(np.array([mean]))
+        suspicion = detector.update(np.array([mean])).suspicion
+        if suspicion is not None and suspicion.epoch in confirmed:
+            detector.confirm(suspicion)
     return detector
 
 

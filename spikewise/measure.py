@@ -56,7 +56,8 @@ class Composition:
         open, which then explains what is new."""
         size, mean = hyperparameters.batch_size, float(np.mean(losses))
         images, moved = len(steps) * size, before is not None and abs(mean - before) > MOVED * before
-        due = self._budget.due(images, moved=moved, spike=spike)
+        urgent = mean > guess and all(one.over or one.name == "preparation" for one in self.standing)
+        due = self._budget.due(images, moved=moved, urgent=urgent, spike=spike)
         if not due or not np.isfinite(losses).all() or not np.isfinite(steps["loss"]).all():
             return None, []
         chosen = curve.sizes(images)

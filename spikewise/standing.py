@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spikewise import advice
-from spikewise.curve import Parts
+from spikewise.curve import PARTS, Parts
 from spikewise.records import Hyperparameters
 
 NOTABLE = 0.2
@@ -112,8 +112,13 @@ TITLES = {
 
 def find(measured: Sequence[Parts], guess: float = np.inf) -> set[str]:
     """The parts that stand out in the newest of the measured epochs. `guess`: the loss of always predicting the class frequencies;
-    infinite if unknown."""
-    return {name for name in ("statistics", "wandering", "generalization", "fit") if measured and _stands(name, measured, guess)}
+    infinite if unknown. A loss that stays above it although the training images are learned has a cause, even if none of the parts
+    is large alone."""
+    found = {name for name in PARTS if measured and _stands(name, measured, guess)}
+    now = measured[-1] if measured else None
+    if now is None or found or len(measured) < 2 or now.fit > LEARNED * guess or not all(one.loss > guess for one in measured[-2:]):
+        return found
+    return {max((name for name in PARTS if name != "fit"), key=lambda name: getattr(now, name))}
 
 
 def _stands(name: str, measured: Sequence[Parts], guess: float) -> bool:

@@ -56,3 +56,11 @@ def test_what_is_saved_goes_to_an_epoch_in_which_the_loss_moves():
     assert [calm.due(1_376, moved=False) for _ in range(5)] == [True] + 4 * [False]  # the first one compares unseen images
     assert [restless.due(1_376, moved=epoch == 4) for epoch in range(5)] == [True] + 3 * [False] + [True]
     assert calm.due(1_376, moved=False, spike=True)
+
+
+def test_a_run_above_guessing_is_measured_at_once_but_not_for_ever():
+    """A user would learn in epoch 16 what was wrong from the second one on; or an hour of it would be measured in every epoch."""
+    budget, images = Budget(0.05), 1_376
+    due = [budget.due(images, moved=True, urgent=True) for _ in range(100)]
+    assert due[:3] == [True] * 3
+    assert sizes(images).cost * sum(due) <= 0.05 * images * 100 + 3 * sizes(images).cost

@@ -276,6 +276,15 @@ def test_the_largest_rise_without_an_alarm_is_kept():
     assert [s.epoch for s in detect.replay(means, sensitivity=1.1 * largest.limit / largest.rise).spikes] == [8]
 
 
+def test_a_confirmed_smaller_rise_is_no_rise_without_an_alarm():
+    """The report would name a spike in epoch 8, and then say that the rise of epoch 8 was none."""
+    means = [0.7, 0.8, 0.66, 0.79, 0.68, 0.75, 0.69, 1.05, 0.7, 0.78, 0.7]
+    detector = detect.replay(means, confirmed={8})
+    assert [spike.epoch for spike in detector.spikes] == [8]
+    assert detector.largest.epoch != 8
+    assert not detect.replay(means, confirmed={9}).spikes  # only a suspicion can be confirmed
+
+
 def test_sensitivity_divides_the_limit():
     """A user who sets 2 expects an alarm at half the rise, and one who sets nonsense an error that says what to set."""
     quiet = [0.7 + 0.01 * (-1) ** k for k in range(12)]

@@ -33,6 +33,12 @@ UNSEEN = Unseen(44, 0.6, 1.4, 0.05)
         ([replace(HEALTHY, fit=0.68, loss=0.7)] * 2, {"fit"}),
         ([replace(HEALTHY, fit=0.68, loss=0.7, epoch=2)] * 2, set()),  # too early
         ([replace(LAGS, loss=float("nan"))] * 2, set()),
+        (
+            [replace(HEALTHY, loss=0.8, generalization=0.35, fit=0.45)] * 2,
+            {"generalization"},
+        ),  # less than half of it, but above guessing
+        ([replace(HEALTHY, loss=0.8, generalization=0.35, fit=0.45), HEALTHY], set()),
+        ([replace(HEALTHY, loss=0.8, generalization=0.12, fit=0.66, epoch=2)] * 2, set()),  # nothing is learned yet
     ],
 )
 def test_a_part_that_stays_high_is_found(measured, expected):

@@ -123,7 +123,8 @@ def _not_tried(result: RunResult, diagnoses: Sequence[Diagnosis]) -> str:
 def _course(result: RunResult, guess: float | None) -> Course:
     """What there is to say about the curve besides its spikes."""
     sensitivity = result.config.get("diagnosis", {}).get("sensitivity", 1.0)
-    detector = detect.replay([report.validation_loss for report in result.history], sensitivity)
+    known = {one.spike.epoch for one in result.findings.diagnoses} if result.findings else ()
+    detector = detect.replay([report.validation_loss for report in result.history], sensitivity, known)
     return detect.course(detector, math.nan if guess is None else guess)
 
 

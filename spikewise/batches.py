@@ -9,7 +9,7 @@ import numpy as np
 
 from spikewise import steps as analysis
 from spikewise.moments import deviation
-from spikewise.probes import IMAGES, KnowsClasses, Scene, strange
+from spikewise.probes import IMAGES, HoldsSomeBatches, KnowsClasses, Network, Scene, strange
 from spikewise.records import Probe
 
 COMPARED = 12
@@ -31,11 +31,11 @@ def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
     `first` and `last`. One pass; None if none of these stands out."""
     network = scene.network
     window = range(max(0, first - analysis.TAIL), last)
-    flagged = np.any([analysis.outliers(scene.steps[name], scene.earlier[name]) for name in ("loss", "gradient_norm")], 0)
-    suspects = {int(i) for i in np.flatnonzero(flagged)}
+    flagged = _flagged(scene)
+    suspects = {i for i in np.flatnonzero(flagged).tolist() if _held(network, i)}
     network.assign(scene.reference)
     others = [int(i) for i in np.linspace(0, len(scene.steps) - 1, 4 * COMPARED) if not flagged[int(i)]]
-    looked = sorted({*window[-max(IMAGES // scene.batch_size, 4) :], *others[::4]})
+    looked = sorted({*(i for i in window[-max(IMAGES // scene.batch_size, 4) :] if _held(network, i)), *others[::4]})
     odd: set[int] = set()
     if network.statistics:
         odd = {looked[i] for i in np.flatnonzero(strange(network.moments(looked, dropout=False)))}
@@ -78,7 +78,7 @@ def training_data(scene: Scene) -> Probe | None:
     shifts = np.array([np.abs(_shift([values[k] for values in moments], stored)).max() for k in range(len(chosen))])
     start = _since((losses > limit) | (shifts > SHIFT), [count - number for number in chosen])
     clustering = _clustering(moments, len(each[0]), spreads[-2] if spreads else None)
-    sorting = _sorting([network.batch_classes(i) for i in chosen]) if isinstance(network, KnowsClasses) else 0.0
+    sorting_now = sorting(network, count)
 
     def since(start: int) -> tuple[float, float, float]:
         """Loss, distance of the means and logarithm of the variances' factor of the batches from `start` on, all together."""
@@ -86,7 +86,10 @@ def training_data(scene: Scene) -> Probe | None:
 
     loss, deviations, factor = since(start or 0)
     if start is None or (loss <= limit and max(deviations, abs(factor)) <= SHIFT):  # each differs in its own way, as small ones do
-        if max(clustering, sorting) < CLUSTERED or analysis.spread(scene.steps, scene.earlier) < analysis.WIDER or _repeats(each):
+        calm = ~_flagged(scene)  # a single bad batch makes losses differ as well
+        apart = clustering >= CLUSTERED and analysis.spread(scene.steps[calm], scene.earlier) >= analysis.WIDER
+        always = scene.sorted_before >= CLUSTERED
+        if always or not (apart or (sorting_now >= CLUSTERED > scene.sorted_before)) or _repeats(each):
             return None
         start = 0
         loss, deviations, factor = since(start)
@@ -105,7 +108,7 @@ def training_data(scene: Scene) -> Probe | None:
         factor=float(np.exp(factor)),
         shifted=max(deviations, abs(factor)) > SHIFT,
         clustering=clustering,
-        sorting=sorting,
+        sorting=sorting_now,
     )
 
 
@@ -149,17 +152,35 @@ def _repeats(each: list[np.ndarray]) -> bool:
     return bool(np.median(found) <= 0.5)
 
 
-def _sorting(batches: list[np.ndarray | None]) -> float:
-    """Variance of the fractions of the classes in k batches, as a multiple of that of batches drawn at random (the index of
-    dispersion of multinomial counts). `batches`: class numbers [b] each; 0 if they are unknown."""
-    known = [classes for classes in batches if classes is not None]
-    if len(known) < len(batches) or len(known) < 8:
+def _held(network: Network, batch: int) -> bool:
+    """Whether the network holds this batch itself: what stands in for it says nothing about it."""
+    return not isinstance(network, HoldsSomeBatches) or network.held(batch) == batch
+
+
+def sorting(network: Network, steps: int) -> float:
+    """How many times as much the fractions of the classes vary from batch to batch as those of images in random order (variance,
+    as the statistic of a chi-squared test over its degrees of freedom). About 1 or less if they are shuffled; 0 if the classes are
+    unknown or there are fewer than 8 batches."""
+    chosen = sorted({int(i) for i in np.linspace(0, steps - 1, min(steps, LOOKED))})
+    known = network.batch_classes(chosen) if isinstance(network, KnowsClasses) and chosen else None
+    return _sorting(known) if known is not None else 0.0
+
+
+def _sorting(batches: list[np.ndarray]) -> float:
+    """`sorting` of batches with class numbers [b] each."""
+    if len(batches) < 8:
         return 0.0
-    count = max(int(classes.max()) for classes in known) + 1
-    fractions = np.array([np.bincount(classes, minlength=count) / len(classes) for classes in known])
-    mean = fractions.mean(0)
-    by_chance = float(np.sum(mean * (1 - mean)) / np.mean([len(classes) for classes in known]))
-    return float(fractions.var(0, ddof=1).sum()) / by_chance if by_chance > 0 else 0.0
+    count = max(int(classes.max()) for classes in batches) + 1
+    counts = np.array([np.bincount(classes, minlength=count) for classes in batches])
+    sizes = counts.sum(1, keepdims=True)
+    mean = counts.sum(0) / sizes.sum()
+    by_chance = (len(counts) - 1) * float(np.sum(mean * (1 - mean)))
+    return float(np.sum(sizes * (counts / sizes - mean) ** 2)) / by_chance if by_chance > 0 else 0.0
+
+
+def _flagged(scene: Scene) -> np.ndarray:
+    """The steps [s] whose loss or gradient stands out: bool."""
+    return np.asarray(np.any([analysis.outliers(scene.steps[name], scene.earlier[name]) for name in ("loss", "gradient_norm")], 0))
 
 
 def _clustering(moments: list[np.ndarray], images: int, usual: np.ndarray | None) -> float:

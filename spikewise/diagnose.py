@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spikewise import causes, outputs, probes
+from spikewise import batches, causes, outputs, probes
 from spikewise import steps as analysis
 from spikewise.curve import BUDGET, Parts
 from spikewise.detect import Detector, Update, course, overfitting
@@ -43,7 +43,7 @@ PARTS, SUSPICIONS = 0.6, 0.3
 the rest."""
 SNAPSHOTS = 8
 """Number of parts that an epoch is divided into by copies of the weights."""
-CONFIRMING = frozenset({"run_event", "training_data_changed", "bad_batch", "stale_optimizer_state", "overshoot", "precision"})
+CONFIRMING = frozenset({"run_event", "training_data_changed", "bad_batch", "stale_optimizer_state", "overshoot"})
 """Verdicts that confirm a suspicion: something happened in this epoch. Other causes make small rises in every healthy run."""
 RECENT = {"learning_rate": 2, "frozen_layers": 5}
 """Number of epochs for which an event of a kind remains a possible cause: its harm may come a little later."""
@@ -71,6 +71,8 @@ class _Epoch:
     each: np.ndarray | None = None
     """[m], losses of the sampled training images; None if they are unknown."""
     loss_scale: float = np.nan
+    sorting: float = np.nan
+    """What batches.sorting found in it; NaN if that is unknown."""
 
 
 class News(NamedTuple):
@@ -235,6 +237,7 @@ class Diagnostician:
                 moments=self._moments_of(trace),
                 each=np.array(sample, float),
                 loss_scale=self._loss_scale,
+                sorting=batches.sorting(self.network, len(steps)),
             )
             self._before = [*self._before[-1:], before]
         self._path = []
@@ -263,11 +266,11 @@ class Diagnostician:
     ) -> bool:
         """Whether a suspicion is worth all probes, and they are affordable."""
         screen, all_probes = self._costs(losses, steps)
-        if self._budget <= 0 or self._credit < screen or not self._before:
+        if self._budget <= 0 or self._credit < screen + all_probes or not self._before:
             return False
         self._credit -= screen
         scene, events = self._scene(suspicion, losses, sample, steps, trace), self._possible(events)
-        return promising(scene, events, self._about_steps(scene, events)) and self._credit >= all_probes
+        return promising(scene, events, self._about_steps(scene, events))
 
     @property
     def course(self) -> Course:
@@ -300,6 +303,7 @@ class Diagnostician:
             "samples": self._samples,
             "before": [before.sample for before in self._before],
             "loss_scales": [before.loss_scale if np.isfinite(before.loss_scale) else None for before in self._before],
+            "sortings": [before.sorting if np.isfinite(before.sorting) else None for before in self._before],
             "recent": [event.as_dict() for event in self._recent],
             "credit": self._credit if np.isfinite(self._credit) else None,
             "rate_before": self._rate_before if np.isfinite(self._rate_before) else None,
@@ -324,7 +328,7 @@ class Diagnostician:
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
         self.composition.restore(facts["composition"])
         self._counterfactuals.restore(facts["followed"], arrays["counterfactuals"])
-        scales = dict(enumerate(facts.get("loss_scales", ())))
+        scales, sortings = (dict(enumerate(facts.get(name, ()))) for name in ("loss_scales", "sortings"))
         self._before = [
             _Epoch(
                 arrays[f"{number}/losses"].astype(float),
@@ -333,6 +337,7 @@ class Diagnostician:
                 moments=arrays.get(f"{number}/moments"),
                 each=arrays.get(f"{number}/each"),
                 loss_scale=np.nan if (scale := scales.get(number)) is None else scale,
+                sorting=np.nan if (sorting := sortings.get(number)) is None else sorting,
             )
             for number, sample in enumerate(facts["before"])
         ]
@@ -470,6 +475,7 @@ class Diagnostician:
             followed=self._counterfactuals.steps,
             usual=before.moments if self._fits(before.moments) else None,
             sampled=before.sample,
+            sorted_before=before.sorting,
             labels=self._labels,
         )
         if before.weights is not None and spike.epoch - 1 in self.detector.ordinary[-2:]:  # a suspicion is the last of them

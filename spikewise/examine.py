@@ -14,8 +14,6 @@ from spikewise.probes import IMAGES, Scene
 from spikewise.records import Event, Probe, Training
 from spikewise.suspects import HALF
 
-SCREENED = 8 * batches.LOOKED
-"""Forward passes over batches, at most, that `promising` costs."""
 PASSES = 25
 """About how many passes over the validation images all probes take, and half as many estimates of the statistics."""
 
@@ -26,14 +24,15 @@ def promising(scene: Scene, events: Sequence[Event], training: Training) -> bool
     if events or training.foreign is not None or training.length >= analysis.LONGER or not (scene.reference and scene.path):
         return bool(scene.reference and scene.path)
     with scene.network.untouched():
-        found = (batches.training_data(scene), outputs.precision(scene), batches.bad_batches(scene, 0, len(scene.steps)))
+        found = (batches.training_data(scene), batches.bad_batches(scene, 0, len(scene.steps)))
         return any(probe is not None and probe.fraction >= HALF for probe in found)
 
 
 def costs(images: int, steps: int, batch_size: int) -> tuple[float, float]:
     """What `promising` costs and what all probes cost, in training images: with so many validation images, and steps an epoch."""
-    clean = min(IMAGES, steps * batch_size) / 2
-    return FORWARD * min(SCREENED, steps) * batch_size, FORWARD * PASSES * (images + clean)
+    epoch, batch = steps * batch_size, batches.LOOKED * batch_size
+    screen = min(3 * IMAGES + 4 * batch, 4 * epoch)  # losses and moments of batches, the latter in training mode
+    return FORWARD * screen, FORWARD * PASSES * (images + min(IMAGES, epoch) / 2)
 
 
 def probe(scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:

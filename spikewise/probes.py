@@ -110,8 +110,17 @@ class WeighsTraining(Protocol):
 class KnowsClasses(Protocol):
     """What a network that classifies may offer in addition."""
 
-    def batch_classes(self, batch: int) -> np.ndarray | None:
-        """Class number of each image [b] of one of the epoch's batches; None if the labels are no classes."""
+    def batch_classes(self, batches: Sequence[int]) -> list[np.ndarray] | None:
+        """Class number of each image [b] of these batches of the epoch, of each one that is held once; None if the labels are no
+        classes."""
+
+
+@runtime_checkable
+class HoldsSomeBatches(Protocol):
+    """What a network may offer in addition if it may not hold all batches of the epoch."""
+
+    def held(self, batch: int) -> int:
+        """The number of the batch that stands in for this one; its own if it is held."""
 
 
 def unweighted_losses(network: Network, batch: int) -> np.ndarray:
@@ -155,6 +164,8 @@ class Scene:
     """Mean and deviation [2, m] of the moments of the reference epoch's batches; None if unknown."""
     sampled: float = np.nan
     """Mean loss of the sampled training images at the reference epoch."""
+    sorted_before: float = np.nan
+    """What batches.sorting found in the reference epoch; NaN if that is unknown."""
     labels: np.ndarray | None = None
     """[n], class numbers of the validation images; None if unknown."""
 

@@ -278,7 +278,12 @@ class Watch:
         self._ready, self._first, self._events = True, False, []
         if self._recorder is None:  # the model has been built, at the latest by its first evaluation
             self._network = CompiledNetwork(
-                model, self._losses, self._examples, lambda number: self._batches(number), self._sample_losses
+                model,
+                self._losses,
+                self._examples,
+                lambda number: self._batches(number),
+                self._sample_losses,
+                lambda number: self._batches.held(number),
             )
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)

@@ -6,7 +6,7 @@ asked, and its number is divided among the examples.
 Shapes: n examples, b examples of a batch, K outputs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -48,6 +48,8 @@ class Losses:
         """Variables that an evaluation uses besides the model's: those of global random generators. None before the first one."""
         self._count = 0
         """Number of examples in the last evaluation."""
+        self.outputs: Sequence[int] = ()
+        """Shape of the model's outputs for one example, known after the first evaluation."""
         self._custom = type(model).test_step is not keras.Model.test_step
         """Whether the model has a test step of its own. It decides what the loss is, but does not reveal that of each example."""
         self._compiled = {metrics: _function(model, partial(self._forward, metrics)) for metrics in (False, True)}
@@ -72,6 +74,7 @@ class Losses:
                     self._model.reset_metrics()
                 for x, y, w in chain([first], batches):
                     found, outputs, logs = self._compiled[metrics](x, y, w)
+                    self.outputs = outputs.shape[1:]
                     order.update(x, y)
                     losses.append(np.asarray(found, float))
                     known.append(classes(np.asarray(y), outputs.shape))
@@ -214,9 +217,11 @@ class CompiledNetwork(KerasNetwork):
         examples: Examples,
         batch: Callable[[int], tuple[Any, ...]],
         sample: Callable[[int], np.ndarray] = lambda _: np.zeros(0),
+        held: Callable[[int], int] = lambda number: number,
     ) -> None:
         """`examples`: for validation. `batch(number)`: images, labels and, if there are any, weights of that batch of the epoch.
-        `sample(most)`: losses [t] of about `most` training examples, the same ones each time."""
+        `sample(most)`: losses [t] of about `most` training examples, the same ones each time. `held(number)`: the number of the
+        batch that stands in for that one."""
         super().__init__(
             model,
             lambda: losses.evaluate(examples).losses,
@@ -226,7 +231,7 @@ class CompiledNetwork(KerasNetwork):
             part=lambda most: losses.part(examples, most),
             sample=sample,
         )
-        self._losses, self._examples = losses, examples
+        self._losses, self._examples, self.held = losses, examples, held
         self._losses_in_float32: Losses | None = None
 
     def evaluate_in_float32(self) -> np.ndarray | None:
@@ -236,6 +241,11 @@ class CompiledNetwork(KerasNetwork):
         self._losses_in_float32 = self._losses_in_float32 or Losses(self.model)  # compiled while the layers compute in float32
         with in_float32(self._reduced):
             return self._losses_in_float32.evaluate(self._examples).losses
+
+    @property
+    def outputs(self) -> Sequence[int]:
+        """Shape of the outputs for one example."""
+        return self._losses.outputs
 
     def batch_losses(self, batch: int) -> np.ndarray:
         """Losses [b] of a batch in inference mode, weighted as in training."""

@@ -89,7 +89,6 @@ class KerasNetwork:
         self.dropout = max((float(layer.rate) for layer in self._dropouts), default=float("nan"))
         """The highest dropout rate; NaN without dropout."""
         self._forward: dict[tuple[float, ...], Callable[..., Any]] = {}
-        self._outputs: Sequence[int] | None = None
         momenta = {float(layer.momentum) for layer in self._norms}
         self.momentum = momenta.pop() if len(momenta) == 1 else float("nan")
         """Momentum of BatchNormalization; NaN if the trainable layers differ."""
@@ -220,12 +219,18 @@ class KerasNetwork:
         assert self._loss is not None
         return np.asarray(self._loss(tf.convert_to_tensor(y), self.infer(tf.convert_to_tensor(x))))
 
-    def batch_classes(self, batch: int) -> np.ndarray | None:
-        """Class number of each image [b] of a batch; None if the labels are no classes."""
-        x, y = self._batch(batch)[:2]
-        if self._outputs is None:
-            self._outputs = self.infer(tf.convert_to_tensor(x)).shape[1:]
-        return classes(np.asarray(y), (len(y), *self._outputs))
+    @property
+    def outputs(self) -> Sequence[int]:
+        """Shape of the outputs for one example."""
+        shape: tuple[int, ...] = self.model.output_shape
+        return shape[1:]
+
+    def batch_classes(self, batches: Sequence[int]) -> list[np.ndarray] | None:
+        """Class number of each image [b] of these batches, of each one that is held once; None if the labels are no classes."""
+        held = {id(labels): labels for labels in (self._batch(number)[1] for number in batches)}
+        found = [classes(np.asarray(labels), (len(labels), *self.outputs)) for labels in held.values()]
+        known = [one for one in found if one is not None]
+        return known if len(known) == len(found) else None
 
 
 @contextmanager

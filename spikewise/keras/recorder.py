@@ -130,9 +130,13 @@ class EpochBatches:
         """Number of batches kept."""
         return len(self._kept)
 
+    def held(self, number: int) -> int:
+        """The number of the batch kept nearest to `number`."""
+        return min(self._kept, key=lambda kept: abs(kept - number))
+
     def __call__(self, number: int) -> tuple[Any, Any, Any]:
         """Examples, labels and weights (or None) of the batch kept nearest to `number`."""
-        return self._kept[min(self._kept, key=lambda kept: abs(kept - number))]
+        return self._kept[self.held(number)]
 
 
 def inner_optimizer(model: keras.Model) -> Any:

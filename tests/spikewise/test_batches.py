@@ -9,9 +9,11 @@ from tests.spikewise.training import STEPS
 
 
 def _found(training, change=lambda _, x, y: (x, y)):
-    """The probe `training_data` after an epoch whose batches `change` spoiled."""
+    """The probe `training_data` after an epoch whose batches `change` spoiled; before it they were the same."""
+    before = batches.sorting(training.network, STEPS)
     training.batches[:] = [change(number, x, y) for number, (x, y) in enumerate(training.batches)]
     scene = training.scene(*training.snapshots())
+    scene.sorted_before = before
     with training.network.untouched():
         return batches.training_data(scene)
 
@@ -52,6 +54,15 @@ def test_the_classes_of_the_batches_tell_sorted_images_where_moments_do_not(trai
     assert found.facts["sorting"] > batches.CLUSTERED
 
 
+def test_images_that_are_always_sorted_did_not_change(training):
+    """A run whose batches come class by class in every epoch would have each of its spikes blamed on that."""
+    x, y = (np.concatenate(values) for values in zip(*training.batches, strict=True))
+    order = np.argsort(y, kind="stable").reshape(STEPS, -1)
+    training.batches[:] = [(x[rows], y[rows]) for rows in order]
+    assert batches.sorting(training.network, STEPS) > batches.CLUSTERED
+    assert _found(training) is None
+
+
 @pytest.mark.parametrize(
     ("order", "is_sorted"), [("shuffled", False), ("stratified", False), ("sorted", True), ("in blocks", True)]
 )
@@ -63,9 +74,10 @@ def test_sorted_batches_are_those_whose_classes_vary_more_than_by_chance(classes
     assert (batches._sorting(list(orders[order].reshape(24, 32))) > batches.CLUSTERED) == is_sorted
 
 
-def test_without_classes_nothing_is_called_sorted():
-    """The targets of a regression would be counted as classes."""
-    assert batches._sorting([np.arange(32) // 16] * 23 + [None]) == 0
+def test_a_short_last_batch_does_not_make_shuffled_images_sorted():
+    """Keras makes one out of what is left of an array: a single image is of one class."""
+    labels = np.random.default_rng(1).integers(0, 2, 16 * 128 + 1)
+    assert batches._sorting(np.split(labels, range(128, len(labels), 128))) < 2
 
 
 @pytest.mark.parametrize("order", ["sorted", "shuffled"])

@@ -70,6 +70,11 @@ class Feed:
         """All packed images, uint8 [N, H, W, C], on the GPU if there is one. Only for `resident` data."""
         return tf.constant(self.rows.images.take(np.arange(len(self.rows.labels))))
 
+    def labels(self, epoch: int) -> np.ndarray:
+        """Class numbers int [s, B] of the images in the epoch's global batches, those of all workers."""
+        order = epoch_order(epoch_generator(self._seed, epoch), len(self.training), self._batch_size)
+        return np.asarray(self.rows.labels[self.training[order]])
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This worker's part of the epoch's global batches, from batch number `start` on."""
         for batch in self.arrays(epoch, start):

@@ -140,10 +140,13 @@ class DistributedNetwork:
             self._learner.restore(state)
 
     def weights(self) -> Weights:
-        """A copy of all weights; of those that are averaged, the averages."""
+        """A copy of all weights; of those that are averaged, the averages. All workers must call it together."""
         averaged = zip(self._learner.model.trainable_variables, self._learner.averages, strict=False)
         source = {id(variable): average for variable, average in averaged}
-        return [source.get(id(variable), variable).numpy().copy() for variable in self._variables]
+        found = [source.get(id(variable), variable).numpy().copy() for variable in self._variables]
+        for position in self.statistics:  # within an epoch, workers may have their own, but must come to the same diagnosis
+            found[position] = self._learner.average(found[position])
+        return found
 
     def assign(self, weights: Weights) -> None:
         """Writes all weights, in the order of `weights()`."""
@@ -172,9 +175,9 @@ class DistributedNetwork:
         """Losses [B] of one of the epoch's batches, augmented as in training, in inference mode."""
         return self._learner.batch_losses(self._batch(batch))
 
-    def batch_classes(self, batch: int) -> np.ndarray:
-        """Class number of each image [B] of one of the epoch's batches. All workers must call it together."""
-        return self._learner.gathered(self._batch(batch).labels.numpy()).astype(int)
+    def batch_classes(self, batches: Sequence[int]) -> list[np.ndarray]:
+        """Class number of each image [B] of these batches of the epoch."""
+        return list(self._feed.labels(self._epoch)[list(batches)])
 
     def _batch(self, number: int) -> Batch:
         return next(self._feed.batches(self._epoch, number))

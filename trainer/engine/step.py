@@ -261,15 +261,10 @@ class Learner:
 
         All workers must call it together; all get the same result.
         """
-        return self.gathered(self._infer(batch).numpy())
-
-    def gathered(self, values: np.ndarray) -> np.ndarray:
-        """This worker's values [b] of its part of a global batch -> those of the whole batch [B]. All workers must call it
-        together."""
         part = self.batch_size // self.group.size
-        whole = np.zeros(self.batch_size, np.float32)
-        whole[self.group.rank * part : (self.group.rank + 1) * part] = values
-        return self.group.sum(whole)
+        losses = np.zeros(self.batch_size, np.float32)
+        losses[self.group.rank * part : (self.group.rank + 1) * part] = self._infer(batch).numpy()
+        return self.group.sum(losses)
 
     def average_statistics(self) -> None:
         """Averages BatchNormalization's moving statistics over the workers where each worker keeps its own. All workers must call

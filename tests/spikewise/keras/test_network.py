@@ -29,23 +29,12 @@ def test_moments_are_those_of_a_batch_however_often_a_layer_is_called(calls, mom
     assert norm.moving_variance.numpy().tolist() == [1] * 4
 
 
-class Subclassed(keras.Model):
-    """A model that does not know the shape of its outputs before it is called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense = keras.layers.Dense(3)
-
-    def call(self, x):
-        return self.dense(x)
-
-
 @pytest.mark.parametrize("form", ["numbers", "column", "one-hot", "none"])
 def test_the_classes_of_a_batch_are_known_in_every_form_of_labels(form):
-    """Sorted images would go unnoticed with one-hot labels or a subclassed model, or targets of a regression count as classes."""
+    """Sorted images would go unnoticed with one-hot labels, or a batch that stands in for another count twice."""
     numbers = np.arange(12) % 3
     labels = {"numbers": numbers, "column": numbers[:, None], "one-hot": np.eye(3)[numbers], "none": numbers + 0.5}[form]
-    model = Subclassed()
-    model(np.zeros((12, 4), np.float32))
-    found = KerasNetwork(model, lambda: np.zeros(1), lambda _: (np.zeros((12, 4), np.float32), labels), None).batch_classes(0)
-    assert found is None if form == "none" else np.array_equal(found, numbers)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    found = KerasNetwork(model, lambda: np.zeros(1), lambda _: (None, labels), None).batch_classes([0, 1])
+    assert found is None if form == "none" else len(found) == 1
+    assert found is None or np.array_equal(found[0], numbers)

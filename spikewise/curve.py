@@ -27,7 +27,7 @@ TITLES = {
 }
 """Each part for people."""
 BUDGET = 0.05
-"""Fraction of the training time that measuring the parts may take."""
+"""Fraction of the training time that measuring the parts, and probes of rises that are no spikes, may take."""
 FORWARD = 1 / 3
 """Time of a forward pass as a fraction of a training step on the same images."""
 

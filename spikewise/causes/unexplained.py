@@ -23,8 +23,9 @@ def _evidence(case: Case, claim: Claim) -> str:
     best = max(changed, key=lambda probe: probe.fraction, default=None)
     if case.rise <= 0:
         return "The loss lies above the trend, but not above that of the epoch before it, so no changed condition was tried."
-    if best is None:
-        return "No single changed condition accounts for half of the rise."
+    if best is None or (best.name == "few_examples" and len(changed) == 1):
+        few = f"; the images that rose most account for {percent(best.fraction)} of the rise" if best else ""
+        return f"The weights of the epoch before were not at hand, so no changed condition was tried{few}."
     if best.fraction < HALF:
         most = f"most, {percent(best.fraction)}: {title(best.name)}"
         return f"No single changed condition accounts for half of the rise ({most})."

@@ -44,7 +44,8 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
         order each time.
         `keys`, `groups` [n]: name and source of each example; examples from one source count as one in intervals.
         `sensitivity`: 0.1 to 10; with 2, half the rise is an alarm.
-        `budget`: fraction of the training time that measuring what the loss is made of may take, 0 to 1.
+        `budget`: fraction of the training time that measuring what the loss is made of, and probes of smaller rises that turn out
+        to be no spikes, may take together, 0 to 1.
         `batch_size`: in which validation arrays are evaluated; datasets have their own. 32, as in `model.evaluate`.
         `memory`: bytes that the batches of the running epoch and the sample of training examples may take.
 

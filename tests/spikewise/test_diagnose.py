@@ -9,6 +9,7 @@ import pytest
 from spikewise import describe
 from spikewise.detect import PATIENCE
 from spikewise.diagnose import Diagnostician
+from spikewise.examine import costs
 from spikewise.forecast import forecast, threshold
 from spikewise.records import STEP, Event, diagnosis_from
 from tests.spikewise.training import RATE, STEPS, DiagnosedTraining
@@ -121,7 +122,7 @@ class _OneWeight:
     drops = False
 
     def __init__(self, losses) -> None:
-        self.losses, self.weight, self.evaluations = losses, 0.0, 0
+        self.losses, self.weight, self.evaluations, self.bad = losses, 0.0, 0, None
 
     def untouched(self):
         return nullcontext()
@@ -143,8 +144,8 @@ class _OneWeight:
     def sample_part(self, most):
         return np.full(min(most, 8), 0.3)
 
-    def batch_losses(self, batch):  # noqa: ARG002
-        return np.full(8, 0.3)
+    def batch_losses(self, batch):
+        return np.full(8, 5.0 if batch == self.bad else 0.3)
 
 
 def _last_diagnosis(losses, sampled, predict=None):
@@ -255,31 +256,59 @@ def test_an_epoch_without_an_alarm_is_diagnosed_when_asked():
     assert sorted(one.image for one in news.diagnosis.suspects) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("kind", ["explained", "usual steps", "nothing explains it"])
-def test_a_smaller_rise_is_a_spike_if_unusual_steps_explain_it(kind):
-    """A fault that raises the loss by a tenth would go unreported, or each larger fluctuation be an alarm."""
+def _small_rise():
+    """Losses [20, 300] that rise in the last epoch by three quarters of what an alarm needs."""
     means = 0.5 + np.random.default_rng(0).normal(0, 0.02, 20)
     expected, scale = forecast(np.arange(1, 20), means[:-1], 20)
     means[-1] = expected + 0.75 * threshold(expected, scale)
-    losses = np.repeat(means, 300).reshape(20, 300)
+    return np.repeat(means, 300).reshape(20, 300)
+
+
+@pytest.mark.parametrize("kind", ["event", "bad batch", "usual steps", "nothing explains it", "no budget"])
+def test_a_smaller_rise_is_a_spike_if_unusual_steps_explain_it(kind):
+    """A fault that raises the loss by a tenth would go unreported, or each larger fluctuation be an alarm."""
+    losses, explained = _small_rise(), {"event": "run_event", "bad batch": "bad_batch"}
     network = _OneWeight(losses)
-    diagnostician = Diagnostician(network, batch_size=8)
+    diagnostician = Diagnostician(network, batch_size=8, budget=0.0 if kind == "no budget" else 0.05)
     for number, epoch in enumerate(losses):
         network.weight, last = float(number), number == 19
         steps = np.array([(0.3, 1, 2, 1e-3)] * 10, STEP)
-        events = [Event("learning_rate", 20, 0, 1e-3, 1e-2)] if last and kind == "explained" else []
-        steps["loss"][5] += 5.0 * (last and kind == "nothing explains it")
+        events = [Event("learning_rate", 20, 0, 1e-3, 1e-2)] if last and kind == "event" else []
+        steps["loss"][5] += 5.0 * (last and kind not in ("event", "usual steps"))
+        network.bad = 5 if last and kind in ("bad batch", "no budget") else None
         evaluations = network.evaluations
         found = diagnostician.close_epoch(epoch, np.full(8, 0.3), steps, events=events).diagnosis
     detector = diagnostician.detector
-    assert (network.evaluations > evaluations) == (kind == "explained")  # all probes of each larger fluctuation would cost too much
-    if kind == "explained":
-        assert found.verdict.name == "run_event"
+    assert (network.evaluations > evaluations) == (kind in explained)  # all probes of each larger fluctuation would cost too much
+    if kind in explained:
+        assert found.verdict.name == explained[kind]
         assert found.spike.threshold < found.spike.rise < 2 * found.spike.threshold
         assert (detector.spikes, detector.ordinary[-1], detector.largest.epoch < 20) == ([found.spike], 19, True)
         assert diagnostician.close_epoch(losses[0], np.full(8, 0.3), steps).resolved[0].spike.outcome == "recovered"
     else:
         assert (found, detector.spikes, detector.ordinary[-1], detector.largest.epoch) == (None, [], 20, 20)
+
+
+def test_a_suspicion_is_looked_at_only_if_its_probes_can_be_paid_also_after_a_restart():
+    """A run that is restarted each day would probe every fluctuation; or a look without consequences would use up the credit."""
+    losses, steps = _small_rise(), np.array([(0.3, 1, 2, 1e-3)] * 10, STEP)
+    network = _OneWeight(losses)
+    diagnostician = Diagnostician(network, batch_size=8)
+    for number, epoch in enumerate(losses[:-1]):
+        network.weight = float(number)
+        diagnostician.close_epoch(epoch, np.full(8, 0.3), steps)
+    facts, arrays = json.loads(json.dumps(diagnostician.state()[0])), diagnostician.state()[1]
+    screen, all_probes = costs(300, 10, 8)
+    assert facts["credit"] == pytest.approx(3 * screen + all_probes)
+    network.bad, steps["loss"][5] = 5, 5.3
+    for credit in (screen + all_probes, 0.99 * all_probes):
+        network.weight = 18.0
+        resumed = Diagnostician(network, batch_size=8)
+        resumed.restore({**facts, "credit": credit}, arrays, at_epoch_end=True)
+        network.weight = 19.0
+        found = resumed.close_epoch(losses[-1], np.full(8, 0.3), steps).diagnosis
+        assert (found is not None) == (credit > all_probes)
+        assert resumed.state()[0]["credit"] == pytest.approx(all_probes if found else credit, abs=2)  # an epoch earns a little
 
 
 def test_an_asked_epoch_below_the_one_before_it_is_not_explained_backwards():

@@ -121,16 +121,16 @@ class Budget:
         self.saved: float | None = None
         """In training images; None before the first epoch."""
 
-    def due(self, images: int, *, moved: bool, urgent: bool = False, spike: bool = False) -> bool:
+    def due(self, images: int, *, moved: bool, urgent: bool = False, always: bool = False) -> bool:
         """Whether to measure the epoch that has just ended, with `images` trained. `moved`: whether its loss is unusual. `urgent`:
-        whether the user should not wait for an explanation. A `spike` is always measured and, like its probes, not counted."""
+        whether the user should not wait for an explanation. `always`: a spike or the last epoch, which are not counted."""
         if self.fraction <= 0:
             return False
         cost = sizes(images).cost
         saved = (cost if self.saved is None else self.saved) + self.fraction * images
         first = self.saved is None
         self.saved = min(saved, 2 * cost)
-        if spike:
+        if always:
             return True
         if urgent and self.saved > -cost:
             self.saved -= cost

@@ -165,6 +165,7 @@ class Diagnostician:
         predict: Predict | None = None,
         trace: np.ndarray | None = None,
         asked: bool = False,
+        final: bool = False,
     ) -> News:
         """Judges an epoch after its evaluation. On a spike, it probes the network and leaves it unchanged. A smaller rise is a
         spike as well if something about the steps was unusual, and a probe shows that it caused the rise.
@@ -174,7 +175,8 @@ class Diagnostician:
         unknown); with a schedule, the steps have others. `events`: what happened to the run since the last epoch ended. A schedule
         of the learning rate is no event. `trace` [s + 1, m]: the moving statistics before the first and after each step, those of
         `network.statistics` one after the other; None if they are unknown. `asked`: diagnose the epoch also if it raises no
-        alarm, as long as its loss is above the expected one.
+        alarm, as long as its loss is above the expected one. `final`: the run ends with this epoch, so that the parts of its loss
+        are measured in any case.
         """
         steps = steps[list(STEP.names or ())].astype(STEP)
         sampled = float(np.mean(sample)) if len(sample) else np.nan
@@ -216,7 +218,7 @@ class Diagnostician:
             steps=steps,
             guess=self._guess,
             hyperparameters=self._hyperparameters,
-            spike=spike is not None,
+            always=spike is not None or final,
             epoch=epoch,
             settled=not self.detector.open,
         )

@@ -46,18 +46,18 @@ class Composition:
         epoch: int,
         guess: float,
         hyperparameters: Hyperparameters,
-        spike: bool,
+        always: bool,
         settled: bool,
     ) -> tuple[Parts | None, list[Standing]]:
         """The parts of an epoch, None if they are not measured in it, and the standing causes that are new.
 
         `losses` [n] of the epoch and the mean loss `before` it; `path`: its snapshots; `steps` [s], dtype records.STEP; `guess`:
-        the loss of always predicting the class frequencies; `spike`: whether the epoch is one; `settled`: False while a spike is
+        the loss of always predicting the class frequencies; `always`: whatever the budget; `settled`: False while a spike is
         open, which then explains what is new."""
         size, mean = hyperparameters.batch_size, float(np.mean(losses))
         images, moved = len(steps) * size, before is not None and abs(mean - before) > MOVED * before
         urgent = mean > guess and all(one.over or one.name == "preparation" for one in self.standing)
-        due = self._budget.due(images, moved=moved, urgent=urgent, spike=spike)
+        due = self._budget.due(images, moved=moved, urgent=urgent, always=always)
         if not due or not np.isfinite(losses).all() or not np.isfinite(steps["loss"]).all():
             return None, []
         chosen = curve.sizes(images)

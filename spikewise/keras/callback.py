@@ -130,9 +130,9 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         self._watch.expect_step()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Sets `val_loss` and the other metrics in `logs`, unless `fit` did, so that callbacks after this one can use them."""
-        self._watch.close_epoch({} if logs is None else logs)
+        self._watch.close_epoch({} if logs is None else logs, final=epoch + 1 == (self.params or {}).get("epochs"))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         self._watch.end()

@@ -191,9 +191,9 @@ class Watch:
         """Frees the memory of an epoch that will not be finished."""
         self._batches.clear()
 
-    def close_epoch(self, logs: dict[str, Any]) -> None:
+    def close_epoch(self, logs: dict[str, Any], *, final: bool = False) -> None:
         """Evaluates and diagnoses the epoch, and adds `val_loss` and the other metrics to `logs` unless `fit` did. Nothing that
-        fails here ends the training."""
+        fails here ends the training. `final`: `fit` ends with it."""
         steps = self._recorder.steps() if self._recorder else np.zeros(0)
         if self._diagnostician is None or not len(steps):
             self._lines.append(f"warning: SpikeDiagnosis saw no training step in epoch {self._number}. {ONLY_FIT}")
@@ -208,7 +208,7 @@ class Watch:
                 self._lines.append(f"warning: {warning}")
             for name, value in {"loss": mean, **found.logs}.items():
                 logs.setdefault(f"val_{name}", value)
-            self._diagnose(self._diagnostician, found, sample, steps)
+            self._diagnose(self._diagnostician, found, sample, steps, final=final)
         except Exception as error:
             log.exception("The diagnosis of epoch %d failed.", self._number)
             self._lines.append(
@@ -306,7 +306,9 @@ class Watch:
         self._diagnostician.restore(facts, arrays, at_epoch_end=unchanged or begins)
         self._setup = now
 
-    def _diagnose(self, diagnostician: Diagnostician, found: Evaluation, sample: np.ndarray, steps: np.ndarray) -> None:
+    def _diagnose(
+        self, diagnostician: Diagnostician, found: Evaluation, sample: np.ndarray, steps: np.ndarray, *, final: bool
+    ) -> None:
         """Passes the epoch to the Diagnostician."""
         recorder = cast(StepRecorder, self._recorder)
         before, self._rate = self._rate, float(steps["learning_rate"][-1])
@@ -326,6 +328,7 @@ class Watch:
             events=[*self._events, *([] if scheduled else raises(before, steps["learning_rate"], self._number))],
             predict=lambda numbers: predicted(self._classes, self._losses.predictions(self._examples, list(numbers))),
             trace=None if self._trace is None else self._network.select(np.array([np.asarray(row) for row in self._trace])),
+            final=final,
         )
         self._watched, self._last = self._watched + 1, found.losses
         if self._setup:

@@ -55,7 +55,7 @@ def test_what_is_saved_goes_to_an_epoch_in_which_the_loss_moves():
     calm, restless = Budget(0.05), Budget(0.05)
     assert [calm.due(1_376, moved=False) for _ in range(5)] == [True] + 4 * [False]  # the first one compares unseen images
     assert [restless.due(1_376, moved=epoch == 4) for epoch in range(5)] == [True] + 3 * [False] + [True]
-    assert calm.due(1_376, moved=False, spike=True)
+    assert calm.due(1_376, moved=False, always=True)
 
 
 def test_a_run_above_guessing_is_measured_at_once_but_not_for_ever():

@@ -408,6 +408,7 @@ class _Worker:
                 predict=predict,
                 trace=None if self.position.trace is None else self.learner.average(self.position.trace),
                 asked=self.replay is not None and self.replay.asked == self.position.epoch,
+                final=self.position.epoch == self.settings.training.epochs,
             )
         except ray.exceptions.RayError:
             raise

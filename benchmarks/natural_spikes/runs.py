@@ -107,7 +107,7 @@ class NaturalRun(Run):
         self.spare = pixels[spare], labels[spare]
         return (pixels[training], labels[training]), (pixels[validation], labels[validation])
 
-    def advance(self, injection: Injection | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def advance(self, injection: Injection | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """As `Run.advance`; follows the statistics that the run would have with other momenta."""
         steps, trace = super().advance(injection)
         self.followed.update(trace, np.asarray(self.network.kept, float))

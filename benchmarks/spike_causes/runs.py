@@ -26,6 +26,7 @@ from spikewise.records import STEP, Event
 from trainer.model.layers import BatchNormalization
 
 DROPOUT = (0.25, 0.25, 0.5)
+FROZEN = (keras.layers.Conv2D, keras.layers.BatchNormalization)
 SETTLES = 8
 """Epochs after which the learning rate is lowered."""
 
@@ -41,6 +42,10 @@ class Config:
     """Learning rate of the first epochs."""
     settled: float = 0.1
     """Factor by which the learning rate is multiplied after SETTLES epochs."""
+    schedule: str = "steps"
+    """"steps", "cosine" to 0 in 100 epochs, or "warm-up" over 10 epochs. The latter two ignore `settled`."""
+    frozen: bool = False
+    """Whether the convolutions and their BatchNormalization are frozen, as those of a pretrained backbone."""
     batch_size: int = 32
     momentum: float = 0.95
     training: int = 800
@@ -168,6 +173,9 @@ class Run:
         self.classes = int(max(labels.max() for _, labels in (self.training, self.validation))) + 1
         keras.utils.set_random_seed(config.seed)
         self.model = ARCHITECTURES[config.architecture](self.training[0].shape[1:], self.classes, config.momentum)
+        if config.frozen:
+            for layer in self.model._flatten_layers(include_self=False, recursive=True):
+                layer.trainable = not (isinstance(layer, FROZEN) and len(layer.output.shape) == 4)
         self.optimizer = keras.optimizers.Adam(config.learning_rate)
         self.optimizer.build(self.model.trainable_variables)
         self.model.compile(self.optimizer)  # for the diagnosis, which looks at the optimizer
@@ -239,13 +247,17 @@ class Run:
         self.diagnosis_seconds += time.perf_counter() - began
         return news
 
-    def advance(self, injection: Injection | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def advance(self, injection: Injection | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Trains one epoch, disturbed by `injection`. Returns its steps [s], dtype STEP, and the moving statistics [s + 1, m]
-        before the first and after each of them."""
+        before the first and after each of them; None if there are none."""
         self.epoch += 1
         self._injection = injection
         self.batches = self.shuffled()
-        if self.epoch == SETTLES + 1:
+        if self.config.schedule == "cosine":
+            self.learning_rate = self.config.learning_rate * (1 + np.cos(np.pi * (self.epoch - 1) / 100)) / 2
+        elif self.config.schedule == "warm-up":
+            self.learning_rate = self.config.learning_rate * min(self.epoch / 10, 1)
+        elif self.epoch == SETTLES + 1:
             self.learning_rate *= self.config.settled
         if injection:
             injection.begin(self)
@@ -264,7 +276,8 @@ class Run:
                 self.diagnosis_seconds += time.perf_counter() - began
         if injection:
             injection.end(self)
-        return np.array(steps, STEP), self.network.select(np.array([np.asarray(values) for values in trace]))
+        moved = None if trace[0] is None else self.network.select(np.array([np.asarray(values) for values in trace]))
+        return np.array(steps, STEP), moved
 
     def shuffled(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Images and labels of this epoch's batches, in the order that the seed gives."""

@@ -14,7 +14,7 @@ from scipy.stats import chi2
 Result = dict[str, Any]
 STRENGTHS = ("weak", "medium", "strong")
 RATES = ("1e-3, 1e-4 from the ninth epoch on", "1e-4")
-"""Learning rate of healthy runs with even seeds, and with odd seeds (tasks.HEALTHY)."""
+"""Setting of healthy runs with even seeds, and with odd seeds (tasks.HEALTHY); those of tasks.OTHERS have their own."""
 
 
 def score(results: Iterable[Result]) -> dict[str, Any]:
@@ -49,7 +49,9 @@ def score(results: Iterable[Result]) -> dict[str, Any]:
         "confusion": _confusion(detected),
         "healthy": {
             "runs_with_alarm": fraction(healthy, _alarmed),
-            "runs_with_alarm_by_learning_rate": by([{**r, "rate": RATES[r["seed"] % 2]} for r in healthy], "rate", _alarmed),
+            "runs_with_alarm_by_setting": by(
+                [{**r, "setting": r.get("setting") or RATES[r["seed"] % 2]} for r in healthy], "setting", _alarmed
+            ),
             "alarms_per_100_epochs": _rate(len(alarms), epochs),
             "epochs": epochs,
             "verdicts_of_alarms": dict(Counter(alarm["verdict"] for alarm in alarms)),

@@ -12,6 +12,13 @@ OVERFITTING_EPOCHS = 60
 SMALL: dict[str, Any] = {"training": 512, "validation": 200, "sample": 100}
 HEALTHY: tuple[dict[str, Any], ...] = (SMALL, {**SMALL, "learning_rate": 1e-4, "settled": 1.0})
 """Config of healthy runs with even seeds (the learning rates of the injected runs) and odd seeds (the question's, constant)."""
+OTHERS: dict[str, tuple[tuple[str, Any], ...]] = {
+    "cosine from 1e-3": (("schedule", "cosine"),),
+    "warm-up to 1e-3": (("schedule", "warm-up"),),
+    "frozen convolutions": (("frozen", True),),
+    "8 steps an epoch": (("training", 256),),
+}
+"""Further settings of healthy runs: what differs from SMALL, by name."""
 ENOUGH = {"photographs": 2400, "letters": 2400}
 """Training images of injected runs on hard data. From 800 images the networks learn too little there for a fault to do harm."""
 PAST = 18
@@ -27,16 +34,18 @@ class Plan:
     seeds: tuple[int, ...]
     """Seeds of injected runs."""
     healthy: tuple[int, ...]
-    """Seeds of healthy runs."""
+    """Seeds of healthy runs with HEALTHY."""
+    others: tuple[int, ...]
+    """Seeds of healthy runs with each of OTHERS."""
     strengths: str
     """Which strengths of an injection to use: "tune" or "report"."""
 
 
 BOTH = ("question", "residual")
 PLANS = {
-    "tune": Plan(("textures", "shapes", "digits"), BOTH, (0, 1), (100, 101), "tune"),
-    "report": Plan(("photographs", "letters"), BOTH, (40, 41), tuple(range(400, 410)), "report"),
-    "quick": Plan(("digits",), BOTH, (20,), (), "report"),
+    "tune": Plan(("textures", "shapes", "digits"), BOTH, (0, 1), (100, 101), (), "tune"),
+    "report": Plan(("photographs", "letters"), BOTH, (40, 41), tuple(range(400, 410)), (410, 411), "report"),
+    "quick": Plan(("digits",), BOTH, (20,), (), (), "report"),
 }
 
 
@@ -90,12 +99,14 @@ def tasks(plan: Plan, file: str | None, only: str | None) -> list[Task]:
     if file is None and only is None:
         for data, architecture in places:
             found += [Task("healthy", data, architecture, seed, plan.strengths) for seed in plan.healthy]
+            for needs in OTHERS.values():
+                found += [Task("healthy", data, architecture, seed, plan.strengths, needs) for seed in plan.others]
             found += [Task("overfitting", data, architecture, seed, plan.strengths) for seed in plan.healthy[::4]]
     for needs in sorted({kind.needs for kind in chosen}):
         names = tuple(kind.__name__ for kind in chosen if kind.needs == needs)
         for data, architecture in places:
             found += [Task("injection", data, architecture, seed, plan.strengths, needs, names, file) for seed in plan.seeds]
-    rounds = {seed: number / len(seeds) for seeds in (plan.seeds, plan.healthy) for number, seed in enumerate(seeds)}
+    rounds = {seed: number / len(seeds) for seeds in (plan.seeds, plan.healthy, plan.others) for number, seed in enumerate(seeds)}
     return sorted(found, key=lambda task: rounds[task.seed])
 
 
@@ -122,7 +133,8 @@ def perform(task: Task) -> list[dict[str, Any]]:
                 results.append({"kind": "injection", **about, "strength": number, **_disturb(run, kinds[name](strength))})
         return results
     overfitting = task.kind == "overfitting"
-    run = Run(Config(**about, **({"training": 160} if overfitting else HEALTHY[task.seed % 2])))
+    setting = {**SMALL, **dict(task.needs)} if task.needs else HEALTHY[task.seed % 2]
+    run = Run(Config(**about, **({"training": 160} if overfitting else setting)))
     epochs = OVERFITTING_EPOCHS if overfitting else HEALTHY_EPOCHS
     began = time.perf_counter()
     for _ in range(epochs):
@@ -135,6 +147,7 @@ def perform(task: Task) -> list[dict[str, Any]]:
     times = {"diagnosis": run.diagnosis_seconds, "rest": seconds - run.diagnosis_seconds}
     losses = [round(float(epoch.mean()), 4) for epoch in run.history]
     trend = run.diagnostician.overfitting is not None
+    about["setting"] = next((name for name, needs in OTHERS.items() if needs == task.needs), None)
     return [{"kind": task.kind, **about, "epochs": epochs, "alarms": alarms, "trend": trend, "seconds": times, "losses": losses}]
 
 

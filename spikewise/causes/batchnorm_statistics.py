@@ -60,7 +60,7 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
         f"With the moving statistics as they are, the loss went from {case.spike.loss - case.rise:.3f} to {case.spike.loss:.3f}; "
         f"with the same weights, {_joined(tested)}."
     )
-    if which(case) == "shock" and (mover := _mover(case)):
+    if which(case) != "lag" and (mover := _mover(case)):
         step, units = mover
         several = f"{units} units" if units > 1 else "a unit"
         evidence += f" Batch {step + 1} of {case.hyperparameters.steps} alone makes up more than half of the variance of {several}."

@@ -20,6 +20,8 @@ from spikewise.records import Hyperparameters
 from spikewise.standing import Standing, Tried, Unseen, standing_from
 
 Path = Sequence[tuple[int, Weights]]
+GREW = 1.25
+"""What was said about a loss no longer explains one that is this many times as high."""
 MOVED = 0.1
 """A loss that changed by more than this fraction since the epoch before has moved."""
 
@@ -56,7 +58,9 @@ class Composition:
         open, which then explains what is new."""
         size, mean = hyperparameters.batch_size, float(np.mean(losses))
         images, moved = len(steps) * size, before is not None and abs(mean - before) > MOVED * before
-        urgent = mean > guess and all(one.over or one.name == "preparation" for one in self.standing)
+        named = any(not one.over and one.name != "preparation" for one in self.standing)
+        learned = float(np.mean(steps["loss"])) <= standing.LEARNED * guess
+        urgent = mean > guess and learned and not (named and mean < GREW * self.parts[-1].loss)
         due = self._budget.due(images, moved=moved, urgent=urgent, always=always)
         if not due or not np.isfinite(losses).all() or not np.isfinite(steps["loss"]).all():
             return None, []

@@ -39,6 +39,8 @@ from trainer.data.jpeg_scan import without_stray
 NAMES = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, BMP or GIF"
 """Pillow's other readers are not used: some start programs (EPS), and none is common for photographs."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker (?!0xd[0-7])")
+"""libjpeg's warning. Bytes that are left over before a restart marker are image data: stray ones stand at the end of a scan."""
 GAP = 3.0
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -202,8 +204,8 @@ def _jpeg(jpeg: Jpeg) -> Image.Image:
             if image.tobytes() != other.tobytes():
                 raise DecodeError("is damaged: a part of its pixels is missing") from None
             return image
-        padding = re.search(r"(\d+) extraneous bytes before marker", str(error))
-        if padding and (shorter := jpeg.without_padding(int(padding[1])) or without_stray(jpeg)):
+        left = LEFT_OVER.search(str(error))
+        if left and (shorter := without_stray(jpeg, int(left[1]))):
             return _jpeg(shorter)
         raise
 

@@ -22,6 +22,8 @@ TABLES = {0xC4, 0xCC, 0xDB, 0xDD}
 END, SCAN, ADOBE = 0xD9, 0xDA, 0xEE
 MAX_SCANS = 100
 """Encoders write 10 scans or so; each may cost as much time as a whole image, and takes only some 10 bytes."""
+PADDING = 4
+"""Equal bytes that are taken for padding. A few are left over by chance when a decoder loses its way."""
 MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xdf\xe0-\xef\xfe]")
 """The start of a segment, or the end of the image. Restart markers and reserved codes cannot start a segment."""
 SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -48,11 +50,11 @@ class Jpeg:
         return replace(self, segments=tuple(each + surplus * (each[1] == SCAN) for each in self.segments))
 
     def without_padding(self, count: int) -> "Jpeg | None":
-        """Without the last `count` bytes of the scan that ends with the most equal bytes, as some cameras pad it. None if there is
-        no such scan."""
+        """Without the last `count` bytes of the scan that ends with the most equal bytes, as some cameras pad it. None if these are
+        fewer than `count` or PADDING."""
         runs = {number: len(each) - len(each.rstrip(each[-1:])) for number, each in enumerate(self.segments) if each[1] == SCAN}
         longest = max(runs, key=lambda number: runs[number])
-        if runs[longest] < count:
+        if runs[longest] < max(count, PADDING):
             return None
         segments = (*self.segments[:longest], self.segments[longest][:-count], *self.segments[longest + 1 :])
         return replace(self, segments=segments)

@@ -141,6 +141,8 @@ def _open(data: bytes, max_pixels: int) -> Opened:
     if form in READERS:  # Pillow's own take memory for all pixels when they open a file
         contents = READERS[form](data, max_pixels)
         return Opened(form, contents.width, contents.height, contents, _orientation(contents.exif))
+    if form in ("AVIF", "HEIF"):
+        image_file.check_items(data)
     image = Image.open(io.BytesIO(data if form == "BMP" else image_file.without_exif(data)), formats=(form,))
     width, height = image.size
     image_file.check_pixels(width, height, max_pixels)
@@ -188,7 +190,18 @@ def _full(image: Opened) -> Image.Image:
     full = Image.open(io.BytesIO(image.contents.file()), formats=(image.form,))
     if full.width * full.height > image.width * image.height:
         raise DecodeError("is damaged: its headers contradict each other about its size")
+    if image.contents.other is not None and _looks_like(full, image.contents.other()):
+        raise DecodeError(image_file.NEVER_WRITTEN)
     return full
+
+
+def _looks_like(image: Image.Image, file: bytes) -> bool:
+    """Whether `file`, of the same format, has the same pixels. Not if it cannot be decoded."""
+    expected = image.tobytes()
+    try:
+        return Image.open(io.BytesIO(file), formats=(str(image.format),)).tobytes() == expected
+    except Exception:  # of any type, as always
+        return False
 
 
 def _jpeg(jpeg: Jpeg) -> Image.Image:
@@ -227,21 +240,24 @@ def _printed() -> Iterator[list[str]]:
 
 
 def _check_tiff(image: Image.Image) -> None:
-    """Raises DecodeError if a TIFF lacks pixels, or if a JPEG or a checksum in it reveals damage. libtiff does not."""
+    """Raises DecodeError if a TIFF lacks pixels, or if a JPEG, a checksum or zeros in it reveal damage. libtiff does not."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     tiff_file.check_layout(tags)
     compression = tags.get(tiff_file.COMPRESSION)
-    if compression != tiff_file.JPEG and compression not in tiff_file.DEFLATE:
+    if compression not in (tiff_file.JPEG, *tiff_file.DEFLATE, *tiff_file.FAX):
         return
     tiled = tiff_file.TILES in tags
     offsets = tags[tiff_file.TILES if tiled else tiff_file.STRIPS]
-    sizes = tags[tiff_file.TILE_BYTES if tiled else tiff_file.STRIP_BYTES]
     data = image.fp.getvalue()  # type: ignore[attr-defined]
+    all_of_it = [len(data)] * len(offsets)  # old fax machines omit the sizes
+    sizes = tags.get(tiff_file.TILE_BYTES if tiled else tiff_file.STRIP_BYTES, all_of_it)
     for offset, size in zip(offsets, sizes, strict=True):
         part = data[offset : offset + size]
         if compression == tiff_file.JPEG:
             tables = tags.get(tiff_file.TABLES, b"\xff\xd8\xff\xd9")
             _jpeg(read_jpeg(tables[:-2] + part[2:]))
+        elif compression in tiff_file.FAX:
+            image_file.check_end(part)
         else:
             tiff_file.check_deflate(part)
 

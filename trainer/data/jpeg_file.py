@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from trainer.data.dataset import DecodeError
+from trainer.data.image_file import check_end
 
 FRAMES = {0xC0: "sequential", 0xC1: "sequential", 0xC2: "progressive", 0xC3: "lossless", 0xC9: "sequential", 0xCA: "progressive"}
 """The markers of frames that libjpeg decodes. The others are hierarchical."""
@@ -94,6 +95,8 @@ def read_jpeg(data: bytes) -> Jpeg:
             end = SCAN_END.search(data, position)
             stop = end.start() if end else len(data)
             pixels = data[position:stop].rstrip(b"\xff")
+            if not end:
+                check_end(pixels)
             segments.append(b"".join((b"\xff\xda", data[start : start + 2], scan, pixels)))
             position = stop
         elif code == ADOBE and body.startswith(b"Adobe") and len(body) >= 12:

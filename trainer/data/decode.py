@@ -208,8 +208,9 @@ def _jpeg(jpeg: Jpeg) -> Image.Image:
     """The pixels of a JPEG. Unlike Pillow's, this decoder reports missing and derailed data. It lacks rare color subsamplings; of
     those, only missing data is found."""
     try:
-        rows = simplejpeg.decode_jpeg(jpeg.data, "RGBX", strict=True)
-        return Image.frombuffer("RGBX", (jpeg.width, jpeg.height), rows, "raw", "RGBX", 0, 1)  # without a copy
+        color, mode = ("GRAY", "L") if jpeg.channels == 1 else ("RGBX", "RGBX")  # gray that is lossless is refused as RGBX
+        rows = simplejpeg.decode_jpeg(jpeg.data, color, strict=True)
+        return Image.frombuffer(mode, (jpeg.width, jpeg.height), rows, "raw", mode, 0, 1)  # without a copy
     except ValueError as error:
         if "subsampling" in str(error):
             both = (jpeg, jpeg.with_surplus(b"\xa5" * 64))

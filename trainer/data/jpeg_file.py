@@ -37,6 +37,7 @@ JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 class Jpeg:
     width: int
     height: int
+    channels: int
     exif: bytes
     """The EXIF segment; empty without one."""
     segments: tuple[bytes, ...] = field(repr=False)
@@ -111,7 +112,7 @@ def read_jpeg(data: bytes) -> Jpeg:
         transform = adobe if adobe in known else known[1]  # as libjpeg assumes for an unknown one
         color.append(b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform]))
     height, width = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])
-    return Jpeg(width, height, exif, (b"\xff\xd8", *color, *segments, b"\xff\xd9"))
+    return Jpeg(width, height, components, exif, (b"\xff\xd8", *color, *segments, b"\xff\xd9"))
 
 
 def _check_frame(frame: bytes) -> None:

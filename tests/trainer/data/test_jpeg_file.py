@@ -1,5 +1,7 @@
 """trainer.data.jpeg_file through decode: quirks of JPEG files cost nothing, damage of their image data is refused."""
 
+import struct
+
 import numpy as np
 import pytest
 import simplejpeg
@@ -8,7 +10,7 @@ from PIL import Image
 from benchmarks.support.image_files import flip, on_white, photo, saved
 from trainer.data.dataset import DecodeError
 from trainer.data.decode import decode
-from trainer.data.jpeg_file import MARKER, read_jpeg
+from trainer.data.jpeg_file import MARKER
 
 SHAPE, MANY = (32, 48, 3), 100_000_000
 GOOD = saved(photo(), "JPEG", quality=90)
@@ -101,12 +103,34 @@ def test_padding_between_the_scans_costs_nothing():
     assert np.array_equal(pixels(padded), pixels(PROGRESSIVE))
 
 
-def test_a_lossless_jpeg_keeps_its_scan_header():
-    """The scan header of medical images and previews would be overwritten with that of a photograph."""
-    frame = GOOD.index(b"\xff\xc0")
-    lossless = selection(GOOD[:frame] + b"\xff\xc3" + GOOD[frame + 2 :], b"\x01\x00\x00")
-    (scan,) = (each for each in read_jpeg(lossless).segments if each[1] == 0xDA)
-    assert scan[11:14] == b"\x01\x00\x00"
+def lossless(image: np.ndarray) -> bytes:
+    """A lossless JPEG of uint8 [H, W, C], each sample predicted from the one to its left (ITU-T T.81, annex H, predictor 1)."""
+    height, width, channels = image.shape
+    values = image.astype(int)
+    predicted = np.full_like(values, 128)
+    predicted[1:, 0], predicted[:, 1:] = values[:-1, 0], values[:, :-1]
+    bits = ""
+    for difference in (values - predicted).ravel().tolist():
+        size = abs(difference).bit_length()
+        bits += f"{size:04b}"  # the Huffman code of each size: itself, in 4 bits
+        bits += f"{(difference if difference > 0 else difference - 1) & (1 << size) - 1:0{size}b}" if size else ""
+    bits += "1" * (-len(bits) % 8)
+    ids = range(1, channels + 1)
+    frame = struct.pack(">BHHB", 8, height, width, channels) + b"".join(bytes([each, 0x11, 0]) for each in ids)
+    scan = bytes([channels]) + b"".join(bytes([each, 0]) for each in ids) + b"\x01\x00\x00"
+    table = bytes([0, 0, 0, 0, 9] + [0] * 12) + bytes(range(9))
+    packed = int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\x00")
+    return b"\xff\xd8" + segment(0xC4, table) + segment(0xC3, frame) + segment(0xDA, scan) + packed + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_lossless_jpeg(channels):
+    """Medical images would be lost, of which many are gray, or the header of their scan overwritten with that of a photograph."""
+    image = np.asarray(photo(40, 30))[..., :channels]
+    data = lossless(image)
+    assert np.array_equal(decode(data, (30, 40, 3), MANY), np.broadcast_to(image, (30, 40, 3)))
+    with pytest.raises(DecodeError):
+        pixels(data[: len(data) // 2] + b"\xff\xd9")
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """Whether bytes that a JPEG decoder left over are stray, or image data that it did not reach because it had lost its way.
 
 Separation of concerns: decode.py asks this about the rare files with such bytes. This module follows the codes of a Huffman-coded
-sequential scan (ITU-T T.81, F.2.2), or of its last restart interval, without decoding a pixel, which takes about a second for each
-megabyte. Other kinds of scans (progressive, arithmetic, one for each component) it cannot follow.
+sequential scan (ITU-T T.81, F.2.2), or of its last restart interval, without decoding a pixel, which takes about half a second for
+each megabyte. Other kinds of scans (progressive, arithmetic, one for each component) it cannot follow.
 """
 
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
+
+import numpy as np
 
 from trainer.data.jpeg_file import Jpeg
 
@@ -91,13 +93,13 @@ def _unit(frame: bytes, scan: bytes, tables: dict[int, Table]) -> tuple[list[tup
 def _ends(data: bytes, blocks: list[tuple[Table, Table]]) -> Iterator[int]:
     """The end of each unit, in bits, as long as their codes are valid and within `data`."""
     position, size = 0, 8 * len(data)
-    data += b"\xff" * 8
+    octets = np.frombuffer(data + b"\xff" * 8, np.uint8).astype(np.uint32)
+    windows = (octets[:-2] << 16 | octets[1:-1] << 8 | octets[2:]).data  # 24 bits from each byte on
     while True:
         for first, others in blocks:
             at, table = 0, first
             while at < 64:
-                start = position >> 3
-                length, symbol = table[int.from_bytes(data[start : start + 3]) >> 8 - (position & 7) & 0xFFFF]
+                length, symbol = table[windows[position >> 3] >> 8 - (position & 7) & 0xFFFF]
                 position += length + (symbol & 15)
                 if not length or position > size:
                     return

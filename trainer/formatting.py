@@ -53,6 +53,11 @@ def printable(text: str) -> str:
     return masked("\n".join(describe.printable(line) for line in text.split("\n")))
 
 
+def is_plain(text: str) -> bool:
+    """Whether the text may stand within a line of a terminal or a log as it is."""
+    return printable(text) == text and "\n" not in text
+
+
 class LogFormatter(logging.Formatter):
     """Writes each record through `printable`."""
 

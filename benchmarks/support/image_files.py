@@ -33,6 +33,13 @@ def photo(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:
     return Image.fromarray((np.asarray(coarse) + random.normal(0, 6, (height, width, 3))).clip(0, 255).astype(np.uint8))
 
 
+def on_white(width: int, height: int) -> Image.Image:
+    """A photo above, only white below, as scans and product pictures have it. Its JPEG ends with the same bits over and over."""
+    pixels = np.asarray(photo(width, height)).copy()
+    pixels[round(0.4 * height) :] = 255
+    return Image.fromarray(pixels)
+
+
 def saved(image: Image.Image, form: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
@@ -64,6 +71,8 @@ def seeds() -> dict[str, dict[str, bytes]]:
             "progressive": saved(color, "JPEG", quality=85, progressive=True),
             "restart markers": saved(color, "JPEG", quality=85, restart_marker_blocks=3),
             "CMYK": saved(color.convert("CMYK"), "JPEG", quality=85),
+            "white below": saved(on_white(96, 64), "JPEG", quality=85, subsampling=0),
+            "white below, optimized": saved(on_white(97, 61), "JPEG", quality=85, subsampling=0, optimize=True),
         },
         "PNG": {
             "color": saved(color, "PNG"),

@@ -39,6 +39,8 @@ from trainer.data.jpeg_scan import without_stray
 NAMES = "JPEG, PNG, WebP, AVIF, HEIC, TIFF, BMP or GIF"
 """Pillow's other readers are not used: some start programs (EPS), and none is common for photographs."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker (?!0xd[0-7])")
+"""libjpeg's warning. Bytes that are left over before a restart marker are image data: stray ones stand at the end of a scan."""
 GAP = 3.0
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -139,6 +141,8 @@ def _open(data: bytes, max_pixels: int) -> Opened:
     if form in READERS:  # Pillow's own take memory for all pixels when they open a file
         contents = READERS[form](data, max_pixels)
         return Opened(form, contents.width, contents.height, contents, _orientation(contents.exif))
+    if form in ("AVIF", "HEIF"):
+        image_file.check_items(data)
     image = Image.open(io.BytesIO(data if form == "BMP" else image_file.without_exif(data)), formats=(form,))
     width, height = image.size
     image_file.check_pixels(width, height, max_pixels)
@@ -186,15 +190,27 @@ def _full(image: Opened) -> Image.Image:
     full = Image.open(io.BytesIO(image.contents.file()), formats=(image.form,))
     if full.width * full.height > image.width * image.height:
         raise DecodeError("is damaged: its headers contradict each other about its size")
+    if image.contents.other is not None and _looks_like(full, image.contents.other()):
+        raise DecodeError(image_file.NEVER_WRITTEN)
     return full
+
+
+def _looks_like(image: Image.Image, file: bytes) -> bool:
+    """Whether `file`, of the same format, has the same pixels. Not if it cannot be decoded."""
+    expected = image.tobytes()
+    try:
+        return Image.open(io.BytesIO(file), formats=(str(image.format),)).tobytes() == expected
+    except Exception:  # of any type, as always
+        return False
 
 
 def _jpeg(jpeg: Jpeg) -> Image.Image:
     """The pixels of a JPEG. Unlike Pillow's, this decoder reports missing and derailed data. It lacks rare color subsamplings; of
     those, only missing data is found."""
     try:
-        rows = simplejpeg.decode_jpeg(jpeg.data, "RGBX", strict=True)
-        return Image.frombuffer("RGBX", (jpeg.width, jpeg.height), rows, "raw", "RGBX", 0, 1)  # without a copy
+        color, mode = ("GRAY", "L") if jpeg.channels == 1 else ("RGBX", "RGBX")  # gray that is lossless is refused as RGBX
+        rows = simplejpeg.decode_jpeg(jpeg.data, color, strict=True)
+        return Image.frombuffer(mode, (jpeg.width, jpeg.height), rows, "raw", mode, 0, 1)  # without a copy
     except ValueError as error:
         if "subsampling" in str(error):
             both = (jpeg, jpeg.with_surplus(b"\xa5" * 64))
@@ -202,8 +218,8 @@ def _jpeg(jpeg: Jpeg) -> Image.Image:
             if image.tobytes() != other.tobytes():
                 raise DecodeError("is damaged: a part of its pixels is missing") from None
             return image
-        padding = re.search(r"(\d+) extraneous bytes before marker", str(error))
-        if padding and (shorter := jpeg.without_padding(int(padding[1])) or without_stray(jpeg)):
+        left = LEFT_OVER.search(str(error))
+        if left and (shorter := without_stray(jpeg, int(left[1]))):
             return _jpeg(shorter)
         raise
 
@@ -225,21 +241,24 @@ def _printed() -> Iterator[list[str]]:
 
 
 def _check_tiff(image: Image.Image) -> None:
-    """Raises DecodeError if a TIFF lacks pixels, or if a JPEG or a checksum in it reveals damage. libtiff does not."""
+    """Raises DecodeError if a TIFF lacks pixels, or if a JPEG, a checksum or zeros in it reveal damage. libtiff does not."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     tiff_file.check_layout(tags)
     compression = tags.get(tiff_file.COMPRESSION)
-    if compression != tiff_file.JPEG and compression not in tiff_file.DEFLATE:
+    if compression not in (tiff_file.JPEG, *tiff_file.DEFLATE, *tiff_file.FAX):
         return
     tiled = tiff_file.TILES in tags
     offsets = tags[tiff_file.TILES if tiled else tiff_file.STRIPS]
-    sizes = tags[tiff_file.TILE_BYTES if tiled else tiff_file.STRIP_BYTES]
     data = image.fp.getvalue()  # type: ignore[attr-defined]
+    all_of_it = [len(data)] * len(offsets)  # old fax machines omit the sizes
+    sizes = tags.get(tiff_file.TILE_BYTES if tiled else tiff_file.STRIP_BYTES, all_of_it)
     for offset, size in zip(offsets, sizes, strict=True):
         part = data[offset : offset + size]
         if compression == tiff_file.JPEG:
             tables = tags.get(tiff_file.TABLES, b"\xff\xd8\xff\xd9")
             _jpeg(read_jpeg(tables[:-2] + part[2:]))
+        elif compression in tiff_file.FAX:
+            image_file.check_end(part)
         else:
             tiff_file.check_deflate(part)
 

@@ -22,7 +22,12 @@ SURPLUS = 1 << 20
 """Bytes that a PNG may have after its last row. libpng ignores them."""
 CHECKSUM_BITS = 4
 """Wrong bits of a checksum that may be its own damage, if the pixels' other checksum is right. Damaged pixels change about 16."""
+UNWRITTEN = 4096
+"""Zeros at the end of compressed pixels that an interrupted copy leaves: a page of a file system at least. WebP may end so, too."""
+ITEM = re.compile(rb"infe(?:\x02...(?P<short>..)|\x03...(?P<long>....))..(?:av01|hvc1|hev1)", re.DOTALL)
+"""An entry in an AVIF's or HEIC's list of items, for compressed pixels (ISO 14496-12, 8.11.6)."""
 KEPT = re.compile(rb"IHDR|PLTE|tRNS|IDAT|IEND")
+NEVER_WRITTEN = "is damaged: the end of its image data was never written, there are only zeros"
 METADATA = re.compile(rb"tEXt|zTXt|iTXt|iCCP|gAMA|cHRM|cICP|sRGB|sBIT|sPLT|pHYs|bKGD|hIST|tIME|eXIf|acTL|fcTL|fdAT|oFFs|pCAL|sCAL")
 
 
@@ -35,6 +40,15 @@ class Contents:
     file: Callable[[], bytes] = field(repr=False)
     """Makes the file without metadata and further images. Takes as much memory as the pixels; raises DecodeError for damage."""
     exif: bytes = b""
+    other: Callable[[], bytes] | None = field(default=None, repr=False)
+    """If the image data ends in UNWRITTEN zeros or more: makes the file with other bytes at their end. Only if the zeros were never
+    written over has it the same pixels."""
+
+
+def check_end(packed: bytes) -> None:
+    """Raises DecodeError if `packed`, compressed pixels of a format that never writes many zeros, ends with them."""
+    if packed.endswith(bytes(UNWRITTEN)):
+        raise DecodeError(NEVER_WRITTEN)
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -137,7 +151,13 @@ def read_webp(data: bytes, max_pixels: int) -> Contents:
         raise DecodeError("is damaged: it has no image data")
     check_pixels(width, height, max_pixels)
     body = b"WEBP" + b"".join(kept)
-    return Contents(width, height, lambda: b"RIFF" + struct.pack("<I", len(body)) + body, exif)
+
+    def file(body: bytes = body) -> bytes:
+        return b"RIFF" + struct.pack("<I", len(body)) + body
+
+    changed = UNWRITTEN // 2
+    other = (lambda: file(body[:-changed] + b"\xa5" * changed)) if body.endswith(bytes(UNWRITTEN)) else None
+    return Contents(width, height, file, exif, other)
 
 
 def _riff_chunk(kind: bytes, body: bytes) -> bytes:
@@ -201,6 +221,32 @@ def without_exif(data: bytes) -> bytes:
     """An AVIF or HEIC file whose EXIF block is renamed, so that no reader looks at it: the container has its own orientation
     (ISO 23008-12, 6.5.10 and A.2), and a broken block would cost the image."""
     return re.sub(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", rb"\1skip", data, flags=re.DOTALL)
+
+
+def check_items(data: bytes) -> None:
+    """Raises DecodeError if the pixels of an AVIF or HEIC file end in zeros. Both codecs write a few at most; metadata may."""
+    pixels = {int.from_bytes(found["short"] or found["long"]) for found in ITEM.finditer(data)}
+    position = data.find(b"iloc") + 4
+
+    def number(size: int) -> int:
+        nonlocal position
+        position += size
+        return int.from_bytes(data[position - size : position])
+
+    version, sizes = number(4) >> 24, number(2)  # ISO 14496-12, 8.11.3
+    offset_size, length_size, base_size, index_size = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
+    wide, between = 2 * (version == 2) + 2, index_size * (version > 0)
+    left = number(wide)
+    while left and position < len(data):
+        item, left = number(wide), left - 1
+        in_file = version == 0 or number(2) & 15 == 0
+        number(2)
+        base, extents = number(base_size), number(2)
+        position += (extents - 1) * (between + offset_size + length_size) + between
+        start = base + number(offset_size)
+        end = start + number(length_size)
+        if item in pixels and in_file and extents:
+            check_end(data[max(start, end - UNWRITTEN) : end])
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:

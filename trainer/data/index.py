@@ -14,7 +14,7 @@ from trainer.data.dataset import PIXELS_VERSION, DataError, Image, Manifest
 from trainer.data.junk import is_junk, prefix_of
 from trainer.data.labels import Label, Labels, read_labels
 from trainer.data.sources import Sources
-from trainer.formatting import printable
+from trainer.formatting import is_plain
 from trainer.storage import Object, Store
 
 
@@ -53,7 +53,7 @@ def build_manifest(sources: Sources, data: config.Data, storage: Store | None = 
         raise DataError(f"{_where(sources)} has {labelled} for data.source, but at least two are needed. Fix: add the others.")
     for name in [name for name in found if name != "source"]:
         _check_other(name, sources.images[name].url, found[name], classes)
-    if disguised := [name for name in classes if printable(name) != name or "\n" in name]:
+    if disguised := [name for name in classes if not is_plain(name)]:
         raise DataError(f"The class name {disguised[0]!r} contains control characters. Fix: rename it.")
     numbers = {name: number for number, name in enumerate(classes)}
     given = _validation_given(found)

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from trainer.data.dataset import DecodeError
+from trainer.data.image_file import check_end
 
 FRAMES = {0xC0: "sequential", 0xC1: "sequential", 0xC2: "progressive", 0xC3: "lossless", 0xC9: "sequential", 0xCA: "progressive"}
 """The markers of frames that libjpeg decodes. The others are hierarchical."""
@@ -22,6 +23,8 @@ TABLES = {0xC4, 0xCC, 0xDB, 0xDD}
 END, SCAN, ADOBE = 0xD9, 0xDA, 0xEE
 MAX_SCANS = 100
 """Encoders write 10 scans or so; each may cost as much time as a whole image, and takes only some 10 bytes."""
+PADDING = 4
+"""Equal bytes that are taken for padding. A few are left over by chance when a decoder loses its way."""
 MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xdf\xe0-\xef\xfe]")
 """The start of a segment, or the end of the image. Restart markers and reserved codes cannot start a segment."""
 SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -34,6 +37,7 @@ JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 class Jpeg:
     width: int
     height: int
+    channels: int
     exif: bytes
     """The EXIF segment; empty without one."""
     segments: tuple[bytes, ...] = field(repr=False)
@@ -48,11 +52,11 @@ class Jpeg:
         return replace(self, segments=tuple(each + surplus * (each[1] == SCAN) for each in self.segments))
 
     def without_padding(self, count: int) -> "Jpeg | None":
-        """Without the last `count` bytes of the scan that ends with the most equal bytes, as some cameras pad it. None if there is
-        no such scan."""
+        """Without the last `count` bytes of the scan that ends with the most equal bytes, as some cameras pad it. None if these are
+        fewer than `count` or PADDING."""
         runs = {number: len(each) - len(each.rstrip(each[-1:])) for number, each in enumerate(self.segments) if each[1] == SCAN}
         longest = max(runs, key=lambda number: runs[number])
-        if runs[longest] < count:
+        if runs[longest] < max(count, PADDING):
             return None
         segments = (*self.segments[:longest], self.segments[longest][:-count], *self.segments[longest + 1 :])
         return replace(self, segments=segments)
@@ -92,6 +96,8 @@ def read_jpeg(data: bytes) -> Jpeg:
             end = SCAN_END.search(data, position)
             stop = end.start() if end else len(data)
             pixels = data[position:stop].rstrip(b"\xff")
+            if not end:
+                check_end(pixels)
             segments.append(b"".join((b"\xff\xda", data[start : start + 2], scan, pixels)))
             position = stop
         elif code == ADOBE and body.startswith(b"Adobe") and len(body) >= 12:
@@ -106,7 +112,7 @@ def read_jpeg(data: bytes) -> Jpeg:
         transform = adobe if adobe in known else known[1]  # as libjpeg assumes for an unknown one
         color.append(b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform]))
     height, width = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])
-    return Jpeg(width, height, exif, (b"\xff\xd8", *color, *segments, b"\xff\xd9"))
+    return Jpeg(width, height, components, exif, (b"\xff\xd8", *color, *segments, b"\xff\xd9"))
 
 
 def _check_frame(frame: bytes) -> None:

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from trainer.data.dataset import Pack, Quarantined, Shard
+from trainer.formatting import is_plain
 
 MOST = 2**40
 """Bound of every number in pack.json."""
@@ -29,6 +31,8 @@ def read_pack(document: Mapping[str, Any], digest: str, image_shape: tuple[int, 
     classes = tuple(document["classes"])
     if not classes or not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
         raise ValueError("classes are not distinct names")
+    if not all(is_plain(name) for name in classes):
+        raise ValueError("a class name contains control characters")
     shards = tuple(Shard(**shard) for shard in document["shards"])
     pattern = rf"shards/{re.escape(folder_name(digest, shape))}/part-\d{{5,}}-[0-9a-f]{{16}}\.arrow"
     for shard in shards:
@@ -46,6 +50,7 @@ def read_pack(document: Mapping[str, Any], digest: str, image_shape: tuple[int, 
             isinstance(image.key, str) and isinstance(image.reason, str) and (image.max_pixels is None or _count(image.max_pixels))
         ):
             raise ValueError(f"{image!r:.200} is no quarantined image")
+    quarantined = tuple(replace(image, reason=" ".join(image.reason.split())) for image in quarantined)
     images = document["images"]
     if not _count(images) or images != sum(shard.rows for shard in shards) or not images + len(quarantined):
         raise ValueError(f"images = {images!r:.40}, but the shards have {sum(shard.rows for shard in shards)} rows")

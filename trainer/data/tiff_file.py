@@ -18,7 +18,7 @@ TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES = 322, 323, 324, 325
 NEEDED = {WIDTH, HEIGHT, BITS, COMPRESSION, 262, 266, STRIPS, 274, SAMPLES, STRIP_ROWS, STRIP_BYTES, PLANES, 292, 293, 317, 320}
 NEEDED |= {TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES, 332, 338, 339, TABLES, *range(512, 522), 529, 530, 531, 532}
 """The tags that say how the image is stored. All others are metadata, or point to it, or to further images."""
-UNCOMPRESSED, OLD_JPEG, JPEG, DEFLATE = 1, 6, 7, (8, 32946)
+UNCOMPRESSED, FAX, OLD_JPEG, JPEG, DEFLATE = 1, (2, 3, 4), 6, 7, (8, 32946)
 
 
 def read_tiff(data: bytes, max_pixels: int) -> Contents:

@@ -9,6 +9,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
+from benchmarks.support.image_files import photo as grain
 from trainer.data.dataset import DecodeError
 from trainer.data.decode import decode, open_image
 
@@ -258,12 +259,42 @@ def test_a_jpeg_with_a_hole_is_refused(options):
         decode(data[: len(data) // 2] + data[-2:], SHAPE, MANY)
 
 
-@pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("TIFF", {"compression": "tiff_lzw"}), ("GIF", {}), ("JPEG", {})])
-def test_a_file_whose_end_was_never_written_is_refused(form, options):
+@pytest.mark.parametrize("written", [0.3, 0.5])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("PNG", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("GIF", {}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"optimize": True, "quality": 30}),
+        ("WEBP", {"quality": 90}),
+        ("WEBP", {"lossless": True}),
+        ("AVIF", {}),
+    ],
+)
+def test_a_file_whose_end_was_never_written_is_refused(form, options, written):
     """The network would learn from half-black images: a crash during a copy leaves zeros, at the right size."""
-    data = encoded(photo(640, 480), form, **options)
+    data = encoded(grain(640, 480), form, **options)
+    count = int(len(data) * written)
     with pytest.raises(DecodeError):
-        decode(data[: len(data) // 2] + bytes(len(data) - len(data) // 2), SHAPE, MANY)
+        decode(data[:count] + bytes(len(data) - count), SHAPE, MANY)
+
+
+@pytest.mark.parametrize(
+    ("size", "options"), [((640, 480), {"lossless": True, "quality": 0, "method": 0}), ((1600, 1200), {"quality": 10, "method": 0})]
+)
+def test_a_picture_whose_data_ends_in_zeros_is_read(size, options):
+    """Drawings and pictures on a plain ground would be taken for files whose end was never written."""
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    values[size[1] // 2 :] = 255
+    image = Image.fromarray(values)
+    data = encoded(image, "WEBP", **options)
+    assert data.endswith(bytes(5000))
+    assert decode(data, SHAPE, MANY)[-1].min() > 250
+    for form in ("BMP", "TIFF"):
+        assert difference(encoded(ImageOps.invert(image), form), ImageOps.invert(image)) <= 3
 
 
 def test_a_flipped_bit_in_a_png_is_refused():

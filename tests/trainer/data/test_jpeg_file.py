@@ -1,19 +1,24 @@
 """trainer.data.jpeg_file through decode: quirks of JPEG files cost nothing, damage of their image data is refused."""
 
+import struct
+
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
-from benchmarks.support.image_files import flip, photo, saved
+from benchmarks.support.image_files import flip, on_white, photo, saved
 from trainer.data.dataset import DecodeError
 from trainer.data.decode import decode
-from trainer.data.jpeg_file import MARKER, read_jpeg
+from trainer.data.jpeg_file import MARKER
 
 SHAPE, MANY = (32, 48, 3), 100_000_000
 GOOD = saved(photo(), "JPEG", quality=90)
 PROGRESSIVE = saved(photo(), "JPEG", quality=90, progressive=True)
-RESTARTS = saved(photo(), "JPEG", quality=90, restart_marker_blocks=2)
+RESTARTS = saved(photo(), "JPEG", quality=90, restart_marker_rows=1)
+WHITE = saved(on_white(96, 64), "JPEG", quality=85, subsampling=0)
+WHITE_OPTIMIZED = saved(on_white(97, 61), "JPEG", quality=85, subsampling=0, optimize=True)
+WHITE_PROGRESSIVE = saved(on_white(400, 300), "JPEG", quality=85, progressive=True)
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -66,6 +71,28 @@ def test_quirks_of_cameras_and_editors_cost_nothing(quirk):
     assert np.array_equal(pixels(QUIRKS[quirk]), pixels(GOOD))
 
 
+STRAY = {"zeros": bytes(200), "other padding": b"\x55" * 31, "stray bytes": b"\x12\x34\x56\x78\x9a\xbc\xde\xf0\x01\x02"}
+
+
+@pytest.mark.parametrize("stray", sorted(STRAY))
+def test_stray_bytes_behind_restart_markers_cost_nothing(stray):
+    """Many cameras write restart markers, and some of them stray bytes: all of their photographs would be quarantined."""
+    for blocks in (1, 2, 7, 48, 1000):
+        data = saved(photo(), "JPEG", quality=90, restart_marker_blocks=blocks)
+        assert np.array_equal(pixels(data[:-2] + STRAY[stray] + data[-2:]), pixels(data))
+
+
+@pytest.mark.parametrize(("stray", "kept"), [("zeros", True), ("other padding", True), ("stray bytes", False)])
+def test_only_padding_behind_a_progressive_scan_costs_nothing(stray, kept):
+    """A padded progressive photograph would be quarantined, or one whose decoder had lost its way would be trained on."""
+    data = PROGRESSIVE[:-2] + STRAY[stray] + PROGRESSIVE[-2:]
+    if kept:
+        assert np.array_equal(pixels(data), pixels(PROGRESSIVE))
+    else:
+        with pytest.raises(DecodeError, match="extraneous bytes"):
+            pixels(data)
+
+
 def test_padding_between_the_scans_costs_nothing():
     """A progressive photograph that was padded would be quarantined."""
     starts = [found.start() for found in MARKER.finditer(PROGRESSIVE) if PROGRESSIVE[found.start() + 1] == 0xC4][2:]
@@ -76,21 +103,49 @@ def test_padding_between_the_scans_costs_nothing():
     assert np.array_equal(pixels(padded), pixels(PROGRESSIVE))
 
 
-def test_a_lossless_jpeg_keeps_its_scan_header():
-    """The scan header of medical images and previews would be overwritten with that of a photograph."""
-    frame = GOOD.index(b"\xff\xc0")
-    lossless = selection(GOOD[:frame] + b"\xff\xc3" + GOOD[frame + 2 :], b"\x01\x00\x00")
-    (scan,) = (each for each in read_jpeg(lossless).segments if each[1] == 0xDA)
-    assert scan[11:14] == b"\x01\x00\x00"
+def lossless(image: np.ndarray) -> bytes:
+    """A lossless JPEG of uint8 [H, W, C], each sample predicted from the one to its left (ITU-T T.81, annex H, predictor 1)."""
+    height, width, channels = image.shape
+    values = image.astype(int)
+    predicted = np.full_like(values, 128)
+    predicted[1:, 0], predicted[:, 1:] = values[:-1, 0], values[:, :-1]
+    bits = ""
+    for difference in (values - predicted).ravel().tolist():
+        size = abs(difference).bit_length()
+        bits += f"{size:04b}"  # the Huffman code of each size: itself, in 4 bits
+        bits += f"{(difference if difference > 0 else difference - 1) & (1 << size) - 1:0{size}b}" if size else ""
+    bits += "1" * (-len(bits) % 8)
+    ids = range(1, channels + 1)
+    frame = struct.pack(">BHHB", 8, height, width, channels) + b"".join(bytes([each, 0x11, 0]) for each in ids)
+    scan = bytes([channels]) + b"".join(bytes([each, 0]) for each in ids) + b"\x01\x00\x00"
+    table = bytes([0, 0, 0, 0, 9] + [0] * 12) + bytes(range(9))
+    packed = int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\x00")
+    return b"\xff\xd8" + segment(0xC4, table) + segment(0xC3, frame) + segment(0xDA, scan) + packed + b"\xff\xd9"
 
 
-@pytest.mark.parametrize("data", [GOOD, PROGRESSIVE, RESTARTS], ids=["baseline", "progressive", "restart markers"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_lossless_jpeg(channels):
+    """Medical images would be lost, of which many are gray, or the header of their scan overwritten with that of a photograph."""
+    image = np.asarray(photo(40, 30))[..., :channels]
+    data = lossless(image)
+    assert np.array_equal(decode(data, (30, 40, 3), MANY), np.broadcast_to(image, (30, 40, 3)))
+    with pytest.raises(DecodeError):
+        pixels(data[: len(data) // 2] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [GOOD, PROGRESSIVE, RESTARTS, WHITE, WHITE_OPTIMIZED, WHITE_PROGRESSIVE],
+    ids=["baseline", "progressive", "restart markers", "white below", "white below, optimized", "white below, progressive"],
+)
 def test_damage_that_the_decoder_notices_is_refused(data):
-    """The network would learn from photographs that are shifted and discolored below the damage."""
+    """The network would learn from photographs that are shifted and discolored below the damage. Of a picture that is white below,
+    the decoder leaves over a byte or two, which look like padding."""
     random, start, noticed = np.random.default_rng(0), data.index(b"\xff\xda") + 14, 0
+    end = data.index(b"\xff\xd2") if data is RESTARTS else len(data) - 2
     for _ in range(150):
         damaged = bytearray(data)
-        flip(damaged, int(random.integers(start, len(data) - 2)), 0, b"", random)
+        flip(damaged, int(random.integers(start, end)), 0, b"", random)
         try:
             simplejpeg.decode_jpeg(bytes(damaged), strict=True)
         except ValueError:
@@ -98,6 +153,20 @@ def test_damage_that_the_decoder_notices_is_refused(data):
             with pytest.raises(DecodeError):
                 pixels(bytes(damaged))
     assert noticed > 15
+
+
+def test_damage_in_the_last_restart_interval_is_refused_or_stays_there():
+    """A few blocks do not always tell stray bytes from image data. The rest of the photograph would be damaged as well."""
+    random, start, refused = np.random.default_rng(0), RESTARTS.index(b"\xff\xd2"), 0
+    whole = decode(RESTARTS, (64, 96, 3), MANY)
+    for _ in range(150):
+        damaged = bytearray(RESTARTS)
+        flip(damaged, int(random.integers(start, len(RESTARTS) - 2)), 0, b"", random)
+        try:
+            assert np.array_equal(decode(bytes(damaged), (64, 96, 3), MANY)[:47], whole[:47])  # 47: its colors are interpolated
+        except DecodeError:
+            refused += 1
+    assert refused > 15
 
 
 @pytest.mark.parametrize("data", [GOOD, PROGRESSIVE], ids=["baseline", "progressive"])

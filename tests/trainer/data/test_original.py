@@ -7,7 +7,7 @@ from benchmarks.support.image_files import photo, saved
 from trainer.data.dataset import DecodeError
 from trainer.data.decode import decode
 from trainer.data.original import decoded
-from trainer.storage import NotFound, StoreError
+from trainer.storage import Archived, NotFound, StoreError
 from trainer.storage.folder import FolderStore
 
 PNG = saved(photo(), "PNG")
@@ -56,8 +56,13 @@ def test_one_wrong_answer_costs_no_image(tmp_path, wrong):
 
 @pytest.mark.parametrize(
     ("always", "reason"),
-    [(GONE, "was listed but is gone"), (PAGE, "changed after it was listed"), (FLIPPED, "is damaged: the checksum")],
-    ids=["404", "page", "bit"],
+    [
+        (GONE, "was listed but is gone"),
+        (PAGE, "changed after it was listed"),
+        (FLIPPED, "is damaged: the checksum"),
+        (Archived("archived"), "is archived in its bucket"),
+    ],
+    ids=["404", "page", "bit", "archived"],
 )
 def test_what_stays_wrong_is_refused(tmp_path, always, reason):
     """Packing would go on asking for an image that is really damaged."""

@@ -213,6 +213,8 @@ def test_a_damaged_commit_object(tmp_path, text):
         ("classes", []),
         ("classes", ["a", "a"]),
         ("classes", [1, 2]),
+        ("classes", ["a\x1b[2J", "b"]),
+        ("classes", ["a\nerror: all is lost", "b"]),
         ("images", 7),
         ("images", True),
         ("shards.key", "evil/cronjob"),
@@ -239,6 +241,13 @@ def test_a_pack_that_is_not_the_one_asked_for(tmp_path, where, value):
     with pytest.raises(PackError, match=r"pack.json is damaged \(.*\)\. Fix: delete it") as error:
         load_pack(storage, DIGEST, SHAPE)
     assert "\n" not in str(error.value)
+
+
+def test_the_reasons_in_a_pack_stay_on_their_line(tmp_path):
+    """Whoever can write to the bucket could write lines of their own into the log."""
+    storage = FolderStore(tmp_path / "storage")
+    committed(storage, DIGEST, 6, Quarantined("Au/1.jpg", "is empty\nerror:  all is lost"))
+    assert load_pack(storage, DIGEST, SHAPE).quarantined == (Quarantined("Au/1.jpg", "is empty error: all is lost"),)
 
 
 def test_one_wrong_answer_for_the_pack(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from trainer.data.pack_file import folder_name
 from trainer.data.sources import open_sources
 from trainer.run import plan
 from trainer.storage import open_store, results
+from trainer.storage.folder import FolderStore
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,19 @@ def test_a_dry_run_foretells_groups_and_small_classes():
     assert "below data.min_validation = 20" in line
     line, _ = plan._split(found, Data(source="x", class_pattern="(?P<class>.)", validation_fraction=0.3, min_validation=9))
     assert "min_validation" not in line
+
+
+def test_a_dry_run_counts_archived_images(tmp_path, capsys, monkeypatch):
+    """A user would learn only after packing that a lifecycle rule has moved a part of the images to Glacier."""
+
+    def listed(self, prefix="", _list=FolderStore.list):
+        return iter([replace(entry, archived=entry.key.endswith("1.jpg")) for entry in _list(self, prefix)])
+
+    jobs.put_images(str(tmp_path), images=60)
+    configuration = jobs.write_config(tmp_path, str(tmp_path))
+    monkeypatch.setattr(FolderStore, "list", listed)
+    assert train.main(["--config", str(configuration), "--dry-run"]) == 0
+    assert "6 archived (skipped unless they are restored first)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_dry_run_of_an_existing_run(tmp_path, capsys):

@@ -155,11 +155,30 @@ def test_what_cannot_be_replayed_ends_in_one_line(workplace, spiked, capfd, opti
     assert re.search(words, complaint), complaint
 
 
-def test_a_run_that_diverges_goes_back_to_its_checkpoint(workplace):
+@pytest.fixture(scope="module")
+def settled(workplace):
+    """The settings of a run `back`, of which two workers have trained two epochs."""
+    settings = ("model.momentum=0.5", "checkpoint.keep_last=1")
+    two = ("launch.workers=2", "training.epochs=2", "optimizer.learning_rate=1e-3")
+    Job(workplace.configuration, "back", *settings, *two).succeed()
+    return settings
+
+
+def test_a_replay_on_fewer_workers_proves_nothing(workplace, settled, capfd):  # noqa: ARG001
+    """A user who replays a run of a cluster on a laptop would get a verdict that only rounding has made, or no reason for none."""
+    command = ["--run", "back", "--storage", f"{workplace.folder}/storage", "--epoch", "2", "--set", "launch.workers=1"]
+    assert replay.main(command) == 1
+    assert re.search(
+        r"^Nothing can be proven here: trained again with nothing changed, epoch \d has other losses than recorded \(\d+ of \d+ "
+        r"images, by up to [^ ]+\)\. workers: 2 then, 1 now\. Fix: replay it where and how the run was trained\.$",
+        capfd.readouterr().out,
+        re.MULTILINE,
+    )
+
+
+def test_a_run_that_diverges_goes_back_to_its_checkpoint(workplace, settled):
     """The run would go on with lost weights overnight, or go back without a trace in log and report."""
     folder, configuration, store = workplace
-    settled = ("model.momentum=0.5", "checkpoint.keep_last=1")
-    Job(configuration, "back", *settled, "training.epochs=2", "optimizer.learning_rate=1e-3").succeed()
     wild = ("training.epochs=8", "optimizer.learning_rate=1.0", "diagnosis.on_divergence=roll_back")
     job = Job(configuration, "back", *settled, *wild)
     job.succeed()

@@ -88,29 +88,6 @@ def others(store):
     return {each.key: each.etag for each in store.list("runs/spiked/") if "/replays/" not in each.key and "/lease-" not in each.key}
 
 
-class StopsTheWait(logging.Handler):
-    """Sends SIGTERM to this process when it says that it waits for a lease."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if "Ctrl-C ends the wait" in record.getMessage():
-            signal.raise_signal(signal.SIGTERM)
-
-
-def test_waiting_for_another_replay_ends_on_request(workplace, spiked):  # noqa: ARG001
-    """After a killed replay of the same epoch, Ctrl-C would do nothing until the lease is over, and then end the replay only after
-    it had taken the lease."""
-    folder, _, store = workplace
-    dead = {"token": "t", "host": "h", "pid": 1, "since": "x", "lease_seconds": 5.0, "beat": 7, "released": False}
-    store.put("runs/spiked/replays/0001/lease-000009.json", json.dumps(dead).encode())
-    logger, handler = logging.getLogger("trainer.storage.lease"), StopsTheWait()
-    logger.addHandler(handler)
-    try:
-        assert replay.main(["--run", "spiked", "--storage", f"{folder}/storage", "--epoch", "1"]) == 143
-    finally:
-        logger.removeHandler(handler)
-    assert list_keys(store, "runs/spiked/replays/0001/") == ["runs/spiked/replays/0001/lease-000009.json"]
-
-
 def test_a_record_that_the_control_does_not_repeat_proves_nothing(workplace, spiked, capfd):  # noqa: ARG001
     """On another machine, or with damaged data, every remedy could be proven."""
     folder, _, store = workplace
@@ -174,6 +151,45 @@ def test_a_replay_on_fewer_workers_proves_nothing(workplace, settled, capfd):  #
         capfd.readouterr().out,
         re.MULTILINE,
     )
+
+
+class StopsTheWait(logging.Handler):
+    """Sends SIGTERM to this process when it says that it waits for a lease."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "Ctrl-C ends the wait" in record.getMessage():
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_waiting_for_another_replay_ends_on_request(workplace, settled):  # noqa: ARG001
+    """After a killed replay of the same epoch, Ctrl-C would do nothing until the lease is over, and then end the replay only after
+    it had taken the lease."""
+    folder, _, store = workplace
+    dead = {"token": "t", "host": "h", "pid": 1, "since": "x", "lease_seconds": 5.0, "beat": 7, "released": False}
+    store.put(key := "runs/back/replays/0001/lease-000009.json", json.dumps(dead).encode())
+    logger, handler = logging.getLogger("trainer.storage.lease"), StopsTheWait()
+    logger.addHandler(handler)
+    try:
+        assert replay.main(["--run", "back", "--storage", f"{folder}/storage", "--epoch", "1"]) == 143
+        assert list_keys(store, "runs/back/replays/0001/") == [key]
+    finally:
+        logger.removeHandler(handler)
+        store.delete([key])
+
+
+def test_a_request_to_stop_does_not_wait_for_the_workers(workplace, settled, monkeypatch):  # noqa: ARG001
+    """Ctrl-C would seem to do nothing for half a minute, until the workers have started."""
+    folder, _, store = workplace
+    phase = console.Console.phase
+
+    def stopping(self, what):
+        phase(self, what)
+        if what.startswith("starting the workers"):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(console.Console, "phase", stopping)
+    assert replay.main(["--run", "back", "--storage", f"{folder}/storage", "--epoch", "1"]) == 143
+    assert not list_keys(store, "runs/back/replays/0001/control/")  # each start of workers is recorded
 
 
 def test_a_run_that_diverges_goes_back_to_its_checkpoint(workplace, settled):

@@ -16,18 +16,19 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
+from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.support.faultproxy import FaultProxy
-from jobs.demo.s3_server import local_s3_server
+from jobs.demo.s3_server import S3Server, local_s3_server
 from trainer.config import S3
 from trainer.storage import Store, StoreError, open_store
 from trainer.storage.checkpoint import CheckpointError, Checkpoints
@@ -52,9 +53,13 @@ class Stalling(FolderStore):
         return other._write(path, fill, if_absent, durable=durable)
 
 
-def drive(url: str, endpoint: str | None, shaky: bool, seed: int, pipe: Connection) -> None:
-    """A driver: takes the lease, claims the checkpoints and saves until it loses the run. Reports each step through `pipe`."""
+def drive(url: str, endpoint: str | None, shaky: bool, seed: int, pipe: Connection, environment: Mapping[str, str]) -> None:
+    """A driver: takes the lease, claims the checkpoints and saves until it loses the run. Reports each step through `pipe`.
+
+    `environment`: of the S3 server. Processes of a forkserver have the environment in which that was started, perhaps for a folder.
+    """
     logging.disable(logging.CRITICAL)
+    os.environ.update(environment)
     random.seed(seed)
 
     def store() -> Store:
@@ -126,8 +131,9 @@ class Driver:
         self.all("saved")
 
 
-def play(url: str, endpoint: str | None, proxy: FaultProxy | None, seed: int) -> Counter[str]:
+def play(url: str, server: S3Server | None, proxy: FaultProxy | None, seed: int) -> Counter[str]:
     """One round. Returns what was counted; the promises are the counts that begin with `BROKEN`."""
+    endpoint, environment = (server.endpoint_url, server.environment) if server else (None, {})
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
     fault = chance.choice(["pause", "pause", "kill", "hang"])
@@ -136,7 +142,8 @@ def play(url: str, endpoint: str | None, proxy: FaultProxy | None, seed: int) ->
     def start(shaky: bool) -> Driver:
         mine, theirs = CONTEXT.Pipe(duplex=False)
         through = proxy.url if shaky and proxy else endpoint
-        process = CONTEXT.Process(target=drive, args=(url, through, shaky, chance.getrandbits(32), theirs), daemon=True)
+        arguments = url, through, shaky, chance.getrandbits(32), theirs, environment
+        process = CONTEXT.Process(target=drive, args=arguments, daemon=True)
         process.start()
         theirs.close()
         drivers.append(Driver(process, mine))
@@ -216,15 +223,13 @@ def rounds(kind: str, number: int, seed: int = 0, parallel: int = 6) -> Counter[
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         server = stack.enter_context(local_s3_server(f"{scratch}/s3")) if kind == "s3" else None
-        if server:
-            os.environ.update(server.environment)
-        endpoint = server.endpoint_url if server else None
+        stack.enter_context(patch.dict(os.environ, server.environment if server else {}))
 
         def one(which: int) -> Counter[str]:
             url = f"s3://spikewise/{secrets.token_hex(8)}" if server else f"{scratch}/{which}"
             with ExitStack() as inner:
-                proxy = inner.enter_context(FaultProxy(endpoint)) if endpoint else None
-                return play(url, endpoint, proxy, seed * 1_000_003 + which)
+                proxy = inner.enter_context(FaultProxy(server.endpoint_url)) if server else None
+                return play(url, server, proxy, seed * 1_000_003 + which)
 
         with ThreadPoolExecutor(parallel) as pool:
             for found in pool.map(one, range(number)):

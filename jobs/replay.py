@@ -18,8 +18,7 @@ from spikewise import describe
 from spikewise.records import Diagnosis
 from trainer import UserError, config
 from trainer.model import module
-from trainer.run.console import Console
-from trainer.run.events import EpochFinished, Progress, WorkerEvent
+from trainer.run.console import Console, RunLog
 from trainer.storage import Store, open_store, results
 
 
@@ -55,7 +54,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     from trainer.run.preparation import check_output
     from trainer.run.proving import Interrupted, Prover
     from trainer.run.signals import stop_signals
-    from trainer.storage.lease import Lease
+    from trainer.storage.lease import Lease, WaitStopped
 
     run, epoch = arguments.run, arguments.epoch if arguments.spike is None else arguments.spike
     where, changes = replay.elsewhere(arguments.set)
@@ -70,31 +69,37 @@ def _replay(arguments: argparse.Namespace) -> int:
     remedies = [changes] if changes else replay.remedies(diagnosis) if diagnosis else []
     check_output(settings.run.output)
     with Console() as console:
+        log = RunLog(console, run, settings.training.epochs)
+        log.phase("reading the packed images")
         pack, rows, split = open_images(storage, run, facts, settings.pipeline)
         groups, output = [rows.groups[row] for row in split.validation], Path(settings.run.output)
-        lease = Lease(storage, f"{run}/replays/{epoch:04d}", settings.checkpoint.lease_seconds)
-        prover = Prover(run, storage, pack, split, groups, found, output / ".ray", lease, where=[*place, *where], say=console.say)
-        prover.hear = lambda event: _show(console, event)
-        plan = prover.plan(epoch, diagnosis.spike if diagnosis else None)
-        if changes:
-            replay.treated(plan.settings, remedies[0])  # refuses it before anything is trained
-        begin = f"the checkpoint of step {plan.step}" if plan.step else "the initial weights"
-        console.say(f"run {run}: training {plan.trained} again from {begin}")
-        with stop_signals() as stop, lease:
-            prover.stop = stop
-            with ray_cluster.connect(plan.settings.launch):
-                try:
-                    experiment, diagnosis = prover.experiment(plan, diagnosis, remedies, asked=arguments.spike is None)
-                except Interrupted:
-                    return 143
+        with stop_signals() as stop:
+            lease = Lease(storage, f"{run}/replays/{epoch:04d}", settings.checkpoint.lease_seconds, stop)
+            prover = Prover(
+                run, storage, pack, split, groups, found, output / ".ray", lease, log, where=[*place, *where], stop=stop
+            )
+            plan = prover.plan(epoch, diagnosis.spike if diagnosis else None)
+            if changes:
+                replay.treated(plan.settings, remedies[0])  # refuses it before anything is trained
+            begin = f"the checkpoint of step {plan.step}" if plan.step else "the initial weights"
+            log.say(f"run {run}: training {plan.trained} again from {begin}")
+            log.phase("waiting for the lease")
+            try:
+                with lease:
+                    log.phase("starting Ray")
+                    with ray_cluster.connect(plan.settings.launch):
+                        experiment, diagnosis = prover.experiment(plan, diagnosis, remedies, asked=arguments.spike is None)
+            except (WaitStopped, Interrupted):
+                return 143
+        log.phase("writing the report")
         if arguments.spike is None:
-            console.say(_asked(diagnosis, epoch))
+            log.say(_asked(diagnosis, epoch))
         elif not remedies and experiment.problem is None:
-            console.say("No setting remedies this cause, so only the control was trained. Fix: name what to change with --set.")
+            log.say("No setting remedies this cause, so only the control was trained. Fix: name what to change with --set.")
         write(load(run, storage, pack, rows, split), output / run)
         for name in ("report.html", "report.json", "loss.png"):
             storage.upload(f"runs/{run}/{name}", output / run / name)
-        console.say(f"report: {output / run / 'report.html'}")
+        log.report_written(output / run / "report.html")
     return 0 if experiment.problem is None else 1
 
 
@@ -127,16 +132,6 @@ def _spike(storage: Store, run: str, epoch: int) -> Diagnosis:
         epochs, fix = (", ".join(map(str, known)), "name one, or use") if known else ("none", "use")
         raise UserError(f"Run {run} has no spike in epoch {epoch} (spikes: {epochs}). Fix: {fix} --epoch {epoch}.")
     return known[epoch]
-
-
-def _show(console: Console, event: WorkerEvent) -> None:
-    """Shows how far a replay is."""
-    match event:
-        case Progress():
-            console.progress(f"epoch {event.epoch}", event.step, event.steps)
-        case EpochFinished():
-            console.done(f"epoch {event.report.epoch}")
-            console.say(f"epoch {event.report.epoch}: validation loss {event.report.validation_loss:.4f}")
 
 
 def _asked(diagnosis: Diagnosis | None, epoch: int) -> str:

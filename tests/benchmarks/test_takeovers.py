@@ -6,13 +6,11 @@ from benchmarks import takeovers
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", ["folder"])
-def test_paused_hung_and_killed_drivers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "rounds"), [("folder", 8), ("s3", 4)])
+def test_paused_hung_and_killed_drivers(kind: str, rounds: int) -> None:
     """A driver that lost its run would go on committing and delete its successor's checkpoints."""
-    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
-        monkeypatch.setenv(name, "")  # what the rounds set is undone at the end
-    counts = takeovers.rounds(kind, 8, parallel=4)
-    assert counts["rounds"] == 8
-    assert counts["takeovers"] >= 6
-    assert counts["acknowledged"] > 8
+    counts = takeovers.rounds(kind, rounds, parallel=4)
+    assert counts["rounds"] == rounds
+    assert counts["takeovers"] >= 0.75 * rounds
+    assert counts["acknowledged"] > rounds
     assert {name: number for name, number in counts.items() if name.startswith("BROKEN") and number} == {}

@@ -1,14 +1,20 @@
 """Replay and roll-back with real Ray workers: a spike that comes by itself, its remedy proven, and a run that goes back."""
 
+import json
+import logging
 import re
+import signal
 
 import numpy as np
 import pytest
 
 from benchmarks.support.job import Job, read_report
 from jobs import replay
+from trainer.run import console
 from trainer.storage import results
 from trainer.storage.checkpoint import Checkpoints
+from trainer.storage.lease import Lease
+from trainer.storage.store import list_keys
 
 pytestmark = pytest.mark.integration
 
@@ -31,6 +37,7 @@ def test_the_remedy_of_a_natural_spike_is_proven_at_the_end_of_the_run(workplace
     assert experiment.best.settings == "model.statistics=precise"
     line = f"Proven: with model.statistics=precise the loss of epoch {epoch} is "
     assert line in spiked.output
+    assert f"\nepoch {epoch}: validation loss {found.spike.loss:.4f}\n" in spiked.output.partition("proving the remedy")[2]
     document = read_report(folder / "runs", "spiked")
     assert document["outcome"] == "completed"
     assert any(sentence.startswith(line) for sentence in document["spikes_summary"])
@@ -48,22 +55,37 @@ def test_the_checkpoint_before_the_spike_is_kept(workplace, spiked):
     assert "resumed" not in spiked.output
 
 
-def test_any_epoch_is_diagnosed_on_request_and_a_useless_setting_is_called_so(workplace, spiked, capfd):  # noqa: ARG001
-    """A user could not ask about an epoch without an alarm; or every setting would be praised."""
+def test_any_epoch_is_diagnosed_on_request_and_a_useless_setting_is_called_so(workplace, spiked, capfd, monkeypatch):  # noqa: ARG001
+    """A user could not ask about an epoch without an alarm, or not while the run is trained; or every setting would be praised; or
+    the log would be silent while workers start."""
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.1)
     folder, _, store = workplace
     losses = [report.validation_loss for report in results.get_history(store, "spiked")]
     found, *_ = results.get_findings(store, "spiked").diagnoses
     asked = [found.spike.epoch]
-    before = {entry.key: entry.etag for entry in store.list("runs/spiked/") if "/replays/" not in entry.key}
     command = ["--run", "spiked", "--storage", f"{folder}/storage", "--epoch", str(asked[0]), "--set", "training.early_stopping=9"]
-    assert replay.main(command) == 0
+    with Lease(store, "spiked", 30):  # of the job that trains the run
+        before = others(store)
+        assert replay.main(command) == 0
+        after = others(store)
     output = capfd.readouterr().out
+    silences = re.findall(r"^([^\n]+) \(\d+ s so far\)$", output, re.MULTILINE)
+    assert list(dict.fromkeys(silences))[-3:] == [
+        "starting Ray",
+        "starting the workers, which import TensorFlow",
+        "writing the report",
+    ]
+    assert "starting the workers" in output.partition("as recorded, to the last bit")[2]
     assert f"SPIKE in epoch {asked[0]}: validation loss {losses[asked[0] - 1]:.3f}" in output
     assert "as recorded, to the last bit" in output
     assert f"Does not help: with training.early_stopping=9 the loss of epoch {asked[0]} is" in output
-    after = {entry.key: entry.etag for entry in store.list("runs/spiked/") if "/replays/" not in entry.key}
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     assert changed <= {f"runs/spiked/{name}" for name in ("report.html", "report.json", "loss.png")}
+
+
+def others(store):
+    """What a replay must leave alone: key -> ETag."""
+    return {each.key: each.etag for each in store.list("runs/spiked/") if "/replays/" not in each.key and "/lease-" not in each.key}
 
 
 def test_a_record_that_the_control_does_not_repeat_proves_nothing(workplace, spiked, capfd):  # noqa: ARG001
@@ -110,11 +132,69 @@ def test_what_cannot_be_replayed_ends_in_one_line(workplace, spiked, capfd, opti
     assert re.search(words, complaint), complaint
 
 
-def test_a_run_that_diverges_goes_back_to_its_checkpoint(workplace):
+@pytest.fixture(scope="module")
+def settled(workplace):
+    """The settings of a run `back`, of which two workers have trained two epochs."""
+    settings = ("model.momentum=0.5", "checkpoint.keep_last=1")
+    two = ("launch.workers=2", "training.epochs=2", "optimizer.learning_rate=1e-3")
+    Job(workplace.configuration, "back", *settings, *two).succeed()
+    return settings
+
+
+def test_a_replay_on_fewer_workers_proves_nothing(workplace, settled, capfd):  # noqa: ARG001
+    """A user who replays a run of a cluster on a laptop would get a verdict that only rounding has made, or no reason for none."""
+    command = ["--run", "back", "--storage", f"{workplace.folder}/storage", "--epoch", "2", "--set", "launch.workers=1"]
+    assert replay.main(command) == 1
+    assert re.search(
+        r"^Nothing can be proven here: trained again with nothing changed, epoch \d has other losses than recorded \(\d+ of \d+ "
+        r"images, by up to [^ ]+\)\. workers: 2 then, 1 now\. Fix: replay it where and how the run was trained\.$",
+        capfd.readouterr().out,
+        re.MULTILINE,
+    )
+
+
+class StopsTheWait(logging.Handler):
+    """Sends SIGTERM to this process when it says that it waits for a lease."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "Ctrl-C ends the wait" in record.getMessage():
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_waiting_for_another_replay_ends_on_request(workplace, settled):  # noqa: ARG001
+    """After a killed replay of the same epoch, Ctrl-C would do nothing until the lease is over, and then end the replay only after
+    it had taken the lease."""
+    folder, _, store = workplace
+    dead = {"token": "t", "host": "h", "pid": 1, "since": "x", "lease_seconds": 5.0, "beat": 7, "released": False}
+    store.put(key := "runs/back/replays/0001/lease-000009.json", json.dumps(dead).encode())
+    logger, handler = logging.getLogger("trainer.storage.lease"), StopsTheWait()
+    logger.addHandler(handler)
+    try:
+        assert replay.main(["--run", "back", "--storage", f"{folder}/storage", "--epoch", "1"]) == 143
+        assert list_keys(store, "runs/back/replays/0001/") == [key]
+    finally:
+        logger.removeHandler(handler)
+        store.delete([key])
+
+
+def test_a_request_to_stop_does_not_wait_for_the_workers(workplace, settled, monkeypatch):  # noqa: ARG001
+    """Ctrl-C would seem to do nothing for half a minute, until the workers have started."""
+    folder, _, store = workplace
+    phase = console.Console.phase
+
+    def stopping(self, what):
+        phase(self, what)
+        if what.startswith("starting the workers"):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(console.Console, "phase", stopping)
+    assert replay.main(["--run", "back", "--storage", f"{folder}/storage", "--epoch", "1"]) == 143
+    assert not list_keys(store, "runs/back/replays/0001/control/")  # each start of workers is recorded
+
+
+def test_a_run_that_diverges_goes_back_to_its_checkpoint(workplace, settled):
     """The run would go on with lost weights overnight, or go back without a trace in log and report."""
     folder, configuration, store = workplace
-    settled = ("model.momentum=0.5", "checkpoint.keep_last=1")
-    Job(configuration, "back", *settled, "training.epochs=2", "optimizer.learning_rate=1e-3").succeed()
     wild = ("training.epochs=8", "optimizer.learning_rate=1.0", "diagnosis.on_divergence=roll_back")
     job = Job(configuration, "back", *settled, *wild)
     job.succeed()

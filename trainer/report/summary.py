@@ -117,7 +117,7 @@ def _not_tried(result: RunResult, diagnoses: Sequence[Diagnosis]) -> str:
     worst = max(diagnoses, key=lambda one: np.nan_to_num(one.spike.rise, nan=np.inf)).spike.epoch
     storage = result.config.get("run", {}).get("storage", "...")
     command = f"python -m jobs.replay --run {result.run} --storage {storage} --spike {worst}"
-    return f"Not trained again yet. To try what the diagnosis proposes: {command}"
+    return f"Not trained again yet. To try what the diagnosis proposes, on machines like those of the run: {command}"
 
 
 def _course(result: RunResult, guess: float | None) -> Course:

@@ -187,6 +187,30 @@ class RunLog:
             case events.Failed() | events.Finished() | events.Diverged():  # the run's outcome is printed at its end
                 pass
 
+    def hear_replay(self, event: events.WorkerEvent) -> None:
+        """An event of workers that train epochs of the run again."""
+        match event:
+            case events.Started():
+                self.phase("")
+            case events.Progress():
+                self._console.progress(f"epoch {event.epoch}", event.step, event.steps)
+            case events.EpochFinished():
+                self._console.done(f"epoch {event.report.epoch}")
+                self._console.say(f"epoch {event.report.epoch}: validation loss {event.report.validation_loss:.4f}")
+            case events.Warned():
+                self.warn(event.message)
+
+    def not_proven(self, epoch: int, needs: float, budget: float, storage: str) -> None:
+        """Says why the remedy of the spike in `epoch` is not tried at the end of the run, and how to try it. `needs`, `budget`: in
+        seconds. `storage`: its URL."""
+        how = (
+            ". Fix: raise it for the next run. These pods end with their run, and on other machines a replay usually proves nothing"
+            if self._pod
+            else f"; python -m jobs.replay --run {self._run} --storage {storage} --spike {epoch} does it"
+        )
+        need = f"training the spike of epoch {epoch} again needs about {needs:.0f} s"
+        self._console.say(f"not proven: {need}, diagnosis.prove allows {budget:.0f} s{how}.")
+
     def stop_requested(self) -> None:
         self._console.say("stop requested: saving a checkpoint")
 

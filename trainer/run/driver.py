@@ -320,8 +320,10 @@ class _Run:
         self.monitoring.exporter.enter("proving")
         groups = [data.rows.groups[row] for row in data.split.validation]
         folder = Path(self.settings.run.output, ".ray")
-        prover = Prover(self.name, self.storage, data.pack, data.split, groups, self.module, folder, self.lease, stop=self.stop)
-        prover.hear, prover.say, prover.start_seconds = self._hear_replay, self.log.say, self.start_seconds
+        prover = Prover(
+            self.name, self.storage, data.pack, data.split, groups, self.module, folder, self.lease, self.log, stop=self.stop
+        )
+        prover.hear, prover.start_seconds = self._hear_replay, self.start_seconds
         try:
             prover.prove_worst(self.status.diagnoses, self._trained_seconds() / len(self.status.history), budget)
         except Interrupted:

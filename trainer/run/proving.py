@@ -22,7 +22,8 @@ from trainer import UserError, config
 from trainer.data.dataset import Pack, Split
 from trainer.model.module import Module
 from trainer.run import ray_cluster, replay
-from trainer.run.events import Started, Warned, WorkerEvent
+from trainer.run.console import RunLog
+from trainer.run.events import Started, WorkerEvent
 from trainer.run.mailbox import listen, start_mailbox
 from trainer.run.ray_train import WorkerGroup
 from trainer.run.replay import Plan, ReplayError
@@ -55,13 +56,13 @@ class Prover:
     """Local folder for Ray Train's own files."""
     lease: Lease
     """On the run's name or on the replays of one epoch: the workers write while it is valid."""
+    log: RunLog
+    """Of the run, or of a replay of its own."""
     where: Sequence[str] = ()
     """Overrides that say where to train, for control and treatments."""
     stop: threading.Event = field(default_factory=threading.Event)
     hear: Callable[[WorkerEvent], None] = lambda _: None
     """Called with each event of a replay's workers."""
-    say: Callable[[str], None] = lambda _: None
-    """Called with each line for people."""
     start_seconds: float = 0.0
     """How long the last start of workers took."""
 
@@ -114,7 +115,7 @@ class Prover:
         means = tuple(float(np.mean(control[epoch], dtype=np.float64)) for epoch in plan.epochs)
         found = Experiment(plan.epoch, diagnosis.spike.loss if diagnosis else loss, plan.start, tuple(plan.epochs), means)
         problem = self._problem(plan, control)
-        self.say(problem or f"control: {plan.trained} as recorded, to the last bit")
+        self.log.say(problem or f"control: {plan.trained} as recorded, to the last bit")
         if diagnosis and not problem:
             found = self._try(plan, found, diagnosis.spike, changes, control, affordable)
         found = dc.replace(found, problem=problem, seconds=time.monotonic() - began)
@@ -144,11 +145,11 @@ class Prover:
                 treatment, _ = self._train(plan, replay.treated(plan.settings, change), f"treatment-{number}")
             except UserError as error:
                 skipped.append(f"Not tried: {error}" if change[0] in str(error) else f"Not tried: {label}: {error}")
-                self.say(skipped[-1])
+                self.log.say(skipped[-1])
                 continue
             one, other = (np.array([losses[epoch] for epoch in plan.epochs]) for losses in (control, treatment))
             proofs.append(proof.judge(spike, label, one, other, resampler))
-            self.say(proof.sentence(found, proofs[-1]))
+            self.log.say(proof.sentence(found, proofs[-1]))
         return dc.replace(found, proofs=tuple(proofs), skipped=tuple(skipped))
 
     def prove_worst(self, diagnoses: Sequence[Diagnosis], epoch_seconds: float, budget: float) -> None:
@@ -175,9 +176,9 @@ class Prover:
             plan = self.plan(diagnosis.spike.epoch, diagnosis.spike)
             if left(plan.length, 2) < 0:  # a control and a treatment
                 needs = left(plan.length, 0) - left(plan.length, 2)
-                self.say(replay.budget_note(self.run, plan.epoch, needs, max(left(0, 0), 0), self.storage.url))
+                self.log.not_proven(plan.epoch, needs, max(left(0, 0), 0), self.storage.url)
                 continue
-            self.say(f"proving the remedy of the spike in epoch {plan.epoch}: training {plan.trained} again")
+            self.log.say(f"proving the remedy of the spike in epoch {plan.epoch}: training {plan.trained} again")
             found, _ = self.experiment(plan, diagnosis, remedies, affordable=partial(affordable, plan.length))
             if found.problem:
                 return
@@ -204,13 +205,13 @@ class Prover:
         job = Replay(self.run, plan.step, plan.last, asked)
         cores = ray_cluster.cores_for_a_worker(settings.launch)
         task = Task(name, settings.as_dict(), self.pack, self.split, mailbox, cores, self.lease.fence.number, self.module, job)
+        self.log.phase("starting the workers, which import TensorFlow")
         workers, stopping = WorkerGroup(task, settings.launch, self.output), False
         for events in listen(mailbox, workers):
             for event in events:
                 status.update(event)
+                self.log.hear_replay(event)
                 self.hear(event)
-                if isinstance(event, Warned):
-                    self.say(f"warning: {event.message}")
                 if isinstance(event, Started):
                     self.start_seconds = time.monotonic() - began
             if status.failure:
@@ -220,6 +221,8 @@ class Prover:
                     "Another job has taken over, so this one ends and writes nothing more. Fix: start only one of them."
                 )
             if self.stop.is_set() and not stopping:
+                if not status.starts:
+                    raise Interrupted
                 stopping = True
                 mailbox.request_stop.remote()
         if status.failure:

@@ -157,11 +157,3 @@ def why_different(found: Mismatch, then: Mapping[str, str] | None, now: Mapping[
 def state_error(problem: str) -> str:
     """The message for a change of settings that the checkpoint's state does not fit."""
     return f"The change needs another state than the checkpoint holds. Fix: start another run with it. Cause: {problem}"
-
-
-def budget_note(run: str, epoch: int, needs: float, budget: float, storage: str) -> str:
-    """A line that says why the remedy of a spike is not proven, and how to do it."""
-    return (
-        f"not proven: training the spike of epoch {epoch} again needs about {needs:.0f} s, diagnosis.prove allows {budget:.0f} s; "
-        f"python -m jobs.replay --run {run} --storage {storage} --spike {epoch} does it"
-    )

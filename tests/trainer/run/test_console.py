@@ -75,6 +75,18 @@ def test_each_event_has_its_lines(capsys, event, expected):
     assert lines(capsys, event) == expected
 
 
+def test_a_replay_has_its_lines(capsys):
+    """While remedies are proven after the last epoch, the log would be silent for minutes, or count the epochs trained again as
+    further epochs of the run; or it would go on to say that the workers are starting."""
+    with Console() as console:
+        log = RunLog(console, "first", 100)
+        log.phase("starting the workers")
+        for event in (STARTED, events.Progress(7, 3, 12), finished(7, 0.25), events.Warned("slow"), events.Failed("x", False)):
+            log.hear_replay(event)
+    assert capsys.readouterr().out.splitlines() == ["epoch 7: validation loss 0.2500", "warning: slow"]
+    assert console._phase == ""
+
+
 def test_a_restart_of_the_workers_is_a_warning(capsys):
     """A run that loses workers again and again would look healthy."""
     assert lines(capsys, STARTED, STARTED)[1] == "warning: a worker died; all workers were restarted"
@@ -164,6 +176,7 @@ def test_the_other_lines_of_a_run(capsys):
         log.report_written(Path("runs/first/report.html"))
         log.results_stored("s3://bucket/runs/first", with_model=True)
         log.results_stored("s3://bucket/runs/first", with_model=False)
+        log.not_proven(5, 48.3, 20.0, "s3://bucket")
         log.report_incomplete("no answer")
     assert capsys.readouterr().out.splitlines() == [
         "run first: metrics at http://127.0.0.1:9400/metrics",
@@ -173,20 +186,25 @@ def test_the_other_lines_of_a_run(capsys):
         "report: runs/first/report.html",
         "stored: s3://bucket/runs/first/report.html and s3://bucket/runs/first/model.keras",
         "stored: s3://bucket/runs/first/report.html",
+        "not proven: training the spike of epoch 5 again needs about 48 s, diagnosis.prove allows 20 s; "
+        "python -m jobs.replay --run first --storage s3://bucket --spike 5 does it.",
         "warning: the report is incomplete (python -m jobs.report --config FILE --run first rebuilds it): no answer",
     ]
 
 
 def test_a_pod_gives_no_addresses_of_its_own(capsys, monkeypatch):
-    """The user would open an address or a path that exists only inside the pod."""
+    """The user would open an address or a path that exists only inside the pod, or train a spike again on a laptop, for nothing."""
     monkeypatch.setenv("POD_NAME", "run-first-0-abcde")
     monkeypatch.setenv("POD_NAMESPACE", "training")
     with Console() as console:
         log = RunLog(console, "first", 1)
         log.metrics_served("0.0.0.0", 9400)
         log.report_written(Path("/tmp/runs/first/report.html"))
+        log.not_proven(5, 48.3, 20.0, "s3://bucket")
     assert capsys.readouterr().out.splitlines() == [
-        "run first: metrics at http://localhost:9400/metrics after: kubectl port-forward -n training pod/run-first-0-abcde 9400"
+        "run first: metrics at http://localhost:9400/metrics after: kubectl port-forward -n training pod/run-first-0-abcde 9400",
+        "not proven: training the spike of epoch 5 again needs about 48 s, diagnosis.prove allows 20 s. Fix: raise it for the next "
+        "run. These pods end with their run, and on other machines a replay usually proves nothing.",
     ]
 
 

@@ -10,6 +10,7 @@ from tests.support import training
 from tests.support.epochs import report
 from tests.support.runs import diagnosis
 from trainer import config
+from trainer.run.console import Console, RunLog
 from trainer.run.proving import Prover
 from trainer.run.replay import ReplayError
 from trainer.run.status import RunStatus
@@ -51,9 +52,10 @@ def prover(tmp_path):
         Checkpoints(store, "first", 5).save(step, {"x": np.zeros(1)}, {})
     lease = Lease(store, "first/replays", 30)
     lease.fence.extend(math.inf)
-    made = Replays("first", store, None, None, [""] * IMAGES, None, tmp_path, lease)
-    made.trials, made.lines = [], []
-    made.say = made.lines.append
+    console, lines = Console(), []
+    console.say = lines.append
+    made = Replays("first", store, None, None, [""] * IMAGES, None, tmp_path, lease, RunLog(console, "first", 7))
+    made.trials, made.lines = [], lines
     made.outcomes = {"moving None": 0.0, "moving 0.9": -0.8, "precise None": -1.5}
     return made
 
@@ -119,7 +121,7 @@ def test_no_remedy_is_tried_beyond_the_budget(prover, budget, tried):
     if not tried:
         assert prover.lines == [
             f"not proven: training the spike of epoch 5 again needs about 48 s, diagnosis.prove allows {budget:.0f} s; "
-            f"python -m jobs.replay --run first --storage {prover.storage.url} --spike 5 does it"
+            f"python -m jobs.replay --run first --storage {prover.storage.url} --spike 5 does it."
         ]
 
 

@@ -126,6 +126,8 @@ def progress(text: str) -> str:
         lines.append(_epoch(epoch, values["spikewise_epochs_planned",], *losses))
         if (best := values.get(("spikewise_best_epoch",))) is not None:
             lines.append(_best(values["spikewise_best_validation_loss",], best))
+    if count := int(values.get(("spikewise_roll_backs_total",), 0)):
+        lines.append(_went_back(count))
     return "\n".join(lines)
 
 
@@ -147,6 +149,8 @@ def stored(run: str, storage: str, s3: config.S3) -> str:
         lines.append(_epoch(last.epoch, facts["config"]["training"]["epochs"], *losses))
         if best:
             lines.append(_best(best.validation_loss, best.epoch))
+    if back := results.get_roll_backs(store, run):
+        lines.append(_went_back(len(back)))
     return "\n".join(lines)
 
 
@@ -159,6 +163,10 @@ def _epoch(epoch: float, planned: float, train: float, inference: float, validat
 
 def _best(loss: float, epoch: float) -> str:
     return f"lowest validation loss: {loss:.4f} in epoch {epoch:.0f}"
+
+
+def _went_back(count: int) -> str:
+    return f"training diverged, and the run went back to a checkpoint before: {count} time{'s' * (count > 1)}"
 
 
 def _metrics(kubectl: Kubectl, head: KubernetesObject) -> str:

@@ -34,7 +34,7 @@ def findings_from(values: Mapping[str, Any]) -> Findings:
     trend = values["overfitting"]
     return Findings(
         tuple(diagnosis_from(one) for one in values["spikes"]),
-        trend and Overfitting(**trend),
+        None if trend is None else Overfitting(**trend),
         tuple(parts_from(one) for one in values.get("parts", ())),
         tuple(standing_from(one) for one in values.get("standing", ())),
     )

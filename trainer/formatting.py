@@ -38,12 +38,22 @@ def one_line(error: BaseException) -> str:
     return text if isinstance(error, UserError) else text.removesuffix(".")
 
 
-_SECRET_PARAMETER = re.compile(r"([?&](?:[\w-]*(?:signature|credential|token|accesskeyid|password))=)[^&\s'\"]+", re.IGNORECASE)
+_LOGINS = (
+    # Of S3: a secret key may contain slashes, and what people write may lack some of s3://.
+    re.compile(r"((?<![\w:])s3:/{0,2})(?:[^/?#\s'\":]+:[^\s'\"]*|[^/?#\s'\"]*)@", re.IGNORECASE),
+    # Of servers: digits after the colon are a port, and what follows is a path.
+    re.compile(r"(://)(?:[^/?#\s'\":\[]+:(?!\d+(?:[/?#]|$))[^\s'\"]*|[^/?#\s'\"]*)@"),
+)
+"""The user and password of a URL, up to the last @ that can be theirs; the group is what precedes them."""
+_SECRET_PARAMETER = re.compile(
+    r"([?&][\w-]*(?:signature|credential|token|password|secret[\w-]*|access[_-]?key[\w-]*)=)[^&\s'\"]+", re.IGNORECASE
+)
 
 
 def masked(text: str) -> str:
-    """The text without the credentials of its URLs: user and password, and the signature of a presigned URL."""
-    text = re.sub(r"(?<=://)[^/?#\s'\"]*@", "***@", text)
+    """The text without the credentials of its URLs: user and password, and keys and signatures in a query."""
+    for login in _LOGINS:
+        text = login.sub(r"\1***@", text)
     return _SECRET_PARAMETER.sub(r"\1***", text)
 
 

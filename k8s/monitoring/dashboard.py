@@ -74,9 +74,14 @@ ROWS: dict[str, dict[Panel, dict[str, str]]] = {
             "{{run}} {{split}}": of_run("spikewise_dataset_images", "run, split"),
             "{{run}} quarantined": of_run("spikewise_quarantined_images"),
         },
-        ("Workers and restarts", "Current workers, and their restarts so far.", "none", "number", 6): {
+        (
+            "Workers and restarts",
+            "Current workers, their restarts so far, and how often the run went back to a checkpoint because training diverged.",
+            *("none", "number", 6),
+        ): {
             "{{run}} workers": of_run("spikewise_workers"),
             "{{run}} restarts": of_run("spikewise_restarts_total"),
+            "{{run}} roll-backs": of_run("spikewise_roll_backs_total"),
         },
     },
     "Loss": {

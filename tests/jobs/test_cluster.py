@@ -32,6 +32,9 @@ def test_status_from_the_metrics():
     exporter.update(report, best=report, images=320)
     text = cluster.progress(generate_latest(exporter.registry).decode())
     assert text.splitlines() == ["training, 25% done, 1m00s left", *LINES]
+    exporter.update_roll_backs(2)
+    text = cluster.progress(generate_latest(exporter.registry).decode())
+    assert text.splitlines()[-1] == "training diverged, and the run went back to a checkpoint before: 2 times"
 
 
 def test_cancel_names_its_run(capsys, monkeypatch):
@@ -128,3 +131,7 @@ def test_status_from_the_bucket(tmp_path):
     results.put_epoch(store, "first", EpochReport(**VALUES | {"epoch": 2, "step": 20, "restarts": 0}), {})
     results.put_run(store, "first", facts | {"outcome": "interrupted"})
     assert cluster.stored("first", str(tmp_path), config.S3()).splitlines() == ["interrupted", *LINES]
+    back = {"epoch": 2, "found": 2, "what": "it", "settings": "", "before": {}, "to_epoch": 1, "to_step": 10}
+    results.put_roll_backs(store, "first", [back])
+    line = "training diverged, and the run went back to a checkpoint before: 1 time"
+    assert cluster.stored("first", str(tmp_path), config.S3()).splitlines() == ["interrupted", *LINES, line]

@@ -13,7 +13,7 @@ resuming     which keys a resumed run may change
 
 from trainer.config.overrides import split_overrides
 from trainer.config.problems import ConfigError
-from trainer.config.reading import changed, load, parse, run_name
+from trainer.config.reading import changed, load, parse, run_name, stored
 from trainer.config.resuming import KEYS_FREE_TO_CHANGE, check_resumable
 from trainer.config.sections import (
     S3,
@@ -53,4 +53,5 @@ __all__ = [
     "parse",
     "run_name",
     "split_overrides",
+    "stored",
 ]

@@ -15,6 +15,15 @@ from trainer.config.problems import ConfigError, explained
 from trainer.config.settings import Settings
 from trainer.formatting import masked
 
+READ_AGAIN = {
+    "run": ("seed",),
+    "optimizer": ("learning_rate", "schedule", "warmup_epochs", "step_epochs", "step_factor"),
+    "training": ("epochs", "batch_size", "early_stopping", "keep"),
+    "launch": ("workers",),
+    "diagnosis": ("sensitivity",),
+}
+"""What is read of the settings that a run has stored, except to train with them again."""
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
     """Reads a TOML file and applies `section.key=value` overrides, as `--set` takes them.
@@ -43,6 +52,23 @@ def parse(
         return Settings.model_validate_json(json.dumps(values, default=str))  # str: TOML's dates
     except ValidationError as error:
         raise explained(error, origin, overrides or {}) from None
+
+
+def stored(values: Any) -> dict[str, Any]:
+    """The settings that a run has stored, as nested dicts. The keys of READ_AGAIN have valid values, those that are missing their
+    defaults; all others are as stored, since another version of this program may have named or bounded them otherwise.
+
+    Raises ValueError, in one line, for something else than sections, and for an impossible value of one of those keys.
+    """
+    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+        raise ValueError("config has no sections")
+    images = {"data": {"source": ".", "class_pattern": "(?P<class>.)"}}  # of no meaning, but a configuration needs some
+    known = {name: {key: values[name][key] for key in keys if key in values.get(name, {})} for name, keys in READ_AGAIN.items()}
+    try:
+        valid = parse({**images, **known}, "config").as_dict()
+    except ConfigError as error:
+        raise ValueError(str(error).partition(". Fix: ")[0]) from None
+    return values | {name: values.get(name, {}) | {key: valid[name][key] for key in keys} for name, keys in READ_AGAIN.items()}
 
 
 def changed(settings: Settings, overrides: Sequence[str]) -> Settings:

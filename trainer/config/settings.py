@@ -71,6 +71,11 @@ class Settings(Section):
             )
         return self
 
+    @property
+    def local_folders(self) -> tuple[str, ...]:
+        """The folders of its machine that a run writes to."""
+        return self.run.output, self.pipeline.cache_dir
+
     def as_dict(self) -> dict[str, Any]:
         """All values as JSON types, the sections in a fixed order."""
         return json.loads(self.model_dump_json())

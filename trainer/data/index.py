@@ -7,30 +7,30 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from trainer import config
 from trainer.data.dataset import PIXELS_VERSION, DataError, Image, Manifest
-from trainer.data.junk import is_junk, prefix_of
+from trainer.data.junk import is_junk, own_prefixes
 from trainer.data.labels import Label, Labels, read_labels
 from trainer.data.sources import Sources
 from trainer.formatting import is_plain
 from trainer.storage import Object, Store
 
 
-def build_manifest(sources: Sources, data: config.Data, storage: Store | None = None) -> Manifest:
+def build_manifest(sources: Sources, data: config.Data, storage: Store | None = None, local: Collection[str] = ()) -> Manifest:
     """Lists the sources and labels every object, by its key or by the labels file.
 
     Classes are numbered in the order of `data.classes`, or sorted by name if `data.class_pattern` or `data.labels` names them.
-    Objects of no class are counted, and so is junk: files of operating systems, and those that runs keep in `storage` if it lies
-    within a source. The digest is the SHA-256 of classes, images and the version of the decoder as canonical JSON. It depends
-    neither on the data's location nor on the time of the listing.
+    Objects of no class are counted, and so is junk: files of operating systems, and those that runs keep in `storage` and in
+    `local`, folders of this machine, if these lie within a source. The digest is the SHA-256 of classes, images and the version of
+    the decoder as canonical JSON. It depends neither on the data's location nor on the time of the listing.
 
     Raises DataError for an empty source, a class without images in a source, fewer than two classes, an object that two sources
     contain, a data.group_by that matches no key, a class name with control characters, or a labels file that does not fit;
     StoreError.
     """
-    own = {name: prefix_of(storage, store) for name, store in sources.images.items()}
+    own = {name: own_prefixes(store, storage, local) for name, store in sources.images.items()}
     everything = {
         name: [entry for entry in store.list() if not _is_labels(sources, name, entry.key)]
         for name, store in sources.images.items()

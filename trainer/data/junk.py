@@ -2,8 +2,10 @@
 
 import os
 import re
+from collections.abc import Iterable
 
 from trainer.storage import Store
+from trainer.storage.folder import FolderStore
 
 HIDDEN = r"(?:^|/)\.[^./][^/]*(?:/|$)|(?:^|/)\._"
 FOLDERS = r"(?:^|/)(?:__macosx|@eadir|[@#]recycle|\$recycle\.bin|system volume information|lost\+found|__pycache__|_temporary)/"
@@ -18,16 +20,22 @@ OWN = ("runs/", "shards/")
 """Where a run's storage keeps its files."""
 
 
-def is_junk(key: str, own: str | None = None) -> bool:
-    """Whether the object is no image for its name. `own`: prefix of the run's storage among the keys, None if it is elsewhere."""
-    if own is not None and key.startswith(tuple(own + folder for folder in OWN)):
-        return True
-    return JUNK.search(key) is not None
+def is_junk(key: str, own: tuple[str, ...] = ()) -> bool:
+    """Whether the object is no image for its name. `own`: the prefixes that `own_prefixes` found."""
+    return key.startswith(own) or JUNK.search(key) is not None
 
 
-def prefix_of(storage: Store | None, source: Store) -> str | None:
+def own_prefixes(source: Store, storage: Store | None, local: Iterable[str]) -> tuple[str, ...]:
+    """The prefixes of the keys of `source` below which runs keep their own files: in `storage`, and in `local`, folders of this
+    machine. A local folder that is the source itself, or contains it, hides nothing."""
+    place = None if storage is None else prefix_of(storage, source)
+    stored = () if place is None else tuple(place + folder for folder in OWN)
+    return stored + tuple(prefix for folder in local if (prefix := prefix_of(FolderStore(folder), source)))
+
+
+def prefix_of(storage: Store, source: Store) -> str | None:
     """The prefix of the keys of `source` that are the objects of `storage`; None if it lies elsewhere."""
-    if storage is None or not (inner := _place(storage)).startswith(outer := _place(source)):
+    if not (inner := _place(storage)).startswith(outer := _place(source)):
         return None
     return inner.removeprefix(outer)
 

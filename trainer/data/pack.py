@@ -17,7 +17,7 @@ import json
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from itertools import groupby
@@ -76,15 +76,23 @@ def pack(
     return found
 
 
-def images_of(run: str, sources: Sources, storage: Store, data: config.Data, previous: Mapping[str, Any] | None) -> Manifest | Pack:
+def images_of(
+    run: str,
+    sources: Sources,
+    storage: Store,
+    data: config.Data,
+    previous: Mapping[str, Any] | None,
+    local: Collection[str] = (),
+) -> Manifest | Pack:
     """The images that a run uses. A new run: the listing of `sources`. A resumed run: its original pack, even if the sources have
-    changed since. `previous`: the run.json of the run to resume, None for a new run.
+    changed since. `previous`: the run.json of the run to resume, None for a new run. `local`: folders of this machine that runs
+    write to.
 
     Raises PackError when that pack is gone and the source has changed; DataError and StoreError.
     """
     if previous and (known := load_pack(storage, previous["manifest"], (*data.image_size, 3))):
         return known
-    manifest = build_manifest(sources, data, storage)
+    manifest = build_manifest(sources, data, storage, local)
     if previous and manifest.digest != previous["manifest"]:
         raise PackError(
             f"Run {run} began with images other than those now in {manifest.source}, or with a version that decodes them to other "

@@ -6,6 +6,7 @@ Shapes: H W C one image, K classes.
 """
 
 import inspect
+import os
 import re
 import sys
 import tempfile
@@ -217,7 +218,7 @@ def _local(url: str, s3: config.S3, folder: Path) -> Path:
     if not url.endswith((".keras", ".weights.h5")):
         raise NetworkError(f"model.weights = {url!r} is not a .keras or .weights.h5 file. Fix: use what Keras saves.")
     parent, _, name = url.rpartition("/")
-    path = Path(url)
+    path = Path(os.path.expanduser(url))
     if url.startswith("s3://"):
         path = folder / name
         try:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spikewise import describe
 from trainer import UserError
 from trainer.formatting import one_line
 
@@ -132,7 +133,7 @@ def check_unchanged(module: Module | None, facts: Mapping[str, str] | None, run:
     """Raises NetworkError when run `run`, which began with the module that `facts` describes, cannot continue with `module`."""
     before, now = (facts or {}).get("digest"), module.digest if module else None
     if before != now:
-        name = module.name if module else (facts or {})["name"]
+        name = module.name if module else describe.printable((facts or {})["name"])
         raise NetworkError(
             f"Run {run} was started with another version of module {name} (digest {_short(before)} then, {_short(now)} now). "
             "Fix: restore its files to resume that run, or choose another run.name."
@@ -153,7 +154,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _short(digest: str | None) -> str:
-    return digest[:16] if digest else "none"
+    return describe.printable(digest[:16]) if digest else "none"
 
 
 def _collect(folder: Path, first: str, folders: Sequence[Path]) -> dict[str, str]:

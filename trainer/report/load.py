@@ -20,7 +20,7 @@ from trainer.storage import Store, results
 def open_images(storage: Store, name: str, facts: Mapping[str, Any], pipeline: config.Pipeline) -> tuple[Pack, PackedRows, Split]:
     """The images of run `name`, whose run.json is `facts`, and how they are split. Raises UserError if they are no longer stored,
     StoreError."""
-    data = config.parse(facts["config"], f"run {name}").data
+    data = config.parse({"data": facts["config"].get("data", {})}, f"run {name}").data
     packed = load_pack(storage, facts["manifest"], (*data.image_size, 3))
     if packed is None:
         raise UserError(
@@ -42,14 +42,14 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
     history = results.get_history(storage, name)
     if not history:
         raise UserError(f"Run {name} has not finished an epoch: nothing to report. Fix: wait for its first epoch.")
-    arrays = [results.get_arrays(storage, name, report.epoch) for report in history]
+    count, classes = len(sides.validation), len(packed.classes)
+    arrays = [results.of_images(results.get_arrays(storage, name, report.epoch), count, classes) for report in history]
     findings = results.get_findings(storage, name)
     exported = next((report for report in history if report.epoch == facts.get("epoch")), None)
     kept = best(history) if facts["config"]["training"]["keep"] == "best" else None
     chosen = history.index(exported or kept or history[-1])
     validation = np.array(sides.validation)
-    missing = np.full(len(validation), np.nan, np.float32)
-    classes = len(packed.classes)
+    missing = np.full(count, np.nan, np.float32)
     return RunResult(
         run=name,
         outcome=facts.get("outcome", "in progress"),
@@ -68,21 +68,22 @@ def load(name: str, storage: Store, packed: Pack, rows: PackedRows, sides: Split
         keys=[rows.keys[row] for row in validation],
         groups=[rows.groups[row] for row in validation],
         labels=rows.labels[validation],
-        probabilities=arrays[chosen].get("probabilities", np.full((len(validation), classes), np.nan, np.float32)),
+        probabilities=arrays[chosen].get("probabilities", np.full((count, classes), np.nan, np.float32)),
         losses=np.array([epoch.get("losses", missing) for epoch in arrays]),
         findings=findings,
         thumbnail=lambda index: rows.images.take(validation[index : index + 1])[0],
         experiments=results.get_experiments(storage, name),
         roll_backs=results.get_roll_backs(storage, name),
-        test=_test(name, storage, rows, sides, history[chosen].epoch),
+        test=_test(name, storage, rows, sides, classes, history[chosen].epoch),
         batch=lambda epoch, number: _batch(facts["config"], rows, sides, epoch, number),
     )
 
 
-def _test(name: str, storage: Store, rows: PackedRows, sides: Split, epoch: int) -> EvaluatedTest | None:
+def _test(name: str, storage: Store, rows: PackedRows, sides: Split, classes: int, epoch: int) -> EvaluatedTest | None:
     """The results on the test set if they belong to `epoch`: a run that was resumed for more epochs has old ones until it ends."""
-    found, test = results.get_test(storage, name) if sides.test else {}, np.array(sides.test, int)
-    if not found or int(found["epoch"]) != epoch or len(found["losses"]) != len(test):
+    arrays, test = results.get_test(storage, name) if sides.test else {}, np.array(sides.test, int)
+    found = results.of_images(arrays, len(test), classes)
+    if len(found) < 2 or not np.array_equal(arrays.get("epoch", 0), epoch):
         return None
     return EvaluatedTest([rows.groups[row] for row in test], rows.labels[test], found["probabilities"], found["losses"])
 

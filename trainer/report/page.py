@@ -7,6 +7,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,29 @@ class Thumbnail:
 
 def render(document: dict[str, Any], thumbnails: Mapping[Place, Thumbnail]) -> str:
     """Renders report.json's `document` as HTML. `thumbnails` holds the images that it names."""
+    shown = _printable(document)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            shown,
+            thumbnails={place: (_data_uri(one.image), charts.sparkline(one.losses)) for place, one in thumbnails.items()},
+            explained=[_explained(shown, spike) for spike in shown["spikes"] or []],
+            confusions=_confusions(shown),
+            listings=_listings(shown["data"]),
+            loss_chart=figures.loss(shown),
+            parts_chart=figures.parts(shown),
+            accuracy_chart=figures.accuracy(shown),
+            strips=figures.strips(shown),
+            roc_chart=figures.roc(shown),
+            reliability_chart=figures.reliability(shown),
+        )
+    )
+
+
+@cache
+def _environment() -> Any:
+    """Jinja's, with the compiled templates."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -62,20 +86,7 @@ def render(document: dict[str, Any], thumbnails: Mapping[Place, Thumbnail]) -> s
         probe=describe.probe,
     )
     environment.globals.update(number=number, percent=percent, whole_percent=whole_percent, interval=_interval)
-    shown = _printable(document)
-    return environment.get_template("report.html.j2").render(
-        shown,
-        thumbnails={place: (_data_uri(one.image), charts.sparkline(one.losses)) for place, one in thumbnails.items()},
-        explained=[_explained(shown, spike) for spike in shown["spikes"] or []],
-        confusions=_confusions(shown),
-        listings=_listings(shown["data"]),
-        loss_chart=figures.loss(shown),
-        parts_chart=figures.parts(shown),
-        accuracy_chart=figures.accuracy(shown),
-        strips=figures.strips(shown),
-        roc_chart=figures.roc(shown),
-        reliability_chart=figures.reliability(shown),
-    )
+    return environment
 
 
 def _explained(document: dict[str, Any], spike: dict[str, Any]) -> dict[str, Any]:

@@ -103,4 +103,4 @@ def _may_change(settings: str) -> bool:
 
 def _value(settings: config.Settings, key: str) -> Any:
     section, _, name = key.partition(".")
-    return settings.as_dict()[section][name]
+    return settings.as_dict().get(section, {}).get(name)  # of a record by another version, which may name keys otherwise

@@ -178,7 +178,7 @@ class _Run:
             return Outcome(self.name, previous["outcome"], self.folder)
         sources = open_sources(settings.data, settings.s3)
         self.log.phase("listing the images")
-        images = images_of(self.name, sources, self.storage, settings.data, previous)
+        images = images_of(self.name, sources, self.storage, settings.data, previous, settings.local_folders)
         for name, store in sources.images.items():
             self.monitoring.count_requests(f"data.{name}", Requests.of(store))
         check_class_weights(settings.training.class_weights, images.classes)

@@ -26,7 +26,8 @@ def plan(settings: config.Settings, name: str, module: Module | None) -> str:
     if line := complete(previous, storage, settings, name):
         return line
     epochs = len(results.get_history(storage, name)) if previous else 0
-    found = images_of(name, open_sources(settings.data, settings.s3), storage, settings.data, previous)
+    sources = open_sources(settings.data, settings.s3)
+    found = images_of(name, sources, storage, settings.data, previous, settings.local_folders)
     classes = ", ".join(found.classes)
     if isinstance(found, Pack):
         images, packed = found.images, True

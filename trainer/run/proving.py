@@ -85,11 +85,16 @@ class Prover:
         stored = Checkpoints(self.storage, self.run, 1).steps()
         begin, step = replay.start(history, stored, epoch)
         last = replay.last_epoch(spike, history) if spike else epoch
-        recorded = {each: results.get_arrays(self.storage, self.run, each).get("losses") for each in range(begin + 1, last + 1)}
+        recorded = {each: self._losses(self.run, each) for each in range(begin + 1, last + 1)}
         if recorded[epoch] is None:
             raise ReplayError(f"The losses of epoch {epoch} of run {self.run} are not stored. Fix: name another epoch.")
         known = {each: losses for each, losses in recorded.items() if losses is not None}
         return Plan(epoch, last, begin, step, settings, begun["machine"] if begun else None, known)
+
+    def _losses(self, name: str, epoch: int) -> np.ndarray | None:
+        """The recorded losses [n] of an epoch; None if they are missing or of other images. Raises StoreError."""
+        arrays = results.get_arrays(self.storage, name, epoch)
+        return results.of_images(arrays, len(self.groups)).get("losses")
 
     def experiment(
         self,
@@ -234,8 +239,8 @@ class Prover:
             raise ReplayError(workers.failure or "The workers exited without reporting an error. Fix: replay again.")
         losses = {epoch: np.full(len(self.groups), np.nan, np.float32) for epoch in range(plan.start + 1, plan.last + 1)}
         for report in status.history:
-            found = results.get_arrays(self.storage, name, report.epoch)
-            if "losses" not in found:
+            found = self._losses(name, report.epoch)
+            if found is None:
                 raise ReplayError(f"The losses of the replay are not in {self.storage.url}. Fix: replay again.", transient=True)
-            losses[report.epoch] = found["losses"]
+            losses[report.epoch] = found
         return losses, status

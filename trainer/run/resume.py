@@ -60,7 +60,7 @@ class Resumption:
     """The checkpoint's step."""
     position: Position
     settings: dict[str, Any]
-    """Settings.as_dict() of the run when it saved the checkpoint."""
+    """Those of the run when it saved the checkpoint, as `config.stored` returns them."""
 
 
 def to_checkpoint(
@@ -115,7 +115,7 @@ def resume(
         position = Position(_epoch(meta), steps, trace, [results.report_from(values) for values in meta["history"]])
         # 4. The diagnosis, which copies the restored weights at the end of an epoch.
         diagnostician.restore(meta["diagnosis"], memory, at_epoch_end=not len(steps))
-        return Resumption(step, position, dict(meta["settings"]))
+        return Resumption(step, position, config.stored(meta["settings"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"The checkpoint of step {step} does not describe a run ({type(error).__name__}: {error}). Fix: choose another "

@@ -16,7 +16,7 @@ class FolderStore(Store):
     """A folder that behaves like a bucket. The first put creates it; symbolic links are followed."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.root = Path(folder).expanduser().absolute()  # workers run in other working directories
+        self.root = Path(os.path.expanduser(folder)).absolute()  # workers run in other working directories
         super().__init__(str(self.root))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ def parsed(content: bytes, read: Callable[[dict[str, Any]], T]) -> T:
     found = json_object(content)
     try:
         return read(found)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from None
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from spikewise.findings import Findings, findings_from
 from spikewise.proof import Experiment, experiment_from
-from trainer import UserError
+from trainer import UserError, config
 from trainer.epoch import EpochReport
 from trainer.formatting import plain
 from trainer.storage import NotFound, Store, StoreError
@@ -36,6 +36,13 @@ from trainer.storage.store import list_keys
 
 LARGEST = 2**31
 """Bytes of the arrays in one file, unpacked. A file that claims more is damaged."""
+
+FACTS: dict[str, type] = {"manifest": str, "environment": dict, "outcome": str, "epoch": int, "network": dict, "module": dict}
+FIELDS: dict[str, dict[str, type]] = {
+    "network": {"name": str, "parameters": int, "trainable": int},
+    "module": {"name": str, "digest": str},
+}
+"""What is read of run.json, and of its objects, with the types."""
 
 
 class ResultsError(UserError):
@@ -48,7 +55,8 @@ def put_run(store: Store, run: str, facts: Mapping[str, Any]) -> None:
 
 
 def get_run(store: Store, run: str) -> dict[str, Any] | None:
-    """What `put_run` stored; None for a run that never started. Raises ResultsError and StoreError."""
+    """What `put_run` stored, with config as `config.stored` returns it; None for a run that never started. Raises ResultsError and
+    StoreError."""
     key = f"runs/{run}/run.json"
 
     try:
@@ -65,12 +73,13 @@ def get_run(store: Store, run: str) -> dict[str, Any] | None:
 def _checked_facts(facts: dict[str, Any]) -> dict[str, Any]:
     if missing := {"config", "manifest", "environment"} - set(facts):
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    config, environment, manifest = facts["config"], facts["environment"], facts["manifest"]
-    if not isinstance(config, dict) or not all(isinstance(section, dict) for section in config.values()):
-        raise ValueError("config has no sections")
-    if not isinstance(environment, dict) or not isinstance(manifest, str):
-        raise ValueError("environment or manifest is something else")
-    return facts
+    for name, kind in FACTS.items():
+        if name in facts and not isinstance(facts[name], kind):
+            raise ValueError(f"{name} is something else")
+    for name, fields in FIELDS.items():
+        if facts.get(name) and not all(isinstance(facts[name].get(field), kind) for field, kind in fields.items()):
+            raise ValueError(f"{name} lacks one of {', '.join(fields)}, or it is something else")
+    return facts | {"config": config.stored(facts["config"])}
 
 
 def count_start(store: Store, run: str) -> int:
@@ -113,6 +122,7 @@ def _start_key(run: str, number: int) -> str:
 def _checked_start(facts: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(facts["settings"], dict) or not isinstance(facts["machine"], dict):
         raise ValueError("settings or machine is something else")
+    int(facts["machine"].get("threads of a worker", 0))
     return {"settings": facts["settings"], "machine": facts["machine"]}
 
 
@@ -174,6 +184,8 @@ def _roll_backs_from(content: bytes) -> list[dict[str, Any]]:
             raise Damaged(f"it lacks {', '.join(sorted(missing))}")
         if not isinstance(each["settings"], str) or not isinstance(each["before"], dict):
             raise Damaged("settings or before is something else")
+        if not all(one.partition("=")[0] in each["before"] for one in each["settings"].split()):
+            raise Damaged("before lacks a key of settings")
     return found
 
 
@@ -196,6 +208,14 @@ def _report_json(report: EpochReport) -> bytes:
 def get_arrays(store: Store, run: str, epoch: int) -> dict[str, np.ndarray]:
     """The arrays of one epoch; empty if they are missing or damaged. Raises StoreError."""
     return _arrays(store, _key(run, epoch, "npz"))
+
+
+def of_images(arrays: Mapping[str, np.ndarray], images: int, classes: int = 0) -> dict[str, np.ndarray]:
+    """`losses` [images] and `probabilities` [images, classes] of `arrays`, as far as they are stored and have that shape; arrays of
+    another shape are damaged, or belong to other images."""
+    shapes = {"losses": (images,), "probabilities": (images, classes)}
+    found = {name: arrays[name] for name in shapes if name in arrays}
+    return {name: array for name, array in found.items() if array.shape == shapes[name] and array.dtype.kind == "f"}
 
 
 def put_test(store: Store, run: str, epoch: int, losses: np.ndarray, probabilities: np.ndarray) -> None:
@@ -301,7 +321,8 @@ def report_from(values: Mapping[str, Any]) -> EpochReport:
     known = {name: values[name] for name in EpochReport.__dataclass_fields__ if name in values}
     for name, value in known.items():
         whole = EpochReport.__dataclass_fields__[name].type is int
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or (whole and not 0 <= value < 2**53):
+        wrong = isinstance(value, bool) or not isinstance(value, int if whole else int | float) or (whole and value < 0)
+        if wrong or (isinstance(value, int) and abs(value) >= 2**53):
             raise ValueError(f"{name} = {value!r:.40} is not a number that it could have")
     return EpochReport(**known)
 

@@ -49,6 +49,9 @@ def test_a_run_without_a_name_gets_a_valid_one(tmp_path, file, name):
     [
         ("s3.endpoint_url='http://jane:secret@host'", "s3.endpoint_url = 'http://\\*\\*\\*@host'"),
         ("data.source='s3://jane:secret@bucket/x'", "data.source"),
+        ("run.storage='s3://jane:very/secret@bucket/x'", "run.storage = 's3://\\*\\*\\*@bucket/x'"),
+        ("run.storage='s3:jane:secret@bucket'", "run.storage"),
+        ("s3.endpoint_url='https://host/?aws_access_key_id=secret'", "s3.endpoint_url"),
         ("model.arguments={urls=['http://h/?X-Amz-Signature=secret']}", "model.arguments.urls"),
     ],
 )

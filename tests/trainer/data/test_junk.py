@@ -11,6 +11,7 @@ from trainer.storage.folder import FolderStore
 from trainer.storage.s3 import S3Store
 
 DATA = Data(source="unused", classes={"authentic": "Au/", "fake": "Tp/"})
+BY_FOLDER = Data(source="unused", class_pattern="^(?P<class>[^/]+)/")
 PATTERN = Data(source="unused", class_pattern=r"(?P<class>[^/]+)/[^/]+$")
 
 
@@ -109,6 +110,29 @@ def test_a_storage_beside_the_source_hides_nothing(tmp_path):
     for storage in (None, FolderStore(tmp_path), FolderStore(tmp_path / "images-too"), FolderStore(tmp_path / "images" / "deeper")):
         manifest = build_manifest(Sources({"source": source}), PATTERN, storage)
         assert [image.key for image in manifest.images] == ["runs/1.jpg", "shards/2.jpg"]
+
+
+@pytest.mark.parametrize("inside", ["runs", "a/b", "x/../runs"])
+def test_the_local_files_of_runs_are_no_images(tmp_path, inside):
+    """With its storage in a bucket and the current folder as the source, the second run would learn the loss curve of the first as
+    a class of its own, "runs"."""
+    source, storage = FolderStore(tmp_path), FolderStore(tmp_path.with_name("elsewhere"))
+    (tmp_path / "x").mkdir()
+    put(source, "real/1.jpg", "fake/2.jpg")
+    local = str(tmp_path / inside)
+    digest = build_manifest(Sources({"source": source}), BY_FOLDER, storage, [local]).digest
+    put(FolderStore(local), "first/loss.png", "first/report.html")
+    manifest = build_manifest(Sources({"source": source}), BY_FOLDER, storage, [local])
+    assert (manifest.classes, manifest.digest, manifest.junk) == (("fake", "real"), digest, 2)
+
+
+@pytest.mark.parametrize("local", [".", "..", "../run", "../images-too"])
+def test_local_files_elsewhere_hide_no_images(tmp_path, local):
+    """A run that writes its report into or beside the folder of the images would find no images."""
+    source = FolderStore(tmp_path / "images")
+    put(source, "runs/1.jpg", "shards/2.jpg")
+    manifest = build_manifest(Sources({"source": source}), BY_FOLDER, None, [str(tmp_path / "images" / local)])
+    assert [image.key for image in manifest.images] == ["runs/1.jpg", "shards/2.jpg"]
 
 
 def test_a_bucket_within_a_bucket():

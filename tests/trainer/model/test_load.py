@@ -106,13 +106,14 @@ def test_freezing_by_path():
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
-def test_weights_to_start_from(tmp_path, suffix):
-    """Fine-tuning would start from random weights, or from those of other layers."""
+def test_weights_to_start_from(tmp_path, monkeypatch, suffix):
+    """Fine-tuning would start from random weights, or from those of other layers; or `~` would be no folder here alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / f"start{suffix}"
     saved = _build(OWN + "residual")
     saved.set_weights([np.random.default_rng(1).normal(size=weight.shape) for weight in saved.get_weights()])
     (saved.save if suffix == ".keras" else saved.save_weights)(path)
-    model = {"network": OWN + "residual", "weights": str(path)}
+    model = {"network": OWN + "residual", "weights": f"~/start{suffix}"}
     network = _build(**model)
     load.start_from(network, settings(model=model).model, config.S3())
     for a, b in zip(network.get_weights(), saved.get_weights(), strict=True):

@@ -210,3 +210,11 @@ def test_a_run_continues_with_its_own_module_only(before, now, same):
     old, new = (Module("my_module", {"my_module.py": text}) if text else None for text in (before, now))
     with nullcontext() if same else pytest.raises(NetworkError, match=r"^Run first .* of module my_module .* Fix: restore .*"):
         check_unchanged(new, old and old.facts, "first")
+
+
+def test_a_stored_module_cannot_steer_a_terminal():
+    """Whoever may write to the bucket could clear the screen of whoever resumes the run."""
+    for new in (None, Module("my_module", {})):
+        with pytest.raises(NetworkError) as caught:
+            check_unchanged(new, {"name": "\x1b[2J", "digest": "\x1b[2J\n"}, "first")
+        assert str(caught.value).isprintable()

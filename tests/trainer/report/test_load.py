@@ -1,5 +1,6 @@
 """Reading a run's results from its storage."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tests.support import training
 from tests.trainer.report.runs import demo
 from trainer import UserError, config
 from trainer.data.dataset import Pack, Quarantined, Split
-from trainer.report.load import load
+from trainer.report.load import load, open_images
 from trainer.storage import Store, open_store, results
 
 SETTINGS = config.parse({"data": {"source": "x", "classes": {"a": "a/", "b": "b/"}}, "training": {"batch_size": 32}})
@@ -111,6 +112,35 @@ def test_an_epoch_whose_arrays_were_lost_leaves_a_gap(store: Store, rows: Rows) 
     assert np.isfinite(losses[[0, 2]]).all()
 
 
+@pytest.mark.parametrize("shape", [(), (39,), (40, 1), (40, 3), (0, 2)])
+def test_arrays_of_other_images_leave_a_gap(store: Store, rows: Rows, shape: tuple[int, ...]) -> None:
+    """One epoch whose arrays are damaged, or stand for other images, would end every report of the run with a traceback."""
+    stored(store, 3)
+    history = results.get_history(store, "a-run")
+    for report in history[1:]:
+        wrong = np.ones(shape, np.float32)
+        results.put_epoch(store, "a-run", report, {"losses": wrong, "probabilities": wrong})
+    result = load("a-run", store, PACK, rows, SIDES)
+    assert np.isfinite(result.losses[0]).all()
+    assert np.isnan(result.losses[1:]).all()
+    assert result.probabilities.shape == (40, 2)
+    assert np.isnan(result.probabilities).all()
+
+
+def test_a_run_of_another_version_is_reported(store: Store, rows: Rows) -> None:
+    """A run whose version did not know training.keep, or called a setting otherwise, could not be reported after an update."""
+    older = {"data": SETTINGS.as_dict()["data"], "training": {"learning_rate": 1e-3}}
+    with pytest.raises(UserError, match=r"^The packed images of run a-run are no longer in"):  # as for any other run
+        open_images(store, "a-run", {"config": older, "manifest": "m"}, SETTINGS.pipeline)
+    settings = SETTINGS.as_dict()
+    del settings["training"]["keep"], settings["training"]["batch_size"], settings["run"]
+    stored(store, 2, config=settings)
+    result = load("a-run", store, PACK, rows, SIDES)
+    assert result.epoch == 2
+    assert result.batch is not None
+    assert len(result.batch(1, 0)) == 32
+
+
 def test_the_images_of_a_batch_are_those_that_were_trained_on(store: Store, rows: Rows) -> None:
     """The report would show other images than the ones that did the harm."""
     stored(store, 1)
@@ -136,4 +166,16 @@ def test_the_result_on_the_test_set_is_shown_with_its_epoch_only(store: Store, r
     assert test is not None
     assert test.labels.tolist() == rows.labels[140:].tolist()
     assert test.losses.tolist() == losses.tolist()
+    for wrong in (
+        {"losses": losses, "probabilities": probabilities},
+        {"epoch": np.array([3, 3]), "losses": losses, "probabilities": probabilities},
+        {"epoch": np.array(3), "losses": losses},
+        {"epoch": np.array(3), "losses": losses, "probabilities": probabilities[:, :1]},
+        {"epoch": np.array(3), "losses": losses[:9], "probabilities": probabilities[:9]},
+    ):
+        buffer = io.BytesIO()
+        np.savez(buffer, **wrong)
+        store.put("runs/a-run/test.npz", buffer.getvalue())
+        assert load("a-run", store, PACK, rows, sides).test is None
+    results.put_test(store, "a-run", 3, losses, probabilities)
     assert load("a-run", store, PACK, rows, SIDES).test is None

@@ -80,6 +80,12 @@ def test_settings_of_roll_backs_add_up_unless_a_person_changes_them():
     config.check_resumable(settings, training.settings(optimizer={"learning_rate": RATE}).as_dict(), "first")
 
 
+def test_roll_backs_of_another_version():
+    """A run that went back would not start again after an update that renames the setting which it had changed."""
+    back = {"settings": "training.speed=0.1 optimizer.clip_norm=1", "before": {"training.speed": 1.0, "optimizer.clip_norm": None}}
+    assert divergence.with_roll_backs(training.settings(), [back]).optimizer.clip_norm == 1.0
+
+
 @pytest.mark.parametrize(("loss", "still"), [(2.0, True), (np.nan, True), (0.6, False)])
 def test_a_resumed_run_goes_back_only_if_it_is_still_lost(loss, still):
     """A run that has long recovered would be thrown back; or one that is resumed to go back would train on with lost weights."""

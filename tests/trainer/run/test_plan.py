@@ -81,6 +81,16 @@ def test_a_dry_run_counts_archived_images(tmp_path, capsys, monkeypatch):
     assert "6 archived (skipped unless they are restored first)" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_reports_of_earlier_runs_are_no_images(tmp_path, capsys):
+    """With the storage in a bucket and the reports beside the images, a run would train on the loss curves of earlier runs."""
+    jobs.put_images(str(tmp_path), images=60)
+    (tmp_path / "images/fake/runs/first").mkdir(parents=True)
+    (tmp_path / "images/fake/runs/first/loss.png").write_bytes(b"PNG")
+    configuration = jobs.write_config(tmp_path, str(tmp_path))
+    assert train.main(["--config", str(configuration), "--set", f"run.output={tmp_path}/images/fake/runs", "--dry-run"]) == 0
+    assert "authentic 30, fake 30" in capsys.readouterr().out
+
+
 def test_a_dry_run_of_an_existing_run(tmp_path, capsys):
     """A dry run would promise to resume what the run refuses, or describe other images than those that the run began with."""
     jobs.put_images(str(tmp_path), images=60)

@@ -1,6 +1,7 @@
 """What a checkpoint holds, and the way back: with a real learner, diagnosis and folder."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ from spikewise.diagnose import Diagnostician
 from tests.support import training
 from tests.support.epochs import report
 from tests.trainer.engine.test_golden import SHAPE, _Rows
-from trainer import config
+from trainer import UserError, config
 from trainer.engine.distributed_network import DistributedNetwork
 from trainer.engine.step import STEP_RECORD, records
 from trainer.run.resume import Position, changes, plain_steps, resume, step_records, to_checkpoint
@@ -156,6 +157,29 @@ def test_changes_since_the_checkpoint_are_events(tmp_path):
     _, rate, size = changes(found, training.settings(optimizer={"learning_rate": 1e-4}, model=NETWORK), workers=2)
     assert (rate.kind, rate.before, rate.after) == ("learning_rate", 1e-3, 1e-4)
     assert (size.kind, size.before, size.after) == ("world_size", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({}, None),
+        ({"training": {"epochs": 10, "learning_rate": 0.1}}, None),
+        (None, "config has no sections"),
+        ({"optimizer": 3}, "config has no sections"),
+        ({"optimizer": {"learning_rate": "high"}}, "optimizer.learning_rate = 'high'"),
+        ({"launch": {"workers": 0}}, "launch.workers = 0"),
+    ],
+)
+def test_a_checkpoint_with_other_settings(tmp_path, settings, problem):
+    """A checkpoint of another version, or a damaged one, would end each start of the run with a traceback."""
+    worker = Worker(tmp_path)
+    state, meta = to_checkpoint(worker.learner, worker.position, worker.diagnostician, worker.settings.as_dict())
+    worker.checkpoints.save(1, state, meta | {"settings": settings})
+    if problem is None:
+        assert changes(worker.resume(), worker.settings, workers=1)
+        return
+    with pytest.raises(UserError, match=rf"step 1 does not describe a run \(.*{re.escape(problem)}.*\)\. Fix: "):
+        worker.resume()
 
 
 def test_a_changed_schedule_is_an_event(tmp_path):

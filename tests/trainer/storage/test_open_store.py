@@ -13,6 +13,9 @@ def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert open_store("s3://bucket-1", S3()).url == "s3://bucket-1"
     assert open_store("s3://bucket-1/a/b/", S3()).url == "s3://bucket-1/a/b"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/images", S3()).url == str(tmp_path / "images")
+    assert open_store("~no-such-user/images", S3()).url == str(tmp_path / "~no-such-user/images")
     assert open_store("data/images", S3()).url == str(tmp_path / "data/images")
     assert open_store(f"file://{tmp_path}/with%20blank", S3()).url == f"{tmp_path}/with blank"
 

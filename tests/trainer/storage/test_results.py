@@ -111,8 +111,17 @@ def test_one_wrong_answer_is_read_again(store, answer):
     [
         ({"config": []}, "config has no sections"),
         ({"config": {"run": 3}}, "config has no sections"),
+        ({"config": {"training": {"epochs": "8"}}}, "training.epochs = '8': should be a valid integer"),
+        ({"config": {"run": {"seed": None}}}, "run.seed = None"),
+        ({"config": {"diagnosis": {"sensitivity": {}}}}, "diagnosis.sensitivity"),
         ({"manifest": 3}, "manifest is something else"),
-        ({"environment": "x"}, "environment or"),
+        ({"environment": "x"}, "environment is something else"),
+        ({"outcome": 1}, "outcome is something else"),
+        ({"epoch": "last"}, "epoch is something else"),
+        ({"network": ["question"]}, "network is something else"),
+        ({"network": {"name": "question", "parameters": "many"}}, "network lacks one of name, parameters, trainable"),
+        ({"module": "nets"}, "module is something else"),
+        ({"module": {"name": "nets"}}, "module lacks one of name, digest"),
     ],
 )
 def test_a_run_that_describes_nothing(store, change, why):
@@ -122,8 +131,39 @@ def test_a_run_that_describes_nothing(store, change, why):
         results.get_run(store, "a-run")
 
 
+def test_a_run_of_another_version(store):
+    """After an update that renames a setting or adds one, older runs would be called damaged, or end reports with a traceback."""
+    older = {"training": {"epochs": 8, "learning_rate": 1e-3}, "pipeline": {"flip": True}, "model": {"dropout": [0.25, 0.5]}}
+    results.put_run(store, "a-run", {"config": older, "manifest": "m", "environment": {}})
+    found = results.get_run(store, "a-run")["config"]
+    assert (found["pipeline"], found["model"]) == (older["pipeline"], older["model"])
+    assert found["training"] == older["training"] | {"batch_size": 32, "early_stopping": 0, "keep": "last"}
+    assert found["diagnosis"] == {"sensitivity": 1.0}
+
+
 @pytest.mark.parametrize(
-    "change", [{"epoch": 2}, {"epoch": "1"}, {"epoch": True}, {"train_loss": []}, {"step": -1}, {"step": 10**400}]
+    "change",
+    [{"what": None, "settings": 3}, {"before": []}, {"settings": "a.b=1 c.d=2"}],
+)
+def test_roll_backs_of_something_else(store, change):
+    """A damaged or hostile record would end every start of the run with a traceback."""
+    results.put_roll_backs(store, "a-run", [BACK | change])
+    with pytest.raises(results.ResultsError, match=r"roll_backs\.json is damaged \(.*\)\. Fix: delete it"):
+        results.get_roll_backs(store, "a-run")
+
+
+def test_the_machine_of_a_start(store):
+    """A replay of a run with a damaged record of its start would end in a traceback."""
+    results.put_start(store, "a-run", 0, {"settings": {}, "machine": {"threads of a worker": "2"}})
+    assert results.get_start(store, "a-run", 0)["machine"] == {"threads of a worker": "2"}
+    for threads in ("many", None, float("inf")):
+        results.put_start(store, "a-run", 0, {"settings": {}, "machine": {"threads of a worker": threads}})
+        assert results.get_start(store, "a-run", 0) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epoch": 2}, {"epoch": "1"}, {"epoch": True}, {"train_loss": []}, {"train_loss": 10**400}, {"step": -1}, {"step": 10**400}],
 )
 def test_a_report_of_something_else(store, change):
     """A damaged or hostile record would end every report of the run, and its resume, with a traceback."""

@@ -42,13 +42,15 @@ class Rows:
 
 def engine(batch: int, precision: str, images: int, size: int, rounds: int) -> dict[str, Any]:
     """Images a second: of the engine's epochs, of steps with a call each, and of evaluation; one value a round."""
+    import tensorflow as tf
+
     from benchmarks.support import training
     from trainer import config
     from trainer.engine import devices
     from trainer.engine.chunk import Chunks, Steps
     from trainer.engine.evaluate import evaluate
 
-    devices.configure(threads=os.cpu_count() or 1, gpu=False)
+    devices.configure(threads=os.cpu_count() or 1, gpu=bool(tf.config.list_physical_devices("GPU")))
     settings = config.parse(
         {
             "data": {"source": "x", "classes": {"a": "a/", "b": "b/"}, "image_size": [size, size]},

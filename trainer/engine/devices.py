@@ -12,13 +12,17 @@ class DeviceError(UserError):
 
 
 def configure(*, threads: int, gpu: bool) -> None:
-    """Gives TensorFlow `threads` threads for one operation, and GPU memory as it needs it instead of all at once.
+    """Gives TensorFlow `threads` threads for one operation. Hides all GPUs unless `gpu` is set; their memory is taken as it is
+    needed instead of all at once.
 
     Call it before TensorFlow runs any operation. Raises DeviceError when `gpu` is set and TensorFlow sees no GPU.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
+    if not gpu:  # Ray hides no GPU from a worker that asked for none
+        tf.config.set_visible_devices([], "GPU")
+        return
     gpus = tf.config.list_physical_devices("GPU")
-    if gpu and not gpus:  # it would silently train on the CPU
+    if not gpus:  # it would silently train on the CPU
         raise DeviceError(
             f"launch.gpu = true, but TensorFlow {tf.__version__} sees no GPU. Fix: use an image built with VARIANT=gpu (outside of "
             'containers: pip install "tensorflow[and-cuda]"), and an NVIDIA driver recent enough for its CUDA version.'
@@ -34,9 +38,7 @@ def has_gpu() -> bool:
 
 def facts() -> dict[str, str]:
     """What else of this process decides how results are rounded: the GPU, and the kernels of the CPU."""
-    gpus = [
-        tf.config.experimental.get_device_details(gpu).get("device_name", "?") for gpu in tf.config.list_physical_devices("GPU")
-    ]
+    gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", "?") for gpu in tf.config.get_visible_devices("GPU")]
     return {
         "gpu of a worker": ", ".join(gpus) or "none",
         "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "as TensorFlow decides"),

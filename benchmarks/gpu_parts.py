@@ -34,7 +34,7 @@ class Rows:
     def __init__(self, count: int, size: int) -> None:
         self.pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
         self.labels = (np.arange(count) % 2).astype(np.int32)
-        self.images, self.nbytes = self, self.pixels.nbytes
+        self.images, self.shape, self.nbytes = self, self.pixels.shape, self.pixels.nbytes
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self.pixels[rows]

@@ -206,7 +206,8 @@ def refused(image_shape, classes):
 
 
 def test_the_device_decides(monkeypatch, caplog):
-    """A GPU would be a tenth as fast as it can be; a CPU would compile for nothing; a network that XLA refuses would not train."""
+    """A GPU would be a tenth as fast as it can be; a CPU would compile for nothing; a network that XLA refuses would not train; no
+    one would learn why more GPUs make training slower."""
     learner, feed = build(SMALL)
     monkeypatch.setattr(devices, "has_gpu", lambda: False)
     assert isinstance(engine(learner, feed, trace_bytes=10**6), Steps)
@@ -219,8 +220,14 @@ def test_the_device_decides(monkeypatch, caplog):
     plain.restore(learner.state())
     for found, expected in zip(evaluate(learner, feed, rows), evaluate(plain, feed, rows), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-    learner.group = SimpleNamespace(size=2)
-    assert isinstance(engine(learner, feed, trace_bytes=10**6), Steps)
+    assert not caplog.messages
+    for rank in range(2):
+        learner.group = SimpleNamespace(size=2, rank=rank)
+        assert isinstance(engine(learner, feed, trace_bytes=10**6), Steps)
+    (line,) = caplog.messages
+    assert line.startswith("2 workers make each training step a call of its own. One worker compiles many steps into a call")
+
+    caplog.clear()
 
     learner, feed = build({"model": {"network": f"{__name__}:refused"}})
     with caplog.at_level(logging.WARNING):

@@ -70,12 +70,16 @@ def engine(learner: Learner, feed: Feed, *, trace_bytes: int) -> Engine:
             learner.group.size,
         )
     if learner.group.size == 1 and devices.has_gpu():
-        try:
-            chunks = Chunks(learner, feed, traced=traced)
-            learner.compile_evaluation()
-            return chunks
-        except Exception as error:  # of any type; one of a user's layer comes again with the first step
-            log.warning("XLA does not compile %s. Each training step is a call of its own, which is slower.", _refused(error))
+        for attempt in range(2):
+            try:
+                chunks = Chunks(learner, feed, traced=traced)
+                learner.compile_evaluation()
+                return chunks
+            except Exception as error:  # of any type; one of a user's layer comes again with the first step
+                if attempt == 0 and devices.forget_programs(error):
+                    continue
+                log.warning("XLA does not compile %s. Each training step is a call of its own, which is slower.", _refused(error))
+                break
     return Steps(learner, feed, traced=traced)
 
 

@@ -99,7 +99,7 @@ class _Worker:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.settings = settings = config.parse(task.settings)
-        devices.configure(threads=task.threads, gpu=settings.launch.gpu)
+        devices.configure(threads=task.threads, gpu=settings.launch.gpu, cache=Path(settings.pipeline.cache_dir))
         if task.module:
             task.module.install()
         self.fence = WorkerFence(task.mailbox, task.lease, settings.checkpoint.lease_seconds)

@@ -2,6 +2,9 @@
 
 import logging
 import math
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import keras
@@ -191,6 +194,30 @@ def test_a_call_ends_where_it_must_and_is_bounded_in_time(monkeypatch):
     assert made.done == 1
     assert len(made.records()) == 1
     assert made.trace().shape == (2, learner.moving_size)
+
+
+DETERMINISTIC = """
+import numpy as np
+from tests.trainer.engine.test_chunk import build, many, train
+learner, feed = build({})
+made, before = many(learner, feed), learner.state()
+runs = []
+for _ in range(2):
+    learner.restore(before)
+    train(made, 1, end=3)
+    runs.append(learner.state())
+print(all(np.array_equal(values, runs[1][name]) for name, values in runs[0].items()))
+print(any(not np.array_equal(values, runs[1][name]) for name, values in before.items()))
+"""
+
+
+@pytest.mark.integration
+def test_deterministic_steps_compile():
+    """XLA refuses TensorFlow's gradient of max-pooling in deterministic mode, so the run whose spikes are to be replayed on a GPU
+    would make a call a step."""
+    environment = os.environ | {"TF_DETERMINISTIC_OPS": "1"}
+    done = subprocess.run([sys.executable, "-c", DETERMINISTIC], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split() == ["True", "True"], done.stderr[-2000:]
 
 
 class Norm(keras.layers.Layer):

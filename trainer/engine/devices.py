@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from trainer import UserError
 from trainer.data.cache import evict_programs
+from trainer.model.layers import deterministic
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +82,10 @@ def has_gpu() -> bool:
 
 
 def facts() -> dict[str, str]:
-    """What else of this process decides how results are rounded: the GPU, and the kernels of the CPU."""
+    """What else of this process decides how results are rounded: the GPU, and the kernels."""
     return {
         "gpu of a worker": ", ".join(map(_name, tf.config.get_visible_devices("GPU"))) or "none",
+        "deterministic operations": "yes" if deterministic() else "no",
         "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "as TensorFlow decides"),
     }
 

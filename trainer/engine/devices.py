@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,13 +65,14 @@ def keep_programs(folder: Path, device: str) -> None:
 
 
 def forget_programs(error: Exception) -> bool:
-    """Deletes the kept programs if `error` says that one of them cannot be read; returns whether it does."""
+    """Deletes all kept programs if `error` says that one of them cannot be read; returns whether it does."""
     kept = re.search(rf"{KEEPS}(\S+)", os.environ.get("TF_XLA_FLAGS", ""))
     unreadable = isinstance(error, tf.errors.DataLossError | tf.errors.OutOfRangeError) or "Serialized cache key" in str(error)
     if not kept or not unreadable:
         return False
     log.warning("A compiled program in %s cannot be read. All of them are deleted and compiled again.", kept[1])
-    shutil.rmtree(kept[1], ignore_errors=True)
+    for path in Path(kept[1]).glob("xla_compile_cache__*"):  # nothing else: the user may have chosen the folder
+        path.unlink(missing_ok=True)
     return True
 
 

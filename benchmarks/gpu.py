@@ -18,7 +18,8 @@ The network is that of trainer/model/question.py, the images are 128x128 and res
     job            100 epochs of 8,000 images with everything switched on: seconds until the first epoch has ended, and from there
                    to the end; a whole epoch against its training. Then another run on the same data, which finds packs and caches
     cache          the same twice with TensorFlow's persistent cache of compiled programs: how long compiling takes with and without
-    tests          the suite's tests of the engine and the model on this machine, with memory growth
+    tests          the suite's tests of the engine and the model on this machine, with memory growth and without TF32; a line for
+                   each that fails
 """
 
 import argparse

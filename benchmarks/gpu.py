@@ -18,7 +18,8 @@ The network is that of trainer/model/question.py, the images are 128x128 and res
     job            100 epochs of 8,000 images with everything switched on: seconds until the first epoch has ended, and from there
                    to the end; a whole epoch against its training. Then another run on the same data, which finds packs and caches
     cache          the same twice with TensorFlow's persistent cache of compiled programs: how long compiling takes with and without
-    tests          the suite's tests of the engine and the model on this machine, with memory growth
+    tests          the suite's tests of the engine and the model on this machine, with memory growth and without TF32; a line for
+                   each that fails
 """
 
 import argparse
@@ -32,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +46,7 @@ LEAST_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Part:
-    """One measurement: a command that prints JSON as its last line, or, for the tests, text."""
+    """One measurement: a command that prints JSON, of which the last line counts, or, for the tests, text."""
 
     name: str
     command: list[str]
@@ -61,7 +63,7 @@ def parts(*, quick: bool, gpu: bool, folder: Path) -> list[Part]:
 
     def engine(name: str, batch: int, precision: str, **environment: str) -> Part:
         arguments = ["engine", "--batch", str(batch), "--precision", PRECISIONS[precision], *size]
-        return Part(name, ["benchmarks.gpu_parts", *arguments], 90 * times, environment)
+        return Part(name, ["benchmarks.gpu_parts", *arguments], 120 * times, environment)
 
     def peer(name: str, batch: int) -> Part:
         return Part(f"{name}-{batch}", ["benchmarks.gpu_peers", name, "--batch", str(batch), *size], 100 * times)
@@ -72,7 +74,19 @@ def parts(*, quick: bool, gpu: bool, folder: Path) -> list[Part]:
         return first
     deterministic = {"TF_DETERMINISTIC_OPS": "1"}
     cache = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={folder / 'programs'}"}
-    tests = ["pytest", "-q", "-o", "addopts=", "-m", "not integration", "tests/trainer/engine", "tests/trainer/model"]
+    tests = [
+        "pytest",
+        "-v",
+        "-rfE",
+        "--tb=line",
+        "-o",
+        "addopts=",
+        "-m",
+        "not integration",
+        "tests/trainer/engine",
+        "tests/trainer/model",
+    ]
+    exact = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "NVIDIA_TF32_OVERRIDE": "0"}  # the tests compare with bounds of float32
     return [
         *first,
         engine("again", 32, "bf16"),
@@ -85,7 +99,7 @@ def parts(*, quick: bool, gpu: bool, folder: Path) -> list[Part]:
         engine("cache", 32, "bf16", **cache),
         engine("cache-again", 32, "bf16", **cache),
         peer("jax", 256),
-        Part("tests", tests, 200, {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}),
+        Part("tests", tests, 200, exact),
     ]
 
 
@@ -96,21 +110,36 @@ def run(part: Part, seconds: float) -> dict[str, Any]:
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ | part.environment
     command = [sys.executable, "-m", *part.command]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    error = None
     try:
         output, _ = process.communicate(timeout=seconds)
-        last = (output.strip().splitlines() or [""])[-1]
-        found = {"summary": last} if part.name == "tests" else json.loads(last)
         if process.returncode:
-            found |= {"error": f"exit code {process.returncode}"}
+            error = f"exit code {process.returncode}"
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        found = {"error": f"no result after {seconds:.0f} s"}
-    except ValueError:
-        found = {"error": f"exit code {process.returncode}: {last[:200]}"}
+        output, _ = process.communicate()  # all of it, also what came before the timeout
+        error = f"not finished after {seconds:.0f} s"
+    lines = output.strip().splitlines()
+    found = outcomes(lines) if part.name == "tests" else last_object(lines)
+    if error:
+        found["error"] = error if found else f"{error}: {''.join(lines[-1:])[:200]}"
     found["seconds"] = round(time.monotonic() - began, 1)
     say(f"{part.name}: {json.dumps(found)}")
     return found
+
+
+def last_object(lines: list[str]) -> dict[str, Any]:
+    """The last line that is a JSON object; empty if there is none."""
+    for line in reversed(lines):
+        with suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                return found
+    return {}
+
+
+def outcomes(lines: list[str]) -> dict[str, Any]:
+    """The last line of pytest, which counts the tests or, after a timeout, names the one that hung; and a line for each failure."""
+    return {"summary": "".join(lines[-1:]), "failed": [line for line in lines if line.startswith(("FAILED", "ERROR"))]}
 
 
 def summarize(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -118,7 +147,7 @@ def summarize(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
     def median(part: str, key: str) -> float:
         values = found.get(part, {}).get(key)
-        return statistics.median(values) if isinstance(values, list) else float("nan")
+        return statistics.median(values) if isinstance(values, list) and values else float("nan")
 
     def equal(one: str, other: str) -> bool | None:
         digests = {found.get(part, {}).get("digest") for part in (one, other)}

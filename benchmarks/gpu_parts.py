@@ -1,4 +1,4 @@
-"""The parts of benchmarks.gpu that measure Spikewise. Each prints one JSON object as its last line.
+"""The parts of benchmarks.gpu that measure Spikewise. Each prints JSON; the last line counts.
 
     python -m benchmarks.gpu_parts engine --batch 32 --precision mixed_bfloat16 [--images N] [--size S] [--rounds R]
     python -m benchmarks.gpu_parts job --folder FOLDER [--images N] [--size S]
@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +35,24 @@ class Rows:
     def __init__(self, count: int, size: int) -> None:
         self.pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
         self.labels = (np.arange(count) % 2).astype(np.int32)
-        self.images, self.nbytes = self, self.pixels.nbytes
+        self.images, self.shape, self.nbytes = self, self.pixels.shape, self.pixels.nbytes
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self.pixels[rows]
 
 
-def engine(batch: int, precision: str, images: int, size: int, rounds: int) -> dict[str, Any]:
-    """Images a second: of the engine's epochs, of steps with a call each, and of evaluation; one value a round."""
+def engine(batch: int, precision: str, images: int, size: int, rounds: int) -> Iterator[dict[str, Any]]:
+    """Images a second: of the engine's epochs, of evaluation, and of steps with a call each; one value a round. Yields what is
+    measured so far after each of the three: the next one may not come to an end."""
+    import tensorflow as tf
+
     from benchmarks.support import training
     from trainer import config
     from trainer.engine import devices
-    from trainer.engine.chunk import Chunks, Steps
+    from trainer.engine.chunk import Chunks, Engine, Steps
     from trainer.engine.evaluate import evaluate
 
-    devices.configure(threads=os.cpu_count() or 1, gpu=False)
+    devices.configure(threads=os.cpu_count() or 1, gpu=bool(tf.config.list_physical_devices("GPU")))
     settings = config.parse(
         {
             "data": {"source": "x", "classes": {"a": "a/", "b": "b/"}, "image_size": [size, size]},
@@ -64,31 +68,32 @@ def engine(batch: int, precision: str, images: int, size: int, rounds: int) -> d
     began = time.perf_counter()
     chunks = Chunks(learner, feed, traced=True)
     compiled = time.perf_counter() - began
+    found: dict[str, Any] = {"gpu": devices.has_gpu(), "compile_seconds": compiled}
+
+    def measure(name: str, count: int, run: Callable[[int], Any]) -> None:
+        """Adds the images a second of `run`, which takes the number of the round and handles `count` images."""
+        found[name] = []
+        for number in range(rounds + 1):
+            began = time.perf_counter()
+            run(number)
+            if number:
+                found[name].append(count / (time.perf_counter() - began))
+
+    def epoch(made: Engine, number: int, end: int) -> None:
+        made.begin(number + 1, 0)
+        while made.done < end:
+            made.train(end, stop=False, save=False)
+        assert np.isfinite(made.records()["loss"]).all()
+
+    measure("engine", feed.steps * batch, lambda number: epoch(chunks, number, feed.steps))
+    found["digest"] = hashlib.sha256(b"".join(values.tobytes() for _, values in sorted(learner.state().items()))).hexdigest()
+    yield found
     learner.compile_evaluation()
-    found: dict[str, list[float]] = {"engine": [], "evaluation": [], "a call a step": []}
-    for number in range(rounds + 1):
-        began = time.perf_counter()
-        chunks.begin(number + 1, 0)
-        while chunks.done < feed.steps:
-            chunks.train(feed.steps, stop=False, save=False)
-        trained = time.perf_counter()
-        assert np.isfinite(chunks.records()["loss"]).all()
-        checked = time.perf_counter()
-        evaluate(learner, feed, rows[:EVALUATED])
-        if number:
-            found["engine"].append(feed.steps * batch / (trained - began))
-            found["evaluation"].append(len(rows[:EVALUATED]) / (time.perf_counter() - checked))
-    digest = hashlib.sha256(b"".join(values.tobytes() for _, values in sorted(learner.state().items()))).hexdigest()
+    measure("evaluation", len(rows[:EVALUATED]), lambda _: evaluate(learner, feed, rows[:EVALUATED]))
+    yield found
     steps, last = Steps(learner, feed, traced=True), min(STEPWISE_STEPS, feed.steps)
-    for number in range(rounds + 1):
-        began = time.perf_counter()
-        steps.begin(number + 1, 0)
-        while steps.done < last:
-            steps.train(last, stop=False, save=False)
-        steps.records()
-        if number:
-            found["a call a step"].append(last * batch / (time.perf_counter() - began))
-    return {"gpu": devices.has_gpu(), "compile_seconds": compiled, "digest": digest, **found}
+    measure("a call a step", last * batch, lambda number: epoch(steps, number, last))
+    yield found
 
 
 def job(folder: Path, images: int, size: int, *, gpu: bool) -> dict[str, Any]:
@@ -173,7 +178,8 @@ def main() -> int:
     if a.name == "job":
         print(json.dumps(job(a.folder, a.images, a.size, gpu=a.gpu)))
     else:
-        print(json.dumps(engine(a.batch, a.precision, a.images, a.size, a.rounds)))
+        for found in engine(a.batch, a.precision, a.images, a.size, a.rounds):
+            print(json.dumps(found), flush=True)
     return 0
 
 

@@ -5,7 +5,8 @@
 All images are on the device, and every epoch has a new order, as in the job. Prints one JSON object: images a second of each way to
 run a step, one value a round.
 
-    torch   eager; CUDA graph (the whole step captured once, then replayed); compile + CUDA graph (the same after torch.compile)
+    torch   eager; CUDA graph (the whole step captured once, then replayed); compile + CUDA graph (the same
+            after torch.compile of everything from the rows to the loss)
     jax     the epoch as one jitted lax.scan over the steps; fit: keras.Model.fit, which jits one step
 
 Shapes: N images, B images of a batch, s steps, S pixels of an image's side.
@@ -68,21 +69,22 @@ def torch_peer(images: int, size: int, batch: int, precision: str, rounds: int) 
         fused = {"fused": True, "capturable": True} if device.type == "cuda" else {}
         return network, torch.optim.Adam(network.parameters(), 1e-4, **fused)
 
-    def stepper(network: Any, optimizer: Any, rows: Any) -> Callable[[], None]:
-        def step() -> None:
-            x = pixels[rows].permute(0, 3, 1, 2).float() / 255  # stays channels last
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
-                loss = nn.functional.cross_entropy(network(x), labels[rows])
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=False)
-
-        return step
-
     def variant(*, compiled: bool, graph: bool) -> list[float]:
         network, optimizer = build()
         rows = torch.zeros(batch, dtype=torch.long, device=device)
-        step = stepper(torch.compile(network) if compiled else network, optimizer, rows)
+
+        def forward(rows: Any) -> Any:
+            x = pixels[rows].permute(0, 3, 1, 2).float() / 255  # stays channels last
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
+                return nn.functional.cross_entropy(network(x), labels[rows])
+
+        loss = torch.compile(forward) if compiled else forward
+
+        def step() -> None:
+            loss(rows).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)  # a captured backward pass then writes gradients instead of adding to zeros
+
         run = step
         if graph:
             side = torch.cuda.Stream()

@@ -432,4 +432,11 @@ def before_event(scene: Scene, event: Event) -> Probe | None:
 
 def average(path: Sequence[tuple[int, Weights]]) -> Weights:
     """The mean of the weights over a path."""
-    return [np.asarray(np.mean(values, 0, dtype=np.float32)) for values in zip(*(weights for _, weights in path), strict=True)]
+    (_, first), *others = path
+    totals = [np.array(values, np.float32) for values in first]
+    for _, weights in others:  # a running sum; np.mean would first copy all weights of the path into one array
+        for total, values in zip(totals, weights, strict=True):
+            total += np.asarray(values, np.float32)
+    for total in totals:
+        total /= len(path)
+    return totals

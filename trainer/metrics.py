@@ -126,6 +126,7 @@ METRICS: dict[str, Definition] = {
     ),
     "spikewise_checkpoint_duration_seconds": Definition("gauge", "seconds", "Duration of the last successful save."),
     "spikewise_checkpoint_failures_total": Definition("counter", "", "Saves that failed after all retries."),
+    "spikewise_checkpoint_skipped_total": Definition("counter", "", "Saves that were left out: storage is slower than the epochs."),
     "spikewise_storage_requests_total": Definition(
         "counter",
         "",
@@ -337,9 +338,11 @@ class Exporter(Collector):
             self._set("spikewise_last_progress_timestamp_seconds", time.time())
             self._updates += 1
 
-    def update_checkpoint(self, *, step: int | None, committed: float | None, seconds: float | None, failures: int) -> None:
+    def update_checkpoint(
+        self, *, step: int | None, committed: float | None, seconds: float | None, failures: int, skipped: int = 0
+    ) -> None:
         """Sets the state of the saves: step, Unix time and duration (seconds) of the last committed one, None before the first; and
-        the failures so far of the saving worker. The counter adds them up over workers, each starting from 0."""
+        the failed and the skipped ones so far of the saving worker. The counters add them up over workers, each starting from 0."""
         with self._changed:
             for name, value in {
                 "spikewise_checkpoint_step": step,
@@ -349,6 +352,7 @@ class Exporter(Collector):
                 if value is not None:
                     self._set(name, value)
             self._count("spikewise_checkpoint_failures_total", (), failures, "")
+            self._count("spikewise_checkpoint_skipped_total", (), skipped, "")
             self._updates += 1
 
     def update_storage(self, process: str, *, requests: Mapping[str, int], retries: int, errors: int) -> None:

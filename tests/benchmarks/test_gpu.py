@@ -1,8 +1,10 @@
 """The benchmark of a GPU, tiny, on this machine."""
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -32,9 +34,32 @@ def test_the_benchmark_measures_what_is_installed(tmp_path):
 def test_a_part_that_hangs_or_fails_costs_only_itself():
     """One peer that hangs would take the whole time on the GPU, and no number would come back."""
     late = run(Part("late", ["timeit", "-n1", "-r1", "-s", "import time", "time.sleep(60)"], 1), 1)
-    assert (late["error"], late["seconds"] < 30) == ("no result after 1 s", True)
+    assert (late["error"].startswith("not finished after 1 s"), late["seconds"] < 30) == (True, True)
     broken = run(Part("broken", ["timeit", "1 +"], 30), 30)
     assert broken["error"].startswith("exit code 1")
+
+
+def test_a_part_that_is_late_keeps_what_it_has_measured():
+    """A few seconds too little would cost the number that the GPU was lent for, because another one came too late."""
+    script = """import time; print('{"engine": [1.0]}'); print('{"engine": [2.0], "evaluation": []}', flush=True); time.sleep(60)"""
+    late = run(Part("late", ["timeit", "-n1", "-r1", script], 5), 5)
+    assert (late["engine"], late["error"]) == ([2.0], "not finished after 5 s")
+    assert summarize({"engine-32-bf16": late})["batch 32, bf16"]["images_per_second"] == 2
+
+
+def test_failed_tests_are_named(tmp_path):
+    """One would only know that some test fails on a GPU, and would need the GPU again to learn which."""
+    (tmp_path / "test_some.py").write_text(
+        "import os\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert os.environ['NVIDIA_TF32_OVERRIDE'] == '1'\n"
+        "def test_broken(missing): pass\n"
+    )
+    (tests,) = (part for part in parts(quick=False, gpu=True, folder=tmp_path) if part.name == "tests")
+    options = ["-p", "no:cacheprovider", "-c", os.devnull, str(tmp_path)]
+    found = run(replace(tests, command=[*tests.command[:-2], *options]), 60)
+    assert "1 failed, 1 passed, 1 error" in found["summary"]
+    assert [line.split(" - ")[0].split("::")[1] for line in found["failed"]] == ["test_bad", "test_broken"]
 
 
 def test_the_summary_says_what_is_known(tmp_path):

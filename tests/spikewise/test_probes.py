@@ -125,6 +125,18 @@ def test_the_stretch_in_which_the_loss_rose_is_found(training):
     assert found.passes <= 3
 
 
+def test_the_average_of_weights_is_that_of_numpy():
+    """The sum of an epoch's parts would change in the last bits with the way that weights are added, or a snapshot with it."""
+    generator = np.random.default_rng(0)
+    path = [(i, [generator.normal(size=shape).astype(np.float32) for shape in ((64, 33), (7,), ())]) for i in range(7)]
+    before = [[values.copy() for values in weights] for _, weights in path]
+    for found, values in zip(probes.average(path), zip(*before, strict=True), strict=True):
+        np.testing.assert_array_equal(found, np.mean(values, 0, dtype=np.float32), strict=True)
+    for (_, weights), kept in zip(path, before, strict=True):
+        for now, was in zip(weights, kept, strict=True):
+            np.testing.assert_array_equal(now, was)
+
+
 def test_oscillating_weights_are_well_on_average(training):
     """Otherwise gradient noise would stay unexplained."""
     path, steps = training.snapshots()

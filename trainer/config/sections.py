@@ -123,7 +123,7 @@ class Pipeline(Section):
     """Largest data set, in bytes of pixels, that each worker keeps in memory (on the GPU if there is one). A larger one stays on
     the local disk and is read batch by batch."""
     cache_dir: LocalFolder = ".cache/shards"
-    """Local folder of packed shards, shared by all workers of a machine. `~` is the home folder."""
+    """Local folder of packed shards and compiled programs, shared by all workers of a machine. `~` is the home folder."""
     cache_max_bytes: Bytes = 100_000_000_000
     """Bytes of packed shards that `cache_dir` may hold. Beyond it, and after 30 days without use, the least recently used packs are
     deleted. The pack of the run itself always stays."""

@@ -1,4 +1,4 @@
-"""Keeps the local cache of packs within its bounds. Owns which packs are deleted, and when."""
+"""Keeps the local caches of packs and compiled programs within their bounds. Owns what is deleted, and when."""
 
 import fcntl
 import os
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 UNUSED_SECONDS = 30 * 86400.0
-"""A pack that no job of this machine has opened for so long is deleted."""
+"""A pack or program that no job of this machine has opened for so long is deleted."""
+PROGRAM_BYTES = 2**30
+"""Most bytes of compiled programs."""
 LOCK = "lock"
 """File in a pack's folder: locked while the pack is fetched (by one job) or checked and mapped (by any number); its time says when
 the pack was last opened."""
@@ -67,6 +69,18 @@ def evict(cache: Path, keep: Path, max_bytes: int) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a job fetches or opens it
             shutil.rmtree(folder)
             total -= sizes[folder]
+
+
+def evict_programs(folder: Path) -> None:
+    """Deletes compiled programs that were not used for UNUSED_SECONDS, and the least recently used ones until the others have at
+    most PROGRAM_BYTES together. Programs are the files in the folders below `folder`."""
+    total, oldest = 0, time.time() - UNUSED_SECONDS
+    with suppress(OSError):  # another job may delete them too
+        files = [(path, path.stat()) for path in folder.glob("*/*") if path.is_file()]
+        for path, facts in sorted(files, key=lambda file: -max(file[1].st_atime, file[1].st_mtime)):
+            total += facts.st_size
+            if total > PROGRAM_BYTES or max(facts.st_atime, facts.st_mtime) < oldest:
+                path.unlink(missing_ok=True)
 
 
 def others_bytes(cache: Path, keep: Path) -> int:

@@ -25,6 +25,10 @@ EVALUATION_BATCH = 128
 """Images of one evaluation batch of a worker, if they are not compiled."""
 READ_AHEAD = 2
 """Batches read from disk in advance."""
+COPY_BYTES = 2**25
+"""Most bytes of pixels that are read at once into memory."""
+ALIGNMENT = 64
+"""Bytes at whose multiples TensorFlow expects a tensor to begin."""
 
 
 class Batch(NamedTuple):
@@ -68,7 +72,18 @@ class Feed:
 
     def load(self) -> tf.Tensor:
         """All packed images, uint8 [N, H, W, C], on the GPU if there is one. Only for `resident` data."""
-        return tf.constant(self.rows.images.take(np.arange(len(self.rows.labels))))
+        images, count = self.rows.images, len(self.rows.labels)
+        memory = np.empty(images.nbytes + ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        pixels = memory[start : start + images.nbytes].reshape(images.shape)
+        step = max(COPY_BYTES * count // images.nbytes, 1)
+        for begin in range(0, count, step):
+            pixels[begin : begin + step] = images.take(np.arange(begin, min(begin + step, count)))
+        tensor = tf.experimental.dlpack.from_dlpack(pixels.__dlpack__())  # shares the memory, which tf.constant would copy
+        if tf.config.list_logical_devices("GPU"):
+            with tf.device("GPU:0"):
+                return tf.identity(tensor)
+        return tensor
 
     def labels(self, epoch: int) -> np.ndarray:
         """Class numbers int [s, B] of the images in the epoch's global batches, those of all workers."""

@@ -63,13 +63,23 @@ def engine(learner: Learner, feed: Feed, *, trace_bytes: int) -> Engine:
     Several workers make a call a step: TensorFlow compiles sums over workers for GPUs only, where they are not tested.
     """
     traced = 4 * learner.moving_size * (feed.steps + 1) <= trace_bytes
+    if learner.group.size > 1 and devices.has_gpu() and learner.group.rank == 0:
+        log.warning(
+            "%d workers make each training step a call of its own. One worker compiles many steps into a call, which is faster for "
+            "small networks and batches.",
+            learner.group.size,
+        )
     if learner.group.size == 1 and devices.has_gpu():
-        try:
-            chunks = Chunks(learner, feed, traced=traced)
-            learner.compile_evaluation()
-            return chunks
-        except Exception as error:  # of any type; one of a user's layer comes again with the first step
-            log.warning("XLA does not compile %s. Each training step is a call of its own, which is slower.", _refused(error))
+        for attempt in range(2):
+            try:
+                chunks = Chunks(learner, feed, traced=traced)
+                learner.compile_evaluation()
+                return chunks
+            except Exception as error:  # of any type; one of a user's layer comes again with the first step
+                if attempt == 0 and devices.forget_programs(error):
+                    continue
+                log.warning("XLA does not compile %s. Each training step is a call of its own, which is slower.", _refused(error))
+                break
     return Steps(learner, feed, traced=traced)
 
 

@@ -1,9 +1,9 @@
 """Makes a plain Keras network ready for training on several workers, in place.
 
-Wherever they are in the network, BatchNormalization and Dropout layers become those of layers.py. A layer is exchanged by its
-class: weights, names, and the places from which it is called stay, in subclassed models too. A final softmax or sigmoid is removed,
-so that the loss can be computed from logits without losing precision. The exported model is built anew (export.py) and has none of
-this.
+Wherever they are in the network, BatchNormalization, Dropout and MaxPooling2D layers become those of layers.py. A layer is
+exchanged by its class: weights, names, and the places from which it is called stay, in subclassed models too. A final softmax or
+sigmoid is removed, so that the loss can be computed from logits without losing precision. The exported model is built anew
+(export.py) and has none of this.
 
 Shapes: b images, K classes.
 """
@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.model.layers import BatchNormalization, GlobalDropout, Place, Reduce
+from trainer.model.layers import BatchNormalization, GlobalDropout, MaxPooling2D, Place, Reduce
 from trainer.model.load import layers
 from trainer.model.module import NetworkError
 
@@ -103,6 +103,8 @@ def distribute(
             layer.place = place
             layer.key = int(np.random.SeedSequence([place.seed, number]).generate_state(1, np.uint64)[0])
             network.dropouts.append(layer)
+        elif isinstance(layer, keras.layers.MaxPooling2D) and not _overrides_call(layer, keras.layers.MaxPooling2D):
+            _mix_in(layer, MaxPooling2D)
         elif getattr(layer, "_seed_generators", None):
             network.random.append(path)
     network.ending = _remove_activation(model)

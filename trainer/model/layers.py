@@ -2,21 +2,30 @@
 
 BatchNormalization runs on TensorFlow's fused kernels, which Keras 3 does not use, and computes its statistics over the global
 batch. Dropout draws the mask of an example from (seed, step, position in the global batch), so that it does not depend on how
-many workers share the batch. Both have the same weights as the Keras layers they replace, so a plain Keras model can load them
-(export.py). distribute.py exchanges the layers of a network for these.
+many workers share the batch. MaxPooling2D has a gradient that XLA compiles in deterministic mode. All have the same weights as the
+Keras layers they replace, so a plain Keras model can load them (export.py). distribute.py exchanges the layers of a network for
+these.
 
 Shapes: b images of this worker, H W C one image or feature map, n elements of one channel.
 """
 
+import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 Reduce = Callable[[tf.Tensor], tf.Tensor]
 """Sums a tensor over all workers; all of them must call it in the same order."""
+
+
+def deterministic() -> bool:
+    """Whether TensorFlow and XLA must give the same bits in every run, for which they refuse some kernels of GPUs."""
+    return os.environ.get("TF_DETERMINISTIC_OPS", "").lower() in ("1", "true")
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -96,9 +105,11 @@ def _affine_gradient(
     dy: tf.Tensor, x: tf.Tensor, scale: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Gradients of `_affine` with respect to x, scale and offset, with the moments as constants."""
-    if x.dtype == tf.float64:
-        inverse = tf.math.rsqrt(variance + epsilon)
-        return dy * scale * inverse, tf.reduce_sum(dy * (x - mean) * inverse, (0, 1, 2)), tf.reduce_sum(dy, (0, 1, 2))
+    if x.dtype == tf.float64 or deterministic():  # there is no such fused kernel
+        inverse, kind = tf.math.rsqrt(variance + epsilon), x.dtype
+        dy, x = tf.cast(dy, scale.dtype), tf.cast(x, scale.dtype)
+        dscale, doffset = tf.reduce_sum(dy * (x - mean) * inverse, (0, 1, 2)), tf.reduce_sum(dy, (0, 1, 2))
+        return tf.cast(dy * scale * inverse, kind), dscale, doffset
     dx, dscale, doffset, *_ = tf.raw_ops.FusedBatchNormGradV3(
         y_backprop=dy,
         x=x,
@@ -152,6 +163,45 @@ def _synchronized(
 
     y, mean, variance = normalize(x, gamma, beta)
     return y, tf.stop_gradient(mean), tf.stop_gradient(variance)
+
+
+class MaxPooling2D(keras.layers.MaxPooling2D):
+    """Keras' MaxPooling2D. In deterministic mode, windows that do not overlap have a gradient of elementwise operations, because
+    XLA refuses its own. Output and gradient are the same: the gradient goes to the first maximum of a window."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[b, H, W, C], or [b, C, H, W] with channels_first -> the largest values of the windows."""
+        first = self.data_format == "channels_first"
+        sides = inputs.shape[2:] if first else inputs.shape[1:3]
+        apart = self.pool_size == self.strides and all(sides)
+        if not deterministic() or not apart or (self.padding == "same" and any(np.mod(sides, self.pool_size))):
+            return super().call(inputs)
+        y = _pooled(tf.transpose(inputs, (0, 2, 3, 1)) if first else inputs, *self.pool_size)
+        return tf.transpose(y, (0, 3, 1, 2)) if first else y
+
+
+def _pooled(x: tf.Tensor, p: int, q: int) -> tf.Tensor:
+    """The largest values of the windows of p times q pixels: [b, H, W, C] -> [b, H // p, W // q, C]."""
+    height, width = x.shape[1] // p * p, x.shape[2] // q * q
+
+    @tf.custom_gradient
+    def pool(x: tf.Tensor) -> Any:
+        parts = [x[:, i:height:p, j:width:q] for i in range(p) for j in range(q)]
+        y = functools.reduce(tf.maximum, parts)
+
+        def gradient(dy: tf.Tensor) -> tf.Tensor:
+            gradients, taken = [], tf.zeros_like(y, tf.bool)
+            for part in parts:
+                largest = (part == y) & ~taken
+                gradients.append(tf.where(largest, dy, tf.zeros_like(dy)))
+                taken |= largest
+            rows = [tf.stack(gradients[i * q : (i + 1) * q], 3) for i in range(p)]  # [b, h, w, q, C] for each row of a window
+            dx = tf.reshape(tf.stack(rows, 2), (-1, height, width, x.shape[3]))
+            return tf.pad(dx, ((0, 0), (0, x.shape[1] - height), (0, x.shape[2] - width), (0, 0)))
+
+        return y, gradient
+
+    return pool(x)
 
 
 @dataclass(eq=False)

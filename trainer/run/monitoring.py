@@ -54,7 +54,9 @@ class Monitoring:
         self.exporter.update_storage(process, requests=requests.by_operation, retries=requests.retries, errors=requests.errors)
 
     def _saves(self, saves: SaveStats) -> None:
-        self.exporter.update_checkpoint(step=saves.step, committed=saves.committed, seconds=saves.seconds, failures=saves.failures)
+        self.exporter.update_checkpoint(
+            step=saves.step, committed=saves.committed, seconds=saves.seconds, failures=saves.failures, skipped=saves.skipped
+        )
 
     def wait_for_last_scrape(self, *, trained: bool, interrupted: bool = False) -> None:
         """Waits until the last values are scraped, at most `linger` seconds; Ctrl-C ends the wait.

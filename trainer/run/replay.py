@@ -147,7 +147,7 @@ def why_different(found: Mismatch, then: Mapping[str, str] | None, now: Mapping[
     others = [f"{name}: {then[name]} then, {now[name]} now" for name in then if name in now and then[name] != now[name]]
     if others:
         return f"{text} {'; '.join(others)}. Fix: replay it where and how the run was trained."
-    if now.get("gpu of a worker", "none") != "none":
+    if now.get("gpu of a worker", "none") != "none" and now.get("deterministic operations") != "yes":
         return (
             f"{text} Kernels of a GPU do not repeat their rounding. Fix: set TF_DETERMINISTIC_OPS=1 for the run and for the replay."
         )

@@ -99,7 +99,7 @@ class _Worker:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.settings = settings = config.parse(task.settings)
-        devices.configure(threads=task.threads, gpu=settings.launch.gpu)
+        devices.configure(threads=task.threads, gpu=settings.launch.gpu, cache=Path(settings.pipeline.cache_dir))
         if task.module:
             task.module.install()
         self.fence = WorkerFence(task.mailbox, task.lease, settings.checkpoint.lease_seconds)
@@ -203,7 +203,7 @@ class _Worker:
 
     def _check_network(self) -> None:
         """Raises NetworkError if the workers begin with different weights; warns of what depends on the number of workers."""
-        if len(set(self.group.gather(self.learner.checksum()).ravel())) > 1:
+        if self.group.size > 1 and len(set(self.group.gather(self.learner.checksum()).ravel())) > 1:
             raise NetworkError(
                 f"model.network = {self.settings.model.network!r} gives each worker other initial weights. Fix: use Keras' "
                 "initializers and no random numbers of NumPy or TensorFlow without a seed."
@@ -322,7 +322,8 @@ class _Worker:
         with self.network.as_evaluated():
             losses, probabilities = evaluate(self.learner, self.feed, self.validation)
             evaluated = _Evaluated(losses, probabilities, evaluate(self.learner, self.feed, self.sample)[0])
-        waits, memory, checksums = self.group.gather(self.feed.waited / trained.seconds, _peak_memory(), self.learner.checksum()).T
+        checksum = self.learner.checksum() if self.group.size > 1 else 0.0  # reads all weights
+        waits, memory, checksums = self.group.gather(self.feed.waited / trained.seconds, _peak_memory(), checksum).T
         same = len(set(checksums.view(np.int64))) == 1
         assert same, f"the workers' weights differ after epoch {self.position.epoch}: {checksums}"
 

@@ -59,6 +59,8 @@ class SaveStats:
     seconds: float | None = None
     """Duration of that save."""
     failures: int = 0
+    skipped: int = 0
+    """Saves in the background that were dropped, because storage is slower than the epochs."""
 
 
 class Checkpoints:
@@ -151,7 +153,13 @@ class Checkpoints:
             best = min(self._waiting, key=self._rank)
             for dropped in self._waiting.keys() - {step, best, *self._keep}:
                 del self._waiting[dropped]
-                log.warning("the checkpoint of step %d is skipped: storage is slower than the epochs", dropped)
+                if not self.stats.skipped:
+                    log.warning(
+                        "the checkpoint of step %d is skipped, and others will be: storage is slower than the epochs. "
+                        "spikewise_checkpoint_skipped_total counts them",
+                        dropped,
+                    )
+                self.stats = replace(self.stats, skipped=self.stats.skipped + 1)
         self._thread.submit(self._save_waiting)
 
     def _rank(self, step: int) -> tuple[float, int]:
@@ -238,9 +246,11 @@ class Checkpoints:
         try:
             save, stored = self._commit(step, state, meta)
         except Exception:
-            self.stats = replace(self.stats, failures=self.stats.failures + 1)
+            with self._lock:
+                self.stats = replace(self.stats, failures=self.stats.failures + 1)
             raise
-        self.stats = replace(self.stats, step=step, committed=time.time(), seconds=time.monotonic() - started)
+        with self._lock:
+            self.stats = replace(self.stats, step=step, committed=time.time(), seconds=time.monotonic() - started)
         try:
             self._put_newest(step)
             self._delete_old(stored, save)

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import pytest
 
-from trainer.data.cache import UNUSED_SECONDS, evict, fetching, touch
+from trainer.data.cache import PROGRAM_BYTES, UNUSED_SECONDS, evict, evict_programs, fetching, touch
 
 
 @pytest.fixture
@@ -53,6 +53,22 @@ def test_packs_unused_for_long_are_deleted(cache: Path) -> None:
     os.utime(cache / f"{1:016x}-8x8x3/lock", (used, used))
     evict(cache, cache / f"{4:016x}-8x8x3", 10**9)
     assert packs(cache) == [2, 3, 4]
+
+
+def test_old_compiled_programs_are_deleted(tmp_path: Path) -> None:
+    """The disk would fill up with the programs of every network that was ever tried."""
+    for name, days, size in (("a", 0, 10), ("b", 1, PROGRAM_BYTES // 2), ("c", 2, PROGRAM_BYTES // 2), ("d", 3, 10), ("e", 31, 10)):
+        path = tmp_path / "H100" / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as file:
+            file.truncate(size)
+        os.utime(path, (time.time() - 86400 * days,) * 2)
+    (tmp_path / "of the user").touch()
+    evict_programs(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a", "b", "of the user"]
+    os.utime(tmp_path / "H100/a", (time.time() - UNUSED_SECONDS - 1,) * 2)
+    evict_programs(tmp_path)
+    assert [path.name for path in (tmp_path / "H100").iterdir()] == ["b"]
 
 
 def test_a_pack_that_is_being_fetched_stays(cache: Path) -> None:

@@ -1,5 +1,8 @@
 """trainer.data.loader and trainer.data.order: the order of images, and each worker's part of it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -27,9 +30,9 @@ class _Rows:
         self.labels = (np.arange(rows) % 2).astype(np.int32)
 
 
-def _feed(rank=0, size=1, *, memory_bytes=10**9, **augmentation):
+def _feed(rank=0, size=1, *, rows=IMAGES, memory_bytes=10**9, **augmentation):
     options = {"batch_size": 32, "seed": 0, "memory_bytes": memory_bytes, "augmentation": Augmentation(**augmentation)}
-    return Feed(_Rows(), np.arange(10, 290), **options, rank=rank, size=size)
+    return Feed(_Rows(rows), np.arange(10, 290), **options, rank=rank, size=size)
 
 
 def _epoch(feed, epoch, start=0):
@@ -83,6 +86,23 @@ def test_images_from_disk_equal_the_resident_images():
     for a, b in zip(_epoch(resident, 1), _epoch(mapped, 1), strict=True):
         np.testing.assert_array_equal(pixels[a[0]], b[0])
         np.testing.assert_array_equal(a[1], b[1])
+
+
+@pytest.mark.integration
+def test_loading_takes_the_memory_of_the_images_once():
+    """A data set that fits into pipeline.memory_bytes would kill the worker for memory while it is read."""
+    script = """
+import resource
+import tensorflow as tf
+from tests.trainer.data.test_loader import _feed
+tf.zeros(1)
+feed = _feed(rows=1_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pixels = feed.load()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / feed.rows.images.nbytes)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) < 1.5
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -2,6 +2,9 @@
 
 import logging
 import math
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import keras
@@ -193,6 +196,30 @@ def test_a_call_ends_where_it_must_and_is_bounded_in_time(monkeypatch):
     assert made.trace().shape == (2, learner.moving_size)
 
 
+DETERMINISTIC = """
+import numpy as np
+from tests.trainer.engine.test_chunk import build, many, train
+learner, feed = build({})
+made, before = many(learner, feed), learner.state()
+runs = []
+for _ in range(2):
+    learner.restore(before)
+    train(made, 1, end=3)
+    runs.append(learner.state())
+print(all(np.array_equal(values, runs[1][name]) for name, values in runs[0].items()))
+print(any(not np.array_equal(values, runs[1][name]) for name, values in before.items()))
+"""
+
+
+@pytest.mark.integration
+def test_deterministic_steps_compile():
+    """XLA refuses TensorFlow's gradient of max-pooling in deterministic mode, so the run whose spikes are to be replayed on a GPU
+    would make a call a step."""
+    environment = os.environ | {"TF_DETERMINISTIC_OPS": "1"}
+    done = subprocess.run([sys.executable, "-c", DETERMINISTIC], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split() == ["True", "True"], done.stderr[-2000:]
+
+
 class Norm(keras.layers.Layer):
     """A layer with an operation that XLA does not have."""
 
@@ -206,9 +233,10 @@ def refused(image_shape, classes):
 
 
 def test_the_device_decides(monkeypatch, caplog):
-    """A GPU would be a tenth as fast as it can be; a CPU would compile for nothing; a network that XLA refuses would not train."""
+    """A GPU would be a tenth as fast as it can be; a CPU would compile for nothing; a network that XLA refuses would not train; no
+    one would learn why more GPUs make training slower."""
     learner, feed = build(SMALL)
-    assert not devices.has_gpu()
+    monkeypatch.setattr(devices, "has_gpu", lambda: False)
     assert isinstance(engine(learner, feed, trace_bytes=10**6), Steps)
     monkeypatch.setattr(devices, "has_gpu", lambda: True)
     made = engine(learner, feed, trace_bytes=10**6)
@@ -219,8 +247,14 @@ def test_the_device_decides(monkeypatch, caplog):
     plain.restore(learner.state())
     for found, expected in zip(evaluate(learner, feed, rows), evaluate(plain, feed, rows), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-    learner.group = SimpleNamespace(size=2)
-    assert isinstance(engine(learner, feed, trace_bytes=10**6), Steps)
+    assert not caplog.messages
+    for rank in range(2):
+        learner.group = SimpleNamespace(size=2, rank=rank)
+        assert isinstance(engine(learner, feed, trace_bytes=10**6), Steps)
+    (line,) = caplog.messages
+    assert line.startswith("2 workers make each training step a call of its own. One worker compiles many steps into a call")
+
+    caplog.clear()
 
     learner, feed = build({"model": {"network": f"{__name__}:refused"}})
     with caplog.at_level(logging.WARNING):

@@ -27,7 +27,7 @@ class _Rows:
         pixels = generator.integers(0, 180, (IMAGES, *SHAPE))
         pixels[self.labels == 1, 4:10, 4:10] += 60
         self.pixels = pixels.astype(np.uint8)
-        self.images = self
+        self.images, self.shape = self, self.pixels.shape
 
     @property
     def nbytes(self) -> int:

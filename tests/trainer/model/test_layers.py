@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.model.distribute import distribute
-from trainer.model.layers import BatchNormalization, Place
+from trainer.model.layers import BatchNormalization, MaxPooling2D, Place
 
 
 def _images(shape, seed=0, dtype=np.float32):
@@ -39,6 +39,56 @@ def test_batch_normalization_is_kerass(shape, reduce, training):
     theirs, ours = _both(BatchNormalization(momentum=0.9, reduce=reduce), shape, training)
     for name, a, b in zip(("output", "dx", "dgamma", "dbeta", "mean", "variance"), theirs, ours, strict=True):
         np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16], ids=lambda dtype: dtype.name)
+def test_batch_normalization_is_the_same_in_deterministic_mode(dtype, monkeypatch):
+    """A run that must repeat its bits would learn something else, or would end in an error on a GPU, which has no such kernel."""
+    x, found = tf.cast(_images((8, 6, 5, 3)), dtype), []
+    for value in ("0", "1"):
+        monkeypatch.setenv("TF_DETERMINISTIC_OPS", value)
+        layer = BatchNormalization(reduce=lambda total: total, dtype="mixed_bfloat16" if dtype == tf.bfloat16 else "float32")
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(layer(x, training=True) ** 3)
+        found.append(tape.gradient(loss, [x, layer.gamma.value, layer.beta.value]))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        bound = 0.02 if dtype == tf.bfloat16 else 1e-5
+        scale = np.abs(theirs.numpy().astype(float)).max()
+        np.testing.assert_allclose(tf.cast(ours, tf.float64), tf.cast(theirs, tf.float64), rtol=bound, atol=bound * scale)
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float64], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize(
+    ("pool", "options", "size"),
+    [(2, {}, (8, 6)), (2, {}, (7, 9)), ((3, 2), {}, (9, 8)), (2, {"padding": "same"}, (7, 8)), (3, {"strides": 2}, (9, 9))],
+    ids=str,
+)
+def test_max_pooling_is_the_same_in_deterministic_mode(pool, options, size, dtype, monkeypatch):
+    """A run that must repeat its bits would learn something else, most of all where ReLU has left several maxima of 0."""
+    monkeypatch.setenv("TF_DETERMINISTIC_OPS", "1")
+    generator = np.random.default_rng(0)
+    x = tf.cast(np.maximum(generator.integers(-3, 4, (4, *size, 5)), 0), dtype)  # ties in most windows
+    results = []
+    for kind in (keras.layers.MaxPooling2D, MaxPooling2D):
+        layer = kind(pool, dtype=dtype.name, **options)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            weight = tf.cast(np.random.default_rng(1).normal(size=y.shape), dtype)
+            loss = tf.reduce_sum(y * weight)
+        results.append((y, tape.gradient(loss, x)))
+    for theirs, ours in zip(*results, strict=True):
+        np.testing.assert_array_equal(tf.cast(ours, tf.float64), tf.cast(theirs, tf.float64), strict=True)
+
+
+def test_max_pooling_channels_first_in_deterministic_mode(monkeypatch):
+    """A channels_first model would pool over channels and rows."""
+    monkeypatch.setenv("TF_DETERMINISTIC_OPS", "1")
+    x = tf.constant(_images((2, 6, 8, 3)))
+    ours = MaxPooling2D(2, data_format="channels_first")(tf.transpose(x, (0, 3, 1, 2)))
+    np.testing.assert_array_equal(tf.transpose(ours, (0, 2, 3, 1)), keras.layers.MaxPooling2D(2)(x), strict=True)
 
 
 @pytest.mark.parametrize("options", [{"scale": False}, {"center": False}], ids=str)

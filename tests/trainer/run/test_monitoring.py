@@ -50,7 +50,9 @@ def test_spikes_reach_the_metrics():
 
 def test_a_checkpoint_inside_an_epoch_reaches_the_metrics():
     """The alert on old checkpoints would fire although the run has just saved one."""
-    assert metrics(events.CheckpointSaved(27, SaveStats(step=27, committed=1.0)))("spikewise_checkpoint_step") == 27
+    value = metrics(events.CheckpointSaved(27, SaveStats(step=27, committed=1.0, skipped=4)))
+    assert value("spikewise_checkpoint_step") == 27
+    assert value("spikewise_checkpoint_skipped_total") == 4  # the log names the first one only
 
 
 def test_the_wait_for_the_last_scrape_is_skipped_where_nothing_scrapes():

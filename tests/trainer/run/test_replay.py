@@ -103,4 +103,6 @@ def test_a_control_that_differs_says_where_and_why():
     assert "The machine is the same" in replay.why_different(found, then, then, 300)
     card = {**then, "gpu of a worker": "H100"}
     assert "TF_DETERMINISTIC_OPS=1" in replay.why_different(found, card, card, 300)
+    set_already = {**card, "deterministic operations": "yes"}
+    assert "TF_DETERMINISTIC_OPS=1" not in replay.why_different(found, set_already, set_already, 300)
     assert "did not record its machine" in replay.why_different(found, None, then, 300)

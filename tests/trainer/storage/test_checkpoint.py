@@ -346,8 +346,9 @@ class Gated(FolderStore):
             self.commits.append(int(key.split("/")[-2]))
 
 
-def test_slow_storage_delays_no_training_and_fills_no_memory(tmp_path: Path) -> None:
-    """While an upload hangs, at most the newest and the best state must wait, or an outage fills the memory or loses the best."""
+def test_slow_storage_delays_no_training_and_fills_no_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While an upload hangs, at most the newest and the best state must wait, or an outage fills the memory or loses the best. A
+    line for each skipped checkpoint would bury the log of a run with fast epochs."""
     store = Gated(tmp_path)
     with closing(Checkpoints(store, "a-run", keep_last=2)) as checkpoints:
         checkpoints.save_in_background(1, state(1), {"validation_loss": 0.9})
@@ -357,6 +358,9 @@ def test_slow_storage_delays_no_training_and_fills_no_memory(tmp_path: Path) -> 
         assert store.commits == []
         store.gate.set()
     assert store.commits == [1, 3, 6]
+    assert checkpoints.stats.skipped == 3
+    (line,) = caplog.messages
+    assert line.startswith("the checkpoint of step 2 is skipped, and others will be: storage is slower than the epochs.")
     best = checkpoints.best()
     assert best is not None
     assert best.step == 3

@@ -1,7 +1,7 @@
 """Mutates every object that a run reads from its bucket, and reads it the way the run does.
 
-What it reads of run.json, epochs, test results, roll-backs and checkpoints it also uses the way the run does: to resume, to report,
-to show its status. The findings (spikes.json, proof.json) are only read.
+What it reads of run.json, epochs, test results, findings, proofs, roll-backs and checkpoints it also uses the way the run does: to
+resume, to report, to show its status.
 
 Allowed are a sound result, and an error of one line that names the object. Anything else is a failure: another exception, or a file
 written outside the cache. Mutations: flipped bits, cut and spliced bytes, other web pages, and for JSON other values, types and
@@ -31,7 +31,7 @@ import pyarrow as pa
 from jobs import cluster
 from spikewise.diagnose import Diagnostician
 from spikewise.findings import Findings
-from spikewise.proof import Experiment
+from spikewise.proof import Experiment, Proof
 from spikewise.records import Cause, Diagnosis, Spike
 from trainer import UserError, config
 from trainer.data.dataset import Pack
@@ -134,8 +134,9 @@ class Bucket:
         spike = Spike(2, 1.0, 0.6, 0.05, 0.2, 0.4, 0.3, 0.5, 0.05, 80)
         found = Diagnosis(spike, (Cause("unexplained", 0.0, 0.0, 1.0, "seen.", "do."),))
         results.put_findings(store, "a-run", Findings((found,)))
+        proof = Proof("optimizer.clip_norm=1", "proven", (0.6,), 0.4, 0.3, 0.5, 1.0, 0.0)
         results.put_start(store, "a-run", 0, {"settings": {}, "machine": {}})
-        results.put_experiment(store, "a-run", Experiment(2, 1.0, 1, (2,), (1.0,)))
+        results.put_experiment(store, "a-run", Experiment(2, 1.0, 1, (2,), (1.0,), None, (proof,)))
         back = {"epoch": 2, "found": 2, "what": "it", "settings": "", "before": {}, "to_epoch": 1, "to_step": 10}
         results.put_roll_backs(store, "a-run", [back])
         results.put_test(store, "a-run", 2, np.ones(4, np.float32), np.ones((4, 2), np.float32))
@@ -162,8 +163,6 @@ class Bucket:
         return {
             "starts": lambda: results.count_start(store, "a-run"),
             "0000.json": lambda: results.get_start(store, "a-run", 0),
-            "spikes.json": lambda: results.get_findings(store, "a-run"),
-            "proof.json": lambda: results.get_experiments(store, "a-run"),
         }.get(key.rpartition("/")[2], self._use_records)
 
     def _open(self) -> None:

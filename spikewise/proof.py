@@ -65,6 +65,11 @@ class Experiment:
     """Remedies that were not tried and why, as sentences."""
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for losses that do not fit the epochs."""
+        if any(len(losses) != len(self.epochs) for losses in (self.control, *(one.losses for one in self.proofs))):
+            raise ValueError(f"there are {len(self.epochs)} epochs, but not as many losses")
+
     @property
     def best(self) -> Proof | None:
         """The first remedy that is proven, else the one that helps most; None if none helps."""
@@ -78,13 +83,6 @@ class Experiment:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def experiment_from(values: Mapping[str, Any]) -> Experiment:
-    """The inverse of `Experiment.as_dict`, also after a round trip through JSON. Raises TypeError and KeyError."""
-    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    plain["proofs"] = tuple(Proof(**{**proof, "losses": tuple(proof["losses"])}) for proof in values["proofs"])
-    return Experiment(**plain)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from spikewise.findings import Findings, findings_from
-from spikewise.proof import Experiment, experiment_from
+from spikewise.findings import Findings
+from spikewise.proof import Experiment
 from trainer import UserError, config
 from trainer.epoch import EpochReport
 from trainer.formatting import plain
@@ -43,6 +44,8 @@ FIELDS: dict[str, dict[str, type]] = {
     "module": {"name": str, "digest": str},
 }
 """What is read of run.json, and of its objects, with the types."""
+EXPERIMENT, FINDINGS = TypeAdapter(Experiment), TypeAdapter(Findings)
+"""Build these from JSON, and raise ValueError for a value of another type. Fields that are unknown here are ignored."""
 
 
 class ResultsError(UserError):
@@ -153,7 +156,7 @@ def get_experiments(store: Store, run: str) -> list[Experiment]:
 
 
 def _read_experiment(store: Store, key: str) -> Experiment:
-    return parsed(store.get(key), experiment_from)
+    return parsed(store.get(key), EXPERIMENT.validate_python)
 
 
 def put_roll_backs(store: Store, run: str, roll_backs: Sequence[Mapping[str, Any]]) -> None:
@@ -308,11 +311,15 @@ def get_findings(store: Store, run: str) -> Findings | None:
     """What `put_findings` stored; None if nothing ever was. Raises ResultsError and StoreError."""
     key = f"runs/{run}/spikes.json"
     try:
-        return store.read_again(lambda: parsed(store.get(key), findings_from), NotFound, Damaged)
+        return store.read_again(lambda: parsed(store.get(key), _findings_from), NotFound, Damaged)
     except NotFound:
         return None
     except Damaged as error:
         raise ResultsError(f"{store.url}/{key} is damaged ({plain(error)}). Fix: delete it to leave the spikes out.") from None
+
+
+def _findings_from(values: dict[str, Any]) -> Findings:
+    return FINDINGS.validate_python({**values, "diagnoses": values["spikes"]})
 
 
 def report_from(values: Mapping[str, Any]) -> EpochReport:

@@ -209,6 +209,12 @@ def test_spikes_read_back(store):
     assert found.diagnoses[0].verdict.name == "unexplained"
     assert found.diagnoses[0].suspects == suspects
     assert (found.overfitting, found.parts, found.standing) == (trend, (parts,), (standing,))
+    assert repr(found) == repr(stored)  # NaN is not equal to itself
+    content = json.loads(store.get("runs/a-run/spikes.json"))
+    for key, wrong in (("spikes", [{"spike": 3}]), ("overfitting", {}), ("standing", [[]]), ("parts", [{"epoch": "third"}])):
+        store.put("runs/a-run/spikes.json", json.dumps(content | {key: wrong}).encode())
+        with pytest.raises(results.ResultsError, match=r"spikes\.json is damaged .* Fix: delete it"):
+            results.get_findings(store, "a-run")
 
 
 def test_the_result_on_the_test_set(store):
@@ -229,6 +235,11 @@ def test_experiments_and_roll_backs_read_back(store):
     proof = Proof("a.b=1", "proven", (0.5, float("nan")), 0.4, 0.3, 0.5, 1.0, 0.02)
     for epoch in (46, 7):
         results.put_experiment(store, "a-run", Experiment(epoch, 0.9, epoch - 1, (epoch, epoch + 1), (0.9, 0.5), None, (proof,)))
+    (first, _) = results.get_experiments(store, "a-run")
+    assert repr(first) == repr(Experiment(7, 0.9, 6, (7, 8), (0.9, 0.5), None, (proof,)))
+    for number, wrong in enumerate(({"proofs": 3}, {"problem": 3}, {"control": ["a", 0.5]}, {"epochs": [7]}, {"epochs": None})):
+        content = json.dumps(first.as_dict() | wrong).encode()
+        store.put(f"runs/a-run/replays/{100 + number:04d}/proof.json", content)  # left out, as what is torn
     store.put("runs/a-run/replays/0009/proof.json", b"torn")
     name = results.replay_name("a-run", 46, "control")
     results.put_epoch(store, name, report(46), {"losses": np.ones(3, np.float32)})

@@ -1,14 +1,17 @@
 """Numbers, errors and other people's names as text for people."""
 
 import logging
+import math
 import re
 
 from spikewise import describe
 from trainer import UserError
 
 
-def duration(seconds: float) -> str:
-    """A duration such as 4.1 s, 3m20s or 2h05m."""
+def duration(seconds: float | None) -> str:
+    """A duration such as 4.1 s, 3m20s or 2h05m; ? if it is unknown."""
+    if seconds is None or not math.isfinite(seconds):
+        return "?"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

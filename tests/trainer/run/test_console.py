@@ -24,9 +24,11 @@ from trainer.storage.checkpoint import SaveStats
 STARTED = events.Started(step=0, restarts=0, workers=2, steps_per_epoch=12, resident=True)
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(0, "0.0 s"), (59.94, "59.9 s"), (200, "3m20s"), (7500, "2h05m")])
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0.0 s"), (59.94, "59.9 s"), (200, "3m20s"), (7500, "2h05m"), (float("nan"), "?"), (None, "?")]
+)
 def test_durations_are_readable(seconds, shown):
-    """Remaining time would be shown as thousands of seconds."""
+    """Remaining time would be shown as thousands of seconds; or an unknown one end in a traceback."""
     assert duration(seconds) == shown
 
 

@@ -68,7 +68,7 @@ class Composition:
         with network.untouched():
             found, tried = parts(network, epoch, losses, path, float(np.mean(steps["loss"])), size, chosen)
             self.parts.append(found)
-            names = standing.find(self.parts, guess)
+            names = standing.find(self.parts, guess, {one.name for one in self.standing if not one.over})
             if not settled:
                 names &= {one.name for one in self.standing if not one.over}
             if "statistics" in names:

@@ -3,7 +3,7 @@
 Rules in, sentences out: `find` names the standing causes of the measured epochs so far. curve.py defines the parts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ CERTAIN = 3.3
 """A part, or a difference between two sets of images, counts above this many standard errors."""
 LEARNED = 0.9
 """Training images whose loss is above this fraction of that of guessing have not been learned."""
+EASED = 0.7
+"""A cause that stands is over below this fraction of its limits: one that hovers about them would come and go."""
 EARLY = 5
 """Epochs in which a network need not have learned anything."""
 
@@ -110,12 +112,13 @@ TITLES = {
 }
 
 
-def find(measured: Sequence[Parts], guess: float = np.inf) -> set[str]:
+def find(measured: Sequence[Parts], guess: float = np.inf, active: Collection[str] = ()) -> set[str]:
     """The parts that stand out in the newest of the measured epochs. `guess`: the loss of always predicting the class frequencies;
-    infinite if unknown. A loss that stays above it although the training images are learned has a cause, even if none of the parts
-    is large alone."""
-    found = {name for name in PARTS if measured and _stands(name, measured, guess)}
+    infinite if unknown. `active`: those that did so before, which are over only well below the limits. A loss that stays above
+    guessing although the training images are learned has a cause, even if none of the parts is large alone."""
     now = measured[-1] if measured else None
+    found = {name for name in PARTS if measured and _stands(name, measured, guess)}
+    found |= {name for name in PARTS if now and name in active and _high(name, now, guess, EASED)}
     if now is None or found or len(measured) < 2 or now.fit > LEARNED * guess or not all(one.loss > guess for one in measured[-2:]):
         return found
     return {max((name for name in PARTS if name != "fit"), key=lambda name: getattr(now, name))}
@@ -130,13 +133,14 @@ def _stands(name: str, measured: Sequence[Parts], guess: float) -> bool:
     return twice or (once and _high(name, now, guess))
 
 
-def _high(name: str, one: Parts, guess: float) -> bool:
+def _high(name: str, one: Parts, guess: float, eased: float = 1.0) -> bool:
+    """Whether the part is above its limits, times `eased`."""
     value: float = getattr(one, name)
     if name == "fit":
-        return one.epoch >= EARLY and value > LEARNED * guess  # never above an infinite one
+        return one.epoch >= EARLY and value > eased * LEARNED * guess  # never above an infinite one
     error = one.errors[("statistics", "wandering", "generalization").index(name)]
     fraction = MOST if name == "generalization" else NOTABLE
-    return value > max(fraction * one.loss, SMALLEST, CERTAIN * error)
+    return value > eased * max(fraction * one.loss, SMALLEST, CERTAIN * error)
 
 
 def differs(unseen: Unseen) -> bool:

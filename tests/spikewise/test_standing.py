@@ -46,6 +46,14 @@ def test_a_part_that_stays_high_is_found(measured, expected):
     assert standing.find(measured, GUESS) == expected
 
 
+def test_a_cause_is_over_only_well_below_its_limits():
+    """A part that hovers about its limit would be called over where the next line says how large it is."""
+    lower = replace(LAGS, loss=0.6, statistics=0.12)  # a fifth of it, and not certain
+    assert standing.find([LAGS, lower], GUESS, {"statistics"}) == {"statistics"}
+    assert standing.find([LAGS, lower], GUESS) == set()
+    assert standing.find([LAGS, replace(lower, statistics=0.05)], GUESS, {"statistics"}) == set()
+
+
 def test_validation_images_unlike_unseen_training_images_are_found():
     """Other preparation of the validation images looks like overfitting from the second epoch on."""
     assert standing.differs(UNSEEN)

@@ -46,7 +46,7 @@ LEAST_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Part:
-    """One measurement: a command that prints JSON, of which the last line counts, or, for the tests, text."""
+    """One measurement: a command that prints lines of JSON (the last one counts) or, for the tests, text."""
 
     name: str
     command: list[str]

@@ -134,7 +134,7 @@ def test_what_cannot_be_replayed_ends_in_one_line(workplace, spiked, capfd, opti
 
 @pytest.fixture(scope="module")
 def settled(workplace):
-    """The settings of a run `back`, of which two workers have trained two epochs."""
+    """The settings of a run `back`: two workers have trained its first two epochs."""
     settings = ("model.momentum=0.5", "checkpoint.keep_last=1")
     two = ("launch.workers=2", "training.epochs=2", "optimizer.learning_rate=1e-3")
     Job(workplace.configuration, "back", *settings, *two).succeed()

@@ -68,7 +68,7 @@ def test_images_that_are_always_sorted_did_not_change(training):
 )
 @pytest.mark.parametrize("classes", [2, 10])
 def test_sorted_batches_are_those_whose_classes_vary_more_than_by_chance(classes, order, is_sorted):
-    """Shuffled images would be called sorted, or images of which each batch holds but a few classes shuffled."""
+    """Shuffled images would be called sorted, or batches with only a few classes each would be called shuffled."""
     labels, numbers = np.random.default_rng(1).integers(0, classes, 24 * 32), np.arange(24 * 32)
     orders = {"shuffled": labels, "stratified": numbers % classes, "sorted": np.sort(labels), "in blocks": numbers // 40 % classes}
     assert (batches._sorting(list(orders[order].reshape(24, 32))) > batches.CLUSTERED) == is_sorted

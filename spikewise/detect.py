@@ -265,8 +265,8 @@ def _broken(losses: np.ndarray) -> bool:
 
 
 def replay(means: Sequence[float], sensitivity: float = 1.0, confirmed: Container[int] = ()) -> Detector:
-    """A detector that has seen these mean losses, epoch by epoch. It has no intervals. `confirmed`: epochs whose suspicions, if there
-    are any, were confirmed."""
+    """A detector that has seen these mean losses, epoch by epoch. It has no intervals. `confirmed`: epochs whose suspicions, if
+    there are any, were confirmed."""
     detector = Detector(sensitivity=sensitivity)
     for mean in means:
         suspicion = detector.update(np.array([mean])).suspicion

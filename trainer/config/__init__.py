@@ -13,7 +13,7 @@ resuming     which keys a resumed run may change
 
 from trainer.config.overrides import split_overrides
 from trainer.config.problems import ConfigError
-from trainer.config.reading import changed, load, parse, run_name, stored
+from trainer.config.reading import builder, changed, load, parse, run_name, stored
 from trainer.config.resuming import KEYS_FREE_TO_CHANGE, check_resumable
 from trainer.config.sections import (
     S3,
@@ -47,6 +47,7 @@ __all__ = [
     "Run",
     "Settings",
     "Training",
+    "builder",
     "changed",
     "check_resumable",
     "load",

@@ -3,18 +3,20 @@
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from trainer.config.overrides import apply
 from trainer.config.problems import ConfigError, explained
 from trainer.config.settings import Settings
 from trainer.formatting import masked
 
+T = TypeVar("T")
 READ_AGAIN = {
     "run": ("seed",),
     "optimizer": ("learning_rate", "schedule", "warmup_epochs", "step_epochs", "step_factor"),
@@ -69,6 +71,13 @@ def stored(values: Any) -> dict[str, Any]:
     except ConfigError as error:
         raise ValueError(str(error).partition(". Fix: ")[0]) from None
     return values | {name: values.get(name, {}) | {key: valid[name][key] for key in keys} for name, keys in READ_AGAIN.items()}
+
+
+@cache
+def builder(kind: type[T]) -> Callable[[Any], T]:
+    """A function that builds a `kind`, a dataclass, from what a JSON object holds. It ignores fields that `kind` does not have, and
+    raises ValueError for a field that is missing or of another type."""
+    return TypeAdapter(kind).validate_python
 
 
 def changed(settings: Settings, overrides: Sequence[str]) -> Settings:

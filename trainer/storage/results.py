@@ -24,7 +24,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from spikewise.findings import Findings
 from spikewise.proof import Experiment
@@ -44,8 +43,6 @@ FIELDS: dict[str, dict[str, type]] = {
     "module": {"name": str, "digest": str},
 }
 """What is read of run.json, and of its objects, with the types."""
-EXPERIMENT, FINDINGS = TypeAdapter(Experiment), TypeAdapter(Findings)
-"""Build these from JSON, and raise ValueError for a value of another type. Fields that are unknown here are ignored."""
 
 
 class ResultsError(UserError):
@@ -156,7 +153,7 @@ def get_experiments(store: Store, run: str) -> list[Experiment]:
 
 
 def _read_experiment(store: Store, key: str) -> Experiment:
-    return parsed(store.get(key), EXPERIMENT.validate_python)
+    return parsed(store.get(key), config.builder(Experiment))
 
 
 def put_roll_backs(store: Store, run: str, roll_backs: Sequence[Mapping[str, Any]]) -> None:
@@ -319,7 +316,7 @@ def get_findings(store: Store, run: str) -> Findings | None:
 
 
 def _findings_from(values: dict[str, Any]) -> Findings:
-    return FINDINGS.validate_python({**values, "diagnoses": values["spikes"]})
+    return config.builder(Findings)({**values, "diagnoses": values["spikes"]})
 
 
 def report_from(values: Mapping[str, Any]) -> EpochReport:

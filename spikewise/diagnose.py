@@ -18,7 +18,7 @@ from spikewise import batches, causes, outputs, probes
 from spikewise import steps as analysis
 from spikewise.curve import BUDGET, Parts
 from spikewise.detect import Detector, Update, course, overfitting
-from spikewise.examine import about_steps, costs, probe, promising
+from spikewise.examine import Credit, about_steps, probe, promising
 from spikewise.findings import Findings
 from spikewise.measure import Composition
 from spikewise.moments import Counterfactuals, batch_moments, typical
@@ -116,9 +116,7 @@ class Diagnostician:
         self.network = network
         self.detector = Detector(groups, sensitivity=sensitivity)
         self.diagnoses: list[Diagnosis] = []
-        self._budget = budget
-        self._credit = np.nan
-        """What the probes of suspicions may still take, in training images; NaN before the first epoch."""
+        self._credit = Credit(SUSPICIONS * budget)
         self.composition = Composition(PARTS * budget)
         """What the validation loss is made of, and the standing causes."""
         self._counterfactuals = Counterfactuals()
@@ -193,7 +191,7 @@ class Diagnostician:
         self._counterfactuals.update(trace, np.asarray(self.network.kept, float))
         spike, diagnosis = update.spike, None
         began = time.perf_counter()
-        self._earn(losses, steps)
+        self._credit.earn(len(losses), len(steps), self._hyperparameters.batch_size)
         suspicion, possible = update.suspicion, events or analysis.unusual(steps, self._earlier, self._rate_before)
         if suspicion and possible and self._promising(suspicion, losses, np.asarray(sample), steps, events, trace):
             spike = suspicion
@@ -201,7 +199,8 @@ class Diagnostician:
             case = self._case(spike, losses, np.asarray(sample), steps, events, predict, trace)
             ranked = causes.attribute(case)
             if update.spike is None and ranked[0].name not in CONFIRMING:
-                spike, self._credit = None, self._credit - self._costs(losses, steps)[1]
+                spike = None
+                self._credit.charge()
             else:
                 found = tuple(case.probes.values())
                 diagnosis = Diagnosis(spike, ranked, found, case.training, time.perf_counter() - began, suspects(case))
@@ -246,17 +245,6 @@ class Diagnostician:
         self._rate_before = float(steps["learning_rate"][-1]) if len(steps) else self._rate_before
         return News(diagnosis, resolved, parts, tuple(new))
 
-    def _costs(self, losses: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
-        """What finding out whether a suspicion is worth probing costs, and what the probes cost, in training images."""
-        return costs(len(losses), len(steps), self._hyperparameters.batch_size)
-
-    def _earn(self, losses: np.ndarray, steps: np.ndarray) -> None:
-        """Credits an epoch with these steps. Suspicions that are not confirmed take no more than that, the first ones aside."""
-        screen, all_probes = self._costs(losses, steps)
-        most = 3 * screen + all_probes  # a suspicion that comes to nothing must not use up what the next one needs
-        earned = SUSPICIONS * self._budget * len(steps) * self._hyperparameters.batch_size
-        self._credit = most if np.isnan(self._credit) else min(self._credit + earned, most)
-
     def _promising(
         self,
         suspicion: Spike,
@@ -267,10 +255,8 @@ class Diagnostician:
         trace: np.ndarray | None,
     ) -> bool:
         """Whether a suspicion is worth all probes, and they are affordable."""
-        screen, all_probes = self._costs(losses, steps)
-        if self._budget <= 0 or self._credit < screen + all_probes or not self._before:
+        if not self._before or not self._credit.screen():
             return False
-        self._credit -= screen
         scene, events = self._scene(suspicion, losses, sample, steps, trace), self._possible(events)
         return promising(scene, events, self._about_steps(scene, events))
 
@@ -307,7 +293,7 @@ class Diagnostician:
             "loss_scales": [before.loss_scale if np.isfinite(before.loss_scale) else None for before in self._before],
             "sortings": [before.sorting if np.isfinite(before.sorting) else None for before in self._before],
             "recent": [event.as_dict() for event in self._recent],
-            "credit": self._credit if np.isfinite(self._credit) else None,
+            "credit": self._credit.saved,
             "rate_before": self._rate_before if np.isfinite(self._rate_before) else None,
             "diagnoses": [diagnosis.as_dict() for diagnosis in self.diagnoses],
             "composition": self.composition.state(),
@@ -325,7 +311,7 @@ class Diagnostician:
         self.detector.restore(facts["detector"], arrays["recent"])
         self._samples = list(facts["samples"])
         self._recent = [Event(**values) for values in facts.get("recent", ())]
-        self._credit = np.nan if (credit := facts.get("credit")) is None else credit
+        self._credit.saved = facts.get("credit")
         self._rate_before = np.nan if facts["rate_before"] is None else facts["rate_before"]
         self.diagnoses = [diagnosis_from(values) for values in facts["diagnoses"]]
         self.composition.restore(facts["composition"])

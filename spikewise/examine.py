@@ -18,6 +18,38 @@ PASSES = 25
 """About how many passes over the validation images all probes take, and half as many estimates of the statistics."""
 
 
+class Credit:
+    """Bounds what is spent on suspicions, rises that may be no spikes: a fraction of the training time, counted in training images
+    as `curve.Budget` does. A screening is `promising`, which may be followed by all probes."""
+
+    def __init__(self, fraction: float) -> None:
+        self.fraction = fraction
+        self.saved: float | None = None
+        """In training images; None before the first epoch."""
+        self.screening = self.probes = np.inf
+        """What a screening and all probes cost."""
+
+    def earn(self, images: int, steps: int, batch_size: int) -> None:
+        """Credits an epoch with so many validation images and steps."""
+        epoch, looked = steps * batch_size, batches.LOOKED * batch_size
+        # Losses and moments of batches, the latter in training mode.
+        self.screening = FORWARD * min(3 * IMAGES + 4 * looked, 4 * epoch)
+        self.probes = FORWARD * PASSES * (images + min(IMAGES, epoch) / 2)
+        most = 3 * self.screening + self.probes  # a suspicion that comes to nothing must not use up what the next one needs
+        self.saved = most if self.saved is None else min(self.saved + self.fraction * epoch, most)
+
+    def screen(self) -> bool:
+        """Whether to screen a suspicion, because all probes would be affordable as well. If so, takes what that costs."""
+        if self.fraction <= 0 or self.saved is None or self.saved < self.screening + self.probes:
+            return False
+        self.saved -= self.screening
+        return True
+
+    def charge(self) -> None:
+        """Takes what all probes cost: they confirmed nothing."""
+        self.saved = (self.saved or 0.0) - self.probes
+
+
 def promising(scene: Scene, events: Sequence[Event], training: Training) -> bool:
     """Whether probes may show that something happened in this epoch: an event, foreign or long steps, bad batches or other data.
     Costs little where nothing did. Leaves the network unchanged."""
@@ -26,13 +58,6 @@ def promising(scene: Scene, events: Sequence[Event], training: Training) -> bool
     with scene.network.untouched():
         found = (batches.training_data(scene), batches.bad_batches(scene, 0, len(scene.steps)))
         return any(probe is not None and probe.fraction >= HALF for probe in found)
-
-
-def costs(images: int, steps: int, batch_size: int) -> tuple[float, float]:
-    """What `promising` costs and what all probes cost, in training images: with so many validation images, and steps an epoch."""
-    epoch, batch = steps * batch_size, batches.LOOKED * batch_size
-    screen = min(3 * IMAGES + 4 * batch, 4 * epoch)  # losses and moments of batches, the latter in training mode
-    return FORWARD * screen, FORWARD * PASSES * (images + min(IMAGES, epoch) / 2)
 
 
 def probe(scene: Scene, events: Sequence[Event]) -> dict[str, Probe]:

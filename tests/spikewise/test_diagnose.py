@@ -9,7 +9,7 @@ import pytest
 from spikewise import describe
 from spikewise.detect import PATIENCE
 from spikewise.diagnose import Diagnostician
-from spikewise.examine import costs
+from spikewise.examine import Credit
 from spikewise.forecast import forecast, threshold
 from spikewise.records import STEP, Event, diagnosis_from
 from tests.spikewise.training import RATE, STEPS, DiagnosedTraining
@@ -298,7 +298,9 @@ def test_a_suspicion_is_looked_at_only_if_its_probes_can_be_paid_also_after_a_re
         network.weight = float(number)
         diagnostician.close_epoch(epoch, np.full(8, 0.3), steps)
     facts, arrays = json.loads(json.dumps(diagnostician.state()[0])), diagnostician.state()[1]
-    screen, all_probes = costs(300, 10, 8)
+    costs = Credit(0.05)
+    costs.earn(300, 10, 8)
+    screen, all_probes = costs.screening, costs.probes
     assert facts["credit"] == pytest.approx(3 * screen + all_probes)
     network.bad, steps["loss"][5] = 5, 5.3
     for credit in (screen + all_probes, 0.99 * all_probes):

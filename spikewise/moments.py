@@ -59,8 +59,8 @@ class Mover(NamedTuple):
 
     step: int
     """Its number in the epoch, from 0."""
-    units: int
-    """Number of moving variances to which this batch contributed more than half."""
+    units: np.ndarray
+    """Numbers, among the m statistics, of the moving variances to which this batch contributed more than half."""
 
 
 def movers(moments: np.ndarray, kept: np.ndarray, now: np.ndarray, variances: np.ndarray) -> list[Mover]:
@@ -71,9 +71,9 @@ def movers(moments: np.ndarray, kept: np.ndarray, now: np.ndarray, variances: np
     weights = ((1 - kept) * kept ** np.arange(len(moments))[::-1, None])[:, chosen]
     usual = np.median(moments[:, chosen], 0)
     excess = weights * np.maximum(moments[:, chosen] - usual, 0)
-    units = (excess > 0.5 * np.maximum(now[chosen], 1e-12)).sum(1)
-    order = np.argsort(-units, kind="stable")
-    return [Mover(int(step), int(units[step])) for step in order if units[step]]
+    most = excess > 0.5 * np.maximum(now[chosen], 1e-12)
+    order = np.argsort(-most.sum(1), kind="stable")
+    return [Mover(int(step), np.flatnonzero(chosen)[most[step]]) for step in order if most[step].any()]
 
 
 class Counterfactuals:

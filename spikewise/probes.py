@@ -27,8 +27,8 @@ Weights = list[np.ndarray]
 
 IMAGES = 1000
 """Approximate number of training images that moving statistics are re-estimated on."""
-MOVERS = 5
-"""Number of batches listed that moved the statistics."""
+MOVERS, CHANNELS = 5, 8
+"""Number of batches listed that moved the statistics, and of units listed for each."""
 
 TITLES = {
     "few_examples": "without the images that rose most",
@@ -104,6 +104,15 @@ class WeighsTraining(Protocol):
 
     def unweighted_losses(self, batch: int) -> np.ndarray:
         """As `batch_losses`, but computed as those of validation images are."""
+
+
+@runtime_checkable
+class NamesLayers(Protocol):
+    """What a network may offer in addition if its layers have names."""
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """The name of the layer of each of `statistics`."""
 
 
 @runtime_checkable
@@ -364,7 +373,8 @@ def momentum(scene: Scene) -> list[Probe]:
     moments = batch_moments(scene.trace, kept)
     if (moments[:, variances] < -1e-3 * np.abs(scene.trace[-1][variances]).max()).any():  # no batch has a negative variance
         return []
-    moved = [mover._asdict() for mover in movers(moments, kept, scene.trace[-1], variances)[:MOVERS]]
+    batches = movers(moments, kept, scene.trace[-1], variances)[:MOVERS]
+    moved = [{"step": one.step, "units": len(one.units), "channels": _channels(scene, one.units)} for one in batches]
     found = []
     for name, tried, with_, was in zip(("lower_momentum", "higher_momentum"), alternatives(kept), now, before, strict=True):
         if np.allclose(tried, kept) or scene.followed * (1 - tried.max()) < 1:
@@ -374,6 +384,18 @@ def momentum(scene: Scene) -> list[Probe]:
         single = float(tried[0]) if np.ptp(tried) == 0 else None
         facts: dict[str, Any] = {"momentum": single, "now": float(there.mean()), "before": float(then.mean()), "movers": moved}
         found.append(scene.probe(name, there - then, passes=2, **facts))
+    return found
+
+
+def _channels(scene: Scene, units: np.ndarray) -> dict[str, list[int]]:
+    """Numbers among the m statistics, at most CHANNELS of them, as the names of their layers and their channels there."""
+    if not isinstance(scene.network, NamesLayers):
+        return {}
+    ends = np.cumsum([scene.now[i].size for i in scene.network.statistics])
+    found: dict[str, list[int]] = {}
+    for unit in units[:CHANNELS]:
+        at = int(np.searchsorted(ends, unit, side="right"))
+        found.setdefault(scene.network.layers[at], []).append(int(unit - (ends[at - 1] if at else 0)))
     return found
 
 

@@ -6,6 +6,8 @@ too few batches for units that fire rarely, so a higher momentum helps. Re-estim
 the momentum's effect tells them apart.
 """
 
+from typing import Any
+
 import numpy as np
 
 from spikewise.advice import is_set
@@ -61,9 +63,8 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
         f"with the same weights, {_joined(tested)}."
     )
     if which(case) != "lag" and (mover := _mover(case)):
-        step, units = mover
-        several = f"{units} units" if units > 1 else "a unit"
-        evidence += f" Batch {step + 1} of {case.hyperparameters.steps} alone makes up more than half of the variance of {several}."
+        batch = f"Batch {mover['step'] + 1} of {case.hyperparameters.steps}"
+        evidence += f" {batch} alone makes up more than half of the variance of {_units(mover)}."
     return evidence
 
 
@@ -90,11 +91,23 @@ def _joined(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _mover(case: Case) -> tuple[int, int] | None:
-    """The batch that alone makes up most of the most variances, and how many."""
+def _mover(case: Case) -> dict[str, Any] | None:
+    """The batch that alone makes up most of the most variances."""
     _, higher = _momentum(case)
     movers = higher.facts["movers"] if higher else []
-    return (movers[0]["step"], movers[0]["units"]) if movers else None
+    return movers[0] if movers else None
+
+
+def _units(mover: dict[str, Any]) -> str:
+    """How many units a batch moved, and which, as far as they are listed."""
+    count, channels = mover["units"], mover.get("channels", {})
+    units = f"{count} units" if count > 1 else "a unit"
+    if not channels:
+        return units
+    listed = [f"{', '.join(map(str, numbers))} of {layer}" for layer, numbers in channels.items()]
+    if count > sum(map(len, channels.values())):
+        listed.append("...")
+    return f"{units} (channel{'s' * (count > 1)} {'; '.join(listed)})"
 
 
 def _half_life(momentum: float) -> float:

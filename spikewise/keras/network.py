@@ -41,6 +41,11 @@ def beta_2(optimizer: Any) -> float:
     return float(optimizer.beta_2) if isinstance(optimizer, (keras.optimizers.Adam, keras.optimizers.Nadam)) else np.nan
 
 
+def layer_of(variable: Any) -> str:
+    """The name of the layer that a Keras variable belongs to."""
+    return str(variable.path.rpartition("/")[0].rpartition("/")[2])
+
+
 class KerasNetwork:
     """Implements spikewise.probes.Network. Weights are those of `model.get_weights()`."""
 
@@ -144,6 +149,11 @@ class KerasNetwork:
     def kept(self) -> Sequence[float]:
         """The fraction of each of the m single moving statistics that a step keeps."""
         return [momentum for variable, momentum in self._moving for _ in range(int(np.prod(variable.shape)))]
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """The name of the layer of each of `statistics`."""
+        return [layer_of(variable) for variable, _ in self._moving]
 
     def norm_values(self) -> Any:
         """A copy of the statistics of all BatchNormalization layers that are not frozen, one after the other, as a tensor; None

@@ -278,6 +278,12 @@ def test_the_momentum_tells_lag_from_shock():
     assert unknown.settings == ("model.statistics=precise",)
     assert "from 0.500 to 0.460 with a momentum of 0.999 (100% of the rise is gone)" in shock.evidence
     assert "Batch 37 of 50 alone makes up more than half of the variance of 5 units." in shock.evidence
+    for channels, which in (
+        ({"bn_2": [3, 8, 9, 11, 30]}, "5 units (channels 3, 8, 9, 11, 30 of bn_2)"),
+        ({"bn_1": [0], "bn_2": [3]}, "5 units (channels 0 of bn_1; 3 of bn_2; ...)"),
+    ):
+        named = replace(HIGHER, facts={**HIGHER.facts, "movers": [{"step": 36, "units": 5, "channels": channels}]})
+        assert f"of the variance of {which}." in attribute(case([STABLE, STATISTICS, WORSE, named]))[0].evidence
     assert "Batch" not in lag.evidence
 
 

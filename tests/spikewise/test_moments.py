@@ -81,7 +81,7 @@ def test_a_batch_that_lights_up_a_unit_is_named(epochs):
     """The user would not know which images to look at."""
     trace = _train(0.99, epochs[1], np.array([2, 2, 2, 0.0]))
     found = movers(batch_moments(trace, KEPT), KEPT, trace[-1], [False, True, False, True])
-    assert [(one.step, one.units) for one in found] == [(20, 1)]
+    assert [(one.step, one.units.tolist()) for one in found] == [(20, [3])]
     assert not movers(batch_moments(trace, KEPT), KEPT, trace[-1], [False, True, False, False])
 
 

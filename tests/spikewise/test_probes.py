@@ -243,6 +243,7 @@ def test_statistics_that_training_does_not_move_are_not_estimated_anew(how):
     network = KerasNetwork(model, lambda: np.zeros(1), lambda _: (x, np.zeros(BATCH, int)), loss)
     before = [variable.numpy() for variable in model.variables]
     assert {id(model.weights[i]) for i in network.statistics} == {id(head_norm.moving_mean), id(head_norm.moving_variance)}
+    assert network.layers == [head_norm.name] * 2
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
     assert network.momentum == 0.9 or how == "training=False"  # else both layers train, with two momenta

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spikewise.keras.network import beta_2
+from spikewise.keras.network import beta_2, layer_of
 from trainer.data.loader import Batch, Feed
 from trainer.engine.evaluate import evaluate
 from trainer.engine.step import Learner
@@ -56,6 +56,11 @@ class DistributedNetwork:
         if self._precise:
             return []
         return [momentum for variable, momentum in self._learner.moving for _ in range(int(np.prod(variable.shape)))]
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """The name of the layer of each of `statistics`."""
+        return [] if self._precise else [layer_of(variable) for variable, _ in self._learner.moving]
 
     def evaluate(self) -> np.ndarray:
         """Losses [n] of the validation images, as the run evaluates them."""

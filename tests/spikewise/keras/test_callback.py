@@ -44,7 +44,7 @@ def watched():
 
 def test_a_damaged_batch_is_found_named_and_kept(watched):
     """This is what the callback is for: which batch ruined the epoch, and its images."""
-    _, spikes, _ = watched
+    model, spikes, _ = watched
     (diagnosis,) = spikes.diagnoses
     assert (diagnosis.spike.epoch, diagnosis.verdict.name) == (6, "bad_batch")
     assert list(spikes.bad_batches) == [6]
@@ -53,6 +53,10 @@ def test_a_damaged_batch_is_found_named_and_kept(watched):
     np.testing.assert_array_equal(labels, LABELS[32 * DAMAGED : 32 * DAMAGED + 32])
     assert spikes.summary.startswith("1 spike in 7 epochs: a bad training batch (epoch 6).")
     assert json.loads(json.dumps(spikes.as_dict()))["spikes"][0]["causes"][0]["name"] == "bad_batch"
+    (mover, *_) = next(probe.facts["movers"] for probe in diagnosis.probes if probe.name == "higher_momentum")
+    (norm,) = (layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
+    assert mover["step"] == DAMAGED
+    assert list(mover["channels"]) == [norm.name]
 
 
 def test_training_is_bit_for_bit_what_it_was(watched):

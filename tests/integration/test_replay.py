@@ -4,19 +4,41 @@ import json
 import logging
 import re
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from benchmarks.support.job import Job, read_report
 from jobs import replay
-from trainer.run import console
 from trainer.storage import results
 from trainer.storage.checkpoint import Checkpoints
 from trainer.storage.lease import Lease
 from trainer.storage.store import list_keys
 
 pytestmark = pytest.mark.integration
+FASTER_NEWS = "from trainer.run import console\nconsole.PLAIN_SECONDS = 0.1"
+STOPS_EARLY = """
+import signal
+from trainer.run import console
+phase = console.Console.phase
+
+def stopping(self, what):
+    phase(self, what)
+    if what.startswith("starting the workers"):
+        signal.raise_signal(signal.SIGTERM)
+
+console.Console.phase = stopping
+"""
+
+
+def replayed(*arguments, prepare=""):
+    """Exit code, standard output and standard error of a replay in a process of its own, which runs `prepare` first: an interrupted
+    driver leaves threads of Ray behind, which end the process minutes later."""
+    script = f"import sys\n{prepare}\nfrom jobs import replay\nsys.exit(replay.main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_the_remedy_of_a_natural_spike_is_proven_at_the_end_of_the_run(workplace, spiked):
@@ -55,10 +77,9 @@ def test_the_checkpoint_before_the_spike_is_kept(workplace, spiked):
     assert "resumed" not in spiked.output
 
 
-def test_any_epoch_is_diagnosed_on_request_and_a_useless_setting_is_called_so(workplace, spiked, capfd, monkeypatch):  # noqa: ARG001
+def test_any_epoch_is_diagnosed_on_request_and_a_useless_setting_is_called_so(workplace, spiked):  # noqa: ARG001
     """A user could not ask about an epoch without an alarm, or not while the run is trained; or every setting would be praised; or
     the log would be silent while workers start."""
-    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.1)
     folder, _, store = workplace
     losses = [report.validation_loss for report in results.get_history(store, "spiked")]
     found, *_ = results.get_findings(store, "spiked").diagnoses
@@ -66,9 +87,9 @@ def test_any_epoch_is_diagnosed_on_request_and_a_useless_setting_is_called_so(wo
     command = ["--run", "spiked", "--storage", f"{folder}/storage", "--epoch", str(asked[0]), "--set", "training.early_stopping=9"]
     with Lease(store, "spiked", 30):  # of the job that trains the run
         before = others(store)
-        assert replay.main(command) == 0
+        code, output, errors = replayed(*command, prepare=FASTER_NEWS)
         after = others(store)
-    output = capfd.readouterr().out
+    assert code == 0, errors
     silences = re.findall(r"^([^\n]+) \(\d+ s so far\)$", output, re.MULTILINE)
     assert list(dict.fromkeys(silences))[-3:] == [
         "starting Ray",
@@ -88,7 +109,7 @@ def others(store):
     return {each.key: each.etag for each in store.list("runs/spiked/") if "/replays/" not in each.key and "/lease-" not in each.key}
 
 
-def test_a_record_that_the_control_does_not_repeat_proves_nothing(workplace, spiked, capfd):  # noqa: ARG001
+def test_a_record_that_the_control_does_not_repeat_proves_nothing(workplace, spiked):  # noqa: ARG001
     """On another machine, or with damaged data, every remedy could be proven."""
     folder, _, store = workplace
     found, *_ = results.get_findings(store, "spiked").diagnoses
@@ -99,10 +120,10 @@ def test_a_record_that_the_control_does_not_repeat_proves_nothing(workplace, spi
     losses[3] = np.nextafter(losses[3], np.float32(9))
     results.put_epoch(store, "spiked", report, arrays | {"losses": losses})
     try:
-        assert replay.main(["--run", "spiked", "--storage", f"{folder}/storage", "--spike", str(epoch)]) == 1
+        code, output, errors = replayed("--run", "spiked", "--storage", f"{folder}/storage", "--spike", str(epoch))
     finally:
         results.put_epoch(store, "spiked", report, arrays)
-    output = capfd.readouterr().out
+    assert code == 1, errors
     assert f"Nothing can be proven here: trained again with nothing changed, epoch {epoch} has other losses than recorded" in output
     assert f"(1 of {len(losses)} images, by up to" in output
 
@@ -141,14 +162,15 @@ def settled(workplace):
     return settings
 
 
-def test_a_replay_on_fewer_workers_proves_nothing(workplace, settled, capfd):  # noqa: ARG001
+def test_a_replay_on_fewer_workers_proves_nothing(workplace, settled):  # noqa: ARG001
     """A user who replays a run of a cluster on a laptop would get a verdict that only rounding has made, or no reason for none."""
     command = ["--run", "back", "--storage", f"{workplace.folder}/storage", "--epoch", "2", "--set", "launch.workers=1"]
-    assert replay.main(command) == 1
+    code, output, errors = replayed(*command)
+    assert code == 1, errors
     assert re.search(
         r"^Nothing can be proven here: trained again with nothing changed, epoch \d has other losses than recorded \(\d+ of \d+ "
         r"images, by up to [^ ]+\)\. workers: 2 then, 1 now\. Fix: replay it where and how the run was trained\.$",
-        capfd.readouterr().out,
+        output,
         re.MULTILINE,
     )
 
@@ -177,18 +199,11 @@ def test_waiting_for_another_replay_ends_on_request(workplace, settled):  # noqa
         store.delete([key])
 
 
-def test_a_request_to_stop_does_not_wait_for_the_workers(workplace, settled, monkeypatch):  # noqa: ARG001
+def test_a_request_to_stop_does_not_wait_for_the_workers(workplace, settled):  # noqa: ARG001
     """Ctrl-C would seem to do nothing for half a minute, until the workers have started."""
     folder, _, store = workplace
-    phase = console.Console.phase
-
-    def stopping(self, what):
-        phase(self, what)
-        if what.startswith("starting the workers"):
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(console.Console, "phase", stopping)
-    assert replay.main(["--run", "back", "--storage", f"{folder}/storage", "--epoch", "1"]) == 143
+    code, _, errors = replayed("--run", "back", "--storage", f"{folder}/storage", "--epoch", "1", prepare=STOPS_EARLY)
+    assert code == 143, errors
     assert not list_keys(store, "runs/back/replays/0001/control/")  # each start of workers is recorded
 
 

@@ -60,8 +60,9 @@ test: $(READY) lint ## lint, run the unit tests, then the integration tests (abo
 
 unit: $(READY) ## run the unit tests only (about three minutes on two cores)
 	$(PYTEST) -m "not integration"
-# All tests of a module in one process, which then traces its TensorFlow functions and starts its servers once.
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# All tests of a module in one process, which then traces its TensorFlow functions and starts its servers once. If such a process
+# dies, the tests end: pytest-xdist would wait for ever for those that it had not run yet.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 coverage: $(READY) ## run the unit tests and print how much of spikewise, trainer and jobs they cover
 	$(PYTEST) -m "not integration" --cov --cov-report=term

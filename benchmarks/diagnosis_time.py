@@ -10,8 +10,9 @@ that file, a step takes longer and the fraction is smaller.
 
 import json
 import os
-import platform
 import time
+
+from benchmarks.support.resumable import circumstances
 
 EPOCHS = 20
 """Measured epochs. They follow those in which TensorFlow compiles."""
@@ -37,17 +38,7 @@ def main() -> None:
                     own_seconds += own
                     rest += time.perf_counter() - began - own
             fractions.setdefault(architecture, {})[f"{steps} steps"] = round(own_seconds / rest, 4)
-    print(
-        json.dumps(
-            {
-                "command": "python -m benchmarks.diagnosis_time",
-                "date": time.strftime("%Y-%m-%d"),
-                "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-                "fraction_of_the_rest_of_an_epoch": fractions,
-            },
-            indent=1,
-        )
-    )
+    print(json.dumps({**circumstances("benchmarks.diagnosis_time"), "fraction_of_the_rest_of_an_epoch": fractions}, indent=1))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ from zlib import crc32
 
 import numpy as np
 
+from benchmarks.support.resumable import circumstances
 from spikewise.detect import Detector
+from trainer.report.scores import wilson
 
 SEEDS = {"tune": (0, 300, 40), "report": (10_000, 240, 16)}
 """For each set: the first seed, the number of short runs and the number of long ones."""
@@ -274,17 +276,9 @@ def score(runs: Sequence[Plan], losses: Sequence[np.ndarray]) -> dict[str, Any]:
             for found in (counts["faults detected"], by_fault.setdefault(one.fault, [0, 0])):
                 found[0] += one.epoch in epochs
                 found[1] += 1
-    values = {name: {"count": count, "of": of, "interval_95": wilson(count, of)} for name, (count, of) in counts.items()}
+    intervals = {name: [round(bound, 4) for bound in wilson(*both)] if both[1] else [0.0, 1.0] for name, both in counts.items()}
+    values = {name: {"count": count, "of": of, "interval_95": intervals[name]} for name, (count, of) in counts.items()}
     return {**values, "detected_by_fault": {name: {"count": count, "of": of} for name, (count, of) in sorted(by_fault.items())}}
-
-
-def wilson(count: int, of: int) -> list[float]:
-    """The 95 % interval of a fraction."""
-    if not of:
-        return [0.0, 1.0]
-    z, p = 1.96, count / of
-    half = z * np.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
-    return [round(float((p + z**2 / (2 * of) + sign * half) / (1 + z**2 / of)), 4) for sign in (-1, 1)]
 
 
 def main() -> None:
@@ -301,7 +295,7 @@ def main() -> None:
         for row, curve in zip(curves, losses, strict=True):
             row[: len(curve)] = curve.astype(float).mean(1)
         np.savez_compressed(arguments.example, curves=curves, faults=np.array([one.epoch for one in runs]))
-    print(json.dumps({"command": f"python -m benchmarks.short_runs --set {arguments.chosen}", **score(runs, losses)}, indent=1))
+    print(json.dumps({**circumstances("benchmarks.short_runs"), **score(runs, losses)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ reporting set share neither data nor seeds.
 import argparse
 import json
 import os
-import platform
-import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
+
+from benchmarks.support.resumable import circumstances
 
 EPOCHS = 15
 SETS = {"tune": ("shapes", (0, 1)), "report": ("letters", (800, 801, 802, 803))}
@@ -97,12 +97,7 @@ def main() -> None:
     tasks = [Task(data, network, seed, cause) for seed in seeds for network in ("question", "residual") for cause in SETTINGS]
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         results = list(pool.map(perform, tasks))
-    about = {
-        "command": f"python -m benchmarks.standing_causes --set {arguments.set}",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "epochs": EPOCHS,
-    }
+    about = {**circumstances("benchmarks.standing_causes"), "epochs": EPOCHS}
     print(json.dumps({**about, **score(results), "each": results}, indent=1))
 
 

@@ -59,8 +59,8 @@ class Composition:
         size, mean = hyperparameters.batch_size, float(np.mean(losses))
         images, moved = len(steps) * size, before is not None and abs(mean - before) > MOVED * before
         named = any(not one.over and one.name != "preparation" for one in self.standing)
-        learned = float(np.mean(steps["loss"])) <= standing.LEARNED * guess
-        urgent = mean > guess and learned and not (named and mean < GREW * self.parts[-1].loss)
+        waiting = float(np.mean(steps["loss"])) > standing.LEARNED * guess and epoch < standing.EARLY  # may still learn
+        urgent = mean > guess and not waiting and not (named and mean < GREW * self.parts[-1].loss)
         due = self._budget.due(images, moved=moved, urgent=urgent, always=always)
         if not due or not np.isfinite(losses).all() or not np.isfinite(steps["loss"]).all():
             return None, []

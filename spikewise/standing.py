@@ -18,7 +18,8 @@ NOTABLE = 0.2
 SMALLEST = 0.1
 """... and above this many nats."""
 MOST = 0.5
-"""A part that is more than this fraction of a loss above guessing is said after one measurement, otherwise after two in a row."""
+"""A part that is more than this fraction of a loss above guessing is said after one measurement, otherwise after two in a row. That
+nothing was learned is said after one, if the training loss of the epoch confirms it."""
 CERTAIN = 3.3
 """A part, or a difference between two sets of images, counts above this many standard errors."""
 LEARNED = 0.9
@@ -130,6 +131,7 @@ def _stands(name: str, measured: Sequence[Parts], guess: float) -> bool:
         return False
     twice = len(measured) > 1 and _high(name, measured[-2], guess) and _high(name, now, guess)
     once = name in ("statistics", "wandering") and now.loss > guess and getattr(now, name) > MOST * now.loss
+    once |= name == "fit" and now.training > LEARNED * guess  # it is no fluctuation: the epoch's batches say the same
     return twice or (once and _high(name, now, guess))
 
 

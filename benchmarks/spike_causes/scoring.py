@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2
 
+from trainer.report.scores import wilson
+
 Result = dict[str, Any]
 STRENGTHS = ("weak", "medium", "strong")
 RATES = ("1e-3, 1e-4 from the ninth epoch on", "1e-4")
@@ -93,10 +95,8 @@ def fraction(results: list[Result], holds: Callable[[Result], bool]) -> dict[str
     n = len(results)
     if not n:
         return None
-    k, z = sum(map(holds, results)), 1.96
-    middle, half = (k / n + z * z / (2 * n)), z * np.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
-    low, high = ((middle + side * half) / (1 + z * z / n) for side in (-1, 1))
-    return {"fraction": round(k / n, 4), "count": k, "of": n, "interval_95": [round(float(low), 4), round(float(high), 4)]}
+    k = sum(map(holds, results))
+    return {"fraction": round(k / n, 4), "count": k, "of": n, "interval_95": [round(bound, 4) for bound in wilson(k, n)]}
 
 
 def _rate(count: int, epochs: int) -> dict[str, Any] | None:

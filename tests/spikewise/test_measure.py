@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spikewise.curve import PARTS
+from spikewise.standing import EARLY
 from tests.spikewise.training import DiagnosedTraining
 
 EPOCHS = 6
@@ -53,6 +54,14 @@ def test_validation_images_prepared_in_another_way_are_found_in_the_first_epoch(
     watched.x[watched.validation] = 0.05 * watched.x[watched.validation] + 3
     (standing,) = [one for one in watched.close().standing if one.name == "preparation"]
     assert "training images that the network had not seen either" in standing.finding
+
+
+def test_a_network_that_learns_nothing_is_called_so_in_the_fifth_epoch():
+    """A run with foreign labels or a rate near 0 would train for hours before anything is said: the budget measures it rarely."""
+    training = DiagnosedTraining(budget=0.01)
+    training.optimizer.learning_rate.assign(0.0)
+    named = {epoch: [one.name for one in training.close().standing] for epoch in range(1, EPOCHS + 1)}
+    assert named == {epoch: ["fit"] if epoch == EARLY else [] for epoch in named}
 
 
 def test_measuring_leaves_everything_bit_for_bit(watched):

@@ -31,6 +31,8 @@ UNSEEN = Unseen(44, 0.6, 1.4, 0.05)
         ([replace(HEALTHY, wandering=0.2)] * 2, {"wandering"}),
         ([replace(HEALTHY, loss=1.0, generalization=0.7)] * 2, {"generalization"}),
         ([replace(HEALTHY, fit=0.68, loss=0.7)] * 2, {"fit"}),
+        ([replace(HEALTHY, fit=0.68, loss=0.7)], set()),  # although the batches of the epoch were learned
+        ([replace(HEALTHY, fit=0.68, loss=0.7, training=0.69)], {"fit"}),
         ([replace(HEALTHY, fit=0.68, loss=0.7, epoch=2)] * 2, set()),  # too early
         ([replace(LAGS, loss=float("nan"))] * 2, set()),
         (

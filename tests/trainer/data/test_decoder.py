@@ -70,7 +70,7 @@ class Crashing(Decoder):
     ("number", "reason"), [(signal.SIGSEGV, r"died \(SIGSEGV\)"), (signal.SIGXCPU, "took too much processor time")]
 )
 def test_an_image_that_killed_two_processes_is_refused(number, reason):
-    """The image would be tried for ever, and nobody would learn which one it is."""
+    """The image would be tried for ever, and the log would not say which one it is."""
     with Crashing(SHAPE, MANY) as decoder:
         decoder.number = number
         with pytest.raises(DecodeError, match=rf"^cannot be decoded: it ended 2 decoder processes; the last one {reason}$"):
@@ -176,7 +176,7 @@ def test_a_small_file_takes_little_time_and_memory(decoder, data, reason):
     with pytest.raises(DecodeError, match=reason):
         decoder.decode(data)
     peak = int(open(f"/proc/{decoder.process.pid}/status").read().split("VmHWM:")[1].split()[0])  # noqa: SIM115
-    assert peak < 150_000  # kB, of which Python and the libraries take a third
+    assert peak < 150_000  # kB; Python and the libraries take a third of it
 
 
 def test_a_large_image_in_a_small_file_is_decoded():

@@ -125,7 +125,7 @@ def lossless(image: np.ndarray) -> bytes:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_lossless_jpeg(channels):
-    """Medical images would be lost, of which many are gray, or the header of their scan overwritten with that of a photograph."""
+    """Medical images, many of them gray, would be lost, or the header of their scan overwritten with that of a photograph."""
     image = np.asarray(photo(40, 30))[..., :channels]
     data = lossless(image)
     assert np.array_equal(decode(data, (30, 40, 3), MANY), np.broadcast_to(image, (30, 40, 3)))

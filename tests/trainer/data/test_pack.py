@@ -227,7 +227,7 @@ def test_a_damaged_commit_object(tmp_path, text):
     ],
 )
 def test_a_pack_that_is_not_the_one_asked_for(tmp_path, where, value):
-    """Whoever can write to the bucket could name files outside the cache, which would be overwritten or deleted."""
+    """Anyone with write access to the bucket could name files outside the cache, which would be overwritten or deleted."""
     storage = FolderStore(tmp_path / "storage")
     committed(storage, DIGEST)
     key = f"shards/{DIGEST[:16]}-8x10x3/pack.json"
@@ -244,7 +244,7 @@ def test_a_pack_that_is_not_the_one_asked_for(tmp_path, where, value):
 
 
 def test_the_reasons_in_a_pack_stay_on_their_line(tmp_path):
-    """Whoever can write to the bucket could write lines of their own into the log."""
+    """Anyone with write access to the bucket could write lines of their own into the log."""
     storage = FolderStore(tmp_path / "storage")
     committed(storage, DIGEST, 6, Quarantined("Au/1.jpg", "is empty\nerror:  all is lost"))
     assert load_pack(storage, DIGEST, SHAPE).quarantined == (Quarantined("Au/1.jpg", "is empty error: all is lost"),)

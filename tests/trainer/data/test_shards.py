@@ -293,7 +293,7 @@ def hostile(rows, **columns):
     ],
 )
 def test_a_shard_with_other_contents_is_refused(store, tmp_path, columns):
-    """Whoever can write to the bucket could crash the workers, or train a run on labels that do not exist."""
+    """Anyone with write access to the bucket could crash the workers, or train a run on labels that do not exist."""
     rows = table(3)[0]
     made = written(store, rows)
     content = hostile(rows, **columns)

@@ -213,7 +213,7 @@ def test_a_run_continues_with_its_own_module_only(before, now, same):
 
 
 def test_a_stored_module_cannot_steer_a_terminal():
-    """Whoever may write to the bucket could clear the screen of whoever resumes the run."""
+    """Anyone with write access to the bucket could clear the screen of the user who resumes the run."""
     for new in (None, Module("my_module", {})):
         with pytest.raises(NetworkError) as caught:
             check_unchanged(new, {"name": "\x1b[2J", "digest": "\x1b[2J\n"}, "first")

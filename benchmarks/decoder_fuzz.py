@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.support.image_files import flip, mutated, seeds
+from benchmarks.support.resumable import circumstances
 from trainer.data.dataset import DecodeError
 from trainer.data.decoder import Decoder
 
@@ -80,7 +81,7 @@ def main() -> None:
     given = parser.parse_args()
     each = given.seconds / len(given.formats)
     found = {form: fuzz(form, mutations=given.mutations, seconds=each, kind=given.kind, seed=given.seed) for form in given.formats}
-    print(json.dumps({"settings": vars(given), "formats": found}, indent=1))
+    print(json.dumps({**circumstances("benchmarks.decoder_fuzz"), "settings": vars(given), "formats": found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,20 +6,23 @@ Shapes: n validation images, v of them in the subset, t training images, s steps
 one layer after the other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from spikewise import curve, probes, standing
+from spikewise import curve, looks, probes, standing
 from spikewise.curve import Budget, Parts, Sizes, parts_from
+from spikewise.looks import Look
 from spikewise.moments import Counterfactuals, alternatives
-from spikewise.probes import Network, Weights
+from spikewise.probes import Network, ShowsInputs, Weights
 from spikewise.records import Hyperparameters
-from spikewise.standing import Standing, Tried, Unseen, standing_from
+from spikewise.standing import Matched, Standing, Tried, Unseen, standing_from
 
 Path = Sequence[tuple[int, Weights]]
+LOOKED = 128
+"""Validation images, and training images, whose looks are compared."""
 GREW = 1.25
 """What was said about a loss no longer explains one that is this many times as high."""
 MOVED = 0.1
@@ -35,6 +38,11 @@ class Composition:
         """For each epoch in which they were measured."""
         self.standing: list[Standing] = []
         self._budget = Budget(budget)
+        self._looked = False
+        self._look: Look | None = None
+        """Known once the images were looked at; the images of a run stay the same."""
+        self._match: Callable[[np.ndarray], np.ndarray] | None = None
+        """Makes validation images look like training images; None if they do anyway."""
 
     def measure(
         self,
@@ -68,6 +76,8 @@ class Composition:
         with network.untouched():
             found, tried = parts(network, epoch, losses, path, float(np.mean(steps["loss"])), size, chosen)
             self.parts.append(found)
+            match = self._matched(network)
+            self._budget.charge(2 * LOOKED if match else 0)
             names = standing.find(self.parts, guess, {one.name for one in self.standing if not one.over})
             if not settled:
                 names &= {one.name for one in self.standing if not one.over}
@@ -76,14 +86,30 @@ class Composition:
                 self._budget.charge(len(tried.momenta) * chosen.losses)
             apart = unseen(network, path, size, chosen) if epoch == 1 else None
             self._budget.charge(chosen.statistics + 2 * chosen.losses if apart else 0)
-        if apart and standing.differs(apart):
+        if (match and standing.mismatched(match)) or (apart and standing.differs(apart)):
             names.add("preparation")
         if "preparation" in names | {one.name for one in self.standing}:
             names.discard("generalization")  # images of another kind do not tell whether the network would generalize
         self.standing, new = standing.update(
-            self.standing, names, epoch, lambda name: standing.say(name, found, hyperparameters, guess, tried, apart)
+            self.standing, names, epoch, lambda name: standing.say(name, found, hyperparameters, guess, tried, apart, match)
         )
         return found, new
+
+    def _matched(self, network: Network) -> Matched | None:
+        """How the validation images look beside training images and, if that differs, what the difference costs with the weights as
+        they are; None if the network does not show its inputs, or they cannot be compared."""
+        if not isinstance(network, ShowsInputs):
+            return None
+        if not self._looked:
+            validation, training = network.inputs(LOOKED)
+            self._look, self._looked = looks.compare(validation, training), True
+            if self._look and self._look.distance > looks.NOTICED:
+                self._match = looks.matching(validation, training)
+        if self._look is None or self._match is None:
+            return None
+        _, own = network.evaluate_part(LOOKED)
+        gain = own - network.evaluate_changed(LOOKED, self._match)
+        return Matched(self._look, float(own.mean()), float((own - gain).mean()), float(gain.std() / np.sqrt(len(gain))))
 
     def state(self) -> dict[str, Any]:
         """The state as JSON types."""

@@ -9,7 +9,7 @@ images.
 Shapes: n validation images, s steps of the epoch, e steps of ordinary epochs before, b images of a batch, k batches, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,6 +113,18 @@ class NamesLayers(Protocol):
     @property
     def layers(self) -> Sequence[str]:
         """The name of the layer of each of `statistics`."""
+
+
+@runtime_checkable
+class ShowsInputs(Protocol):
+    """What a network may offer in addition if its inputs can be looked at."""
+
+    def inputs(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs [v, ...] of about `most` validation images and [t, ...] of about `most` training images, those that
+        `evaluate_part` and `sample_part` evaluate."""
+
+    def evaluate_changed(self, most: int, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """As the losses [v] of `evaluate_part`, with the inputs [b, ...] of each batch changed first."""
 
 
 @runtime_checkable

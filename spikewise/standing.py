@@ -11,6 +11,7 @@ import numpy as np
 
 from spikewise import advice
 from spikewise.curve import PARTS, Parts
+from spikewise.looks import FAR, Look
 from spikewise.records import Hyperparameters
 
 NOTABLE = 0.2
@@ -45,6 +46,19 @@ class Unseen:
     ranks: float = 0.0
     """How many standard errors validation images rank above training images (Mann-Whitney). A few huge losses make the means
     uncertain, but not the ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """How validation images differ from training images to look at, and what that costs."""
+
+    look: Look
+    own: float
+    """Mean loss of validation images."""
+    changed: float
+    """That of the same images with the mean and the deviation of the training images."""
+    error: float
+    """Standard error of the difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +166,15 @@ def differs(unseen: Unseen) -> bool:
     return certain and gap > max(NOTABLE * unseen.validation, SMALLEST)
 
 
-def say(name: str, parts: Parts, now: Hyperparameters, guess: float, tried: Tried, unseen: Unseen | None) -> Text:
+def mismatched(matched: Matched) -> bool:
+    """Whether the two sets look unlike each other, or a smaller difference between them costs loss."""
+    gain = matched.own - matched.changed
+    return matched.look.distance > FAR or gain > max(NOTABLE * matched.own, SMALLEST, CERTAIN * matched.error)
+
+
+def say(
+    name: str, parts: Parts, now: Hyperparameters, guess: float, tried: Tried, unseen: Unseen | None, matched: Matched | None = None
+) -> Text:
     """What to say about the standing cause `name` in the epoch of `parts`."""
     if name == "statistics":
         return _statistics(parts, tried, now, guess)
@@ -162,6 +184,8 @@ def say(name: str, parts: Parts, now: Hyperparameters, guess: float, tried: Trie
         return _generalization(parts, now, guess)
     if name == "fit":
         return _fit(parts, now, guess)
+    if matched is not None and mismatched(matched):
+        return _look(matched)
     assert unseen is not None
     return _preparation(unseen)
 
@@ -225,6 +249,22 @@ def _preparation(unseen: Unseen) -> Text:
         f"images that the network had not seen either had {unseen.training:.3f}.",
         f"The standard error of the difference is {unseen.error:.3f}.",
         "compare both sets: size, colors, scaling, compression, source, class frequencies.",
+    )
+
+
+def _look(matched: Matched) -> Text:
+    look = matched.look
+    channel, cost = "" if look.channel is None else f" in channel {look.channel}", ""
+    if matched.own - matched.changed > CERTAIN * matched.error:
+        cost = (
+            f" With mean and deviation of the training images, the loss of the same validation images is {matched.changed:.3f} "
+            f"instead of {matched.own:.3f}."
+        )
+    return Text(
+        f"The {look.feature} of validation images{channel} is {look.validation:.3g} on average, that of training images "
+        f"{look.training:.3g}.",
+        f"The difference is {look.distance:.1f} standard deviations of single images.{cost}",
+        "prepare both sets in the same way: look for a scaling, normalization or conversion that only one of them gets.",
     )
 
 

@@ -154,12 +154,22 @@ def images(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Network(KerasNetwork):
-    """A network whose evaluation in float32 is the injection's, if that evaluates in lower precision."""
+    """A network that shows the images of a run, and whose evaluation in float32 is the injection's, if that evaluates in lower
+    precision."""
 
-    exact: Callable[[], np.ndarray | None] = staticmethod(lambda: None)
+    run: "Run"
 
     def evaluate_in_float32(self) -> np.ndarray | None:
-        return self.exact()
+        injection = self.run._injection
+        return injection.evaluate_in_float32(self.run) if injection else None
+
+    def inputs(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        run = self.run
+        return run.validation[0][run.positions(most)], run.training[0][: min(most, run.config.sample)]
+
+    def evaluate_changed(self, most: int, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        (pixels, labels), chosen = self.run.validation, self.run.positions(most)
+        return self.run.losses(change(pixels[chosen]), labels[chosen])
 
 
 class Run:
@@ -209,7 +219,7 @@ class Run:
             part=self._part,
             sample=lambda most: self.losses(*(values[: min(most, config.sample)] for values in self.training)),
         )
-        self.network.exact = lambda: self._injection.evaluate_in_float32(self) if self._injection else None
+        self.network.run = self
         self.diagnostician = Diagnostician(
             self.network, batch_size=config.batch_size, labels=self.validation[1], momentum=config.momentum
         )
@@ -304,10 +314,14 @@ class Run:
         fractions = keras.ops.convert_to_numpy(keras.ops.softmax(self.model(_pixels(pixels[numbers]), training=False)))
         return {int(i): (str(labels[i]), str(p.argmax()), float(p.max())) for i, p in zip(numbers, fractions, strict=True)}
 
+    def positions(self, most: int) -> np.ndarray:
+        """At most `most` of the positions of the validation images, evenly spread."""
+        count = len(self.validation[1])
+        return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
+
     def _part(self, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions [v] of at most `most` validation images, the same ones each time, and their losses [v]."""
-        count = len(self.validation[1])
-        positions = np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
+        positions = self.positions(most)
         own = self._injection.evaluate(self) if self._injection else None
         return positions, self.losses(*(v[positions] for v in self.validation)) if own is None else own[positions]
 

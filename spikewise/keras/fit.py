@@ -8,7 +8,7 @@ Shapes: n validation examples, b examples of a batch, s steps of an epoch.
 import logging
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -284,6 +284,7 @@ class Watch:
                 lambda number: self._batches(number),
                 self._sample_losses,
                 lambda number: self._batches.held(number),
+                self._sampled,
             )
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
@@ -342,12 +343,22 @@ class Watch:
     def _sample_losses(self, most: float = np.inf) -> np.ndarray:
         """Losses [m] of the sample of training examples, or of its first batches with about `most` examples."""
         # Where validation examples have no weights, the training examples that they are compared with have none either.
-        weighted, found, count = self._examples.weighted, [], 0
-        for x, y, w in self._sample:
-            if count < most:
-                found.append(self._losses(x, y, w if weighted else None))
-                count += len(found[-1])
+        weighted = self._examples.weighted
+        found = [self._losses(x, y, w if weighted else None) for x, y, w in self._first_batches(most)]
         return np.concatenate(found) if found else np.zeros(0)
+
+    def _sampled(self, most: int) -> np.ndarray:
+        """Inputs [m, ...] of the examples of `_sample_losses`."""
+        found = [np.asarray(x) for x, _, _ in self._first_batches(most)]
+        return np.concatenate(found) if found else np.zeros(0)
+
+    def _first_batches(self, most: float) -> Iterator[tuple[Any, Any, Any]]:
+        """Those of the sample, with about `most` examples together."""
+        count = 0
+        for batch in self._sample:
+            if count < most:
+                yield batch
+                count += len(batch[1])
 
     def _trace_statistics(self) -> None:
         """Keeps a copy of BatchNormalization's statistics, as long as that takes little memory."""

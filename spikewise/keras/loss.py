@@ -118,16 +118,28 @@ class Losses:
         found = self.predictions(examples, None)
         return np.stack(list(found.values())) if found else None
 
-    def part(self, examples: Examples, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions [v] and losses [v] of about `most` examples: those of every k-th batch."""
-        stride = -(-self._count // most) if self._count else 1
-        positions, losses, first = [], [], 0
+    def part(
+        self, examples: Examples, most: int, change: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [v] and losses [v] of about `most` examples: those of every k-th batch. `change`: changes the inputs
+        [b, ...] of each batch first."""
+        positions, losses = [], []
+        for first, x, y, w in self._some(examples, most):
+            positions.append(first + np.arange(len(y)))
+            losses.append(self(tf.convert_to_tensor(change(np.asarray(x))) if change else x, y, w))
+        return np.concatenate(positions), np.concatenate(losses)
+
+    def inputs(self, examples: Examples, most: int) -> np.ndarray:
+        """Inputs [v, ...] of the examples of `part`."""
+        return np.concatenate([np.asarray(x) for _, x, _, _ in self._some(examples, most)])
+
+    def _some(self, examples: Examples, most: int) -> Iterator[tuple[int, tf.Tensor, tf.Tensor, tf.Tensor | None]]:
+        """Every k-th batch, with the position of its first example."""
+        stride, first = -(-self._count // most) if self._count else 1, 0
         for number, (x, y, w) in enumerate(examples.batches()):
             if number % stride == 0:
-                positions.append(first + np.arange(len(y)))
-                losses.append(self(x, y, w))
+                yield first, x, y, w
             first += len(y)
-        return np.concatenate(positions), np.concatenate(losses)
 
     @contextmanager
     def _undisturbed(self, x: Any, y: Any, weights: Any) -> Iterator[None]:
@@ -218,10 +230,11 @@ class CompiledNetwork(KerasNetwork):
         batch: Callable[[int], tuple[Any, ...]],
         sample: Callable[[int], np.ndarray] = lambda _: np.zeros(0),
         held: Callable[[int], int] = lambda number: number,
+        sampled: Callable[[int], np.ndarray] = lambda _: np.zeros(0),
     ) -> None:
         """`examples`: for validation. `batch(number)`: images, labels and, if there are any, weights of that batch of the epoch.
-        `sample(most)`: losses [t] of about `most` training examples, the same ones each time. `held(number)`: the number of the
-        batch that stands in for that one."""
+        `sample(most)`: losses [t] of about `most` training examples, the same ones each time, and `sampled(most)`: their inputs
+        [t, ...]. `held(number)`: the number of the batch that stands in for that one."""
         super().__init__(
             model,
             lambda: losses.evaluate(examples).losses,
@@ -231,7 +244,7 @@ class CompiledNetwork(KerasNetwork):
             part=lambda most: losses.part(examples, most),
             sample=sample,
         )
-        self._losses, self._examples, self.held = losses, examples, held
+        self._losses, self._examples, self.held, self._sampled = losses, examples, held, sampled
         self._losses_in_float32: Losses | None = None
 
     def evaluate_in_float32(self) -> np.ndarray | None:
@@ -241,6 +254,14 @@ class CompiledNetwork(KerasNetwork):
         self._losses_in_float32 = self._losses_in_float32 or Losses(self.model)  # compiled while the layers compute in float32
         with in_float32(self._reduced):
             return self._losses_in_float32.evaluate(self._examples).losses
+
+    def inputs(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs [v, ...] of the examples of `evaluate_part`, and [t, ...] of those of `sample_part`."""
+        return self._losses.inputs(self._examples, most), self._sampled(most)
+
+    def evaluate_changed(self, most: int, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """As the losses [v] of `evaluate_part`, with the inputs [b, ...] of each batch changed first."""
+        return self._losses.part(self._examples, most, change)[1]
 
     @property
     def outputs(self) -> Sequence[int]:

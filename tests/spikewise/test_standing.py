@@ -7,8 +7,9 @@ import pytest
 
 from spikewise import standing
 from spikewise.curve import Parts
+from spikewise.looks import Look
 from spikewise.records import Hyperparameters
-from spikewise.standing import Tried, Unseen, standing_from
+from spikewise.standing import Matched, Tried, Unseen, standing_from
 
 GUESS = 0.693
 NOW = Hyperparameters(learning_rate=1e-4, batch_size=32, steps=50, momentum=0.99)
@@ -63,6 +64,19 @@ def test_validation_images_unlike_unseen_training_images_are_found():
     assert not standing.differs(replace(UNSEEN, validation=0.4))
     assert not standing.differs(replace(UNSEEN, error=0.5))
     assert standing.differs(replace(UNSEEN, error=0.5, ranks=9.0))  # a few huge losses, but nearly all are higher
+
+
+def test_validation_images_that_look_otherwise_are_named_if_that_costs_loss_or_is_large():
+    """Sources of their own make sets differ a little, which is no mistake; a scaling that one of them lacks is one."""
+    near = Matched(Look("brightness", None, 120.0, 90.0, 0.8), own=1.0, changed=0.95, error=0.01)
+    assert not standing.mismatched(near)
+    assert standing.mismatched(replace(near, changed=0.6))
+    assert not standing.mismatched(replace(near, changed=0.6, error=0.2))
+    assert standing.mismatched(replace(near, look=replace(near.look, distance=2.5)))
+    finding, evidence, remedy, _ = standing.say("preparation", LAGS, NOW, GUESS, TRIED, UNSEEN, replace(near, changed=0.6))
+    assert finding == "The brightness of validation images is 90 on average, that of training images 120."
+    assert evidence.endswith("the loss of the same validation images is 0.600 instead of 1.000.")
+    assert "scaling" in remedy
 
 
 @pytest.mark.parametrize("name", standing.TITLES)

@@ -3,7 +3,7 @@
 Shapes: n validation images, B images of a global batch, k batches, C channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,6 +77,18 @@ class DistributedNetwork:
     def sample_part(self, most: int) -> np.ndarray:
         """Losses [t] of at most `most` images of the fixed training sample, the same ones each time, with the model as it is."""
         return evaluate(self._learner, self._feed, self._sample[_spread(len(self._sample), most)])[0]
+
+    def inputs(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels uint8 [v, H, W, C] and [t, H, W, C] of the images of `evaluate_part` and `sample_part`."""
+        take, parts = self._feed.rows.images.take, (self._validation, self._sample)
+        validation, training = (take(rows[_spread(len(rows), most)]) for rows in parts)
+        return validation, training
+
+    def evaluate_changed(self, most: int, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """As the losses [v] of `evaluate_part`, with the pixels [b, H, W, C] of each batch changed first."""
+        positions = _spread(len(self._validation), most)
+        self._estimate_statistics(most)
+        return evaluate(self._learner, self._feed, self._validation[positions], change)[0]
 
     def probabilities(self) -> np.ndarray:
         """Probabilities of the classes [n, K] for the validation images, as the run evaluates them."""

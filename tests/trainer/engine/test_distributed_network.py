@@ -67,6 +67,24 @@ def test_probes_leave_no_trace(trained):
     assert losses_of_epoch_2(learner, feed) == first
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_images_can_be_looked_at_and_changed_before_they_are_evaluated(trained, resident):
+    """What another preparation of the validation images costs would be measured on other images."""
+    learner, feed, network = trained
+    feed.resident, kept = resident, feed.resident
+    try:
+        validation, sample = network.inputs(16)
+        np.testing.assert_array_equal(sample, _Rows().pixels[np.linspace(0, 39, 16).astype(int)])
+        positions, losses = network.evaluate_part(16)
+        np.testing.assert_array_equal(validation, _Rows().pixels[160 + positions])
+        np.testing.assert_allclose(network.evaluate_changed(16, lambda pixels: pixels), losses, rtol=1e-5)
+        changed, _ = learner.evaluate(validation // 2, _Rows().labels[160 + positions])
+        np.testing.assert_allclose(network.evaluate_changed(16, lambda pixels: pixels // 2), changed, rtol=1e-5)
+        assert not np.allclose(changed, losses, rtol=1e-2)
+    finally:
+        feed.resident = kept
+
+
 def test_moments_are_those_that_training_adds(trained):
     """Re-estimated statistics would not be those of the batches, and the diagnosis would report a lag where there is none."""
     learner, feed, network = trained

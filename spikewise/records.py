@@ -343,6 +343,11 @@ class Diagnosis:
     suspects: tuple[Suspect, ...] = ()
     """The images that explain most of what single images can explain, whatever the verdict."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError without a cause, as a damaged record may be."""
+        if not self.causes:
+            raise ValueError("a diagnosis has at least one cause")
+
     @property
     def verdict(self) -> Cause:
         """The first cause."""

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import fields
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,6 +49,13 @@ DIAGNOSES = st.builds(
 def test_a_diagnosis_survives_json(diagnosis):
     """Otherwise the report of a finished run, or a resumed run, would show another diagnosis than the log did."""
     assert diagnosis_from(json.loads(json.dumps(diagnosis.as_dict()))) == diagnosis
+
+
+def test_a_diagnosis_without_a_cause_is_refused():
+    """A damaged record would end the report in an IndexError."""
+    values = Diagnosis(Spike(4, *[0.5] * 8, 300), (Cause("unexplained", 0, 0, 0, "Evidence.", "do this."),)).as_dict()
+    with pytest.raises(ValueError, match="at least one cause"):
+        diagnosis_from({**values, "causes": []})
 
 
 def test_a_diagnosis_of_an_earlier_version_can_be_read():

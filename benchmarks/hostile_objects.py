@@ -1,7 +1,7 @@
 """Mutates every object that a run reads from its bucket, and reads it the way the run does.
 
-What it reads of run.json, epochs, test results, findings, proofs, roll-backs and checkpoints it also uses the way the run does: to
-resume, to report, to show its status.
+Labels files and weights to start from are among them. What it reads of run.json, epochs, test results, findings, proofs, roll-backs
+and checkpoints it also uses the way the run does: to resume, to report, to show its status.
 
 Allowed are a sound result, and an error of one line that names the object. Anything else is a failure: another exception, or a file
 written outside the cache. Mutations: flipped bits, cut and spliced bytes, other web pages, and for JSON other values, types and
@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import keras
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jobs import cluster
 from spikewise.diagnose import Diagnostician
@@ -35,10 +37,12 @@ from spikewise.proof import Experiment, Proof
 from spikewise.records import Cause, Diagnosis, Spike
 from trainer import UserError, config
 from trainer.data.dataset import Pack
+from trainer.data.labels import read_labels
 from trainer.data.pack import load_pack
 from trainer.data.pack_file import folder_name
 from trainer.data.shards import ShardWriter, open_rows
 from trainer.epoch import EpochReport
+from trainer.model.load import load_weights
 from trainer.model.module import Module
 from trainer.report.load import load, open_images
 from trainer.report.write import write
@@ -63,6 +67,7 @@ SETTINGS = config.parse(
 MODULE = Module("nets", {"nets.py": ""})
 SIDES = {"training": 6, "validation": 4, "test": 4}
 """Images on each side of the split."""
+WEIGHTS = ("start.keras", "start.weights.h5")
 HOSTILE: list[Any] = [
     *(None, True, -1, 0, 1, 2**31, 2**63, 10**400, 1e308, float("nan"), "", "x", [], {}, [[]], {"key": 1}),
     *(
@@ -101,6 +106,7 @@ class Bucket:
         self.cache = self.root / "job/cache"
         self.outside = self.root / "precious"
         self.outside.write_bytes(b"not the job's")
+        self.network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.BatchNormalization()])
         self._fill()
         self.sound = {entry.key: self.store.get(entry.key) for entry in self.store.list()}
 
@@ -145,6 +151,16 @@ class Bucket:
         for step in (10, 20):
             checkpoints.save(step, *to_checkpoint(learner, Position(), self._diagnostician(), SETTINGS.as_dict(), 0.5))
         checkpoints.close()
+        labels = {"key": [f"{i}.jpg" for i in range(4)], "label": ["authentic", "fake"] * 2, "split": ["training"] * 4}
+        store.put("labels.csv", "\n".join(",".join(row) for row in (labels, *zip(*labels.values(), strict=True))).encode())
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(labels), sink)
+        store.put("labels.parquet", sink.getvalue().to_pybytes())
+        for name in WEIGHTS:
+            saved = self.root / name
+            (self.network.save if name.endswith(".keras") else self.network.save_weights)(saved)
+            store.put(name, saved.read_bytes())
+            saved.unlink()
         with Lease(store, "a-run", 0.01):
             pass
 
@@ -160,6 +176,10 @@ class Bucket:
             return self._resume
         if "/lease-" in key:
             return self._take
+        if key.startswith("labels."):
+            return lambda: read_labels(store, key)
+        if key in WEIGHTS:
+            return lambda: self._load(key)
         return {
             "starts": lambda: results.count_start(store, "a-run"),
             "0000.json": lambda: results.get_start(store, "a-run", 0),
@@ -215,6 +235,10 @@ class Bucket:
         if resumed:
             changes(resumed, SETTINGS, workers=1)
 
+    def _load(self, key: str) -> None:
+        self.store.download(key, self.cache / key)
+        load_weights(self.network, self.cache / key, SETTINGS.model)
+
     def _take(self) -> None:
         with Lease(self.store, "a-run", 0.01):
             pass
@@ -229,7 +253,7 @@ class Bucket:
 def mutated(content: bytes, chance: random.Random) -> bytes:
     """One mutation of the content of an object."""
     kind = chance.randrange(8)
-    if kind < 4 and content.startswith(b"PK"):
+    if kind < 4 and content.startswith(b"PK") and b".npy" in content:
         return _other_arrays(content, chance)
     if kind < 4:
         try:

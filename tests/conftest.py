@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two test processes on two cores: its threads would spin for each other
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as a job sets it (trainer/run/ray_cluster.py), before TensorFlow is imported
@@ -77,6 +78,7 @@ def cluster(s3_server: S3Server) -> Iterator[str]:  # noqa: ARG001 - its workers
     """Address of a Ray cluster with two cores, whose workers are started once for all tests of this process that use it."""
     from ray.cluster_utils import Cluster
 
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)  # Ray notes the cluster's address there, whatever its temp_dir
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short name: sockets lie there
         options = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False, "temp_dir": folder}
         running = Cluster(initialize_head=True, head_node_args=options)

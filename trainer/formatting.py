@@ -33,11 +33,11 @@ def plain(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message on one line, without the full stop of other people's errors; for an OSError the system's message and
-    the file."""
+    """The error's message on one line, printable, without the full stop of other people's errors; for an OSError the system's
+    message and the file."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename!r}" if error.filename else "")
-    text = masked(" ".join(str(error).split()))
+    text = printable(" ".join(str(error).split()))
     return text if isinstance(error, UserError) else text.removesuffix(".")
 
 

@@ -54,6 +54,45 @@ def bitmap(image: Image.Image) -> bytes:
     return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
 
 
+def box(kind: str, *parts: bytes) -> bytes:
+    """A box of an ISO base media file."""
+    body = b"".join(parts)
+    return struct.pack(">I4s", 8 + len(body), kind.encode()) + body
+
+
+def tiled(tile: bytes, codec: str, configuration: str, size: int = 64) -> bytes:
+    """An AVIF or HEIC file of 2x2 tiles, as phones and cameras write them (ISO 23008-12, 6.6.2.3), from a file of one tile of
+    `size` x `size` pixels. `codec`: hvc1 or av01, with the box of its `configuration`: hvcC or av1C."""
+    at = tile.index(configuration.encode()) - 4
+    (length,) = struct.unpack_from(">I", tile, at)
+    stream = tile[tile.index(b"mdat") + 4 :]
+    zero, both = bytes(4), 2 * size
+    entries = [
+        box("infe", b"\2\0\0\0", struct.pack(">HH", i, 0), kind, b"\0")
+        for i, kind in enumerate([b"grid", *[codec.encode()] * 4], 1)
+    ]
+    spatial = [box("ispe", zero, struct.pack(">II", side, side)) for side in (size, both)]
+    uses = struct.pack(">IHBB", 5, 1, 1, 3) + b"".join(struct.pack(">HBBB", i, 2, 0x81, 2) for i in range(2, 6))
+
+    def meta(start: int) -> bytes:
+        grid = bytes([0, 0, 1, 1]) + struct.pack(">HH", both, both)
+        places = [(1, 1, 0, len(grid)), *((i, 0, start + (i - 2) * len(stream), len(stream)) for i in range(2, 6))]
+        rows = b"".join(struct.pack(">HHHHII", item, method, 0, 1, offset, length) for item, method, offset, length in places)
+        return box(
+            "meta",
+            *(zero, box("hdlr", zero, zero, b"pict", bytes(13)), box("pitm", zero, struct.pack(">H", 1))),
+            box("iloc", b"\1\0\0\0\x44\0", struct.pack(">H", 5), rows),
+            box("iinf", zero, struct.pack(">H", 5), *entries),
+            box("iref", zero, box("dimg", struct.pack(">6H", 1, 4, 2, 3, 4, 5))),
+            box("iprp", box("ipco", tile[at : at + length], *spatial), box("ipma", zero, uses)),
+            box("idat", grid),
+        )
+
+    brand = b"heic" if codec == "hvc1" else b"avif"
+    head = box("ftyp", brand, zero, b"mif1", brand)
+    return head + meta(len(head) + len(meta(0)) + 8) + box("mdat", 4 * stream)
+
+
 def seeds() -> dict[str, dict[str, bytes]]:
     """Format -> name of a variant -> file."""
     color = photo()
@@ -97,8 +136,13 @@ def seeds() -> dict[str, dict[str, bytes]]:
         },
         "BMP": {"color": saved(color, "BMP"), "palette": saved(palette, "BMP"), "alpha": bitmap(clear)},
         "GIF": {"still": saved(palette, "GIF"), "animation": saved(color, "GIF", **more)},
-        "AVIF": {"still": saved(color, "AVIF", quality=60), "alpha": saved(clear, "AVIF"), "EXIF": saved(color, "AVIF", exif=exif)},
-        "HEIC": {"still": base64.b64decode(HEIC)},
+        "AVIF": {
+            "still": saved(color, "AVIF", quality=60),
+            "alpha": saved(clear, "AVIF"),
+            "EXIF": saved(color, "AVIF", exif=exif),
+            "tiles": tiled(saved(gradient(), "AVIF", quality=60), "av01", "av1C"),
+        },
+        "HEIC": {"still": base64.b64decode(HEIC), "tiles": tiled(base64.b64decode(HEIC), "hvc1", "hvcC")},
     }
 
 

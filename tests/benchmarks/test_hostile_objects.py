@@ -16,6 +16,10 @@ def test_no_object_of_the_bucket_harms_the_job():
         "state.safetensors",
         "lease",
         "run.json",
+        "labels.csv",
+        "labels.parquet",
+        "start.weights.h5",
+        "start.keras",
     }
     assert sum(number for name, number in counts.items() if name.endswith("refused")) > 30
 

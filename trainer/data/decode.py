@@ -22,7 +22,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -68,6 +68,8 @@ class Opened:
     height: int
     contents: Jpeg | image_file.Contents | Image.Image
     orientation: int = 1
+    tiles: Iterable[bytes] = ()
+    """Files with one tile each, all of which must be sound."""
     """A key of TURNS, or 1 for upright."""
 
 
@@ -147,7 +149,8 @@ def _open(data: bytes, max_pixels: int) -> Opened:
     width, height = image.size
     image_file.check_pixels(width, height, max_pixels)
     # Of an AVIF, Pillow gives the container's orientation as one of EXIF. It turns a TIFF by itself, and pi_heif a HEIC.
-    return Opened(form, width, height, image, _orientation(image.info.get("exif", b"")) if form == "AVIF" else 1)
+    orientation = _orientation(image.info.get("exif", b"")) if form == "AVIF" else 1
+    return Opened(form, width, height, image, orientation, image_file.tiles(data) if form == "HEIF" else ())
 
 
 READERS = {"PNG": image_file.read_png, "WEBP": image_file.read_webp, "GIF": image_file.read_gif, "TIFF": tiff_file.read_tiff}
@@ -168,6 +171,8 @@ def _pixels(image: Opened, image_shape: tuple[int, int, int]) -> np.ndarray:
     if image.orientation >= 5:  # these swap height and width; turning the small image is cheaper
         height, width = width, height
     full = _full(image)
+    for tile in image.tiles:
+        Image.open(io.BytesIO(tile), formats=(image.form,)).load()
     if full.format == "TIFF":
         _check_tiff(full)
         with _printed() as printed:

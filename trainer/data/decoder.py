@@ -4,11 +4,12 @@ Separation of concerns: decode.py decodes. This module keeps a process that runs
 crashed, stalled or bloated it. An image that ended two processes is refused, like a damaged one.
 
 The process and its owner exchange messages over a socket: a length (8 bytes) and that many bytes. A request is an image file. An
-answer is one byte, PIXELS or REFUSED, and then the pixels, or the reason and the exceeded bound as JSON. The process ends when its
-owner does.
+answer is one byte, PIXELS or REFUSED, and then the pixels, or the reason and the exceeded bound as JSON. Before it, empty messages
+say that the process waits. It ends when its owner does.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import resource
@@ -16,7 +17,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +34,14 @@ SECONDS, SECONDS_PER_MEGAPIXEL = 10.0, 0.5
 """Processor time that an image may take. A sound one takes less than a tenth."""
 BYTES, BYTES_PER_PIXEL, BYTES_PER_FILE_BYTE = 256_000_000, 32, 4
 """Address space that an image may take, beyond that of the process before. Decoders keep a few copies of pixels and file."""
+LARGE = 32_000_000
+"""Pixels above which a machine decodes one image at a time: one of 100 megapixels may take 2 GB, on each core."""
 STALL_SECONDS = 300.0
 """Longest wait for an answer: for a process that makes no progress, but takes no processor time either."""
 MESSAGE_BYTES = 10_000
 """Longest answer without pixels."""
+WAIT_SECONDS = 0.2
+"""Between two looks whether it is a large image's turn."""
 START_SECONDS = 60.0
 """Longest wait for a new process, which imports for a second."""
 
@@ -115,7 +122,9 @@ class Decoder:
         size = int(np.prod(self.image_shape))
         try:
             _send(self._socket, data, timeout=self.stall_seconds)
-            answer = _receive(self._socket, max(MESSAGE_BYTES, 1 + size), self.stall_seconds)
+            answer = bytearray()
+            while not answer:  # empty: the process waits for its turn
+                answer = _receive(self._socket, max(MESSAGE_BYTES, 1 + size), self.stall_seconds)
         except TimeoutError:
             self.close()
             raise _DiedError(f"did not answer within {self.stall_seconds:g} seconds") from None
@@ -195,13 +204,32 @@ def _bound(seconds: float, size: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (last if hard == resource.RLIM_INFINITY else min(last, hard), hard))
 
 
-def _answer(data: bytes, image_shape: tuple[int, int, int], max_pixels: int) -> tuple[bytes, bytes]:
+@contextlib.contextmanager
+def _turn(area: int, owner: socket.socket) -> Iterator[None]:
+    """A context in which no other process of this user and machine decodes an image that is large too. Tells the owner that it
+    waits."""
+    if area <= LARGE:
+        yield
+        return
+    with open(Path(tempfile.gettempdir(), f"spikewise-large-image.{os.getuid()}"), "w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                _send(owner)
+                time.sleep(WAIT_SECONDS)
+        yield
+
+
+def _answer(data: bytes, image_shape: tuple[int, int, int], max_pixels: int, owner: socket.socket) -> tuple[bytes, bytes]:
     try:
         _bound(SECONDS, BYTES + BYTES_PER_FILE_BYTE * len(data))
         image = open_image(data, max_pixels)
         area = image.width * image.height
         _bound(SECONDS + SECONDS_PER_MEGAPIXEL * area / 1e6, BYTES + BYTES_PER_PIXEL * area + BYTES_PER_FILE_BYTE * len(data))
-        return PIXELS, pixels(image, image_shape).tobytes()
+        with _turn(area, owner):
+            return PIXELS, pixels(image, image_shape).tobytes()
     except DecodeError as error:
         return REFUSED, json.dumps({"reason": str(error), "max_pixels": error.max_pixels}).encode()
 
@@ -214,7 +242,7 @@ def main(arguments: list[str]) -> None:
     with socket.socket(fileno=connection) as owner, contextlib.suppress(EOFError, ConnectionError):
         _send(owner)
         while True:
-            _send(owner, *_answer(bytes(_receive(owner, sys.maxsize)), (height, width, 3), max_pixels))
+            _send(owner, *_answer(bytes(_receive(owner, sys.maxsize)), (height, width, 3), max_pixels, owner))
 
 
 if __name__ == "__main__":

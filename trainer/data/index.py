@@ -6,6 +6,7 @@ Shapes: K classes.
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -32,7 +33,7 @@ def build_manifest(sources: Sources, data: config.Data, storage: Store | None = 
     """
     own = {name: own_prefixes(store, storage, local) for name, store in sources.images.items()}
     everything = {
-        name: [entry for entry in store.list() if not _is_labels(sources, name, entry.key)]
+        name: [entry for entry in _listed(store) if not _is_labels(sources, name, entry.key)]
         for name, store in sources.images.items()
     }
     objects = {name: [entry for entry in listed if not is_junk(entry.key, own[name])] for name, listed in everything.items()}
@@ -215,6 +216,17 @@ def _check_classes(
             f"{url}, but at least two classes are needed (found: {_folders(objects)}). "
             "Fix: correct the pattern or upload the other class."
         )
+
+
+def _listed(store: Store) -> list[Object]:
+    """All objects. A single empty listing proves nothing."""
+    found = list(store.list())
+    for seconds in store.PAUSES:
+        if found:
+            break
+        time.sleep(seconds)
+        found = list(store.list())
+    return found
 
 
 def _folders(objects: Iterable[Object], like: str = "") -> str:

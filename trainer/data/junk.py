@@ -9,13 +9,15 @@ from trainer.storage.folder import FolderStore
 
 HIDDEN = r"(?:^|/)\.[^./][^/]*(?:/|$)|(?:^|/)\._"
 FOLDERS = r"(?:^|/)(?:__macosx|@eadir|[@#]recycle|\$recycle\.bin|system volume information|lost\+found|__pycache__|_temporary)/"
-FILES = r"(?:^|/)(?:zbthumbnail\.info|icon\r|_success|readme|license|sha256sums|md5sums)$"
-OTHER = r"\.(?:txt|md|html?|pdf|json|xml|csv|tsv|ya?ml|parquet|db|ini|log|lnk|url|aae|xmp|mov|mp4|avi|zip|rar|7z|tar|gz|npy|npz)$"
+FILES = r"(?:^|/)(?:zbthumbnail\.info|icon\r|_success|readme|license|(?:sha\d*|md5)sums?|thumbs\.db:[^/]*|[^/]*~)$"
+TEXTS = "txt|md|html?|pdf|json|xml|csv|tsv|ya?ml|ini|log|lnk|url|aae|xmp|py|ipynb|docx?|xlsx?|md5|sha\\d+"
+DATA = "parquet|db|mov|mp4|avi|zip|rar|7z|tar|gz|npy|npz|mat|h5|pkl|pth?|tmp|part|crdownload|bak"
+OTHER = rf"\.(?:{TEXTS}|{DATA})$"
 MARKERS = r"/$|_\$folder\$$"
 JUNK = re.compile("|".join((HIDDEN, FOLDERS, FILES, OTHER, MARKERS)), re.IGNORECASE)
 """Hidden files and folders (.DS_Store, ._1.jpg, .ipynb_checkpoints/), those of macOS, Windows, Synology, QNAP, XnView and Spark;
-texts, tables, archives and films that lie beside images (Thumbs.db, 1.json, IMG_1.AAE); objects that stand for folders in a bucket.
-Names that begin with two dots are ordinary."""
+texts, tables, archives, films and half downloads that lie beside images (Thumbs.db, 1.json, IMG_1.AAE, 1.jpg.part); objects that
+stand for folders in a bucket. Names that begin with two dots are ordinary."""
 OWN = ("runs/", "shards/")
 """Where a run's storage keeps its files."""
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.data.dataset import DataError
+from trainer.formatting import one_line
 from trainer.storage import NotFound, Store
 
 SIDES = {
@@ -53,9 +54,12 @@ def read_labels(store: Store, key: str) -> Labels:
     """
     where = f"data.labels = {store.url}/{key}"
     try:
-        content = store.get(key)
+        return store.read_again(lambda: _labels(store.get(key), where), NotFound, DataError)
     except NotFound:
         raise DataError(f"{where} does not exist. Fix: correct the path.") from None
+
+
+def _labels(content: bytes, where: str) -> Labels:
     columns, rows = _parquet(content, where) if content[:4] == b"PAR1" else _csv(content, where)
     if missing := [name for name in COLUMNS[:2] if name not in columns]:
         found = ", ".join(map(repr, columns[:8])) or "none"
@@ -95,7 +99,7 @@ def _csv(content: bytes, where: str) -> Rows:
             if len(row) != len(header):
                 raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
     except (csv.Error, ValueError) as error:
-        raise DataError(f"{where} is neither CSV in UTF-8 nor Parquet ({error}). Fix: correct the file.") from None
+        raise DataError(f"{where} is neither CSV in UTF-8 nor Parquet ({one_line(error)}). Fix: correct the file.") from None
     return header, (dict(zip(header, row, strict=True)) for row in lines)
 
 
@@ -104,5 +108,5 @@ def _parquet(content: bytes, where: str) -> Rows:
         file = pq.ParquetFile(pa.BufferReader(content))
         names = file.schema_arrow.names
         return names, file.read([name for name in COLUMNS if name in names]).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{where} is not a valid Parquet file ({' '.join(str(error).split())}). Fix: correct it.") from None
+    except Exception as error:  # a file of any content
+        raise DataError(f"{where} is not a valid Parquet file ({one_line(error)}). Fix: correct it.") from None

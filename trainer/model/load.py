@@ -65,14 +65,18 @@ def start_from(network: keras.Model, settings: config.Model, s3: config.S3) -> N
     if settings.weights is None:
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = _local(settings.weights, s3, Path(folder))
-        try:
-            network.load_weights(path)
-        except Exception as error:  # a file of any content
-            raise NetworkError(
-                f"model.weights = {settings.weights!r} does not fit {_name(settings)}: {one_line(error)}. Fix: use the weights of "
-                "the same network with the same number of classes and image size."
-            ) from None
+        load_weights(network, _local(settings.weights, s3, Path(folder)), settings)
+
+
+def load_weights(network: keras.Model, path: Path, settings: config.Model) -> None:
+    """Loads a file of any content. Raises NetworkError if it does not fit."""
+    try:
+        network.load_weights(path)
+    except Exception as error:
+        raise NetworkError(
+            f"model.weights = {settings.weights!r} does not fit {_name(settings)}: {one_line(error)}. Fix: use the weights of "
+            "the same network with the same number of classes and image size."
+        ) from None
 
 
 def freeze(network: keras.Model, pattern: str | None) -> None:
@@ -222,7 +226,8 @@ def _local(url: str, s3: config.S3, folder: Path) -> Path:
     if url.startswith("s3://"):
         path = folder / name
         try:
-            open_store(parent, s3).download(name, path)
+            store = open_store(parent, s3)
+            store.read_again(lambda: store.download(name, path), NotFound)
         except NotFound:
             path = folder / "missing"
     if not path.is_file():

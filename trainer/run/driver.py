@@ -233,9 +233,9 @@ class _Run:
         """Removes what killed jobs left. Only the holder of the lease writes the run's checkpoints; jobs.replay, with leases of its
         own, writes beside them, and other jobs write shards: there, what is new may still be written."""
         try:
-            self.storage.sweep(f"runs/{self.name}/checkpoints/", 0)
-            self.storage.sweep(f"runs/{self.name}/", HOUR)
-            self.storage.sweep("shards/", DAY)
+            self.records.sweep(f"runs/{self.name}/checkpoints/", 0)
+            self.records.sweep(f"runs/{self.name}/", HOUR)
+            self.records.sweep("shards/", DAY)
         except StoreError as error:
             self.log.warn(f"unfinished uploads of killed jobs were not removed: {error}")
 

@@ -7,7 +7,7 @@ stored ones belong to the run as it is now. All handle named arrays and JSON, an
     runs/<run>/checkpoints/<owner and save>/<step, 9 digits>/state.safetensors   the arrays
                                                              meta.json           everything else the worker needs; NaN is allowed
                                                              commit.json         size and SHA-256 of both; written last
-                           newest.json                                           the step of the last commit, as evidence
+                newest.json                                                      the step of the last commit, as evidence
 
 A checkpoint exists when its commit object does. No object is ever overwritten, and the names contain the owner (lineage.py), so
 that no other process can alter or replace one. A save is acknowledged when a listing after its commit shows no later owner.
@@ -75,6 +75,7 @@ class Checkpoints:
         self._store = store
         self._run = run
         self._prefix = f"runs/{run}/checkpoints/"
+        self._evidence = f"runs/{run}/{NEWEST}"  # not among them: what deletes them may delete all of the folder
         self._keep_last = keep_last
         self._lease = lease
         self._owner: Owner | None = None
@@ -113,7 +114,7 @@ class Checkpoints:
             lost = f"its last one is of step {recorded}" if recorded else f"{len(known)} are stored"
             raise CheckpointError(
                 f"Run {self._run} has saved checkpoints ({lost}), but no intact one is found in {self._store.url}/{self._prefix}. "
-                f"Fix: restore them, or delete the folder {self._prefix} to begin at epoch 1, or set another run.name."
+                f"Fix: restore them, or delete the folder runs/{self._run}/ to begin at epoch 1, or set another run.name."
             )
         if found and recorded and recorded > found.step:
             log.warning("the run had saved step %d, but continues from step %d: the newest intact checkpoint", recorded, found.step)
@@ -221,7 +222,7 @@ class Checkpoints:
         self._store.put(f"{self._prefix}{owner_folder(self._owner)}{KEEPS}", content, if_absent=True)
 
     def _put_newest(self, step: int) -> None:
-        self._store.put(self._prefix + NEWEST, sealed({"step": step}))
+        self._store.put(self._evidence, sealed({"step": step}))
 
     def _fenced(self, owner: Owner) -> CheckpointError:
         self.superseded.set()
@@ -314,9 +315,8 @@ class Checkpoints:
 
     def _recorded_step(self) -> int | None:
         """The step of the last commit that the run has recorded, 0 after it went back to its beginning; None if it has none."""
-        key = self._prefix + NEWEST
         try:
-            step = self._store.read_again(lambda: unsealed(self._store.get(key)), NotFound, Damaged).get("step")
+            step = self._store.read_again(lambda: unsealed(self._store.get(self._evidence)), NotFound, Damaged).get("step")
         except (NotFound, Damaged):
             return None
         return step if isinstance(step, int) else None

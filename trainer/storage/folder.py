@@ -1,5 +1,6 @@
 """A folder as a store: owns atomic writes to files, and the mapping of keys to paths."""
 
+import errno
 import os
 import shutil
 import time
@@ -8,8 +9,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from trainer.formatting import one_line
 from trainer.storage.files import PARTIAL, write_file
 from trainer.storage.store import PART, Exists, NotFound, Object, Store, StoreError
+
+NO_LINKS = "use a folder on a file system with hard links; FAT, exFAT and some network file systems have none"
+FIXES = {
+    errno.ENOSPC: "free space on that disk, or use another folder",
+    errno.EDQUOT: "raise the quota, or use another folder",
+    errno.EROFS: "use a folder that can be written",
+    errno.EACCES: "give this user the right to it, or use another folder",
+    **dict.fromkeys((errno.EPERM, errno.ENOTSUP, errno.EMLINK), NO_LINKS),
+}
+"""What to do about an error of the operating system."""
 
 
 class FolderStore(Store):
@@ -90,9 +102,14 @@ class FolderStore(Store):
                 for path in (Path(folder, name) for name in names if name.startswith(PARTIAL)):
                     with suppress(FileNotFoundError):  # finished in the meantime
                         if path.stat().st_mtime <= last:
+                            self._check_guard()
                             path.unlink()
                             swept += 1
         return swept
+
+    def _explain(self, error: Exception, where: str) -> StoreError | None:
+        fix = FIXES.get(error.errno or 0) if isinstance(error, OSError) else None
+        return StoreError(f"{where}: {one_line(error)}. Fix: {fix}.") if fix else super()._explain(error, where)
 
     def _path(self, key: str) -> Path:
         if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):

@@ -35,7 +35,7 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0  # seconds between attempts
 _SLOWEST = 16_000
 """Bytes a second. An object must arrive at this rate on average, plus s3.read_timeout: a response that drips never times out."""
 _CHUNK = 2**18
-_CHANGES = ("Put", "Upload", "Create", "Complete", "Delete")
+_CHANGES = ("Put", "Upload", "Create", "Complete", "Abort", "Delete")
 """How the names of operations begin that change an object. AbortMultipartUpload removes only what no one can read."""
 _OPERATIONS = {
     **dict.fromkeys(("GetObject", "HeadObject"), "get"),
@@ -193,11 +193,7 @@ class S3Store(Store):
             reads = 1
             while not as_stored and self._etags_are_digests:
                 if reads > self._s3.max_attempts:
-                    raise StoreError(
-                        f"{self._where(key)}: {reads} reads gave other bytes each time, none of which agree with the ETag. Fix: "
-                        "check the network, proxies and the server's disks.",
-                        transient=True,
-                    )
+                    raise self._unlike(key, reads)
                 again, as_stored = self._get(key)
                 self._etags_are_digests = again != content
                 content, reads = again, reads + 1
@@ -214,17 +210,41 @@ class S3Store(Store):
 
     def download(self, key: str, path: Path) -> None:
         with self._explained(key):
-            write_file(path, lambda file: self._download(key, file))
+            write_file(path, lambda file: self._download_surely(key, file))
 
-    def _download(self, key: str, file: BinaryIO) -> None:
-        """Writes an object to an empty file, part by part in parallel."""
+    def _download_surely(self, key: str, file: BinaryIO) -> None:
+        """Writes an object to an empty file; a second time, if it does not agree with an ETag that looks like an MD5 digest."""
+        before = ""
+        for _ in range(self._s3.max_attempts + 1):
+            etag = self._download(key, file)
+            if not self._etags_are_digests or not re.fullmatch("[0-9a-f]{32}", etag):
+                return
+            file.flush()
+            with open(file.name, "rb") as written:
+                digest = hashlib.file_digest(written, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            if digest in (etag, before):  # the same bytes twice are right, whatever the ETag is a digest of
+                self._etags_are_digests = digest == etag
+                return
+            before = digest
+            file.seek(0)
+            file.truncate()
+        raise self._unlike(key, self._s3.max_attempts + 1)
+
+    def _unlike(self, key: str, reads: int) -> StoreError:
+        return StoreError(
+            f"{self._where(key)}: {reads} reads gave other bytes each time, none of which agree with the ETag. Fix: check the "
+            "network, proxies and the server's disks.",
+            transient=True,
+        )
+
+    def _download(self, key: str, file: BinaryIO) -> str:
+        """Writes an object to an empty file, part by part in parallel. Returns its ETag."""
         try:
             first = self._fetch(key, file, Range=f"bytes=0-{PART - 1}")
         except ClientError as error:
             if s3_errors.status(error) != 416:
                 raise
-            self._fetch(key, file)  # an empty object has no range
-            return
+            return str(self._fetch(key, file).get("ETag", "")).strip('"')  # an empty object has no range
         same = {"IfMatch": first["ETag"]} if first.get("ETag") else {}
         size = int(first.get("ContentRange", "0").rpartition("/")[2])
 
@@ -244,7 +264,10 @@ class S3Store(Store):
         except ClientError as error:
             if s3_errors.status(error) != 412:
                 raise
-            raise StoreError(f"{self._where(key)}: the object changed during the download. Fix: try again.") from None
+            raise StoreError(
+                f"{self._where(key)}: the object changed during the download. Fix: try again.", transient=True
+            ) from None
+        return str(first.get("ETag", "")).strip('"')
 
     def _fetch(self, key: str, file: BinaryIO, **wanted: str) -> dict[str, Any]:
         """Writes the body of one GetObject to `file` from its position on. Returns the response. An attempt is a whole response,

@@ -1,12 +1,16 @@
 """trainer.data.decoder on real processes that crash, stall or need too much."""
 
+import fcntl
 import os
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,6 +190,22 @@ def test_a_large_image_in_a_small_file_is_decoded():
     data = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
     with Decoder(SHAPE, MANY) as large:
         assert (large.decode(data) == 200).all()
+
+
+def test_very_large_images_take_turns():
+    """Each core of a machine would take gigabytes at the same time, and Kubernetes ends the container, images and all."""
+    rows = zlib.compress((b"\0" + b"\xc8" * 18_300) * 6100, 1)
+    header = struct.pack(">IIBBBBB", 6100, 6100, 8, 2, 0, 0, 0)
+    assert module.LARGE < 6100**2
+    data = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
+    lock = Path(tempfile.gettempdir(), f"spikewise-large-image.{os.getuid()}")
+    with Decoder(SHAPE, MANY, stall_seconds=2.0) as large, ThreadPoolExecutor(1) as pool, lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        found = pool.submit(large.decode, data)
+        with pytest.raises(TimeoutError):  # it waits, longer than a stalled process may
+            found.result(timeout=3)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert (found.result() == 200).all()
 
 
 def test_answers_that_cannot_be_right_end_the_process(decoder, monkeypatch):

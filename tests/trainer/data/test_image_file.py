@@ -127,6 +127,19 @@ def test_an_avif_or_heic_whose_pixels_end_in_zeros_is_refused():
     assert bytes(9000) in exif
 
 
+@pytest.mark.parametrize("form", ["AVIF", "HEIC"])
+def test_a_photograph_of_tiles_that_lacks_some_is_refused(form):
+    """libheif leaves tiles blank that are missing or damaged, and telephones and cameras write tiles."""
+    data, size = seeds()[form]["tiles"], (128, 128, 3)
+    assert np.abs(pixels(data, size)[70:120, 70:120].astype(int) - np.asarray(gradient())[6:56, 6:56]).mean() < 8
+    with pytest.raises(DecodeError, match=r"bytes of its image data are missing"):
+        pixels(data[:-30], size)
+    start = data.index(b"mdat") + 4
+    third = start + (len(data) - start) // 2
+    with pytest.raises(DecodeError, match="cannot be decoded"):
+        pixels(data[:third] + bytes([0x5A]) * 40 + data[third + 40 :], size)
+
+
 def test_broken_exif_in_an_avif_costs_nothing():
     """A photograph would be refused for its camera's notes."""
     exif = Image.Exif()

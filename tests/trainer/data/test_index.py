@@ -317,6 +317,20 @@ def test_class_names_cannot_steer_a_terminal(tmp_path):
         assert str(error.value).isprintable()
 
 
+def test_one_empty_listing_is_asked_for_again(tmp_path):
+    """One bad answer would end the job with the advice to upload the images."""
+
+    class Once(FolderStore):
+        listings = 0
+
+        def list(self, prefix=""):
+            self.listings += 1
+            return super().list(prefix) if self.listings > 1 else iter([])
+
+    folder(tmp_path, "Au/1.jpg", "Tp/3.jpg")
+    assert len(build_manifest(Sources({"source": Once(tmp_path)}), by_prefix()).images) == 2
+
+
 def test_archived_images_are_counted(tmp_path):
     """The dry run would promise images that a lifecycle rule has moved to Glacier."""
 

@@ -6,6 +6,7 @@ import pytest
 
 from trainer.data.dataset import DataError
 from trainer.data.labels import Label, read_labels
+from trainer.storage import NotFound
 from trainer.storage.folder import FolderStore
 
 CSV = "\ufeffkey,source,label,split\n\nAu/1.jpg,web, authentic ,train\n" + '"Tp/a,b.jpg",web,fake,\nTp/3.jpg,web,fake,Val\n'
@@ -74,6 +75,35 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, content, words):
     assert message.startswith(f"data.labels = {tmp_path}/labels.csv ")
     assert words in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("sound", "damaged"), [(b"authentic", b"auth\xeentic"), (b"\x15\x04\x15", b"\x0f\x0f\x0f")])
+def test_a_damaged_parquet_file_is_refused_in_one_plain_line(tmp_path, sound, damaged):
+    """Texts that are no UTF-8 would end in a traceback, and Arrow's messages may hold escape sequences."""
+    content = parquet(key=["1.jpg", "2.jpg"], label=["authentic", "fake"])
+    assert sound in content
+    with pytest.raises(DataError, match=r"is not a valid Parquet file") as error:
+        read(tmp_path, content.replace(sound, damaged))
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("wrong", [None, b"", b"<html>Access is blocked by policy</html>", b"key,label\n\0"])
+def test_one_wrong_answer_costs_nothing(tmp_path, wrong):
+    """A 404 or the error page of a proxy would end the job, and on Kubernetes for good."""
+
+    class Once(FolderStore):
+        reads = 0
+
+        def get(self, key):
+            self.reads += 1
+            if self.reads > 1:
+                return super().get(key)
+            if wrong is None:
+                raise NotFound("no such object")
+            return wrong
+
+    (tmp_path / "labels.csv").write_text(CSV)
+    assert read_labels(Once(tmp_path), "labels.csv").of == read(tmp_path, CSV).of
 
 
 def test_a_missing_file(tmp_path):

@@ -42,7 +42,8 @@ def test_a_starting_run_sweeps_what_no_one_writes(run):
     before = time.time() - HOUR - 60
     for name in old:
         os.utime(root / name, (before, before))
-    run._sweep()
+    with run.lease:
+        run._sweep()
     left = {path.relative_to(root).as_posix() for path in root.rglob(f"{PARTIAL}*")}
     assert left == {*new[1:], old[1], other}
 

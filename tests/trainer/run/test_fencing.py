@@ -5,6 +5,7 @@ import time
 import pytest
 import ray
 
+from trainer.run import fencing
 from trainer.run.fencing import WorkerFence
 from trainer.run.mailbox import Mailbox, start_mailbox
 from trainer.storage.lease import LeaseLost, clock
@@ -40,6 +41,9 @@ def test_workers_pause_until_the_lease_is_renewed(cluster, monkeypatch):
         while fence.valid:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        monkeypatch.setattr(fencing, "PATIENCE", 0.1)
+        with pytest.raises(LeaseLost):  # an outage that does not end
+            WorkerFence(mailbox, 3, 2.0).pause()
         ray.kill(mailbox)  # the driver dies
         with pytest.raises(LeaseLost):
             fence.pause()

@@ -506,8 +506,11 @@ def test_a_run_with_a_record_never_begins_again_by_itself(store: Store) -> None:
     store.delete([entry.key for entry in store.list(FOLDER) if "/000000010/" in entry.key])
     with pytest.raises(CheckpointError, match="no intact one is found"):
         Checkpoints(store, "a-run", 2, lease=4).claim()
-    store.delete([entry.key for entry in store.list(FOLDER)])
-    assert Checkpoints(store, "a-run", 2, lease=5).claim() is None
+    store.delete([entry.key for entry in store.list(FOLDER)])  # as a lifecycle rule with a wrong prefix does
+    with pytest.raises(CheckpointError, match=r"delete the folder runs/a-run/ to begin"):
+        Checkpoints(store, "a-run", 2, lease=5).claim()
+    store.delete([entry.key for entry in store.list("runs/a-run/")])
+    assert Checkpoints(store, "a-run", 2, lease=6).claim() is None
 
 
 def test_a_stale_owner_changes_nothing(store: Store) -> None:

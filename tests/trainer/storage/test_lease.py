@@ -25,6 +25,7 @@ from tests.support.properties import BOUNDED
 from trainer.config import S3
 from trainer.storage import NotFound, Object, Store, StoreError, open_store
 from trainer.storage import lease as lease_module
+from trainer.storage.files import PARTIAL
 from trainer.storage.folder import FolderStore
 from trainer.storage.lease import Fence, Lease, LeaseLost, RunInUse, WaitStopped, clock
 
@@ -299,6 +300,10 @@ def test_a_guarded_store_changes_nothing_without_the_right(store: Store, tmp_pat
     fence, file = Fence(1), tmp_path_factory.mktemp("local") / "file"
     file.write_bytes(b"mine")
     store.put("key", b"theirs")
+    if isinstance(store, FolderStore):
+        (store.root / f"{PARTIAL}0").write_bytes(b"half of theirs")
+    else:
+        store.client.create_multipart_upload(Bucket=store.bucket, Key=f"{store.prefix}theirs")
     before = store.requests.total()
     guarded = store.guarded(fence.check)
     for change in (
@@ -306,6 +311,7 @@ def test_a_guarded_store_changes_nothing_without_the_right(store: Store, tmp_pat
         lambda: guarded.put("new", b"mine", if_absent=True),
         lambda: guarded.upload("key", file),
         lambda: guarded.delete(["key"]),
+        lambda: guarded.sweep("", -5),
     ):
         with pytest.raises(LeaseLost):
             change()
@@ -313,11 +319,11 @@ def test_a_guarded_store_changes_nothing_without_the_right(store: Store, tmp_pat
     assert [entry.key for entry in guarded.list()] == ["key"]
     assert store.requests is guarded.requests
     if not isinstance(store, FolderStore):
-        assert store.requests.total() == before + 2
+        assert store.requests.total() == before + 3  # get, list and the list of uploads
     fence.extend(clock() + 1000)
     guarded.put("key", b"mine")
     assert store.get("key") == b"mine"
-    assert store.sweep("", -5) == 0
+    assert guarded.sweep("", -5) == 1
 
 
 @pytest.mark.integration

@@ -53,7 +53,8 @@ class Task:
 
     @property
     def name(self) -> str:
-        return f"{self.cause}-{self.data}-{self.architecture}-{self.seed}"
+        settings = "".join(f"-{name}-{value}" for name, value in SETTINGS[self.cause].items())
+        return f"{self.cause}-{self.data}-{self.architecture}-{self.seed}{settings}"
 
 
 def prepare(run: Any, name: str) -> None:
@@ -84,6 +85,12 @@ def perform(task: Task) -> list[dict[str, Any]]:
     return [{**about, "named": named, "losses": losses}]
 
 
+def named(one: dict[str, Any]) -> list[int]:
+    """The epochs in which the cause that was put in was named: under either of its names, if it is another preparation."""
+    names = ("appearance", "preparation") if one["cause"] == "preparation" else (one["cause"],)
+    return [epoch for name, epoch in one["named"].items() if name in names]
+
+
 def score(results: list[dict[str, Any]]) -> dict[str, Any]:
     """How often each cause was named, and when; what else was named; and the same for healthy runs."""
     from benchmarks.spike_causes.scoring import by, fraction
@@ -91,12 +98,12 @@ def score(results: list[dict[str, Any]]) -> dict[str, Any]:
     injected = [one for one in results if one["cause"] != "healthy"]
 
     def found(one: dict[str, Any]) -> bool:
-        return one["cause"] in one["named"]
+        return bool(named(one))
 
     return {
         "named": {"all": fraction(injected, found), **by(injected, "cause", found)},
         "epoch_of_the_name": {
-            cause: sorted(one["named"][cause] for one in injected if one["cause"] == cause and found(one)) for cause in SETTINGS
+            cause: sorted(min(named(one)) for one in injected if one["cause"] == cause and found(one)) for cause in SETTINGS
         },
         "named_besides": {
             cause: dict(Counter(name for one in results if one["cause"] == cause for name in one["named"] if name != cause))
@@ -116,7 +123,7 @@ def main() -> None:
     tasks = [Task(data, network, seed, cause) for seed in seeds for network in ("question", "residual") for cause in SETTINGS]
     results, waiting = finished(tasks, arguments.cache)
     results += perform_all(waiting, perform, arguments.cache, arguments.processes)
-    about = {**circumstances("benchmarks.standing_causes"), "epochs": EPOCHS}
+    about = {**circumstances("benchmarks.standing_causes"), "epochs": EPOCHS, "epochs_with_few_images": LONGER}
     print(json.dumps({**about, **score(results), "each": results}, indent=1))
 
 

@@ -69,7 +69,9 @@ def parts(
     `averaged` [v], which is clean too. `sample` [t]: losses of training images, clean and averaged. `training`: mean loss of the
     epoch's batches."""
     statistics, wandering, fit = float(np.mean(raw - clean)), float(np.mean(clean - averaged)), float(np.mean(sample))
-    errors = [_error(raw - clean), _error(clean - averaged), float(np.hypot(_error(averaged), _error(sample))), _error(sample)]
+    rest = loss - float(np.mean(raw))  # of the images outside the subset; it is not known which part it belongs to
+    generalization = float(np.sqrt(_error(averaged) ** 2 + _error(sample) ** 2 + rest**2))
+    errors = [_error(raw - clean), _error(clean - averaged), generalization, _error(sample)]
     return Parts(epoch, loss, statistics, wandering, loss - statistics - wandering - fit, fit, tuple(errors), training)  # type: ignore[arg-type]
 
 

@@ -76,17 +76,23 @@ class Composition:
         with network.untouched():
             found, tried = parts(network, epoch, losses, path, float(np.mean(steps["loss"])), size, chosen)
             self.parts.append(found)
+            active = {one.name for one in self.standing if not one.over}
+            names = standing.find(self.parts, guess, active)
+            network.assign(path[-1][1])
             match = self._matched(network)
             self._budget.charge(2 * LOOKED if match else 0)
-            names = standing.find(self.parts, guess, {one.name for one in self.standing if not one.over})
+            if match and standing.costs(match, active="appearance" in active):
+                names.add("appearance")
+                if match.gain > found.generalization / 2:
+                    names.discard("generalization")
             if not settled:
-                names &= {one.name for one in self.standing if not one.over}
+                names &= active
             if "statistics" in names:
                 tried = replace(tried, momenta=momenta(network, path[-1][1], counterfactuals, chosen))
                 self._budget.charge(len(tried.momenta) * chosen.losses)
             apart = unseen(network, path, size, chosen) if epoch == 1 else None
             self._budget.charge(chosen.statistics + 2 * chosen.losses if apart else 0)
-        if (match and standing.mismatched(match)) or (apart and standing.differs(apart)):
+        if apart and standing.differs(apart) and "appearance" not in names:
             names.add("preparation")
         if "preparation" in names | {one.name for one in self.standing}:
             names.discard("generalization")  # images of another kind do not tell whether the network would generalize
@@ -101,15 +107,18 @@ class Composition:
         if not isinstance(network, ShowsInputs):
             return None
         if not self._looked:
+            self._looked = True
             validation, training = network.inputs(LOOKED)
-            self._look, self._looked = looks.compare(validation, training), True
-            if self._look and self._look.distance > looks.NOTICED:
+            self._look = looks.compare(validation, training)
+            if network.agreed(self._look.distance if self._look else 0.0) > looks.NOTICED:
                 self._match = looks.matching(validation, training)
         if self._look is None or self._match is None:
             return None
         _, own = network.evaluate_part(LOOKED)
-        gain = own - network.evaluate_changed(LOOKED, self._match)
-        return Matched(self._look, float(own.mean()), float((own - gain).mean()), float(gain.std() / np.sqrt(len(gain))))
+        changed = network.evaluate_changed(LOOKED, self._match)
+        if not np.isfinite(changed).all():
+            return None
+        return Matched(self._look, float(own.mean()), float(changed.mean()), float((own - changed).std() / np.sqrt(len(own))))
 
     def state(self) -> dict[str, Any]:
         """The state as JSON types."""

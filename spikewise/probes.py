@@ -126,6 +126,10 @@ class ShowsInputs(Protocol):
     def evaluate_changed(self, most: int, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """As the losses [v] of `evaluate_part`, with the inputs [b, ...] of each batch changed first."""
 
+    def agreed(self, value: float) -> float:
+        """The first worker's value on all of them. What they compute for themselves may differ in the last bits, and a decision on
+        it must not."""
+
 
 @runtime_checkable
 class KnowsClasses(Protocol):

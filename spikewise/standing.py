@@ -11,7 +11,7 @@ import numpy as np
 
 from spikewise import advice
 from spikewise.curve import PARTS, Parts
-from spikewise.looks import FAR, Look
+from spikewise.looks import Look
 from spikewise.records import Hyperparameters
 
 NOTABLE = 0.2
@@ -60,6 +60,11 @@ class Matched:
     error: float
     """Standard error of the difference."""
 
+    @property
+    def gain(self) -> float:
+        """By how much the loss falls."""
+        return self.own - self.changed
+
 
 @dataclass(frozen=True, slots=True)
 class Tried:
@@ -83,7 +88,7 @@ class Standing:
     """A standing cause."""
 
     name: str
-    """statistics, wandering, generalization or fit, as the parts; or preparation."""
+    """statistics, wandering, generalization or fit, as the parts; appearance or preparation."""
     title: str
     since: int
     """The first epoch in which it was measured; after a pause, the first one since then."""
@@ -123,6 +128,7 @@ TITLES = {
     "wandering": "the last steps' to and fro",
     "generalization": "overfitting",
     "fit": "a network that has not learned its training images",
+    "appearance": "validation images of another brightness or contrast",
     "preparation": "validation images unlike the training images",
 }
 
@@ -136,7 +142,8 @@ def find(measured: Sequence[Parts], guess: float = np.inf, active: Collection[st
     found |= {name for name in PARTS if now and name in active and _high(name, now, guess, EASED)}
     if now is None or found or len(measured) < 2 or now.fit > LEARNED * guess or not all(one.loss > guess for one in measured[-2:]):
         return found
-    return {max((name for name in PARTS if name != "fit"), key=lambda name: getattr(now, name))}
+    name, error = max(zip(PARTS[:3], now.errors[:3], strict=True), key=lambda pair: float(getattr(now, pair[0])))
+    return {name} if getattr(now, name) > CERTAIN * error else set()
 
 
 def _stands(name: str, measured: Sequence[Parts], guess: float) -> bool:
@@ -166,10 +173,10 @@ def differs(unseen: Unseen) -> bool:
     return certain and gap > max(NOTABLE * unseen.validation, SMALLEST)
 
 
-def mismatched(matched: Matched) -> bool:
-    """Whether the two sets look unlike each other, or a smaller difference between them costs loss."""
-    gain = matched.own - matched.changed
-    return matched.look.distance > FAR or gain > max(NOTABLE * matched.own, SMALLEST, CERTAIN * matched.error)
+def costs(matched: Matched, *, active: bool = False) -> bool:
+    """Whether the difference in looks costs loss. `active`: it did so before."""
+    limit = max(NOTABLE * matched.own, SMALLEST, CERTAIN * matched.error)
+    return matched.gain > (EASED if active else 1.0) * limit
 
 
 def say(
@@ -184,8 +191,9 @@ def say(
         return _generalization(parts, now, guess)
     if name == "fit":
         return _fit(parts, now, guess)
-    if matched is not None and mismatched(matched):
-        return _look(matched)
+    if name == "appearance":
+        assert matched is not None
+        return _appearance(matched)
     assert unseen is not None
     return _preparation(unseen)
 
@@ -252,18 +260,13 @@ def _preparation(unseen: Unseen) -> Text:
     )
 
 
-def _look(matched: Matched) -> Text:
+def _appearance(matched: Matched) -> Text:
     look = matched.look
-    channel, cost = "" if look.channel is None else f" in channel {look.channel}", ""
-    if matched.own - matched.changed > CERTAIN * matched.error:
-        cost = (
-            f" With mean and deviation of the training images, the loss of the same validation images is {matched.changed:.3f} "
-            f"instead of {matched.own:.3f}."
-        )
+    channel = "" if look.channel is None else f" in channel {look.channel}"
     return Text(
-        f"The {look.feature} of validation images{channel} is {look.validation:.3g} on average, that of training images "
-        f"{look.training:.3g}.",
-        f"The difference is {look.distance:.1f} standard deviations of single images.{cost}",
+        f"Their {look.feature}{channel} is {look.validation:.3g} on average, that of training images {look.training:.3g}; with "
+        f"mean and deviation of those, their loss is {matched.changed:.3f} instead of {matched.own:.3f}.",
+        f"The difference is {look.distance:.1f} standard deviations of single images.",
         "prepare both sets in the same way: look for a scaling, normalization or conversion that only one of them gets.",
     )
 

@@ -171,6 +171,9 @@ class _Network(KerasNetwork):
         (pixels, labels), chosen = self.run.validation, self.run.positions(most)
         return self.run.losses(change(pixels[chosen]), labels[chosen])
 
+    def agreed(self, value: float) -> float:
+        return value
+
 
 class Run:
     """A training run. An injection may read every public field and may change those marked "May be changed"."""

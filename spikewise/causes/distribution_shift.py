@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from spikewise.causes.kind import CauseKind, Claim, all_images_rose, claim_from
 from spikewise.causes.overfitting import only_validation_rose, rises
-from spikewise.records import Case
+from spikewise.records import Case, Diagnosis
 from spikewise.suspects import HALF
 
 
@@ -46,6 +46,12 @@ def _only_validation_remedy(case: Case, claim: Claim) -> str:  # noqa: ARG001
     return "compare validation with training images: source, camera, compression, class frequencies."
 
 
+def _specific_title(diagnosis: Diagnosis) -> str | None:
+    """If earlier weights have the losses today that they had then, the images did not change."""
+    same = any(probe.name == "earlier_weights" and probe.fraction < HALF for probe in diagnosis.probes)
+    return "a rise of the validation images alone" if same else None
+
+
 CAUSE = CauseKind(
     "distribution_shift",
     "a shift of the validation images",
@@ -54,6 +60,7 @@ CAUSE = CauseKind(
     evidence=_evidence,
     remedy=_remedy,
     short_remedy=_short_remedy,
+    specific_title=_specific_title,
 )
 ONLY_VALIDATION_ROSE = replace(
     CAUSE,

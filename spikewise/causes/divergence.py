@@ -7,7 +7,10 @@ from spikewise.records import Case
 
 
 def _rule(case: Case) -> Claim | None:
-    if case.spike.outcome != "divergence" or case.training.lost is False:
+    training = case.training
+    if case.spike.outcome != "divergence" or training.lost is False:
+        return None
+    if training.lost is None and training.batch_loss <= training.usual_batch_loss:  # False for NaN
         return None
     return Claim(1.0, 1.0, 1.0, decides=True)
 

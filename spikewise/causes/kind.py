@@ -13,6 +13,7 @@ import numpy as np
 from spikewise.records import Case, Diagnosis, Event, Probe
 from spikewise.suspects import HALF
 
+TOO_HIGH = "the loss would still be far too high"
 SHARED = 0.2
 """Training images share a rise if they rise by more than this fraction of it."""
 
@@ -110,13 +111,18 @@ def no_step_needed(case: Case) -> Fact:
 
 def too_high(case: Case, probe: Probe | None) -> Fact:
     """The fact that the loss under the changed condition is not acceptable."""
-    return probe is not None and not recovers(case, probe), "the loss would still be far too high"
+    return probe is not None and not recovers(case, probe), TOO_HIGH
 
 
 def recovers(case: Case, probe: Probe) -> bool:
-    """Whether the loss under the changed condition is acceptable: no longer an alarm, or at most twice the loss before the rise. A
-    probe removes most of a rise of 60 nats even if the weights are broken; this condition rules that out."""
-    return bool(probe.facts["now"] - probe.facts["before"] <= max(case.spike.threshold, probe.facts["before"]))
+    """Whether the loss under the changed condition is acceptable."""
+    return acceptable(case, probe.facts["now"], probe.facts["before"])
+
+
+def acceptable(case: Case, now: float, before: float) -> bool:
+    """Whether a loss `now` is acceptable: no longer an alarm, or at most twice the loss `before` the rise. A probe removes most of
+    a rise of 60 nats even if the weights are broken; this condition rules that out."""
+    return bool(now - before <= max(case.spike.threshold, before))
 
 
 def percent(fraction: float) -> str:

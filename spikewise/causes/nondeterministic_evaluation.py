@@ -6,13 +6,16 @@ from spikewise.records import Case
 ROUNDING = 0.01
 """Rounding on an accelerator explains a mean difference of an image's loss between two evaluations of the same weights up to this
 fraction of the rise."""
+LARGE = 0.1
+"""If the same weights differ by less than this fraction of the rise, what happened to earlier weights has another reason."""
 
 
 def _rule(case: Case) -> Claim | None:
     again, earlier = case.probes.get("repetition"), case.probes.get("earlier_weights")
     if again is None or earlier is None or again.facts["difference"] < ROUNDING * case.spike.rise:
         return None
-    return claim_from(max(again, earlier, key=lambda probe: probe.fraction))
+    small = again.facts["difference"] < LARGE * case.spike.rise
+    return claim_from(again if small else max(again, earlier, key=lambda probe: probe.fraction))
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001

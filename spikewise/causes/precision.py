@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, percent
+from spikewise.causes.kind import CauseKind, Claim, claim_from, percent, too_high
 from spikewise.records import Case
 
 COLLAPSED = 1.0
@@ -10,7 +10,8 @@ COLLAPSED = 1.0
 
 
 def _rule(case: Case) -> Claim | None:
-    return claim_from(case.probes.get("precision"))
+    probe = case.probes.get("precision")
+    return claim_from(probe, unless=[too_high(case, probe)])
 
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001

@@ -80,7 +80,9 @@ def _rule(case: Case) -> Claim | None:
     if no_step_needed(case)[0]:  # no reported event caused it
         return claim_from(case.probes["earlier_weights"]) if all_images_rose(case) else None
     if case.training.foreign is not None and case.fraction("bad_batches") < HALF:
-        return Claim(1.0, 1.0, 1.0, decides=True)
+        return Claim(
+            1.0, 1.0, 1.0, decides=not _elsewhere(case), against="the loss rose at other steps" if _elsewhere(case) else None
+        )
     probe = case.probes.get("before_event")
     if probe is None:
         return None
@@ -89,6 +91,13 @@ def _rule(case: Case) -> Claim | None:
         if _left_a_trace(case, event, number):
             return claim_from(probe, event=event)
     return claim_from(probe, unless=[(True, "the event left no trace in the steps after it")], listed=False)
+
+
+def _elsewhere(case: Case) -> bool:
+    """Whether the loss jumped at other steps than those between which the weights moved too far."""
+    start, stop, _ = case.training.foreign or (0, 0, 0.0)
+    path = case.probes.get("path")
+    return path is not None and path.fraction >= HALF and (path.facts["last"] <= start or path.facts["first"] > stop)
 
 
 def _turn(case: Case, number: int, event: Event) -> int:

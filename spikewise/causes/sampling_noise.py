@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from spikewise.causes.kind import CauseKind, Claim, percent, training_images_share
+from spikewise.causes.batchnorm_statistics import which
+from spikewise.causes.kind import CauseKind, Claim, no_step_needed, percent, training_images_share
 from spikewise.detect import CERTAIN, FEW_GROUPS
 from spikewise.records import Case, Spike
 from spikewise.suspects import HALF
@@ -28,10 +29,16 @@ def _from_few_groups(spike: Spike) -> bool:
 
 
 def _chance(case: Case) -> Claim | None:
-    """A claim if the rise is within what another draw of the validation images may give, and training images do not share it: an
-    accident of the validation draw does not happen to them."""
+    """A claim if the rise is within what another draw of the validation images may give, and nothing measured says otherwise:
+    training images that share it, to which an accident of the validation draw does not happen; earlier weights that show it today;
+    a bad batch; or one momentum that removes it where the other does not. That statistics estimated anew remove it says little: the
+    images were unlucky with these weights, and most other weights give them lower losses."""
     spike = case.spike
     if not np.isfinite(spike.error) or spike.rise >= CERTAIN * spike.error or training_images_share(case):
+        return None
+    if no_step_needed(case)[0] or which(case) != "statistics":
+        return None
+    if any((probe := case.probes.get(name)) is not None and probe.low >= HALF for name in ("bad_batches", "precision")):
         return None
     chance = float(np.clip(1.96 * spike.error / spike.rise, 0, 1))
     return Claim(chance, chance, chance, decides=True)

@@ -1,6 +1,6 @@
 """Dropout before BatchNormalization gives its statistics another variance in training than in inference."""
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed
+from spikewise.causes.kind import TOO_HIGH, CauseKind, Claim, acceptable, claim_from, no_step_needed
 from spikewise.records import Case
 from spikewise.suspects import HALF
 
@@ -14,7 +14,11 @@ def _rule(case: Case) -> Claim | None:
     none = effect < HALF * case.rise
     return claim_from(
         probe,
-        unless=[no_step_needed(case), (none, f"dropout raises the loss by {max(effect, 0):.3f} only")],
+        unless=[
+            no_step_needed(case),
+            (none, f"dropout raises the loss by {max(effect, 0):.3f} only"),
+            (not acceptable(case, probe.facts["without"], probe.facts["before"]), TOO_HIGH),
+        ],
         listed=effect > 0,
     )
 

@@ -30,6 +30,8 @@ class Examples:
         self.what = what
         self.weighted = False
         """Whether the examples have weights; known once they were read."""
+        self.weight = 1.0
+        """Their mean weight; known once they were evaluated."""
         self._data, self._size = data, batch_size
         if isinstance(data, (tuple, list)):
             self._data = _arrays(data, what)

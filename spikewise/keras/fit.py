@@ -342,9 +342,7 @@ class Watch:
 
     def _sample_losses(self, most: float = np.inf) -> np.ndarray:
         """Losses [m] of the sample of training examples, or of its first batches with about `most` examples."""
-        # Where validation examples have no weights, the training examples that they are compared with have none either.
-        weighted = self._examples.weighted
-        found = [self._losses(x, y, w if weighted else None) for x, y, w in self._first_batches(most)]
+        found = [self._losses.as_validated(x, y, w, self._examples) for x, y, w in self._first_batches(most)]
         return np.concatenate(found) if found else np.zeros(0)
 
     def _sampled(self, most: int) -> np.ndarray:

@@ -59,6 +59,13 @@ class Losses:
         with self._undisturbed(x, y, weights):
             return np.asarray(self._compiled[False](x, y, weights)[0])
 
+    def as_validated(self, x: Any, y: Any, weights: Any, examples: Examples) -> np.ndarray:
+        """Losses [b] of a training batch that compare with those of the validation `examples`: without weights where these have
+        none; with their mean weight if only they have some."""
+        if not examples.weighted:
+            return self(x, y)
+        return self(x, y, weights) if weights is not None else examples.weight * self(x, y)
+
     def evaluate(self, examples: Examples, *, metrics: bool = False) -> Evaluation:
         """`metrics`: also the compiled metrics, which begin anew. Raises UserError if the model cannot evaluate the examples."""
         metrics = metrics or self._custom
@@ -66,7 +73,7 @@ class Losses:
         first = next(batches, None)
         if first is None:
             raise UserError(f"{examples.what} contains no batch. Fix: pass at least one labelled example.")
-        losses, known, entropies, logs, order = [], [], [], {}, Order()
+        losses, known, entropies, given, logs, order = [], [], [], [], {}, Order()
         try:
             x, y, w = first
             with self._undisturbed(x, y, w):
@@ -77,6 +84,7 @@ class Losses:
                     self.outputs = outputs.shape[1:]
                     order.update(x, y)
                     losses.append(np.asarray(found, float))
+                    given.append(np.ones(1) if w is None else np.asarray(w, float).ravel())
                     known.append(classes(np.asarray(y), outputs.shape))
                     if known[-1] is not None:
                         entropies.append(cross_entropies(probabilities(np.asarray(outputs)), known[-1]))
@@ -89,7 +97,7 @@ class Losses:
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise examples.unfit(x, y, str(error)) from error
         each = np.concatenate(losses)
-        self._count = len(each)
+        self._count, examples.weight = len(each), float(np.concatenate(given).mean())
         if (reported := logs.pop("loss", None)) is not None and self._custom:
             each += reported - each.mean()
         parts = [part for part in known if part is not None]
@@ -131,7 +139,7 @@ class Losses:
 
     def inputs(self, examples: Examples, most: int) -> np.ndarray:
         """Inputs [v, ...] of the examples of `part`."""
-        return np.concatenate([np.asarray(x) for _, x, _, _ in self._some(examples, most)])
+        return np.concatenate([np.asarray(x) for _, x, _, _ in self._some(examples, most)])[:most]
 
     def _some(self, examples: Examples, most: int) -> Iterator[tuple[int, tf.Tensor, tf.Tensor, tf.Tensor | None]]:
         """Every k-th batch, with the position of its first example."""
@@ -263,6 +271,10 @@ class CompiledNetwork(KerasNetwork):
         """As the losses [v] of `evaluate_part`, with the inputs [b, ...] of each batch changed first."""
         return self._losses.part(self._examples, most, change)[1]
 
+    def agreed(self, value: float) -> float:
+        """There is one worker."""
+        return value
+
     @property
     def outputs(self) -> Sequence[int]:
         """Shape of the outputs for one example."""
@@ -273,9 +285,9 @@ class CompiledNetwork(KerasNetwork):
         return self._losses(*self._batch(batch))
 
     def unweighted_losses(self, batch: int) -> np.ndarray:
-        """Losses [b] of a batch in inference mode; with weights only if the validation examples have some."""
+        """Losses [b] of a batch in inference mode, which compare with those of validation examples."""
         x, y, weights = self._batch(batch)
-        return self._losses(x, y, weights if self._examples.weighted else None)
+        return self._losses.as_validated(x, y, weights, self._examples)
 
 
 def _function(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,6 +29,7 @@ from tests.spikewise.cases import (
     WINS,
     WORSE,
     case,
+    probe,
 )
 
 
@@ -47,7 +48,10 @@ NO_STEP_NEEDED = {"probes": [THEN], "training": {"train_rise": 0.39}}
 CONTRADICTIONS = [
     ("divergence", {"training": {"lost": False}}),
     ("nondeterministic_evaluation", {"difference": 0.0}),
+    ("nondeterministic_evaluation", {"probes": [replace(STABLE, facts={"difference": 0.02}), THEN]}),
+    ("divergence", {"training": {"lost": None, "batch_loss": 0.3, "usual_batch_loss": 0.4}}),
     ("precision", {"probes": [replace(FLOAT32, low=-0.1)]}),
+    ("precision", {"now": 5.0}),
     ("run_event", NO_STEP_NEEDED),
     ("run_event", {"training": {"length_after": (1.0,), "jumps": (1.0,)}, "after": 1e-4}),
     ("few_examples", {"training": {"train_rise": 0.39}}),
@@ -55,6 +59,9 @@ CONTRADICTIONS = [
     ("few_examples", {"left": 0.3}),
     ("sampling_noise", {"training": {"train_rise": 0.15}}),
     ("sampling_noise", {"training": {"length": 300.0}}),
+    ("sampling_noise", {"probes": [THEN]}),
+    ("sampling_noise", {"probes": [BATCH]}),
+    ("sampling_noise", {"probes": [HIGHER, WORSE]}),
     ("distribution_shift", {"training": {"train_rise": 0.39}}),
     ("distribution_shift", {"probes": [THEN], "training": {"train_loss": 0.02, "train_rise": 0.02}}),
     ("training_data_changed", NO_STEP_NEEDED),
@@ -65,6 +72,7 @@ CONTRADICTIONS = [
     ("batchnorm_shock", {"training": {"astray": 5.0}}),
     ("variance_shift", NO_STEP_NEEDED),
     ("variance_shift", {"with_dropout": 0.55, "without": 0.55}),
+    ("variance_shift", {"with_dropout": 20.0, "without": 5.0}),
     ("stale_optimizer_state", NO_STEP_NEEDED),
     ("stale_optimizer_state", {"training": {"raised": 6.0}}),
     ("stale_optimizer_state", {"training": {"stride": 0.3}}),
@@ -96,6 +104,16 @@ def test_a_measured_fact_that_contradicts_a_cause_keeps_it_from_being_the_verdic
         assert verdict.event is None
     else:
         assert verdict.name != cause
+
+
+def test_weights_that_were_written_where_the_loss_did_not_rise_are_not_blamed():
+    """A restore of a few weights early in the epoch would hide what broke them at its end."""
+    foreign = replace(QUIET, foreign=(3, 5, 0.001))
+    there, elsewhere = (probe("path", 0.95, first=first, last=first + 6) for first in (0, 30))
+    assert attribute(case([STABLE, there, STATISTICS], training=foreign))[0].name == "run_event"
+    verdict, *others = attribute(case([STABLE, elsewhere, STATISTICS], training=foreign))
+    assert verdict.name == "batchnorm_statistics"
+    assert "it is not the verdict, because the loss rose at other steps" in others[0].evidence
 
 
 def test_every_cause_has_a_contradicting_fact():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spikewise.looks import FAR, NOTICED, compare, matching
+from spikewise.looks import NOTICED, compare, matching
 
 COUNT = 128
 
@@ -34,11 +34,6 @@ def scaled(pixels):
     return (pixels / 255).astype(np.float32)
 
 
-def smooth(pixels):
-    smoothed = np.mean([np.roll(pixels.astype(float), shift, axis) for shift in (-1, 0, 1) for axis in (1, 2)], 0)
-    return matching(smoothed, pixels)(smoothed)  # as much contrast as before
-
-
 def cast(pixels):
     return np.clip(pixels + np.array([0, 0, 150.0]), 0, 255)
 
@@ -48,7 +43,6 @@ def cast(pixels):
     [
         (darker, {"brightness", "contrast"}, {0, 1, 2}),
         (scaled, {"brightness", "contrast"}, {0, 1, 2}),
-        (smooth, {"sharpness"}, {0, 1, 2}),
         (cast, {"brightness"}, {2}),
     ],
 )
@@ -63,7 +57,7 @@ def test_another_preparation_shows(change, features, channels):
 def test_a_forgotten_scaling_is_far_off_in_numbers_that_a_person_recognizes():
     """ "0.49, not 125" is what tells the user that one set was divided by 255."""
     look = compare(scaled(photographs(COUNT, 1)), TRAINING)
-    assert look.distance > FAR
+    assert look.distance > 3 * NOTICED
     assert look.validation < 1
     assert look.training == pytest.approx(255 * look.validation, rel=0.1)
 
@@ -82,6 +76,8 @@ def test_images_that_were_standardized_one_by_one_are_not_far_apart():
     ("validation", "training"),
     [
         (np.zeros((9, 5), np.int32), np.zeros((9, 5), np.int32)),  # numbers of words
+        (np.zeros((9, 5), np.float32), np.zeros((9, 5), np.float32)),  # the same as Keras converts them, or a table
+        (np.zeros((9, 5, 3), np.int32), np.zeros((9, 5, 3), np.int32)),
         (np.zeros((9, 5, 5), np.float32), np.zeros((9, 4, 4), np.float32)),
         (np.array(["a"] * 9)[:, None], np.array(["a"] * 9)[:, None]),
         (np.zeros(9), np.zeros(9)),
@@ -94,7 +90,7 @@ def test_what_cannot_be_compared_is_not(validation, training):
     assert compare(validation, training) is None
 
 
-SHAPES = [(6,), (20, 2), (16, 16), (16, 16, 3), (3, 16, 16), (4, 8, 8, 1)]
+SHAPES = [(20, 2), (16, 16), (16, 16, 3), (3, 16, 16), (4, 8, 8, 1)]
 
 
 @pytest.mark.parametrize("shape", [(COUNT, *shape) for shape in SHAPES])
@@ -107,7 +103,7 @@ def test_matching_undoes_a_scaling_and_an_offset_in_any_form(shape):
     assert matched.shape == (10, *shape[1:])
     assert matched.dtype == np.float32
     np.testing.assert_allclose(matched, validation[:10], atol=0.6)  # the two sets are different draws
-    assert compare(0.1 * validation - 7, training).distance > FAR
+    assert compare(0.1 * validation - 7, training).distance > 3 * NOTICED
 
 
 def test_matched_pixels_stay_pixels():

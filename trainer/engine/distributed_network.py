@@ -90,6 +90,11 @@ class DistributedNetwork:
         self._estimate_statistics(most)
         return evaluate(self._learner, self._feed, self._validation[positions], change)[0]
 
+    def agreed(self, value: float) -> float:
+        """The first worker's value on all of them."""
+        group = self._learner.group
+        return float(group.sum(np.array([value if group.rank == 0 else 0.0], np.float32))[0])
+
     def probabilities(self) -> np.ndarray:
         """Probabilities of the classes [n, K] for the validation images, as the run evaluates them."""
         self._estimate_statistics()

@@ -188,9 +188,9 @@ def test_validation_images_prepared_in_another_way_are_found_in_the_first_epoch(
     spikes = SpikeDiagnosis((255 * VALIDATION[0], VALIDATION[1]))
     network().fit(*TRAINING, epochs=2, verbose=0, callbacks=[spikes])
     (standing,) = spikes.standing
-    assert standing.name == "preparation"
-    assert re.search(r"of validation images is \d\d\.\d on average, that of training images 0\.\d+\.", standing.finding)
-    proven = re.search(r"the loss of the same validation images is ([0-9.]+) instead of ([0-9.]+)\.", standing.evidence)
+    assert standing.name == "appearance"
+    assert re.match(r"Their contrast is \d\d\.\d on average, that of training images 0\.\d+; with", standing.finding)
+    proven = re.search(r"their loss is ([0-9.]+) instead of ([0-9.]+)\.", standing.finding)
     assert 10 * float(proven[1]) < float(proven[2])
 
 

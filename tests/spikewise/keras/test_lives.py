@@ -294,19 +294,21 @@ def test_a_spike_after_unfreezing_batchnorm_is_explained(first):
 
 
 @several_fits
-@pytest.mark.parametrize("kind", ["squared error", "L2", "class weights"])
+@pytest.mark.parametrize("kind", ["squared error", "L2", "class weights", "validation weights"])
 def test_losses_are_compared_with_guessing_and_with_training_where_they_can_be(kind):
-    """A penalty would read as worse than guessing, a squared error as lost, and class weights as other validation images."""
-    model, data, labels = network(), {}, LABELS
+    """A penalty would read as worse than guessing, a squared error as lost, and weights as other validation images."""
+    model, data, labels, weights = network(), {}, LABELS, ()
     if kind == "L2":
         last = keras.layers.Dense(10, activation="softmax", kernel_regularizer=keras.regularizers.L2(0.1))
         model = keras.Sequential([keras.Input((8, 8)), keras.layers.Flatten(), last])
     elif kind == "squared error":
         labels = np.eye(10)[LABELS]
+    elif kind == "validation weights":
+        weights = (np.where(np.arange(len(LABELS) - 1200) % 5, 1.0, 36.0),)  # 8 on average
     else:
         data["class_weight"] = dict.fromkeys(range(10), 0.1)
     model.compile(keras.optimizers.Adam(1e-3), "mse" if kind == "squared error" else "sparse_categorical_crossentropy")
-    spikes = SpikeDiagnosis((IMAGES[1200:], labels[1200:]))
+    spikes = SpikeDiagnosis((IMAGES[1200:], labels[1200:], *weights))
     model.fit(IMAGES[:1200], labels[:1200], epochs=6, verbose=0, callbacks=[spikes], **data)
     assert np.isfinite(spikes._watch._diagnostician.course.guess) == (kind == "class weights")
     assert not {"fit", "preparation"} & {one.name for one in spikes.standing}

@@ -93,7 +93,7 @@ def _replay(arguments: argparse.Namespace) -> int:
                 return 143
         log.phase("writing the report")
         if arguments.spike is None:
-            log.say(_asked(diagnosis, epoch))
+            log.say(describe.requested(diagnosis, epoch))
         elif not remedies and experiment.problem is None:
             log.say("No setting remedies this cause, so only the control was trained. Fix: name what to change with --set.")
         write(load(run, storage, pack, rows, split), output / run)
@@ -132,19 +132,6 @@ def _spike(storage: Store, run: str, epoch: int) -> Diagnosis:
         epochs, fix = (", ".join(map(str, known)), "name one, or use") if known else ("none", "use")
         raise UserError(f"Run {run} has no spike in epoch {epoch} (spikes: {epochs}). Fix: {fix} --epoch {epoch}.")
     return known[epoch]
-
-
-def _asked(diagnosis: Diagnosis | None, epoch: int) -> str:
-    """What was found in an epoch that was asked for."""
-    if diagnosis is None:
-        return (
-            f"Epoch {epoch}: the validation loss did not rise above the expected one, or none was expected yet: nothing to explain."
-        )
-    spike, block = diagnosis.spike, describe.block(diagnosis, options=True)
-    if spike.rise <= spike.threshold:
-        none = f"No alarm in epoch {epoch}: the loss rose by {spike.rise:.3f}; an alarm needs {spike.threshold:.3f}."
-        return f"{none}\n{block.removeprefix('SPIKE in ')}"
-    return block
 
 
 if __name__ == "__main__":

@@ -129,6 +129,19 @@ def block(diagnosis: Diagnosis, *, options: bool = False) -> str:
     return "\n".join(lines)
 
 
+def requested(diagnosis: Diagnosis | None, epoch: int) -> str:
+    """The text about an epoch that was to be diagnosed whether it raised an alarm or not. None: nothing was found in it."""
+    if diagnosis is None:
+        return (
+            f"Epoch {epoch}: the validation loss did not rise above the expected one, or none was expected yet: nothing to explain."
+        )
+    spike, text = diagnosis.spike, block(diagnosis, options=True)
+    if spike.rise > spike.threshold:
+        return text
+    none = f"No alarm in epoch {epoch}: the loss rose by {spike.rise:.3f}; an alarm needs {spike.threshold:.3f}."
+    return f"{none}\n{text.removeprefix('SPIKE in ')}"
+
+
 def command_options(settings: Sequence[str]) -> list[str]:
     """The `settings` of a cause as options of the training job's command line, one text for each alternative."""
     return [" ".join(f"--set {setting}" for setting in alternative.split()) for alternative in settings]

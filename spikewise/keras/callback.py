@@ -9,7 +9,7 @@ does not import TensorFlow, so that the constructor can refuse another Keras bac
 """
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -37,6 +37,7 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
         budget: float = BUDGET,
         batch_size: int = 32,
         memory: int = 2**31,
+        epochs: Collection[int] = (),
     ) -> None:
         """Shapes: n validation examples.
 
@@ -48,6 +49,7 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
         to be no spikes, may take together, 0 to 1.
         `batch_size`: in which validation arrays are evaluated; datasets have their own. 32, as in `model.evaluate`.
         `memory`: bytes that the batches of the running epoch and the sample of training examples may take.
+        `epochs`: numbers of epochs to diagnose whether they raise an alarm or not; see `epochs` and `requested`.
 
         Raises UserError, here or at the start of training, if Keras does not run on TensorFlow or cannot use the data or the model.
         """
@@ -62,7 +64,7 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
         from spikewise.keras.fit import Watch  # imports TensorFlow
 
         self._validation_data = validation_data
-        self._options = options
+        self._options = options | {"epochs": tuple(epochs)}
         self._names: dict[str, Any] = {
             name: list(values) for name, values in (("keys", keys), ("groups", groups)) if values is not None
         }
@@ -73,6 +75,7 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
             budget=budget,
             batch_size=int(batch_size),
             memory=int(memory),
+            epochs=epochs,
         )
 
     @property
@@ -89,6 +92,16 @@ class SpikeDiagnosis(keras.callbacks.Callback):  # type: ignore[misc]  # Keras h
     def standing(self) -> list[Standing]:
         """Causes without a spike: one part of the loss that stays high."""
         return list(self._watch.findings.standing)
+
+    @property
+    def epochs(self) -> set[int]:
+        """Numbers of the epochs to diagnose whether they raise an alarm or not. Others may be added while training runs."""
+        return self._watch.epochs
+
+    @property
+    def requested(self) -> dict[int, Diagnosis]:
+        """For those of `epochs` in which the loss rose above the expected one: why."""
+        return self._watch.requested
 
     @property
     def bad_batches(self) -> dict[int, dict[int, tuple[np.ndarray, np.ndarray]]]:

@@ -8,7 +8,7 @@ Shapes: n validation examples, b examples of a batch, s steps of an epoch.
 import logging
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -53,8 +53,13 @@ class Watch:
         budget: float,
         batch_size: int,
         memory: int,
+        epochs: Collection[int],
     ) -> None:
         """`names`: `keys` and `groups` [n], if known; the rest as for SpikeDiagnosis. Raises UserError."""
+        self.epochs = set(epochs)
+        """To be diagnosed whether they raise an alarm or not."""
+        self.requested: dict[int, Diagnosis] = {}
+        """What was found in those of them in which the loss rose."""
         self.bad_batches: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
         """Examples and labels of bad batches, by epoch and number."""
         self._examples = Examples(validation_data, "validation_data", batch_size)
@@ -329,14 +334,22 @@ class Watch:
             events=[*self._events, *([] if scheduled else raises(before, steps["learning_rate"], self._number))],
             predict=lambda numbers: predicted(self._classes, self._losses.predictions(self._examples, list(numbers))),
             trace=None if self._trace is None else self._network.select(np.array([np.asarray(row) for row in self._trace])),
+            asked=self._number in self.epochs,
             final=final,
         )
         self._watched, self._last = self._watched + 1, found.losses
         if self._setup:
             self._setup = replace(self._setup, iterations=int(recorder.optimizer.iterations))
-        if news.diagnosis:
+        if self._number in self.epochs:
+            self._lines.append(describe.requested(news.diagnosis, self._number))
+        elif news.diagnosis:
             self._lines.append(describe.block(news.diagnosis))
+        if news.diagnosis:
             self._keep_bad_batches(news.diagnosis)
+            if self._number in self.epochs:
+                self.requested[self._number] = news.diagnosis
+            if news.diagnosis.spike.rise <= news.diagnosis.spike.threshold and self._number in self.epochs:
+                diagnostician.diagnoses.pop()  # no spike, but asked for
         self._lines += [describe.headline(resolved.spike) for resolved in news.resolved]
         self._lines += [describe_curve.block(one) for one in news.standing]
 

@@ -1,5 +1,6 @@
 """SpikeDiagnosis in a plain model.fit: it finds what is there, changes nothing, and explains what a user got wrong."""
 
+import copy
 import json
 import re
 
@@ -192,6 +193,23 @@ def test_validation_images_prepared_in_another_way_are_found_in_the_first_epoch(
     assert re.match(r"Their contrast is \d\d\.\d on average, that of training images 0\.\d+; with", standing.finding)
     proven = re.search(r"their loss is ([0-9.]+) instead of ([0-9.]+)\.", standing.finding)
     assert 10 * float(proven[1]) < float(proven[2])
+
+
+def test_an_epoch_is_diagnosed_on_request(capsys):
+    """A user who wonders about a small rise would be told that there was no alarm, and nothing else."""
+    keras.utils.set_random_seed(1)
+    spikes = SpikeDiagnosis(VALIDATION, epochs=[6])
+    rates = keras.callbacks.LearningRateScheduler(lambda epoch: 0.05 if epoch == 5 else 1e-3)
+    ask = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: spikes.epochs.add(7) if epoch == 6 else None)
+    network().fit(*TRAINING, epochs=7, verbose=0, callbacks=[spikes, rates, ask])
+    said = capsys.readouterr().out
+    assert list(spikes.requested) == [6]
+    assert spikes.requested[6].verdict.name == "run_event"
+    assert "No alarm in epoch 6: the loss rose by" in said
+    assert "Epoch 7: the validation loss did not rise above the expected one" in said
+    assert spikes.diagnoses == []
+    assert "No spike in 7 epochs" in spikes.summary or "No alarm in 7 epochs" in spikes.summary
+    assert copy.deepcopy(spikes).epochs == {6}
 
 
 def test_a_spike_is_printed_between_two_epochs(capsys):

@@ -5,6 +5,8 @@ The batches are looked at with the reference weights, from before any harm was d
 Shapes: n validation images, s steps of the epoch, e steps of ordinary epochs before, k batches, C channels.
 """
 
+from typing import Any
+
 import numpy as np
 
 from spikewise import steps as analysis
@@ -54,7 +56,8 @@ def bad_batches(scene: Scene, first: int, last: int) -> Probe | None:
     before = [weights for step, weights in scene.path if step <= harmful[0]] or [scene.reference]
     after = next((weights for step, weights in scene.path if step >= harmful[-1] + 10), scene.now)
     undone = scene.cleaned([now - (b - a) for now, a, b in zip(scene.now, before[-1], after, strict=True)])
-    facts = {"batches": bad, "losses": [losses[i] for i in bad], "usual": float(np.median(usual or [np.nan])), "odd": sorted(odd)}
+    facts: dict[str, Any] = {"now": float(undone.mean()), "before": float(scene.clean_reference.mean())}
+    facts |= {"batches": bad, "losses": [losses[i] for i in bad], "usual": float(np.median(usual or [np.nan])), "odd": sorted(odd)}
     facts["each"] = [each[i].tolist() for i in bad]
     return scene.probe("bad_batches", undone - scene.clean_reference, noise=scene.noise, passes=1, **facts)
 
@@ -100,6 +103,7 @@ def training_data(scene: Scene) -> Probe | None:
         "training_data",
         there - scene.reference_losses,
         passes=int(bool(before)),
+        there=float(there.mean()),
         first=first,
         loss=loss,
         usual_loss=usual,

@@ -465,7 +465,8 @@ def before_event(scene: Scene, event: Event) -> Probe | None:
     if not earlier:
         return None
     there = scene.raw(earlier[-1]) if event.step else scene.reference_losses
-    return scene.probe("before_event", there - scene.reference_losses, passes=int(event.step > 0), **event.as_dict())
+    facts = {"there": float(there.mean()), **event.as_dict()}
+    return scene.probe("before_event", there - scene.reference_losses, passes=int(event.step > 0), **facts)
 
 
 def average(path: Sequence[tuple[int, Weights]]) -> Weights:

@@ -34,9 +34,10 @@ def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
         had.append("activations far from those of other batches")
     if loss > facts["usual"] or not had:
         had.append(f"a loss of {loss:.2f} (other batches: {facts['usual']:.2f})")
+    losses = f" (a loss of {facts['now']:.3f}; before: {facts['before']:.3f})" if "now" in facts else ""
     return (
         f"With the weights of the epoch before, {_batches(case)} of {case.hyperparameters.steps} had {' and '.join(had)}; "
-        f"undoing the steps from there on removes {percent(case.fraction('bad_batches'))} of the rise."
+        f"undoing the steps from there on removes {percent(case.fraction('bad_batches'))} of the rise{losses}."
     )
 
 

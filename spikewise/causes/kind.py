@@ -125,6 +125,13 @@ def acceptable(case: Case, now: float, before: float) -> bool:
     return bool(now - before <= max(case.spike.threshold, before))
 
 
+def came_afterwards(case: Case, probe: str) -> str:
+    """How much of the rise came after the moment at which a probe evaluated the weights, as a clause."""
+    there = case.probes[probe].facts.get("there")  # None in a record of an earlier version
+    loss = "" if there is None else f" (the loss there: {there:.3f})"
+    return f"{percent(case.fraction(probe))} of the rise came afterwards{loss}"
+
+
 def percent(fraction: float) -> str:
     """A fraction of the rise as a percentage, clipped to 0 % to 100 %. A changed condition may lower the loss below its value
     before the rise (above 100 %), or make the rise larger (below 0 %)."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spikewise.advice import WARMUP, is_set
-from spikewise.causes.kind import CauseKind, Claim, all_images_rose, claim_from, no_step_needed, percent
+from spikewise.causes.kind import CauseKind, Claim, all_images_rose, came_afterwards, claim_from, no_step_needed
 from spikewise.records import Case, Diagnosis, Event
 from spikewise.steps import JUMP
 from spikewise.suspects import HALF
@@ -143,7 +143,7 @@ def _evidence(case: Case, claim: Claim) -> str:
     evidence = f"{WORDING[event.kind].what}{values} {when}{detail}"
     if event.kind == "loss":
         return f"{evidence}, so the loss before and after it does not compare."
-    evidence += f"; {percent(case.fraction('before_event'))} of the rise came afterwards"
+    evidence += f"; {came_afterwards(case, 'before_event')}"
     number = list(case.events).index(event)
     if (longer := case.training.length_after[number]) >= TRACE:
         evidence += f", with steps up to {longer:.1f} times as long as their gradients explain"

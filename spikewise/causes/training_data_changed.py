@@ -1,6 +1,6 @@
 """The training data of the epoch are other ones, or in another order, from some batch on."""
 
-from spikewise.causes.kind import CauseKind, Claim, claim_from, no_step_needed, percent
+from spikewise.causes.kind import CauseKind, Claim, came_afterwards, claim_from, no_step_needed
 from spikewise.records import Case
 
 
@@ -15,7 +15,7 @@ def _since(case: Case) -> str:
 
 def _evidence(case: Case, claim: Claim) -> str:  # noqa: ARG001
     facts = case.probes["training_data"].facts
-    came = f"{percent(case.fraction('training_data'))} of the rise came afterwards" if facts["first"] else ""
+    came = came_afterwards(case, "training_data") if facts["first"] else ""
     signs = []
     if facts["loss"] > facts["loss_limit"]:
         signs.append(f"had a loss of {facts['loss']:.2f} with the weights of the epoch before (usual: {facts['usual_loss']:.2f})")

@@ -77,8 +77,9 @@ def perform(task: Task) -> list[dict[str, Any]]:
     if preparation:
         prepare(run, preparation)
     named: dict[str, int] = {}
-    for epoch in range(1, (LONGER if task.cause == "generalization" else EPOCHS) + 1):
-        for one in run.train_epoch().standing:
+    last = LONGER if task.cause == "generalization" else EPOCHS
+    for epoch in range(1, last + 1):
+        for one in run.train_epoch(final=epoch == last).standing:
             named.setdefault(one.name, epoch)
     losses = [round(float(epoch.mean()), 3) for epoch in run.history]
     about = {"cause": task.cause, "preparation": preparation, "architecture": task.architecture, "seed": task.seed}

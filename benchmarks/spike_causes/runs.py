@@ -246,8 +246,9 @@ class Run:
         own = self._injection.evaluate(self) if self._injection else None
         return self.losses(*self.validation) if own is None else own
 
-    def train_epoch(self, injection: Injection | None = None, *, restarted: bool = False) -> News:
-        """Trains, evaluates and diagnoses one epoch, disturbed by `injection`. `restarted` also reports a harmless restart."""
+    def train_epoch(self, injection: Injection | None = None, *, restarted: bool = False, final: bool = False) -> News:
+        """Trains, evaluates and diagnoses one epoch, disturbed by `injection`. `restarted` also reports a harmless restart; `final`:
+        the run ends with it."""
         self.events = [Event("restart", self.epoch + 1)] if restarted else []
         steps, trace = self.advance(injection)
         sample = self.losses(*(values[: self.config.sample] for values in self.training))
@@ -255,7 +256,7 @@ class Run:
         self.history.append(losses)
         began = time.perf_counter()
         news = self.diagnostician.close_epoch(
-            losses, sample, steps, learning_rate=rate, events=self.events, predict=self.predict, trace=trace
+            losses, sample, steps, learning_rate=rate, events=self.events, predict=self.predict, trace=trace, final=final
         )
         self.diagnosis_seconds += time.perf_counter() - began
         return news

@@ -247,8 +247,8 @@ class Run:
         return self.losses(*self.validation) if own is None else own
 
     def train_epoch(self, injection: Injection | None = None, *, restarted: bool = False, final: bool = False) -> News:
-        """Trains, evaluates and diagnoses one epoch, disturbed by `injection`. `restarted` also reports a harmless restart; `final`:
-        the run ends with it."""
+        """Trains, evaluates and diagnoses one epoch, disturbed by `injection`. `restarted` also reports a harmless restart.
+        `final`: the run ends with it."""
         self.events = [Event("restart", self.epoch + 1)] if restarted else []
         steps, trace = self.advance(injection)
         sample = self.losses(*(values[: self.config.sample] for values in self.training))

@@ -79,9 +79,10 @@ format: $(READY) ## format the code with ruff and fix what it can
 bench: $(READY) ## measure speed and memory; prints JSON (about 15 minutes; keep the machine quiet)
 	$(BIN)/python -m benchmarks.speed
 
-bench-diagnosis: $(READY) ## measure how often the diagnosis is right, on injected and on natural spikes (two to three hours; resumes; prints JSON)
+bench-diagnosis: $(READY) ## measure how often the diagnosis is right: injected and natural spikes, standing causes (three hours; resumes; prints JSON)
 	$(BIN)/python -m benchmarks.spike_causes
 	$(BIN)/python -m benchmarks.natural_spikes --spikes
+	$(BIN)/python -m benchmarks.standing_causes
 
 wheel: $(READY) ## build the library's wheel in dist/
 	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT \

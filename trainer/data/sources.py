@@ -1,5 +1,6 @@
 """Where the images of a run are: the stores that the section [data] names."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer import config
@@ -14,6 +15,11 @@ class Sources:
     """The key of [data] -> its store, in the order of the manifest: `source`, and `validation` and `test` if they are set."""
     labels: tuple[Store, str] | None = None
     """The store and the key of data.labels, if it is set."""
+
+    def interruptible(self, poll: Callable[[], None]) -> "Sources":
+        """The same sources; see Store.interruptible."""
+        images = {name: store.interruptible(poll) for name, store in self.images.items()}
+        return Sources(images, self.labels and (self.labels[0].interruptible(poll), self.labels[1]))
 
 
 def open_sources(data: config.Data, s3: config.S3) -> Sources:

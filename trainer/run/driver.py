@@ -176,7 +176,7 @@ class _Run:
         if previous and (line := complete(previous, self.storage, settings, self.name)):
             self.log.complete(line)
             return Outcome(self.name, previous["outcome"], self.folder)
-        sources = open_sources(settings.data, settings.s3)
+        sources = open_sources(settings.data, settings.s3).interruptible(self._check_stop)
         self.log.phase("listing the images")
         images = images_of(self.name, sources, self.storage, settings.data, previous, settings.local_folders)
         for name, store in sources.images.items():
@@ -194,7 +194,7 @@ class _Run:
             data = prepare(
                 images,
                 sources,
-                self.storage,
+                self.storage.interruptible(self._check_stop),
                 settings.data,
                 cache_dir=Path(settings.pipeline.cache_dir),
                 cache_max_bytes=settings.pipeline.cache_max_bytes,
@@ -239,9 +239,12 @@ class _Run:
         except StoreError as error:
             self.log.warn(f"unfinished uploads of killed jobs were not removed: {error}")
 
-    def _packing(self, done: int, total: int) -> None:
+    def _check_stop(self) -> None:
         if self.stop.is_set():
             raise Stopped
+
+    def _packing(self, done: int, total: int) -> None:
+        self._check_stop()
         self.log.packing(done, total)
         self.monitoring.count_requests("images", Requests({"get": done}, 0, 0))
         if done > self.packed:

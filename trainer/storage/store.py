@@ -79,6 +79,7 @@ class Store(ABC):
         self.url = url
         self._counts = _Counts()
         self._guard: Callable[[], None] | None = None
+        self._poll: Callable[[], None] | None = None
 
     @property
     def requests(self) -> Counter[str]:
@@ -100,6 +101,13 @@ class Store(ABC):
         An exception that it raises ends the operation. Not kept by pickling."""
         other = self._variant()
         other._guard = guard
+        return other
+
+    def interruptible(self, poll: Callable[[], None]) -> Self:
+        """This store for long series of requests: calls `poll` before each request, retries included. An exception that it raises
+        ends the operation. Not kept by pickling."""
+        other = self._variant()
+        other._poll = poll
         return other
 
     def impatient(self, seconds: float) -> Self:  # noqa: ARG002
@@ -184,6 +192,8 @@ class Store(ABC):
             return error
 
     def _count(self, operation: str) -> None:
+        if self._poll:
+            self._poll()
         with self._counts.lock:
             self.requests[operation] += 1
 

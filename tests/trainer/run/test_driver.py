@@ -12,7 +12,7 @@ from tests.support import training
 from tests.support.epochs import report
 from trainer.metrics import Exporter
 from trainer.run.console import Console, RunLog
-from trainer.run.driver import HOUR, _Run
+from trainer.run.driver import HOUR, Stopped, _Run
 from trainer.run.events import Finished
 from trainer.run.monitoring import Monitoring
 from trainer.storage.checkpoint import SaveStats
@@ -46,6 +46,16 @@ def test_a_starting_run_sweeps_what_no_one_writes(run):
         run._sweep()
     left = {path.relative_to(root).as_posix() for path in root.rglob(f"{PARTIAL}*")}
     assert left == {*new[1:], old[1], other}
+
+
+def test_a_request_to_stop_ends_the_listing_of_the_images(run, tmp_path):
+    """Kubernetes would kill a driver that lists a large bucket, and count it as a failure."""
+    (tmp_path / "images").mkdir()
+    settings = run.settings.model_copy(update={"data": run.settings.data.model_copy(update={"source": str(tmp_path / "images")})})
+    run.settings = settings
+    run.stop.set()
+    with run.lease, pytest.raises(Stopped):
+        run.execute()
 
 
 @pytest.mark.parametrize(("outcome", "state"), [("completed", "proving"), ("interrupted", "training")])

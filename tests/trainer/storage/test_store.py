@@ -162,6 +162,29 @@ def test_delete_is_repeatable(store: Store) -> None:
     assert [entry.key for entry in store.list()] == ["a/2"]
 
 
+def test_a_long_series_of_requests_can_be_ended(store: Store, tmp_path: Path) -> None:
+    """A job that lists a large bucket, or downloads a large pack, would not end on SIGTERM, and be killed."""
+
+    class Ended(Exception):  # noqa: N818
+        pass
+
+    def end() -> None:
+        raise Ended
+
+    store.put("key", b"data")
+    ending = store.interruptible(end)
+    for request in (
+        lambda: list(ending.list()),
+        lambda: ending.get("key"),
+        lambda: ending.download("key", tmp_path / "copy"),
+        lambda: list(ending.get_many(["key"])),
+    ):
+        with pytest.raises(Ended):
+            request()
+    assert store.get("key") == b"data"
+    assert pickle.loads(pickle.dumps(ending)).get("key") == b"data"
+
+
 def test_what_killed_writers_left_is_swept(store: Store, tmp_path: Path) -> None:
     """Parts of uploads that SIGKILL interrupted are stored and paid for, invisible, for ever."""
     store.put("runs/a/key", b"data")

@@ -42,8 +42,10 @@ def test_workers_pause_until_the_lease_is_renewed(cluster, monkeypatch):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         monkeypatch.setattr(fencing, "PATIENCE", 0.1)
+        impatient = WorkerFence(mailbox, 3, 2.0)
         with pytest.raises(LeaseLost):  # an outage that does not end
-            WorkerFence(mailbox, 3, 2.0).pause()
+            impatient.pause()
+        impatient.lose()  # its thread would ask Ray after the test
         ray.kill(mailbox)  # the driver dies
         with pytest.raises(LeaseLost):
             fence.pause()

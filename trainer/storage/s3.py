@@ -35,8 +35,10 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0  # seconds between attempts
 _SLOWEST = 16_000
 """Bytes a second. An object must arrive at this rate on average, plus s3.read_timeout: a response that drips never times out."""
 _CHUNK = 2**18
-_CHANGES = ("Put", "Upload", "Create", "Complete", "Abort", "Delete")
-"""How the names of operations begin that change an object. AbortMultipartUpload removes only what no one can read."""
+_CHANGES = ("Put", "Upload", "Create", "Complete", "Delete")
+"""How the names of operations begin that change an object. AbortMultipartUpload, with which a failed upload cleans up, is none."""
+_READS = 3
+"""Reads of an object whose content disagrees with its ETag each time."""
 _OPERATIONS = {
     **dict.fromkeys(("GetObject", "HeadObject"), "get"),
     **dict.fromkeys(("ListObjectsV2", "ListMultipartUploads"), "list"),
@@ -192,7 +194,7 @@ class S3Store(Store):
             # A digest that differs is a flipped bit, or no digest of the content (some encryption): the same bytes twice are right.
             reads = 1
             while not as_stored and self._etags_are_digests:
-                if reads > self._s3.max_attempts:
+                if reads == _READS:
                     raise self._unlike(key, reads)
                 again, as_stored = self._get(key)
                 self._etags_are_digests = again != content
@@ -215,7 +217,7 @@ class S3Store(Store):
     def _download_surely(self, key: str, file: BinaryIO) -> None:
         """Writes an object to an empty file; a second time, if it does not agree with an ETag that looks like an MD5 digest."""
         before = ""
-        for _ in range(self._s3.max_attempts + 1):
+        for _ in range(_READS):
             etag = self._download(key, file)
             if not self._etags_are_digests or not re.fullmatch("[0-9a-f]{32}", etag):
                 return
@@ -228,7 +230,7 @@ class S3Store(Store):
             before = digest
             file.seek(0)
             file.truncate()
-        raise self._unlike(key, self._s3.max_attempts + 1)
+        raise self._unlike(key, _READS)
 
     def _unlike(self, key: str, reads: int) -> StoreError:
         return StoreError(
@@ -339,6 +341,7 @@ class S3Store(Store):
             pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
             for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
                 if upload["Key"].startswith(self.prefix + prefix) and upload["Initiated"] <= last:
+                    self._check_guard()  # it may be an upload of the owner
                     self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
                     swept += 1
         return swept

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from spikewise.causes.batchnorm_statistics import which
 from spikewise.causes.kind import CauseKind, Claim, no_step_needed, percent, training_images_share
 from spikewise.detect import CERTAIN, FEW_GROUPS
 from spikewise.records import Case, Spike
@@ -31,12 +30,12 @@ def _from_few_groups(spike: Spike) -> bool:
 def _chance(case: Case) -> Claim | None:
     """A claim if the rise is within what another draw of the validation images may give, and nothing measured says otherwise:
     training images that share it, to which an accident of the validation draw does not happen; earlier weights that show it today;
-    a bad batch; or one momentum that removes it where the other does not. That statistics estimated anew remove it says little: the
-    images were unlucky with these weights, and most other weights give them lower losses."""
+    a bad batch; too low a precision. That other statistics remove it says little: the images were unlucky with these weights, and
+    most others give them lower losses."""
     spike = case.spike
     if not np.isfinite(spike.error) or spike.rise >= CERTAIN * spike.error or training_images_share(case):
         return None
-    if no_step_needed(case)[0] or which(case) != "statistics":
+    if no_step_needed(case)[0]:
         return None
     if any((probe := case.probes.get(name)) is not None and probe.low >= HALF for name in ("bad_batches", "precision")):
         return None

@@ -61,7 +61,6 @@ CONTRADICTIONS = [
     ("sampling_noise", {"training": {"length": 300.0}}),
     ("sampling_noise", {"probes": [THEN]}),
     ("sampling_noise", {"probes": [BATCH]}),
-    ("sampling_noise", {"probes": [HIGHER, WORSE]}),
     ("distribution_shift", {"training": {"train_rise": 0.39}}),
     ("distribution_shift", {"probes": [THEN], "training": {"train_loss": 0.02, "train_rise": 0.02}}),
     ("training_data_changed", NO_STEP_NEEDED),

@@ -1,11 +1,24 @@
 """The training data of the epoch are other ones, or in another order, from some batch on."""
 
-from spikewise.causes.kind import CauseKind, Claim, came_afterwards, claim_from, no_step_needed
+import numpy as np
+
+from spikewise.batches import CLUSTERED
+from spikewise.causes.kind import CauseKind, Claim, Fact, came_afterwards, claim_from, no_step_needed
 from spikewise.records import Case
+from spikewise.suspects import HALF
 
 
 def _rule(case: Case) -> Claim | None:
-    return claim_from(case.probes.get("training_data"), unless=[no_step_needed(case)])
+    return claim_from(case.probes.get("training_data"), unless=[no_step_needed(case), _dropout(case)])
+
+
+def _dropout(case: Case) -> Fact:
+    """The fact that dropout makes the batches differ, not their order: their classes are mixed as always, and nothing else about
+    the images changed."""
+    facts = case.probes["training_data"].facts if "training_data" in case.probes else {}
+    only = bool(facts) and not facts["shifted"] and facts["loss"] <= facts["loss_limit"]
+    mixed = only and facts.get("sorting", np.nan) < CLUSTERED  # False for NaN
+    return mixed and case.fraction("variance_shift") >= HALF, "the classes are mixed as always, and dropout makes batches differ"
 
 
 def _since(case: Case) -> str:

@@ -115,6 +115,15 @@ def test_weights_that_were_written_where_the_loss_did_not_rise_are_not_blamed():
     assert "it is not the verdict, because the loss rose at other steps" in others[0].evidence
 
 
+def test_dropout_that_makes_batches_differ_is_not_taken_for_sorted_images():
+    """A user who raised dropout would be told to shuffle images that are shuffled."""
+    facts = {**CHANGED.facts, "loss": 0.4, "loss_limit": 1.0, "shifted": False, "clustering": 8.0}
+    mixed, by_class = (replace(CHANGED, facts={**facts, "sorting": sorting}) for sorting in (0.9, 30.0))
+    assert attribute(case([STABLE, mixed, SHIFT]))[0].name == "variance_shift"
+    assert attribute(case([STABLE, by_class, SHIFT]))[0].name == "training_data_changed"
+    assert attribute(case([STABLE, mixed]))[0].name == "training_data_changed"  # by something else than their class
+
+
 def test_every_cause_has_a_contradicting_fact():
     """A new cause would be claimed whatever else was measured."""
     always = {"unexplained", "batchnorm_statistics"}  # nothing contradicts the first; test_causes.py has those of the second

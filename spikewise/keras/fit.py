@@ -324,7 +324,7 @@ class Watch:
                 "Fix: add .cache() to the dataset."
             )
             return
-        scheduled = recorder.scheduled
+        scheduled, asked = recorder.scheduled, self._number in self.epochs
         self._network.also_restore(self._tap.variables if self._tap else [])
         news = diagnostician.close_epoch(
             found.losses,
@@ -334,21 +334,21 @@ class Watch:
             events=[*self._events, *([] if scheduled else raises(before, steps["learning_rate"], self._number))],
             predict=lambda numbers: predicted(self._classes, self._losses.predictions(self._examples, list(numbers))),
             trace=None if self._trace is None else self._network.select(np.array([np.asarray(row) for row in self._trace])),
-            asked=self._number in self.epochs,
+            asked=asked,
             final=final,
         )
         self._watched, self._last = self._watched + 1, found.losses
         if self._setup:
             self._setup = replace(self._setup, iterations=int(recorder.optimizer.iterations))
-        if self._number in self.epochs:
+        if asked:
             self._lines.append(describe.requested(news.diagnosis, self._number))
         elif news.diagnosis:
             self._lines.append(describe.block(news.diagnosis))
         if news.diagnosis:
             self._keep_bad_batches(news.diagnosis)
-            if self._number in self.epochs:
-                self.requested[self._number] = news.diagnosis
-            if news.diagnosis.spike.rise <= news.diagnosis.spike.threshold and self._number in self.epochs:
+        if asked and news.diagnosis:
+            self.requested[self._number] = news.diagnosis
+            if news.diagnosis.spike.rise <= news.diagnosis.spike.threshold:
                 diagnostician.diagnoses.pop()  # no spike, but asked for
         self._lines += [describe.headline(resolved.spike) for resolved in news.resolved]
         self._lines += [describe_curve.block(one) for one in news.standing]

@@ -211,7 +211,7 @@ def test_a_pod_gives_no_addresses_of_its_own(capsys, monkeypatch):
 
 
 def test_names_cannot_write_escape_sequences(capsys):
-    """A key or a class name could clear the terminal of whoever reads the log."""
+    """A key or a class name could clear the terminal of a reader of the log."""
     with Console() as console:
         console.say("a\x1b[2Jb")
         console.warn("http://jane:secret@host \x9b")

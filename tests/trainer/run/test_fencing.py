@@ -12,7 +12,7 @@ from trainer.storage.lease import LeaseLost, clock
 
 
 def test_the_mailbox_knows_how_long_the_lease_lasts():
-    """Workers would believe in a lease that nobody has renewed."""
+    """Workers would believe in a lease that was not renewed."""
     mailbox = Mailbox()
     assert mailbox.lease_left() < 0
     mailbox.renew(clock() + 1000)

@@ -349,7 +349,7 @@ def test_credentials_in_the_endpoint_are_refused(monkeypatch):
     ],
 )
 def test_credentials_in_a_url_are_not_repeated(url):
-    """A secret key, which may contain slashes, would stand in the log of whoever wrote it into run.storage."""
+    """A secret key, which may contain slashes, would stand in the log of a user who wrote it into run.storage."""
     text = str(failure(lambda: open_store(url, S3())))
     assert "***" in text
     assert "hid" not in text
